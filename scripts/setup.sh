@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Makes this machine ready to boot guests: installs what is missing, and fetches a kernel and a
+# busybox for them. Does nothing (in well under a second) where everything is there already.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: scripts/setup.sh [--image-only]
+
+  1. Installs the Debian packages that are missing (QEMU, a C compiler, certificates). This part
+     needs root; without it the script says which packages to install, and stops.
+  2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
+     target/guest-image/debian (nothing of it is installed). This part needs no root.
+
+  --image-only   only the second part
+
+Instead of fetching, files of your own can be named (all three, then nothing is fetched):
+  BLOCKRING_KERNEL    a kernel image
+  BLOCKRING_MODULES   a folder with its modules (searched by name: virtio_blk.ko)
+  BLOCKRING_BUSYBOX   a static busybox
+CARGO_TARGET_DIR moves the target folder, as it does for cargo.
+TEXT
+}
+
+image_only=no
+case "${1:-}" in
+    "") ;;
+    --image-only) image_only=yes ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+cache=$(realpath -m "${CARGO_TARGET_DIR:-target}")/guest-image
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+fail() { say "$*"; exit 1; }
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Where packages can be installed only after a refresh of the lists, refresh them once.
+lists_refreshed=no
+refresh_lists() {
+    [ "$lists_refreshed" = no ] || return 0
+    lists_refreshed=yes
+    say "refreshing the package lists (apt-get update)"
+    apt-get update -q >&2
+}
+
+missing_packages() {
+    have qemu-system-x86_64 || echo qemu-system-x86
+    have cc || echo gcc
+    # The guest's programs are linked statically; without its recommended packages gcc brings no libc.a.
+    if ! have cc || [ ! -e "$(cc -print-file-name=libc.a)" ]; then echo libc6-dev; fi
+    [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
+}
+
+install_missing() {
+    local -a packages
+    mapfile -t packages < <(missing_packages)
+    [ "${#packages[@]}" -gt 0 ] || return 0
+    have apt-get || fail "missing here: ${packages[*]} (Debian's names). Install them, then run this again."
+    [ "$(id -u)" = 0 ] || fail "missing here: ${packages[*]}
+setup: install them as root, then run this again:
+setup:     apt-get update && apt-get install -y --no-install-recommends ${packages[*]}"
+    refresh_lists
+    say "installing ${packages[*]}"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends \
+        -o DPkg::Lock::Timeout=300 "${packages[@]}" >&2
+}
+
+# The name of the package that holds the kernel, which the meta package depends on.
+kernel_package() {
+    apt-cache depends linux-image-cloud-amd64 2>/dev/null |
+        sed -n 's/^ *Depends: \(linux-image-[^ ]*\)$/\1/p' | head -n 1
+}
+
+# Downloads into the current folder. `apt-get download` needs no root, only the package lists.
+download() {
+    local kernel
+    kernel=$(kernel_package)
+    [ -n "$kernel" ] || return 1
+    say "fetching $kernel and busybox-static"
+    # A folder that apt's own user cannot enter is only worth a warning: silence it.
+    local -a options=(-q)
+    [ "$(id -u)" != 0 ] || options+=(-o APT::Sandbox::User=root)
+    apt-get "${options[@]}" download "$kernel" busybox-static >&2
+}
+
+# Unpacks into a temporary folder and renames it: whoever finds the folder finds it whole.
+fetch_image() {
+    local work version
+    if ! have apt-get || ! have dpkg-deb; then
+        fail "no apt-get here: set BLOCKRING_KERNEL, BLOCKRING_MODULES and BLOCKRING_BUSYBOX (--help)"
+    fi
+    work=$(mktemp -d "$cache/fetch.XXXXXX")
+    # shellcheck disable=SC2064  # the folder's name as it is now
+    trap "rm -rf '$work'" EXIT
+    cd "$work"
+    if ! download; then
+        # No lists, or lists so old that the files they name are gone.
+        [ "$(id -u)" = 0 ] || fail "the packages cannot be downloaded; run apt-get update as root, then this again"
+        refresh_lists
+        download || fail "linux-image-cloud-amd64 and busybox-static cannot be downloaded"
+    fi
+    dpkg-deb -x linux-image-*.deb kernel
+    dpkg-deb -x busybox-static_*.deb busybox
+    version=$(ls kernel/lib/modules)
+    mkdir image
+    mv "kernel/boot/vmlinuz-$version" image/vmlinuz
+    mv "kernel/lib/modules/$version" image/modules
+    mv busybox/bin/busybox image/busybox
+    echo "$version" >image/version
+    rm -rf "$cache/debian"
+    mv image "$cache/debian"
+    cd "$root"
+    say "guest kernel $version is in $cache/debian"
+}
+
+[ "$image_only" = yes ] || install_missing
+have cargo || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] ||
+    fail "cargo is missing here: install Rust (https://rustup.rs), then run this again"
+
+if [ -n "${BLOCKRING_KERNEL:-}" ] && [ -n "${BLOCKRING_MODULES:-}" ] && [ -n "${BLOCKRING_BUSYBOX:-}" ]; then
+    exit 0
+fi
+if [ ! -e "$cache/debian/version" ]; then
+    mkdir -p "$cache"
+    # Two at once: the second waits, and then finds everything there.
+    exec 9>"$cache/setup.lock"
+    flock 9
+    [ -e "$cache/debian/version" ] || fetch_image
+fi

@@ -1,0 +1,138 @@
+//! Advisory locks that die with their owner: one producer and one consumer per ring on a host.
+
+use super::{BlockDevice, DeviceError};
+use crate::format::Side;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use std::fs;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+
+/// Which byte of the device a lock is on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockRange {
+    /// Being the producer or the consumer, for as long as it is attached: the first byte of its pointer sector.
+    Role(Side),
+    /// Re-reading and writing a pointer sector: the byte behind.
+    Edit(Side),
+}
+
+impl LockRange {
+    fn byte(self, sector_size: u32) -> i64 {
+        let (side, within) = match self {
+            Self::Role(side) => (side, 0),
+            Self::Edit(side) => (side, 1),
+        };
+        // Sector 2 of at most 65,536 bytes: far within an i64.
+        (side.sector() * u64::from(sector_size)).cast_signed() + within
+    }
+}
+
+/// A held lock. It ends when this is dropped, or with the process.
+#[derive(Debug)]
+pub struct RangeLock {
+    file: Option<OwnedFd>,
+    byte: i64,
+}
+
+impl RangeLock {
+    /// Waits for the lock.
+    pub fn acquire<D: BlockDevice + ?Sized>(
+        device: &D,
+        range: LockRange,
+    ) -> Result<Self, DeviceError> {
+        let byte = range.byte(device.geometry().sector_size().get());
+        Self::hold(device, byte, true).and_then(|lock| {
+            // A waiting request never answers "busy"; an interrupted one is repeated in `hold`.
+            lock.ok_or_else(|| failed(device, Errno::EAGAIN))
+        })
+    }
+
+    /// `None` when another open file description has it.
+    pub fn try_acquire<D: BlockDevice + ?Sized>(
+        device: &D,
+        range: LockRange,
+    ) -> Result<Option<Self>, DeviceError> {
+        Self::hold(device, range.byte(device.geometry().sector_size().get()), false)
+    }
+
+    fn hold<D: BlockDevice + ?Sized>(
+        device: &D,
+        byte: i64,
+        wait: bool,
+    ) -> Result<Option<Self>, DeviceError> {
+        let Some(file) = device.lock_file() else { return Ok(Some(Self { file: None, byte })) };
+        // A duplicate shares the open file description, which is what owns the lock.
+        let file = file
+            .try_clone_to_owned()
+            .map_err(|e| failed(device, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        loop {
+            let lock = flock(byte, libc::F_WRLCK);
+            let request =
+                if wait { FcntlArg::F_OFD_SETLKW(&lock) } else { FcntlArg::F_OFD_SETLK(&lock) };
+            match fcntl(&file, request) {
+                Ok(_) => return Ok(Some(Self { file: Some(file), byte })),
+                Err(Errno::EAGAIN | Errno::EACCES) if !wait => return Ok(None),
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(failed(device, errno)),
+            }
+        }
+    }
+}
+
+impl Drop for RangeLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // Unlocking a byte we hold cannot fail; if it did, closing the description would end the lock all the same.
+            let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&flock(self.byte, libc::F_UNLCK)));
+        }
+    }
+}
+
+/// The process that holds `side` of the ring on `device`, as far as `/proc/*/fdinfo` lets this user see.
+pub fn holder<D: BlockDevice + ?Sized>(device: &D, side: Side) -> Option<i32> {
+    let file = device.lock_file()?;
+    let byte = LockRange::Role(side).byte(device.geometry().sector_size().get());
+    let inode = inode_of(file)?;
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
+        let infos = fs::read_dir(entry.path().join("fdinfo")).ok()?;
+        infos
+            .flatten()
+            .filter_map(|info| fs::read_to_string(info.path()).ok())
+            .any(|info| info.lines().any(|line| locks(line, inode, byte)))
+            .then_some(pid)
+    })
+}
+
+/// Whether a line of fdinfo is a lock on that byte: `lock: 1: OFDLCK ADVISORY  WRITE -1 08:02:1234 512 512`.
+fn locks(line: &str, inode: u64, byte: i64) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    matches!(words[..], ["lock:", _, "OFDLCK", _, "WRITE", _, place, start, end]
+        if place.rsplit(':').next() == Some(inode.to_string().as_str())
+            && start == byte.to_string() && end == start)
+}
+
+fn inode_of(file: BorrowedFd<'_>) -> Option<u64> {
+    fs::metadata(format!("/proc/self/fd/{}", file.as_fd().as_raw_fd())).ok().map(|meta| meta.ino())
+}
+
+fn flock(byte: i64, kind: i32) -> libc::flock {
+    libc::flock {
+        // The constants are small, the field is a short.
+        l_type: i16::try_from(kind).unwrap_or_default(),
+        l_whence: 0,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    }
+}
+
+fn failed<D: BlockDevice + ?Sized>(device: &D, errno: Errno) -> DeviceError {
+    DeviceError {
+        name: device.name().to_owned(),
+        operation: "lock",
+        sector: None,
+        source: errno.into(),
+    }
+}

@@ -1,0 +1,89 @@
+//! Devices: the only I/O of the library.
+
+mod buffer;
+mod file;
+mod lock;
+
+pub use buffer::AlignedBuf;
+pub use file::{FileDevice, OpenOptions};
+pub use lock::{LockRange, RangeLock, holder};
+
+use crate::format::{Geometry, Side};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+
+/// What failed, where, and the operating system's error.
+#[derive(Debug, thiserror::Error)]
+#[error("{name}: cannot {operation}{}: {source}", sector.map(|s| format!(" sector {s}")).unwrap_or_default())]
+pub struct DeviceError {
+    /// The device, as the user named it.
+    pub name: String,
+    /// `read`, `write`, `flush`, `open`, `lock`.
+    pub operation: &'static str,
+    /// First sector of the transfer.
+    pub sector: Option<u64>,
+    /// The operating system's error.
+    pub source: io::Error,
+}
+
+/// Anything that holds sectors.
+///
+/// Transfers are of whole sectors; a device that needs aligned memory copies what is not ([`AlignedBuf`] spares it that).
+pub trait BlockDevice: Send {
+    /// As the user named it.
+    fn name(&self) -> &str;
+
+    /// Its shape, large enough for a ring.
+    fn geometry(&self) -> Geometry;
+
+    /// Fills `bufs` from sector `first` on.
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError>;
+
+    /// Writes `bufs` to sector `first` and on. Visible to other readers when it returns, durable after [`flush`](Self::flush).
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError>;
+
+    /// Makes durable what was written before.
+    fn flush(&self) -> Result<(), DeviceError>;
+
+    /// What advisory locks are taken on; `None` where nobody else can open the device.
+    fn lock_file(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it.
+    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+        let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
+        let mut sector = AlignedBuf::zeroed(self.geometry().sector_size().bytes());
+        self.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+        edit(&mut sector);
+        self.write(side.sector(), &[IoSlice::new(&sector)])
+    }
+}
+
+impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
+    fn name(&self) -> &str {
+        (**self).name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        (**self).geometry()
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        (**self).read(first, bufs)
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        (**self).write(first, bufs)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        (**self).flush()
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        (**self).lock_file()
+    }
+
+    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+        (**self).edit_pointer(side, edit)
+    }
+}

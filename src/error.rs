@@ -1,0 +1,80 @@
+//! What the library answers when it does not do what was asked.
+
+use crate::device::DeviceError;
+use crate::format::{FormatError, Position};
+
+/// The library's errors. [`Retry`](Self::Retry) and [`Suspended`](Self::Suspended) pass with time; see [`Error::is_transient`].
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nothing to pop, no room to push, or a suspend or resume still waits for its acknowledgement: ask again later.
+    #[error("not now: the other side has to move first")]
+    Retry,
+    /// The consumer has suspended the ring.
+    #[error("the ring is suspended by its consumer")]
+    Suspended,
+    /// The handle was detached.
+    #[error("detached: this handle is no longer attached to a ring")]
+    Detached,
+    /// Larger than an empty ring.
+    #[error("{needed} bytes with framing can never fit: the ring holds {capacity}")]
+    TooLarge {
+        /// Bytes with framing.
+        needed: u64,
+        /// Bytes in the data area.
+        capacity: u64,
+    },
+    /// A position that does not lie between this side's own and the limit it may move to.
+    #[error("cannot advance to {to}: it must lie between {from} and {limit}")]
+    Advance {
+        /// As asked.
+        to: Position,
+        /// This side's position.
+        from: Position,
+        /// Pushed so far (producer) or published (consumer).
+        limit: Position,
+    },
+    /// `pop` or `fold` from a place that is consumed already, or not published yet.
+    #[error("cannot read at {from}: items lie between {consumer} and {producer}")]
+    From {
+        /// As asked.
+        from: Position,
+        /// The consumer's position.
+        consumer: Position,
+        /// The producer's position.
+        producer: Position,
+    },
+    /// An item's bytes are not what the caller's type expects. `advance(next)` skips it.
+    #[error("item at position {at} does not decode: {reason} (advance to {next} to skip it)")]
+    Undecodable {
+        /// Where the item starts.
+        at: Position,
+        /// Where the next one starts.
+        next: Position,
+        /// In the decoder's words.
+        reason: String,
+    },
+    /// Another handle has this side of the ring.
+    #[error("the ring already has a {role}{}", holder.map(|pid| format!(": process {pid}")).unwrap_or_default())]
+    Held {
+        /// `producer` or `consumer`.
+        role: crate::format::Side,
+        /// Who, where `/proc` can tell.
+        holder: Option<i32>,
+    },
+    /// Not a ring, or a corrupt one.
+    #[error(transparent)]
+    Format(#[from] FormatError),
+    /// The device failed.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
+
+impl Error {
+    /// Whether the same call can succeed later without anybody repairing anything.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Retry | Self::Suspended)
+    }
+}
+
+/// The library's result.
+pub type Result<T> = std::result::Result<T, Error>;

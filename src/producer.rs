@@ -1,0 +1,237 @@
+//! The end that pushes.
+
+use crate::device::{AlignedBuf, BlockDevice};
+use crate::error::{Error, Result};
+use crate::format::{HEADER_BYTES, PointerSector, Position, Side};
+use crate::handle::{DebugInfo, Durability, Handle, State};
+use crate::item::Encode;
+use crate::rules::{Fit, batch_len, fit, plausible};
+use std::collections::VecDeque;
+use std::io::{IoSlice, IoSliceMut};
+
+/// The only producer of a ring.
+///
+/// [`push`](Self::push) writes an item where nobody sees it, [`advance`](Self::advance) makes everything before a position
+/// visible at once: several pushes before one advance are an atomic batch. Nothing here waits; when the ring is full
+/// or suspended the answer is [`Error::Retry`] or [`Error::Suspended`].
+pub struct Producer<D> {
+    handle: Handle<D>,
+    /// As sector 1 has it.
+    published: PointerSector,
+    /// Behind the last item pushed.
+    pushed: Position,
+    /// What `push` returned beyond `published`: the only places to advance to.
+    ends: VecDeque<Position>,
+    /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
+    durable_consumer: Position,
+    /// The sector that `pushed` lies in: what precedes it there must be written again with the next item.
+    head: AlignedBuf,
+    /// Reused for every write.
+    frame: AlignedBuf,
+}
+
+impl<D: BlockDevice> Producer<D> {
+    /// Becomes the producer of the ring on `device`. `queue` and `client` go into the text of sector 1.
+    /// A pending suspend or resume is acknowledged; a suspended ring gives its handle all the same.
+    pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
+        let mut handle = Handle::attach(device, Side::Producer, queue, client)?;
+        let mut published = handle.read_pointer(Side::Producer)?;
+        let consumer = handle.read_pointer(Side::Consumer)?;
+        plausible(published.position, consumer.position, handle.geometry)?;
+        // Power can fail between the two pointers' flushes and keep only the consumer's: what it consumed was published.
+        published.position = published.position.max(consumer.position);
+        let size = handle.geometry.sector_size().bytes();
+        let mut head = AlignedBuf::zeroed(size);
+        let at = handle.geometry.sector_floor(published.position.get());
+        let [extent, _] = handle.geometry.extents(at, size as u64);
+        handle.device.read(extent.offset / size as u64, &mut [IoSliceMut::new(&mut head)])?;
+        // What we read may not be durable yet, and we are about to rely on it.
+        handle.flush()?;
+        let mut producer = Self {
+            published,
+            pushed: published.position,
+            ends: VecDeque::new(),
+            durable_consumer: consumer.position,
+            head,
+            frame: AlignedBuf::zeroed(0),
+            handle,
+        };
+        producer.acknowledge(consumer.flag)?;
+        Ok(producer)
+    }
+
+    /// Chooses what `advance` waits for.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.handle.durability = durability;
+    }
+
+    /// Gives the role back. Every later call answers [`Error::Detached`].
+    pub fn detach(&mut self) {
+        self.handle.detach();
+    }
+
+    /// Where the next item will start.
+    pub fn position(&self) -> Position {
+        self.pushed
+    }
+
+    /// Whether the ring is suspended, after acknowledging it.
+    pub fn state(&mut self) -> Result<State> {
+        self.handle.attached()?;
+        let consumer = self.handle.read_pointer(Side::Consumer)?;
+        self.acknowledge(consumer.flag)?;
+        Ok(State::of(consumer.flag))
+    }
+
+    /// The sectors' facts, read afresh.
+    pub fn debug_info(&self) -> Result<DebugInfo> {
+        self.handle.debug_info()
+    }
+
+    /// Writes an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
+    pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
+        self.push_all(&[&item.encode()])
+    }
+
+    /// Writes items in one go, all or none of them.
+    pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
+        let payloads: Vec<_> = items.iter().map(Encode::encode).collect();
+        let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
+        self.push_all(&payloads)
+    }
+
+    fn push_all(&mut self, payloads: &[&[u8]]) -> Result<Position> {
+        self.handle.attached()?;
+        let consumer = self.running()?;
+        let capacity = self.handle.geometry.capacity();
+        let too_large = |needed| Error::TooLarge { needed, capacity: capacity.get() };
+        let mut unpadded = 0;
+        let mut lengths = Vec::with_capacity(payloads.len());
+        for payload in payloads {
+            let needed = payload.len() as u64 + HEADER_BYTES;
+            let length = u32::try_from(payload.len()).map_err(|_| too_large(needed))?;
+            unpadded =
+                batch_len(lengths.iter().copied()).unwrap_or(u64::MAX).saturating_add(needed);
+            lengths.push(length);
+        }
+        match fit(self.pushed, consumer, capacity, unpadded) {
+            Fit::Never => return Err(too_large(unpadded)),
+            Fit::Later => return Err(Error::Retry),
+            Fit::Now => {}
+        }
+        let end = batch_len(lengths).and_then(|len| self.pushed.checked_add(len));
+        let end = end.ok_or_else(|| too_large(u64::MAX))?;
+        if end == self.pushed {
+            return Ok(end);
+        }
+        if end.get() > self.durable_consumer.get().saturating_add(capacity.get()) {
+            // The space ahead was freed by a consumer pointer that power loss may still take back, and then the bytes
+            // we are about to overwrite would count as unconsumed.
+            self.handle.flush()?;
+            self.durable_consumer = consumer;
+        }
+        self.write(payloads, consumer, end)?;
+        self.pushed = end;
+        self.ends.push_back(end);
+        Ok(end)
+    }
+
+    /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch.
+    fn write(&mut self, payloads: &[&[u8]], consumer: Position, end: Position) -> Result<()> {
+        let geometry = self.handle.geometry;
+        let (size, capacity) = (geometry.sector_size().bytes(), geometry.capacity().get());
+        let first = geometry.sector_floor(self.pushed.get());
+        let last = geometry.sector_ceil(end.get());
+        // Both spans are at most one sector longer than the batch, which lies in memory already.
+        let in_frame = |position: u64| usize::try_from(position - first).unwrap_or(usize::MAX);
+        self.frame.resize(in_frame(last));
+        let mut at = in_frame(self.pushed.get());
+        self.frame[..at].copy_from_slice(&self.head[..at]);
+        for payload in payloads {
+            let body = at + 4;
+            // Checked by the caller to fit 32 bits.
+            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+            self.frame[at..body].copy_from_slice(&length.to_le_bytes());
+            self.frame[body..body + payload.len()].copy_from_slice(payload);
+            at = (body + payload.len()).next_multiple_of(4);
+            self.frame[body + payload.len()..at].fill(0);
+        }
+        let new_head = if last - first > capacity {
+            // The batch ends in the sector it starts in, one lap on: its end goes in front, where the head was consumed.
+            let lap = in_frame(first + capacity);
+            self.frame.copy_within(lap..at, 0);
+            self.frame.resize(lap);
+            0
+        } else {
+            self.frame[at..].fill(0);
+            let tail = in_frame(last) - size;
+            if last > consumer.get() + capacity {
+                // Behind the batch, its last sector holds the oldest unconsumed bytes.
+                let [extent, _] = geometry.extents(last - size as u64, size as u64);
+                let mut oldest = AlignedBuf::zeroed(size);
+                self.handle
+                    .device
+                    .read(extent.offset / size as u64, &mut [IoSliceMut::new(&mut oldest)])?;
+                self.frame[at..].copy_from_slice(&oldest[at - tail..]);
+            }
+            tail
+        };
+        let mut rest = &self.frame[..];
+        for extent in geometry.extents(first, self.frame.len() as u64) {
+            let (now, later) = rest.split_at(usize::try_from(extent.len).unwrap_or(rest.len()));
+            if !now.is_empty() {
+                self.handle.device.write(extent.offset / size as u64, &[IoSlice::new(now)])?;
+            }
+            rest = later;
+        }
+        // Only now: after a failed write the next push starts from the same head again.
+        self.head.copy_from_slice(&self.frame[new_head..new_head + size]);
+        Ok(())
+    }
+
+    /// Makes everything before `to` (a position that a push returned) visible to the consumer.
+    ///
+    /// A suspended ring answers [`Error::Suspended`]: what was pushed stays, and can be advanced after the resume.
+    pub fn advance(&mut self, to: Position) -> Result<()> {
+        self.handle.attached()?;
+        if to == self.published.position {
+            return Ok(());
+        }
+        if self.ends.binary_search(&to).is_err() {
+            let (from, limit) = (self.published.position, self.pushed);
+            return Err(Error::Advance { to, from, limit });
+        }
+        self.running()?;
+        self.handle.flush()?;
+        self.publish(PointerSector { position: to, ..self.published })?;
+        self.ends.retain(|&end| end > to);
+        Ok(())
+    }
+
+    /// The consumer's position, if the ring is not suspended; acknowledges a change.
+    fn running(&mut self) -> Result<Position> {
+        let consumer = self.handle.read_pointer(Side::Consumer)?;
+        self.acknowledge(consumer.flag)?;
+        if consumer.flag {
+            return Err(Error::Suspended);
+        }
+        plausible(self.pushed, consumer.position, self.handle.geometry)?;
+        Ok(consumer.position)
+    }
+
+    fn acknowledge(&mut self, suspend: bool) -> Result<()> {
+        if suspend == self.published.flag {
+            return Ok(());
+        }
+        self.publish(PointerSector { flag: suspend, ..self.published })
+    }
+
+    fn publish(&mut self, pointer: PointerSector) -> Result<()> {
+        let mut sector = AlignedBuf::zeroed(self.handle.geometry.sector_size().bytes());
+        pointer.encode(Side::Producer, Some(self.handle.owner()), &mut sector);
+        self.handle.device.write(Side::Producer.sector(), &[IoSlice::new(&sector)])?;
+        self.handle.flush()?;
+        self.published = pointer;
+        Ok(())
+    }
+}

@@ -1,0 +1,51 @@
+//! A ring in a temporary file, opened as often as a test likes.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use shared_block_ring::format::SectorSize;
+use shared_block_ring::{
+    Consumer, CreateOptions, FileDevice, OpenOptions, Producer, Result, create,
+};
+use std::path::PathBuf;
+
+pub struct RingFile {
+    _dir: tempfile::TempDir,
+    pub path: PathBuf,
+    pub sector_size: u32,
+}
+
+impl RingFile {
+    /// A file of zeros.
+    pub fn blank(bytes: usize, sector_size: u32) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring.img");
+        std::fs::write(&path, vec![0; bytes]).unwrap();
+        Self { _dir: dir, path, sector_size }
+    }
+
+    /// An empty ring.
+    pub fn new(bytes: usize, sector_size: u32) -> Self {
+        let file = Self::blank(bytes, sector_size);
+        create(&file.open(), CreateOptions::default()).unwrap();
+        file
+    }
+
+    pub fn options(&self) -> OpenOptions {
+        OpenOptions::default().sector_size(SectorSize::new(self.sector_size).unwrap())
+    }
+
+    pub fn open(&self) -> FileDevice {
+        self.options().open(&self.path).unwrap()
+    }
+
+    pub fn producer(&self) -> Result<Producer<FileDevice>> {
+        Producer::attach(self.open(), "queue", "producer")
+    }
+
+    pub fn consumer(&self) -> Result<Consumer<FileDevice>> {
+        Consumer::attach(self.open(), "queue", "consumer")
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+}

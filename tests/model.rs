@@ -1,0 +1,204 @@
+//! Random operations on a ring against a queue of vectors.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::RingFile;
+use proptest::prelude::*;
+use shared_block_ring::{Consumer, Error, FileDevice, Producer};
+use std::collections::VecDeque;
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Push(Vec<u8>),
+    Batch(Vec<Vec<u8>>),
+    Advance,
+    Pop,
+    PopAll,
+    Suspend,
+    Resume,
+    ReattachProducer,
+    ReattachConsumer,
+}
+
+fn operation() -> impl Strategy<Value = Operation> {
+    let item = || {
+        prop_oneof![
+            3 => prop::collection::vec(any::<u8>(), 0..40),
+            2 => prop::collection::vec(any::<u8>(), 480..530),
+            1 => prop::collection::vec(any::<u8>(), 0..2200),
+        ]
+    };
+    prop_oneof![
+        6 => item().prop_map(Operation::Push),
+        2 => prop::collection::vec(item(), 0..5).prop_map(Operation::Batch),
+        4 => Just(Operation::Advance),
+        4 => Just(Operation::Pop),
+        1 => Just(Operation::PopAll),
+        1 => Just(Operation::Suspend),
+        2 => Just(Operation::Resume),
+        1 => Just(Operation::ReattachProducer),
+        1 => Just(Operation::ReattachConsumer),
+    ]
+}
+
+/// The ring as it should be.
+#[derive(Default)]
+struct Model {
+    pushed: VecDeque<Vec<u8>>,
+    published: VecDeque<Vec<u8>>,
+    suspended: bool,
+}
+
+impl Model {
+    fn used(&self) -> usize {
+        let framed = |item: &Vec<u8>| (item.len() + 7) & !3;
+        self.pushed.iter().chain(&self.published).map(framed).sum()
+    }
+}
+
+struct Ring {
+    file: RingFile,
+    producer: Option<Producer<FileDevice>>,
+    consumer: Option<Consumer<FileDevice>>,
+    model: Model,
+    capacity: usize,
+}
+
+impl Ring {
+    fn new(data_sectors: usize, sector_size: u32) -> Self {
+        let capacity = data_sectors * sector_size as usize;
+        let file = RingFile::new(capacity + 3 * sector_size as usize, sector_size);
+        let (producer, consumer) = (file.producer().unwrap(), file.consumer().unwrap());
+        Self {
+            file,
+            producer: Some(producer),
+            consumer: Some(consumer),
+            model: Model::default(),
+            capacity,
+        }
+    }
+
+    fn push(&mut self, items: &[Vec<u8>]) {
+        let producer = self.producer.as_mut().unwrap();
+        let result =
+            if let [item] = items { producer.push(item) } else { producer.push_batch(items) };
+        let padded: usize = items.iter().map(|item| (item.len() + 7) & !3).sum();
+        let unpadded =
+            items.last().map_or(0, |item| padded - ((item.len() + 7) & !3) + item.len() + 4);
+        match result {
+            Ok(_) => {
+                assert!(!self.model.suspended && unpadded <= self.capacity - self.model.used());
+                self.model.pushed.extend(items.iter().cloned());
+            }
+            Err(Error::Suspended) => assert!(self.model.suspended),
+            Err(Error::TooLarge { .. }) => assert!(unpadded > self.capacity),
+            Err(Error::Retry) => assert!(unpadded > self.capacity - self.model.used()),
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    fn pop(&mut self, limit: usize) {
+        let consumer = self.consumer.as_mut().unwrap();
+        let mut at = consumer.position();
+        for _ in 0..limit {
+            match consumer.pop(at) {
+                Ok(item) => {
+                    assert_eq!(Some(item.bytes), self.model.published.pop_front().as_deref());
+                    at = item.next;
+                }
+                Err(Error::Retry) => {
+                    assert!(self.model.published.is_empty());
+                    break;
+                }
+                Err(e) => panic!("{e}"),
+            }
+        }
+        consumer.advance(at).unwrap();
+    }
+
+    fn run(&mut self, operation: Operation) {
+        match operation {
+            Operation::Push(item) => self.push(&[item]),
+            Operation::Batch(items) => self.push(&items),
+            Operation::Advance => {
+                let producer = self.producer.as_mut().unwrap();
+                match producer.advance(producer.position()) {
+                    Ok(()) => self.model.published.append(&mut self.model.pushed),
+                    Err(Error::Suspended) => assert!(self.model.suspended),
+                    Err(e) => panic!("{e}"),
+                }
+            }
+            Operation::Pop => self.pop(1),
+            Operation::PopAll => self.pop(usize::MAX),
+            Operation::Suspend => {
+                self.producer.as_mut().unwrap().state().unwrap();
+                self.consumer.as_mut().unwrap().suspend().unwrap();
+                self.model.suspended = true;
+            }
+            Operation::Resume => {
+                self.producer.as_mut().unwrap().state().unwrap();
+                self.consumer.as_mut().unwrap().resume().unwrap();
+                self.model.suspended = false;
+            }
+            Operation::ReattachProducer => {
+                self.producer = None;
+                self.producer = Some(self.file.producer().unwrap());
+                self.model.pushed.clear();
+            }
+            Operation::ReattachConsumer => {
+                self.consumer = None;
+                self.consumer = Some(self.file.consumer().unwrap());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_ring_is_a_queue(
+        sector_size in prop_oneof![Just(512u32), Just(4096)],
+        data_sectors in 1usize..5,
+        operations in prop::collection::vec(operation(), 1..60),
+    ) {
+        let mut ring = Ring::new(data_sectors, sector_size);
+        for operation in operations {
+            ring.run(operation);
+        }
+        if ring.model.suspended {
+            ring.run(Operation::Resume);
+        }
+        ring.run(Operation::Advance);
+        ring.run(Operation::PopAll);
+        prop_assert!(ring.model.published.is_empty());
+    }
+
+    /// Any bytes in place of a ring's: typed errors or items no larger than the ring, never a panic.
+    #[test]
+    fn hostile_bytes_are_errors(
+        edits in prop::collection::vec((0usize..16 * 512, any::<u8>()), 1..40),
+        pointers in prop::option::of((any::<u64>(), any::<u64>())),
+    ) {
+        let ring = Ring::new(13, 512);
+        let mut bytes = ring.file.bytes();
+        let Ring { file, producer, consumer, .. } = ring;
+        drop((producer, consumer));
+        if let Some((producer, consumer)) = pointers {
+            bytes[512..520].copy_from_slice(&producer.to_le_bytes());
+            bytes[1024..1032].copy_from_slice(&consumer.to_le_bytes());
+        }
+        for (at, byte) in edits {
+            bytes[at] = byte;
+        }
+        std::fs::write(&file.path, bytes).unwrap();
+        if let Ok(mut consumer) = file.consumer() {
+            let start = consumer.position();
+            let _ = consumer.fold(start, (), |(), item| assert!(item.bytes.len() <= 13 * 512));
+        }
+        if let Ok(mut producer) = file.producer() {
+            let _ = producer.push("item").and_then(|position| producer.advance(position));
+        }
+    }
+}
