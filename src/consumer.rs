@@ -1,24 +1,12 @@
 //! The end that pops.
 
-use crate::device::{AlignedBuf, BlockDevice};
+use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{HEADER_BYTES, Header, PointerSector, Position, Side};
+use crate::format::{Header, PointerSector, Position, Side};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Decode;
 use crate::rules::plausible;
-use std::io::IoSliceMut;
-
-/// Stream bytes read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
-const WINDOW_BYTES: u64 = 256 * 1024;
-
-/// An item, lent until the next call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Popped<'a> {
-    /// Where the next item starts: pop from there, or advance to there.
-    pub next: Position,
-    /// The payload.
-    pub bytes: &'a [u8],
-}
+use crate::window::{Popped, Window};
 
 /// The only consumer of a ring.
 ///
@@ -31,10 +19,7 @@ pub struct Consumer<D> {
     /// Published, as far as we have looked.
     producer: Position,
     /// Published bytes cannot change before we advance: what was read once need not be read again.
-    window: AlignedBuf,
-    /// Stream offset of the window's first byte, and of the first one behind what is valid in it.
-    window_at: u64,
-    window_end: u64,
+    window: Window,
 }
 
 impl<D: BlockDevice> Consumer<D> {
@@ -44,8 +29,7 @@ impl<D: BlockDevice> Consumer<D> {
         let producer = handle.read_pointer(Side::Producer)?.position;
         let position = handle.read_pointer(Side::Consumer)?.position;
         plausible(producer, position, handle.geometry)?;
-        let window = AlignedBuf::zeroed(0);
-        Ok(Self { handle, position, producer, window, window_at: 0, window_end: 0 })
+        Ok(Self { handle, position, producer, window: Window::empty() })
     }
 
     /// Chooses what `advance` waits for.
@@ -93,13 +77,13 @@ impl<D: BlockDevice> Consumer<D> {
     /// The item at `from`. The same item every time, until it is advanced over.
     pub fn pop(&mut self, from: Position) -> Result<Popped<'_>> {
         let header = self.load(from)?;
-        Ok(self.lend(header))
+        Ok(self.window.lend(header))
     }
 
     /// The item at `from` as a `T`. One that is not a `T` is [`Error::Undecodable`], and can be skipped deliberately.
     pub fn pop_as<'a, T: Decode<'a>>(&'a mut self, from: Position) -> Result<(Position, T)> {
         let header = self.load(from)?;
-        let item = self.lend(header);
+        let item = self.window.lend(header);
         match T::decode(item.bytes) {
             Ok(value) => Ok((item.next, value)),
             Err(e) => Err(Error::Undecodable { at: from, next: item.next, reason: e.to_string() }),
@@ -149,7 +133,7 @@ impl<D: BlockDevice> Consumer<D> {
         })
     }
 
-    /// Makes sure that the item at `from` lies in the window.
+    /// Brings the item at `from` into the window.
     fn load(&mut self, from: Position) -> Result<Header> {
         self.handle.attached()?;
         if from >= self.producer {
@@ -163,49 +147,6 @@ impl<D: BlockDevice> Consumer<D> {
         if from >= self.producer {
             return Err(Error::Retry);
         }
-        self.cover(from.get(), from.get() + HEADER_BYTES)?;
-        let mut word = [0; 4];
-        word.copy_from_slice(&self.window[self.in_window(from.get())..][..4]);
-        let header = Header::decode(from, word, self.producer)?;
-        self.cover(from.get(), header.next.get())?;
-        Ok(header)
-    }
-
-    fn lend(&self, header: Header) -> Popped<'_> {
-        let start = self.in_window(header.payload_start());
-        let end = self.in_window(header.payload_start() + u64::from(header.length));
-        Popped { next: header.next, bytes: &self.window[start..end] }
-    }
-
-    /// An offset that `cover` has brought into the window, hence into memory.
-    fn in_window(&self, offset: u64) -> usize {
-        usize::try_from(offset - self.window_at).unwrap_or(usize::MAX)
-    }
-
-    /// Reads sectors so that the window holds published stream bytes `from..to`.
-    fn cover(&mut self, from: u64, to: u64) -> Result<()> {
-        if self.window_at <= from && to <= self.window_end {
-            return Ok(());
-        }
-        let geometry = self.handle.geometry;
-        let size = u64::from(geometry.sector_size().get());
-        let start = geometry.sector_floor(from);
-        let end = geometry.sector_ceil(to.max(self.producer.get().min(start + WINDOW_BYTES)));
-        self.window_end = start;
-        self.window_at = start;
-        self.window.resize(usize::try_from(end - start).unwrap_or(usize::MAX));
-        let mut rest = &mut self.window[..];
-        let mut at = start;
-        while !rest.is_empty() {
-            // Up to the wrap point at a time: a full ring's first and last sector can be the same one.
-            let run = (geometry.capacity().get() - geometry.data_offset(at)).min(rest.len() as u64);
-            let (now, later) = rest.split_at_mut(usize::try_from(run).unwrap_or(usize::MAX));
-            let sector = (geometry.data_start() + geometry.data_offset(at)) / size;
-            self.handle.device.read(sector, &mut [IoSliceMut::new(now)])?;
-            rest = later;
-            at += run;
-        }
-        self.window_end = end.min(self.producer.get());
-        Ok(())
+        self.window.load(&self.handle.device, from, self.producer)
     }
 }

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+mod check;
 mod consumer;
 mod control;
 mod create;
@@ -34,8 +35,11 @@ mod handle;
 mod item;
 mod producer;
 pub mod rules;
+pub mod wait;
+mod window;
 
-pub use consumer::{Consumer, Popped};
+pub use check::{Sound, check};
+pub use consumer::Consumer;
 pub use control::Control;
 pub use create::{CreateOptions, Created, create};
 pub use device::{BlockDevice, FileDevice, OpenOptions};
@@ -44,3 +48,4 @@ pub use format::Position;
 pub use handle::{DebugInfo, Durability, State};
 pub use item::{Decode, Encode};
 pub use producer::Producer;
+pub use window::Popped;

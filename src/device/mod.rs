@@ -3,10 +3,12 @@
 mod buffer;
 mod file;
 mod lock;
+mod serial;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, OpenOptions};
 pub use lock::{LockRange, RangeLock, holder};
+pub use serial::find_by_serial;
 
 use crate::format::{Geometry, Side};
 use std::io::{self, IoSlice, IoSliceMut};

@@ -1,0 +1,199 @@
+//! `blockring consume`.
+
+use super::address::{Address, seconds};
+use super::failure::{Failure, Outcome};
+use super::framing::Framing;
+use super::produce::client;
+use super::signals::Stop;
+use shared_block_ring::wait::{Backoff, Woken};
+use shared_block_ring::{Consumer, Durability, Error, FileDevice, Position};
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// Items are written and advanced over in portions of about this size, or when the ring is empty.
+const PORTION: usize = 64 * 1024;
+
+const EXAMPLES: &str = "\
+An item leaves the ring only after the operating system has accepted all of its output: a full disk or a closed pipe
+loses nothing. What a reader that dies leaves unread in a pipe is gone all the same: let it acknowledge by other means.
+
+Examples:
+  blockring consume ring.img                        print what is there
+  blockring consume --follow serial:commands        and wait for more
+  blockring consume --count 1 --timeout 10 ring.img wait up to 10 s for one item";
+
+/// Pop items from a ring to standard output
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Consume {
+    #[command(flatten)]
+    address: Address,
+    /// How items are told apart in the output
+    #[arg(long, value_enum, default_value = "lines")]
+    framing: Framing,
+    /// Wait for more items
+    #[arg(long, short)]
+    follow: bool,
+    /// End after this many items
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Wait for the next item, at most this long
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    timeout: Option<Duration>,
+    /// Flush nothing: faster, and safe unless the machine itself fails
+    #[arg(long)]
+    no_flush: bool,
+    /// Report counts as a line of JSON on standard error at the end
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Default, serde::Serialize)]
+struct Counts {
+    items: u64,
+    bytes: u64,
+    empty_waits: u64,
+}
+
+/// Items on their way to standard output.
+#[derive(Default)]
+struct Portion {
+    bytes: Vec<u8>,
+    /// For each item: where its output ends in `bytes`, where the ring goes on, and its length.
+    items: Vec<(usize, Position, usize)>,
+}
+
+impl Consume {
+    pub fn run(self) -> Outcome {
+        let stop = Stop::on_signal()?;
+        let mut consumer = Consumer::attach(self.address.open()?, "blockring", &client())
+            .map_err(|source| Failure::During { what: self.address.name().to_owned(), source })?;
+        if self.no_flush {
+            consumer.set_durability(Durability::PageCache);
+        }
+        let mut counts = Counts::default();
+        let outcome = self.pump(&mut consumer, &stop, &mut counts);
+        if self.json {
+            eprintln!("{}", serde_json::to_string(&counts).unwrap_or_default());
+        }
+        outcome
+    }
+
+    fn pump(
+        &self,
+        consumer: &mut Consumer<FileDevice>,
+        stop: &Stop,
+        counts: &mut Counts,
+    ) -> Outcome {
+        let mut portion = Portion::default();
+        let mut backoff = None;
+        loop {
+            let left = self.count.map(|count| count - counts.items);
+            let more = self.collect(consumer, &mut portion, left)?;
+            if portion.items.is_empty() {
+                if more || left == Some(0) || !(self.follow || self.timeout.is_some()) {
+                    return Ok(());
+                }
+                let backoff = backoff.get_or_insert_with(|| {
+                    counts.empty_waits += 1;
+                    Backoff::new(self.timeout)
+                });
+                match backoff.pause(&[stop.fd()]).map_err(Failure::io("cannot wait"))? {
+                    Woken::Elapsed => {}
+                    Woken::Readable(_) => return Ok(()),
+                    Woken::TimedOut => {
+                        let seconds = self.timeout.unwrap_or_default().as_secs_f64();
+                        return Err(Failure::TimedOut { seconds, what: "no item".to_owned() });
+                    }
+                }
+                continue;
+            }
+            backoff = None;
+            portion.deliver(consumer, counts)?;
+            if stop.requested() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes items until the portion is large enough; false when the ring is empty.
+    fn collect(
+        &self,
+        consumer: &mut Consumer<FileDevice>,
+        portion: &mut Portion,
+        left: Option<u64>,
+    ) -> Result<bool, Failure> {
+        let mut at = consumer.position();
+        while portion.bytes.len() < PORTION
+            && left.is_none_or(|left| (portion.items.len() as u64) < left)
+        {
+            let item = match consumer.pop(at) {
+                Ok(item) => item,
+                Err(Error::Retry) => return Ok(false),
+                // What was found before the damage is whole: deliver it first.
+                Err(_) if !portion.items.is_empty() => return Ok(true),
+                Err(e) => return Err(e.into()),
+            };
+            self.framing.join(item.bytes, &mut portion.bytes).map_err(writing())?;
+            at = item.next;
+            portion.items.push((portion.bytes.len(), at, item.bytes.len()));
+        }
+        Ok(true)
+    }
+}
+
+impl Portion {
+    /// Writes everything, and advances over the items whose output was accepted, also when not all of it was.
+    fn deliver(&mut self, consumer: &mut Consumer<FileDevice>, counts: &mut Counts) -> Outcome {
+        let (accepted, outcome) = write_all(&self.bytes);
+        let whole = self.items.iter().take_while(|(end, ..)| *end <= accepted);
+        let mut last = None;
+        for (_, next, length) in whole {
+            last = Some(*next);
+            counts.items += 1;
+            counts.bytes += *length as u64;
+        }
+        self.bytes.clear();
+        self.items.clear();
+        if let Some(next) = last {
+            consumer.advance(next)?;
+        }
+        outcome.map_err(writing())
+    }
+}
+
+/// Bytes accepted by the operating system, and why not all of them.
+fn write_all(bytes: &[u8]) -> (usize, io::Result<()>) {
+    // Not through the standard library's line buffer, which hides how much was accepted.
+    let mut output = match io::stdout().lock().flush() {
+        Ok(()) => Raw,
+        Err(e) => return (0, Err(e)),
+    };
+    let mut accepted = 0;
+    while accepted < bytes.len() {
+        match output.write(&bytes[accepted..]) {
+            Ok(0) => return (accepted, Err(io::ErrorKind::WriteZero.into())),
+            Ok(n) => accepted += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return (accepted, Err(e)),
+        }
+    }
+    (accepted, Ok(()))
+}
+
+/// Standard output without a buffer.
+struct Raw;
+
+impl Write for Raw {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Ok(nix::unistd::write(io::stdout(), bytes)?)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn writing() -> impl FnOnce(io::Error) -> Failure {
+    Failure::io("standard output did not accept everything (what it did not is still in the ring)")
+}

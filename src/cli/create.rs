@@ -1,0 +1,165 @@
+//! `blockring create`.
+
+use super::address::sector_size;
+use super::failure::{Failure, Outcome};
+use shared_block_ring::device::{LockRange, RangeLock, holder};
+use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize, Side};
+use shared_block_ring::{BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+/// Sectors read at a time when looking whether a device is empty.
+const SCAN_SECTORS: u64 = 2048;
+
+const EXAMPLES: &str = "\
+Examples:
+  blockring create --size 8M /var/lib/rings/web-1   make a file of 8 MiB with an empty ring
+  blockring create /dev/vg0/ring                    make a ring on an empty block device
+  blockring create --plain --size 1M shared.img     byte for byte as the OCaml program makes it";
+
+/// Make an empty ring
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Create {
+    /// File or block device
+    path: PathBuf,
+    /// Make a new file of this size (K, M and G are powers of 1024), all of it allocated
+    #[arg(long, value_parser = size)]
+    size: Option<u64>,
+    /// Bytes in a sector of the file
+    #[arg(long, value_name = "N", value_parser = sector_size)]
+    sector_size: Option<SectorSize>,
+    /// Without identity (size, sector size, UUID), as the OCaml program does it
+    #[arg(long)]
+    plain: bool,
+    /// Replace what is there: a ring with its items, or anything else
+    #[arg(long)]
+    force: bool,
+}
+
+impl Create {
+    pub fn run(self) -> Outcome {
+        let mut options = OpenOptions::default();
+        if let Some(size) = self.sector_size {
+            options = options.sector_size(size);
+        }
+        let made = match self.size {
+            Some(bytes) => self.make_file(bytes)?,
+            None => false,
+        };
+        let outcome =
+            options.open(&self.path).map_err(Failure::from).and_then(|device| self.fill(&device));
+        if outcome.is_err() && made {
+            // Ours, and of no use to anybody.
+            let _ = std::fs::remove_file(&self.path);
+        }
+        outcome
+    }
+
+    /// Whether a new file was made.
+    fn make_file(&self, bytes: u64) -> Result<bool, Failure> {
+        let sector_size = self.sector_size.unwrap_or(SectorSize::DEFAULT);
+        Geometry::new(sector_size, bytes / u64::from(sector_size.get())).map_err(Error::from)?;
+        let path = self.path.display();
+        if self.path.exists() {
+            let there = std::fs::metadata(&self.path).map_err(Failure::io(format!("{path}")))?;
+            if there.is_file() && there.len() == bytes {
+                return Ok(false);
+            }
+            let text = format!(
+                "{path} exists and is not a file of {bytes} bytes: remove it, or leave out --size"
+            );
+            return Err(Failure::Refused(text));
+        }
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(Failure::io(format!("cannot make {path}")))?;
+        // Up front: a full disk must show now, not as a lost item later.
+        allocate(&file, bytes)
+            .inspect_err(|_| drop(std::fs::remove_file(&self.path)))
+            .map_err(Failure::io(format!("cannot allocate {bytes} bytes for {path}")))?;
+        Ok(true)
+    }
+
+    fn fill(&self, device: &FileDevice) -> Outcome {
+        let mut locks = Vec::new();
+        for side in [Side::Producer, Side::Consumer] {
+            let lock =
+                RangeLock::try_acquire(device, LockRange::Role(side)).map_err(Error::from)?;
+            locks.push(
+                lock.ok_or_else(|| Error::Held { role: side, holder: holder(device, side) })?,
+            );
+        }
+        let path = self.path.display();
+        let size = device.geometry().sector_size().bytes();
+        if self.force {
+            // A crash from here on leaves no ring, rather than the old one with its pointers wiped.
+            let blank = vec![0; size];
+            device.write(0, &[IoSlice::new(&blank)]).map_err(Error::from)?;
+            device.flush().map_err(Error::from)?;
+        } else {
+            let mut first = vec![0; size];
+            device.read(0, &mut [IoSliceMut::new(&mut first)]).map_err(Error::from)?;
+            if first.starts_with(SIGNATURE) {
+                return Err(Failure::Refused(format!(
+                    "{path} holds a ring already (--force replaces it, items and all)"
+                )));
+            }
+            if let Some(byte) = first_used(device, &self.path)? {
+                let text =
+                    format!("{path} is not empty: byte {byte} is not zero (--force overwrites it)");
+                return Err(Failure::Refused(text));
+            }
+        }
+        create(device, CreateOptions { plain: self.plain })?;
+        Ok(())
+    }
+}
+
+/// The first byte that is not zero: of a whole file, or of a block device's first and last MiB, where file systems,
+/// partition tables and volume managers keep their marks.
+fn first_used(device: &FileDevice, path: &Path) -> Result<Option<u64>, Failure> {
+    let geometry = device.geometry();
+    let whole = path.is_file();
+    let last = geometry.sectors().saturating_sub(SCAN_SECTORS);
+    let size = geometry.sector_size().bytes();
+    let mut at = 0;
+    while at < geometry.sectors() {
+        let sectors = SCAN_SECTORS.min(geometry.sectors() - at);
+        let mut chunk = vec![0; usize::try_from(sectors).unwrap_or(0) * size];
+        device.read(at, &mut [IoSliceMut::new(&mut chunk)]).map_err(Error::from)?;
+        if let Some(byte) = chunk.iter().position(|&byte| byte != 0) {
+            return Ok(Some(at * size as u64 + byte as u64));
+        }
+        at += sectors;
+        if !whole && at < last {
+            at = last;
+        }
+    }
+    Ok(None)
+}
+
+fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
+    let flags = nix::fcntl::FallocateFlags::empty();
+    nix::fcntl::fallocate(file, flags, 0, bytes.cast_signed())?;
+    Ok(())
+}
+
+/// A number of bytes, perhaps with K, M or G.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
+        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
+        Some(digits) if text.ends_with('M') => (digits, 1 << 20),
+        Some(digits) => (digits, 1 << 30),
+        None => (text, 1),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    bytes
+        .filter(|&bytes| i64::try_from(bytes).is_ok())
+        .ok_or_else(|| "not a size such as 65536, 512K, 8M or 1G".to_owned())
+}

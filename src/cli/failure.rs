@@ -1,0 +1,70 @@
+//! How a command ends when it does not end well.
+
+use shared_block_ring::Error;
+use std::io;
+use std::process::ExitCode;
+
+/// What went wrong; each kind has its exit code.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The ring or its device.
+    #[error(transparent)]
+    Ring(#[from] Error),
+    /// The same, with what the command was doing.
+    #[error("{what}: {source}")]
+    During {
+        /// What the command was doing, and to what.
+        what: String,
+        /// Why it could not.
+        source: Error,
+    },
+    /// Standard input, standard output, or a file that is not a ring's device.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, and on what.
+        what: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// A refusal in words.
+    #[error("{0}")]
+    Refused(String),
+    /// `--timeout` elapsed.
+    #[error("timed out after {seconds} s: {what}")]
+    TimedOut {
+        /// As given.
+        seconds: f64,
+        /// What did not happen.
+        what: String,
+    },
+    /// `--timeout` elapsed while the ring was suspended.
+    #[error("suspended: {0}")]
+    Suspended(String),
+    /// A check that found the ring damaged.
+    #[error("{0}")]
+    Corrupt(String),
+}
+
+impl Failure {
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::TimedOut { .. } => 3,
+            Self::Suspended(_) => 4,
+            Self::Corrupt(_) => 5,
+            Self::Ring(error) | Self::During { source: error, .. } => match error {
+                Error::Suspended => 4,
+                Error::Format(_) => 5,
+                _ => 1,
+            },
+            Self::Io { .. } | Self::Refused(_) => 1,
+        }
+        .into()
+    }
+}
+
+pub type Outcome = Result<(), Failure>;

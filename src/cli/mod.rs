@@ -1,0 +1,60 @@
+//! The command line: one file a subcommand.
+
+mod address;
+mod check;
+mod consume;
+mod create;
+mod facts;
+mod failure;
+mod framing;
+mod produce;
+mod signals;
+mod suspend;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 normal end, 1 error, 2 usage, 3 timed out, 4 suspended, 5 not a ring or corrupt.
+
+ADDRESS is the path of a file or a block device, or serial:NAME for the disk with that serial number.";
+
+/// A crash-safe queue on a block device
+#[derive(Parser)]
+#[command(version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Create(create::Create),
+    Produce(produce::Produce),
+    Consume(consume::Consume),
+    Diagnostics(facts::Diagnostics),
+    Suspend(suspend::Suspend),
+    Resume(suspend::Resume),
+    Check(check::Check),
+}
+
+/// Parses, runs, and turns the outcome into an exit code; errors go to standard error.
+pub fn run() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
+    let outcome = match Arguments::parse().command {
+        Command::Create(command) => command.run(),
+        Command::Produce(command) => command.run(),
+        Command::Consume(command) => command.run(),
+        Command::Diagnostics(command) => command.run(),
+        Command::Suspend(command) => command.run(),
+        Command::Resume(command) => command.run(),
+        Command::Check(command) => command.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("blockring: {failure}");
+            failure.code()
+        }
+    }
+}

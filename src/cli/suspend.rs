@@ -1,0 +1,91 @@
+//! `blockring suspend` and `blockring resume`.
+
+use super::address::{Address, seconds};
+use super::failure::{Failure, Outcome};
+use super::signals::Stop;
+use shared_block_ring::wait::{Backoff, Woken};
+use shared_block_ring::{Control, Error, FileDevice, State};
+use std::time::Duration;
+
+#[derive(clap::Args)]
+struct Change {
+    #[command(flatten)]
+    address: Address,
+    /// Wait until the producer has acknowledged it
+    #[arg(long)]
+    wait: bool,
+    /// Wait at most this long
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    timeout: Option<Duration>,
+}
+
+/// Ask the producer to stop
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  blockring suspend --wait --timeout 5 ring.img && lvextend … ")]
+pub struct Suspend {
+    #[command(flatten)]
+    change: Change,
+}
+
+/// Let the producer go on
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  blockring resume --wait ring.img")]
+pub struct Resume {
+    #[command(flatten)]
+    change: Change,
+}
+
+impl Suspend {
+    pub fn run(self) -> Outcome {
+        self.change.run(State::Suspended)
+    }
+}
+
+impl Resume {
+    pub fn run(self) -> Outcome {
+        self.change.run(State::Running)
+    }
+}
+
+impl Change {
+    fn run(&self, wanted: State) -> Outcome {
+        let mut control = Control::open(self.address.open()?)?;
+        let stop = Stop::on_signal()?;
+        let mut backoff = Backoff::new(self.timeout);
+        let change: fn(&mut Control<FileDevice>) -> Result<(), Error> = match wanted {
+            State::Suspended => Control::suspend,
+            State::Running => Control::resume,
+        };
+        loop {
+            match change(&mut control) {
+                Ok(()) => break,
+                Err(Error::Retry) if self.wait => self.pause(&mut backoff, &stop)?,
+                Err(Error::Retry) => {
+                    let text = "the producer has not acknowledged the previous change yet (--wait waits for it)";
+                    return Err(Failure::Refused(text.to_owned()));
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        while self.wait && control.state()? != wanted {
+            self.pause(&mut backoff, &stop)?;
+        }
+        Ok(())
+    }
+
+    fn pause(&self, backoff: &mut Backoff, stop: &Stop) -> Outcome {
+        match backoff.pause(&[stop.fd()]).map_err(Failure::io("cannot wait"))? {
+            Woken::Elapsed => Ok(()),
+            Woken::Readable(_) => {
+                Err(Failure::Refused("asked to stop before the producer acknowledged".to_owned()))
+            }
+            Woken::TimedOut => {
+                let seconds = self.timeout.unwrap_or_default().as_secs_f64();
+                Err(Failure::TimedOut {
+                    seconds,
+                    what: "the producer has not acknowledged".to_owned(),
+                })
+            }
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! `blockring`: a ring from the shell.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

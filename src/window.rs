@@ -1,0 +1,92 @@
+//! Published stream bytes in memory.
+
+use crate::device::{AlignedBuf, BlockDevice};
+use crate::error::Result;
+use crate::format::{HEADER_BYTES, Header, Position};
+use std::io::IoSliceMut;
+
+/// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
+const WINDOW_BYTES: u64 = 256 * 1024;
+
+/// An item, lent until the next call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Popped<'a> {
+    /// Where the next item starts: pop from there, or advance to there.
+    pub next: Position,
+    /// The payload.
+    pub bytes: &'a [u8],
+}
+
+/// A copy of whole sectors. Published bytes cannot change before the consumer advances over them: what was read once
+/// need not be read again.
+pub(crate) struct Window {
+    bytes: AlignedBuf,
+    /// Stream offset of the first byte, and of the first one behind what is valid.
+    start: u64,
+    end: u64,
+}
+
+impl Window {
+    pub fn empty() -> Self {
+        Self { bytes: AlignedBuf::zeroed(0), start: 0, end: 0 }
+    }
+
+    /// Brings the item at `from < producer` into the window.
+    pub fn load<D: BlockDevice>(
+        &mut self,
+        device: &D,
+        from: Position,
+        producer: Position,
+    ) -> Result<Header> {
+        self.cover(device, from.get(), from.get() + HEADER_BYTES, producer.get())?;
+        let mut word = [0; 4];
+        word.copy_from_slice(&self.bytes[self.index(from.get())..][..4]);
+        let header = Header::decode(from, word, producer)?;
+        self.cover(device, from.get(), header.next.get(), producer.get())?;
+        Ok(header)
+    }
+
+    /// The payload of an item that [`load`](Self::load) has just brought in.
+    pub fn lend(&self, header: Header) -> Popped<'_> {
+        let start = self.index(header.payload_start());
+        let end = self.index(header.payload_start() + u64::from(header.length));
+        Popped { next: header.next, bytes: &self.bytes[start..end] }
+    }
+
+    /// An offset that `cover` has brought into memory, hence one that memory can index.
+    fn index(&self, offset: u64) -> usize {
+        usize::try_from(offset - self.start).unwrap_or(usize::MAX)
+    }
+
+    /// Reads sectors so that published stream bytes `from..to` are here. At most a ring's capacity and two sectors are held.
+    fn cover<D: BlockDevice>(
+        &mut self,
+        device: &D,
+        from: u64,
+        to: u64,
+        producer: u64,
+    ) -> Result<()> {
+        if self.start <= from && to <= self.end {
+            return Ok(());
+        }
+        let geometry = device.geometry();
+        let size = u64::from(geometry.sector_size().get());
+        let start = geometry.sector_floor(from);
+        let end = geometry.sector_ceil(to.max(producer.min(start + WINDOW_BYTES)));
+        (self.start, self.end) = (start, start);
+        self.bytes.resize(usize::try_from(end - start).unwrap_or(usize::MAX));
+        let mut rest = &mut self.bytes[..];
+        let mut at = start;
+        while !rest.is_empty() {
+            // Up to the wrap point at a time: a full ring's first and last sector can be the same one.
+            let run = (geometry.capacity().get() - geometry.data_offset(at)).min(rest.len() as u64);
+            let (now, later) = rest.split_at_mut(usize::try_from(run).unwrap_or(usize::MAX));
+            let sector = (geometry.data_start() + geometry.data_offset(at)) / size;
+            device.read(sector, &mut [IoSliceMut::new(now)])?;
+            rest = later;
+            at += run;
+        }
+        self.end = end.min(producer);
+        Ok(())
+    }
+}

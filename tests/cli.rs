@@ -1,0 +1,302 @@
+//! The `blockring` program as a user meets it.
+#![allow(clippy::unwrap_used)]
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn with_ring(size: &str) -> Self {
+        let scene = Self::new();
+        assert_ok(&scene.run(&["create", "--size", size, "ring"], b""));
+        scene
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.path().join("ring")
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blockring"));
+        command.args(arguments).current_dir(self.dir.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    fn spawn(&self, arguments: &[&str]) -> Child {
+        self.command(arguments).spawn().unwrap()
+    }
+
+    fn run(&self, arguments: &[&str], input: &[u8]) -> Output {
+        let mut child = self.spawn(arguments);
+        let mut stdin = child.stdin.take().unwrap();
+        let input = input.to_vec();
+        // A program that refuses does not read: that is no failure of the test's.
+        let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+        let output = child.wait_with_output().unwrap();
+        writer.join().unwrap();
+        output
+    }
+
+    fn facts(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.run(&["diagnostics", "--json", "ring"], b"").stdout).unwrap()
+    }
+
+    fn wait_for(&self, what: &str, condition: impl Fn(&serde_json::Value) -> bool) {
+        let start = Instant::now();
+        while !condition(&self.facts()) {
+            assert!(
+                start.elapsed() < Duration::from_secs(20),
+                "{what} never came: {}",
+                self.facts()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+fn assert_ok(output: &Output) {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn assert_fails(output: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
+}
+
+fn terminate(child: &Child) {
+    let pid = nix::unistd::Pid::from_raw(child.id().cast_signed());
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+}
+
+#[test]
+fn lines_come_out_as_they_went_in() {
+    let scene = Scene::with_ring("64K");
+    let input = b"one\n\nthree, without a line feed";
+    assert_ok(&scene.run(&["produce", "ring"], input));
+    let output = scene.run(&["consume", "ring"], b"");
+    assert_ok(&output);
+    assert_eq!(output.stdout, [&input[..], b"\n"].concat());
+    assert!(scene.run(&["consume", "ring"], b"").stdout.is_empty(), "delivered twice");
+}
+
+#[test]
+fn every_framing_round_trips() {
+    for (framing, bytes) in [
+        ("lines", &b"a\nb\n"[..]),
+        ("nul", b"a\nb\0\0"),
+        ("length", b"\x02\0\0\0a\n\0\0\0\0"),
+        ("whole", b"a\nb\0\xff"),
+    ] {
+        let scene = Scene::with_ring("64K");
+        assert_ok(&scene.run(&["produce", "--framing", framing, "ring"], bytes));
+        assert_eq!(
+            scene.run(&["consume", "--framing", framing, "ring"], b"").stdout,
+            bytes,
+            "{framing}"
+        );
+    }
+}
+
+#[test]
+fn more_than_a_ring_passes_through_it() {
+    let scene = Scene::with_ring("8K");
+    let input: String = (0..3000).fold(String::new(), |all, i| all + &format!("line {i}\n"));
+    let consumer =
+        scene.spawn(&["consume", "--count", "3000", "--timeout", "20", "--no-flush", "ring"]);
+    let produced = scene.run(&["produce", "--json", "--no-flush", "ring"], input.as_bytes());
+    assert_ok(&produced);
+    let counts: serde_json::Value = serde_json::from_slice(&produced.stderr).unwrap();
+    assert_eq!(counts["items"], 3000);
+    assert!(counts["full_waits"].as_u64().unwrap() > 0, "{counts}");
+    let output = consumer.wait_with_output().unwrap();
+    assert_ok(&output);
+    assert_eq!(output.stdout, input.as_bytes());
+}
+
+#[test]
+fn an_output_that_is_full_or_closed_loses_nothing() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["produce", "ring"], b"one\ntwo\n"));
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let output = scene.command(&["consume", "ring"]).stdout(full).output().unwrap();
+    assert_fails(&output, 1, "still in the ring");
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = scene.command(&["consume", "ring"]).stdout(writer).output().unwrap();
+    assert_fails(&output, 1, "Broken pipe");
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"one\ntwo\n");
+}
+
+#[test]
+fn what_does_not_fit_is_named_and_what_came_before_is_kept() {
+    let scene = Scene::with_ring("8K");
+    let input = format!("short\n{}\nnever read\n", "x".repeat(9000));
+    let output = scene.run(&["produce", "ring"], input.as_bytes());
+    assert_fails(&output, 1, "not accepted: item 2 of the input (from byte 6");
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"short\n");
+}
+
+#[test]
+fn a_full_ring_times_out_fails_or_drops() {
+    let scene = Scene::with_ring("2K");
+    let input = "x".repeat(300) + "\n" + &"y".repeat(300) + "\n";
+    assert_fails(
+        &scene.run(&["produce", "--timeout", "0.2", "ring"], input.as_bytes()),
+        3,
+        "item 2",
+    );
+    assert_fails(
+        &scene.run(&["produce", "--on-full", "fail", "ring"], input.as_bytes()),
+        1,
+        "full",
+    );
+    let dropped = scene.run(&["produce", "--on-full", "drop", "ring"], input.as_bytes());
+    assert_ok(&dropped);
+    assert!(String::from_utf8_lossy(&dropped.stderr).contains("2 items dropped"));
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, &input.as_bytes()[..301]);
+}
+
+#[test]
+fn an_empty_ring_times_out() {
+    let scene = Scene::with_ring("8K");
+    assert_fails(&scene.run(&["consume", "--timeout", "0.1", "ring"], b""), 3, "no item");
+}
+
+#[test]
+fn a_line_does_not_wait_for_the_next_and_sigterm_loses_none() {
+    let scene = Scene::with_ring("64K");
+    let mut producer = scene.spawn(&["produce", "ring"]);
+    let mut consumer = scene.spawn(&["consume", "--follow", "ring"]);
+    let mut input = producer.stdin.take().unwrap();
+    let mut output = BufReader::new(consumer.stdout.take().unwrap());
+    for i in 0..5 {
+        let sent = format!("line {i}\n");
+        input.write_all(sent.as_bytes()).unwrap();
+        let mut line = String::new();
+        output.read_line(&mut line).unwrap();
+        assert_eq!(line, sent);
+    }
+    terminate(&consumer);
+    assert!(consumer.wait().unwrap().success());
+    input.write_all(b"last\n").unwrap();
+    scene.wait_for("the last line", |facts| facts["used"].as_u64() > Some(0));
+    terminate(&producer);
+    assert!(producer.wait().unwrap().success());
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"last\n");
+}
+
+#[test]
+fn a_suspended_producer_stops_and_goes_on() {
+    let scene = Scene::with_ring("64K");
+    let mut producer = scene.spawn(&["produce", "ring"]);
+    let mut input = producer.stdin.take().unwrap();
+    scene.wait_for("the producer", |facts| facts["holders"]["producer"] == producer.id());
+    assert_ok(&scene.run(&["suspend", "--wait", "--timeout", "20", "ring"], b""));
+    input.write_all(b"held back\n").unwrap();
+    assert_fails(&scene.run(&["consume", "--timeout", "0.3", "ring"], b""), 3, "no item");
+    assert_fails(
+        &scene.run(&["produce", "--timeout", "0.1", "ring"], b"x\n"),
+        1,
+        "already has a producer",
+    );
+    assert_ok(&scene.run(&["resume", "ring"], b""));
+    drop(input);
+    assert!(producer.wait().unwrap().success());
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"held back\n");
+    assert_ok(&scene.run(&["suspend", "ring"], b""));
+    assert_fails(&scene.run(&["produce", "--timeout", "0.1", "ring"], b"x\n"), 4, "suspended");
+}
+
+#[test]
+fn create_refuses_what_it_would_destroy() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["produce", "ring"], b"item\n"));
+    let uuid = scene.facts()["uuid"].clone();
+    assert_fails(&scene.run(&["create", "ring"], b""), 1, "--force");
+    assert_fails(&scene.run(&["create", "--size", "1M", "ring"], b""), 1, "not a file of");
+    assert_eq!(scene.facts()["uuid"], uuid);
+    assert_ok(&scene.run(&["create", "--force", "ring"], b""));
+    assert_ne!(scene.facts()["uuid"], uuid);
+    assert_eq!(scene.facts()["used"], 0);
+    std::fs::write(
+        scene.dir.path().join("other"),
+        [&vec![0; 60000][..], b"data", &[0; 5532]].concat(),
+    )
+    .unwrap();
+    assert_fails(&scene.run(&["create", "other"], b""), 1, "byte 60000");
+    assert_fails(&scene.run(&["create", "--size", "1536", "small"], b""), 5, "too small");
+    assert!(!scene.dir.path().join("small").exists());
+}
+
+#[test]
+fn check_gives_a_verdict() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["produce", "ring"], b"one\ntwo\n"));
+    let verdict: serde_json::Value =
+        serde_json::from_slice(&scene.run(&["check", "--json", "ring"], b"").stdout).unwrap();
+    assert_eq!((&verdict["sound"], &verdict["items"]), (&true.into(), &2.into()));
+    let before = std::fs::read(scene.path()).unwrap();
+    let mut damaged = before.clone();
+    damaged[1536 + 8] = 0xff;
+    std::fs::write(scene.path(), &damaged).unwrap();
+    assert_fails(&scene.run(&["check", "ring"], b""), 5, "item at position 8");
+    assert_fails(&scene.run(&["consume", "ring"], b""), 5, "item at position 8");
+    std::fs::write(scene.path(), vec![0; 65536]).unwrap();
+    assert_fails(&scene.run(&["check", "ring"], b""), 5, "not a ring");
+}
+
+#[test]
+fn wrong_use_answers_in_words() {
+    let scene = Scene::with_ring("64K");
+    assert_fails(&scene.run(&["consume", "missing"], b""), 1, "missing: cannot open: No such file");
+    assert_fails(&scene.run(&["consume", "serial:nothing-has-this"], b""), 1, "serial number");
+    assert_fails(
+        &scene.run(&["consume", "--sector-size", "4096", "ring"], b""),
+        5,
+        "--sector-size 512",
+    );
+    assert_fails(&scene.run(&["consume", "--sector-size", "100", "ring"], b""), 2, "power of two");
+    assert_fails(&scene.run(&["consume"], b""), 2, "Usage");
+}
+
+#[test]
+fn a_waiting_consumer_leaves_the_core_alone() {
+    let scene = Scene::with_ring("64K");
+    let mut consumer = scene.spawn(&["consume", "--follow", "ring"]);
+    scene.wait_for("the consumer", |facts| facts["holders"]["consumer"] == consumer.id());
+    let ticks = |child: &Child| {
+        let mut stat = String::new();
+        File::open(format!("/proc/{}/stat", child.id()))
+            .unwrap()
+            .read_to_string(&mut stat)
+            .unwrap();
+        let fields: Vec<u64> = stat
+            .rsplit(')')
+            .next()
+            .unwrap()
+            .split_whitespace()
+            .skip(11)
+            .take(2)
+            .map(|n| n.parse().unwrap())
+            .collect();
+        fields[0] + fields[1]
+    };
+    let before = ticks(&consumer);
+    std::thread::sleep(Duration::from_secs(2));
+    // 200 ticks would be a busy core; polling may take a few hundredths of one.
+    assert!(ticks(&consumer) - before <= 10);
+    terminate(&consumer);
+    consumer.wait().unwrap();
+}
