@@ -42,7 +42,7 @@ pub use check::{Sound, check};
 pub use consumer::Consumer;
 pub use control::Control;
 pub use create::{CreateOptions, Created, create};
-pub use device::{BlockDevice, FileDevice, OpenOptions};
+pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions};
 pub use error::{Error, Result};
 pub use format::Position;
 pub use handle::{DebugInfo, Durability, State};

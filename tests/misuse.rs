@@ -5,7 +5,10 @@ mod common;
 
 use common::RingFile;
 use shared_block_ring::format::SectorSize;
-use shared_block_ring::{CreateOptions, Created, Error, OpenOptions, Position, State, create};
+use shared_block_ring::{
+    BlockDevice, Consumer, Control, CreateOptions, Created, Durability, Error, OpenOptions,
+    Position, Producer, State, create,
+};
 
 fn words<T>(result: Result<T, Error>) -> String {
     result.err().expect("an error").to_string()
@@ -27,7 +30,7 @@ fn what_is_not_a_ring_is_named() {
 fn a_device_of_another_shape_is_refused() {
     let ring = RingFile::new(65536, 4096);
     let other = OpenOptions::default().sector_size(SectorSize::DEFAULT).open(&ring.path).unwrap();
-    let text = words(shared_block_ring::Producer::attach(other, "q", "c"));
+    let text = words(Producer::attach(other, "q", "c"));
     assert!(text.contains("--sector-size 4096"), "{text}");
     let file = std::fs::OpenOptions::new().write(true).open(&ring.path).unwrap();
     file.set_len(131_072).unwrap();
@@ -169,9 +172,20 @@ fn create_leaves_a_ring_alone() {
 }
 
 #[test]
-fn a_suspend_from_elsewhere_survives_concurrent_advances() {
+fn a_suspend_from_elsewhere_survives_concurrent_advances_on_a_file() {
+    suspend_beside_advances(|ring| Box::new(ring.open()));
+}
+
+#[test]
+fn a_suspend_from_elsewhere_survives_concurrent_advances_in_a_mapping() {
+    suspend_beside_advances(|ring| Box::new(ring.open_mapped()));
+}
+
+fn suspend_beside_advances(open: impl Fn(&RingFile) -> Box<dyn BlockDevice>) {
     let ring = RingFile::new(1 << 20, 512);
-    let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+    let mut producer = Producer::attach(open(&ring), "queue", "producer").unwrap();
+    let mut consumer = Consumer::attach(open(&ring), "queue", "consumer").unwrap();
+    let mut control = Control::open(open(&ring)).unwrap();
     let end = producer.push_batch(&vec!["item"; 2000]).unwrap();
     producer.advance(end).unwrap();
     std::thread::scope(|scope| {
@@ -182,7 +196,6 @@ fn a_suspend_from_elsewhere_survives_concurrent_advances() {
                 consumer.advance(at).unwrap();
             }
         });
-        let mut control = shared_block_ring::Control::open(ring.open()).unwrap();
         for _ in 0..200 {
             control.suspend().unwrap();
             assert_eq!(producer.state().unwrap(), State::Suspended);
@@ -190,5 +203,42 @@ fn a_suspend_from_elsewhere_survives_concurrent_advances() {
             assert_eq!(producer.state().unwrap(), State::Running);
         }
     });
-    assert_eq!(consumer.position(), end);
+    assert_eq!(control.debug_info().unwrap().consumer, end);
+}
+
+#[test]
+fn a_mapping_carries_a_stream_between_threads() {
+    let ring = RingFile::new(8 * 512, 512);
+    let mut producer = Producer::attach(ring.open_mapped(), "queue", "producer").unwrap();
+    let mut consumer = Consumer::attach(ring.open_mapped(), "queue", "consumer").unwrap();
+    producer.set_durability(Durability::PageCache);
+    consumer.set_durability(Durability::PageCache);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for number in 0..20_000u32 {
+                let item = number.to_le_bytes().repeat(number as usize % 40);
+                let position = loop {
+                    match producer.push(&item) {
+                        Ok(position) => break position,
+                        Err(Error::Retry) => std::thread::yield_now(),
+                        Err(e) => panic!("{e}"),
+                    }
+                };
+                producer.advance(position).unwrap();
+            }
+        });
+        for number in 0..20_000u32 {
+            let next = loop {
+                match consumer.pop(consumer.position()) {
+                    Ok(item) => {
+                        assert_eq!(item.bytes, number.to_le_bytes().repeat(number as usize % 40));
+                        break item.next;
+                    }
+                    Err(Error::Retry) => std::thread::yield_now(),
+                    Err(e) => panic!("{e}"),
+                }
+            };
+            consumer.advance(next).unwrap();
+        }
+    });
 }

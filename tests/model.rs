@@ -5,7 +5,7 @@ mod common;
 
 use common::RingFile;
 use proptest::prelude::*;
-use shared_block_ring::{Consumer, Error, FileDevice, Producer};
+use shared_block_ring::{BlockDevice, Consumer, Error, Producer};
 use std::collections::VecDeque;
 
 #[derive(Debug, Clone)]
@@ -59,24 +59,26 @@ impl Model {
 
 struct Ring {
     file: RingFile,
-    producer: Option<Producer<FileDevice>>,
-    consumer: Option<Consumer<FileDevice>>,
+    mapped: bool,
+    producer: Option<Producer<Box<dyn BlockDevice>>>,
+    consumer: Option<Consumer<Box<dyn BlockDevice>>>,
     model: Model,
     capacity: usize,
 }
 
 impl Ring {
-    fn new(data_sectors: usize, sector_size: u32) -> Self {
+    fn new(data_sectors: usize, sector_size: u32, mapped: bool) -> Self {
         let capacity = data_sectors * sector_size as usize;
         let file = RingFile::new(capacity + 3 * sector_size as usize, sector_size);
-        let (producer, consumer) = (file.producer().unwrap(), file.consumer().unwrap());
-        Self {
-            file,
-            producer: Some(producer),
-            consumer: Some(consumer),
-            model: Model::default(),
-            capacity,
-        }
+        let model = Model::default();
+        let mut ring = Self { file, mapped, producer: None, consumer: None, model, capacity };
+        ring.run(Operation::ReattachProducer);
+        ring.run(Operation::ReattachConsumer);
+        ring
+    }
+
+    fn open(&self) -> Box<dyn BlockDevice> {
+        if self.mapped { Box::new(self.file.open_mapped()) } else { Box::new(self.file.open()) }
     }
 
     fn push(&mut self, items: &[Vec<u8>]) {
@@ -143,12 +145,12 @@ impl Ring {
             }
             Operation::ReattachProducer => {
                 self.producer = None;
-                self.producer = Some(self.file.producer().unwrap());
+                self.producer = Some(Producer::attach(self.open(), "queue", "producer").unwrap());
                 self.model.pushed.clear();
             }
             Operation::ReattachConsumer => {
                 self.consumer = None;
-                self.consumer = Some(self.file.consumer().unwrap());
+                self.consumer = Some(Consumer::attach(self.open(), "queue", "consumer").unwrap());
             }
         }
     }
@@ -161,9 +163,10 @@ proptest! {
     fn a_ring_is_a_queue(
         sector_size in prop_oneof![Just(512u32), Just(4096)],
         data_sectors in 1usize..5,
+        mapped in any::<bool>(),
         operations in prop::collection::vec(operation(), 1..60),
     ) {
-        let mut ring = Ring::new(data_sectors, sector_size);
+        let mut ring = Ring::new(data_sectors, sector_size, mapped);
         for operation in operations {
             ring.run(operation);
         }
@@ -181,7 +184,7 @@ proptest! {
         edits in prop::collection::vec((0usize..16 * 512, any::<u8>()), 1..40),
         pointers in prop::option::of((any::<u64>(), any::<u64>())),
     ) {
-        let ring = Ring::new(13, 512);
+        let ring = Ring::new(13, 512, false);
         let mut bytes = ring.file.bytes();
         let Ring { file, producer, consumer, .. } = ring;
         drop((producer, consumer));

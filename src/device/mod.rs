@@ -3,11 +3,15 @@
 mod buffer;
 mod file;
 mod lock;
+mod mapped;
+mod mapping;
 mod serial;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, OpenOptions};
 pub use lock::{LockRange, RangeLock, holder};
+pub use mapped::MappedDevice;
+pub use mapping::Mapping;
 pub use serial::find_by_serial;
 
 use crate::format::{Geometry, Side};

@@ -3,7 +3,8 @@
 
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::{
-    Consumer, CreateOptions, FileDevice, OpenOptions, Producer, Result, create,
+    BlockDevice, Consumer, CreateOptions, FileDevice, MappedDevice, OpenOptions, Producer, Result,
+    create,
 };
 use std::path::PathBuf;
 
@@ -35,6 +36,12 @@ impl RingFile {
 
     pub fn open(&self) -> FileDevice {
         self.options().open(&self.path).unwrap()
+    }
+
+    pub fn open_mapped(&self) -> MappedDevice {
+        let geometry = self.open().geometry();
+        let file = std::fs::File::options().read(true).write(true).open(&self.path).unwrap();
+        MappedDevice::new(file, "mapped ring", geometry).unwrap()
     }
 
     pub fn producer(&self) -> Result<Producer<FileDevice>> {

@@ -1,0 +1,101 @@
+//! A file mapped into memory and shared with other processes: the library's one room for raw memory.
+
+use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+
+/// Shared memory that other processes change at any time. Every access is bounds-checked, copies, and never lends.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread, and is unmapped only when the one owner is dropped.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    /// Maps the first `len` bytes of `file`, for reading and writing.
+    pub fn new(file: &File, len: u64) -> io::Result<Self> {
+        let len = usize::try_from(len)
+            .ok()
+            .and_then(NonZeroUsize::new)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        if file.metadata()?.is_file() && file.metadata()?.len() < len.get() as u64 {
+            // A page behind the end would be SIGBUS.
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
+        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self { start: start.cast(), len: len.get() })
+    }
+
+    /// Where `len` bytes from `offset` lie.
+    fn at(&self, offset: u64, len: usize) -> NonNull<u8> {
+        let offset = usize::try_from(offset).unwrap_or(usize::MAX);
+        assert!(
+            offset.checked_add(len).is_some_and(|end| end <= self.len),
+            "access beyond the mapping"
+        );
+        // SAFETY: the assertion keeps the result within (or one behind) the one mapping that `start` begins.
+        unsafe { self.start.add(offset) }
+    }
+
+    /// Copies out.
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+        let from = self.at(offset, bytes.len());
+        // SAFETY: `at` has checked the source, and private memory never overlaps a shared mapping. Another process may
+        // write meanwhile; any bytes are valid, and the ring's rules say which of them may be believed.
+        unsafe { from.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    /// Copies in.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: as in `read`, the other way round; only this ring end writes these bytes.
+        unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    /// A position: everything written before its store is seen after its load.
+    pub fn load_u64(&self, offset: u64) -> u64 {
+        u64::from_le(self.u64_at(offset).load(Ordering::Acquire))
+    }
+
+    /// Stores a position, whole, after everything written before.
+    pub fn store_u64(&self, offset: u64, value: u64) {
+        self.u64_at(offset).store(value.to_le(), Ordering::Release);
+    }
+
+    /// Stores one byte and disturbs none beside it.
+    pub fn store_u8(&self, offset: u64, value: u8) {
+        let at = self.at(offset, 1);
+        // SAFETY: `at` has checked the byte, it lives as long as `self`, and atomics may be shared between processes.
+        unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(value, Ordering::Release);
+    }
+
+    fn u64_at(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "a position lies at a multiple of 8");
+        let at = self.at(offset, 8).cast::<u64>();
+        // SAFETY: `at` has checked the eight bytes; a mapping starts at a page, so a multiple of 8 in it is aligned.
+        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    }
+
+    /// Waits until the bytes are on the medium.
+    pub fn flush(&self) -> io::Result<()> {
+        // SAFETY: start and length are those of the mapping; the call changes no memory.
+        unsafe { msync(self.start.cast(), self.len, MsFlags::MS_SYNC) }?;
+        Ok(())
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: start and length are those of the mapping, and nothing borrows from it beyond `self`.
+        let unmapped = unsafe { munmap(self.start.cast(), self.len) };
+        debug_assert!(unmapped.is_ok());
+    }
+}
