@@ -117,9 +117,11 @@ fetch_image() {
     say "guest kernel $version is in $cache/debian"
 }
 
-[ "$image_only" = yes ] || install_missing
-have cargo || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] ||
-    fail "cargo is missing here: install Rust (https://rustup.rs), then run this again"
+if [ "$image_only" = no ]; then
+    install_missing
+    have cargo || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] ||
+        fail "cargo is missing here: install Rust (https://rustup.rs), then run this again"
+fi
 
 if [ -n "${BLOCKRING_KERNEL:-}" ] && [ -n "${BLOCKRING_MODULES:-}" ] && [ -n "${BLOCKRING_BUSYBOX:-}" ]; then
     exit 0

@@ -1,21 +1,60 @@
 #!/usr/bin/env bash
-# All tests. Usage: scripts/test.sh
+# All tests, suite by suite, each with a budget of time, so that a hang is a failure with a name.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
-command -v cargo >/dev/null || { echo "cargo is missing: install Rust 1.88 or newer first" >&2; exit 1; }
+usage() {
+    cat <<'TEXT'
+usage: scripts/test.sh
 
-# Each suite has a budget, so that a hang is a failure with a name.
-suite() {
-    local name=$1 minutes=$2 start=$SECONDS
-    shift 2
-    echo "== $name (at most $minutes min)"
-    if ! timeout --kill-after=10 "$((minutes * 60))" "$@"; then
-        echo "== $name: FAILED after $((SECONDS - start)) s" >&2
-        exit 1
-    fi
-    echo "== $name: passed in $((SECONDS - start)) s"
+Installs and fetches what is missing (see scripts/setup.sh --help), builds, and runs the suites
+  library   the ring library and the blockring program
+  vhost     the vhost-user back end
+  qemu      real guests (emulated where there is no KVM)
+Ends with one line a suite: passed or FAILED, and the seconds it took. Fails if one of them failed.
+TEXT
 }
 
-suite "build" 10 cargo test --locked --workspace --no-run
-suite "library" 8 cargo test --locked --workspace
+case "${1:-}" in
+    "") ;;
+    -h | --help) usage; exit 0 ;;
+    *) usage >&2; exit 2 ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+
+summary=()
+failed=no
+
+# suite NAME MINUTES COMMAND...
+suite() {
+    local name=$1 minutes=$2 start=$SECONDS status=0 verdict
+    shift 2
+    printf '\n== %s (at most %s min): %s\n' "$name" "$minutes" "$*"
+    # Everything a test starts is in timeout's process group, and goes with it.
+    timeout --kill-after=10 "${minutes}m" "$@" || status=$?
+    case $status in
+        0) verdict=passed ;;
+        124 | 137) verdict="FAILED: out of time" failed=yes ;;
+        *) verdict="FAILED" failed=yes ;;
+    esac
+    summary+=("$(printf '%-8s %4s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
+}
+
+finish() {
+    printf '\n== summary\n'
+    printf '%s\n' "${summary[@]}"
+    [ "$failed" = no ] || exit 1
+}
+
+suite setup 10 scripts/setup.sh
+suite build 15 cargo test --locked --workspace --no-run
+# What follows would only repeat why.
+[ "$failed" = no ] || finish
+suite library 8 cargo test --locked -p shared-block-ring
+suite vhost 5 cargo test --locked -p vhost-device-blockring
+# The programs for the guests are release builds, and not to be waited for within a test's own bounds.
+suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
+# A guest takes a processor; more of them at once only make each other slow.
+suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
+finish

@@ -42,6 +42,11 @@ impl<D: BlockDevice> Consumer<D> {
         self.handle.detach();
     }
 
+    /// The device below, for [`Wait`](crate::wait::Wait).
+    pub fn device(&self) -> &D {
+        &self.handle.device
+    }
+
     /// Everything before it is consumed: where to start popping.
     pub fn position(&self) -> Position {
         self.position

@@ -16,6 +16,11 @@ impl<D: BlockDevice> Control<D> {
         Ok(Self { handle: Handle::open(device, "", "")? })
     }
 
+    /// The device below, for [`Wait`](crate::wait::Wait).
+    pub fn device(&self) -> &D {
+        &self.handle.device
+    }
+
     /// The sectors' facts, read afresh.
     pub fn debug_info(&self) -> Result<DebugInfo> {
         self.handle.debug_info()

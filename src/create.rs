@@ -3,7 +3,11 @@
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::Result;
 use crate::format::{Identity, PointerSector, SIGNATURE, Side, encode_sector0};
-use std::io::{IoSlice, IoSliceMut};
+use nix::fcntl::{FallocateFlags, fallocate};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -49,4 +53,36 @@ pub fn create<D: BlockDevice + ?Sized>(device: &D, options: CreateOptions) -> Re
     device.write(0, &[IoSlice::new(&sector)])?;
     device.flush()?;
     Ok(Created::New)
+}
+
+/// Makes a new file of `bytes` zero bytes for a ring, for this user only.
+///
+/// All of it is allocated: a full disk must show now, not as an item that cannot be stored later (in a mapping, that would be
+/// a SIGBUS).
+pub fn make_file(path: &Path, bytes: u64) -> io::Result<()> {
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
+    allocate(&file, bytes).inspect_err(|_| {
+        // Ours, and of no use to anybody.
+        drop(std::fs::remove_file(path));
+    })
+}
+
+/// Allocates the first `bytes` of a file, and keeps what is in them.
+pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
+    let len = i64::try_from(bytes).map_err(|_| io::ErrorKind::FileTooLarge)?;
+    Ok(fallocate(file, FallocateFlags::empty(), 0, len)?)
+}
+
+/// Reads a number of bytes: `65536`, `512K`, `8M` or `1G`, the letters for powers of 1024.
+pub fn parse_size(text: &str) -> std::result::Result<u64, String> {
+    let (digits, unit) = match text.as_bytes().last() {
+        Some(b'K') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'M') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'G') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1),
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
+    bytes
+        .filter(|&bytes| i64::try_from(bytes).is_ok())
+        .ok_or_else(|| "not a size such as 65536, 512K, 8M or 1G".to_owned())
 }

@@ -109,6 +109,7 @@ impl<D: BlockDevice> Handle<D> {
 
     pub fn detach(&mut self) {
         self.attachment = Attachment::Detached;
+        self.device.detached();
     }
 
     pub fn attached(&self) -> Result<()> {

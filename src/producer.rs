@@ -70,6 +70,11 @@ impl<D: BlockDevice> Producer<D> {
         self.handle.detach();
     }
 
+    /// The device below, for [`Wait`](crate::wait::Wait).
+    pub fn device(&self) -> &D {
+        &self.handle.device
+    }
+
     /// Where the next item will start.
     pub fn position(&self) -> Position {
         self.pushed

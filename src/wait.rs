@@ -1,5 +1,6 @@
 //! Waiting, outside the non-blocking core: adaptive polling that a descriptor can interrupt.
 
+use crate::device::{BlockDevice, DeviceError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -24,24 +25,36 @@ pub enum Woken {
     Readable(usize),
 }
 
-/// Pauses that double while nothing happens.
+/// One wait for the other side of a ring: asleep where it wakes us, by pauses that double where it has to be polled for.
 #[derive(Debug)]
-pub struct Backoff {
+pub struct Wait {
     next: Duration,
+    announced: bool,
     deadline: Option<Instant>,
 }
 
-impl Backoff {
-    /// For one wait, which ends `timeout` from now, or never.
+impl Wait {
+    /// A wait that ends `timeout` from now, or never.
     pub fn new(timeout: Option<Duration>) -> Self {
-        Self {
-            next: FIRST,
-            deadline: timeout.and_then(|timeout| Instant::now().checked_add(timeout)),
-        }
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Self { next: FIRST, announced: false, deadline }
     }
 
-    /// Waits a while, or until one of `interrupts` is readable.
-    pub fn pause(&mut self, interrupts: &[BorrowedFd<'_>]) -> io::Result<Woken> {
+    /// Returns when the caller should look again, or not wait any longer: `interrupts` are descriptors that end it by being readable.
+    pub fn pause<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Woken, DeviceError> {
+        if let Some(sleeper) = device.sleeper() {
+            self.announced = !self.announced;
+            if self.announced {
+                // To look once more, now that the other side knows, is what makes the sleep that follows safe.
+                sleeper.announce();
+                return Ok(Woken::Elapsed);
+            }
+            return sleeper.sleep(interrupts, self.deadline);
+        }
         let mut pause = self.next;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -51,7 +64,13 @@ impl Backoff {
             pause = pause.min(left);
         }
         self.next = (self.next * 2).min(LONGEST);
-        Ok(wait_readable(interrupts, Some(pause))?.map_or(Woken::Elapsed, Woken::Readable))
+        let readable = wait_readable(interrupts, Some(pause)).map_err(|source| DeviceError {
+            name: device.name().to_owned(),
+            operation: "wait",
+            sector: None,
+            source,
+        })?;
+        Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }
 }
 

@@ -3,26 +3,46 @@
 use super::failure::Failure;
 use shared_block_ring::device::{DeviceError, find_by_serial};
 use shared_block_ring::format::SectorSize;
-use shared_block_ring::{FileDevice, OpenOptions};
-use std::path::PathBuf;
+use shared_block_ring::handover::Role;
+use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice};
+use std::path::{Path, PathBuf};
 
 /// The arguments that name a ring.
 #[derive(clap::Args)]
 pub struct Address {
-    /// Path of a file or block device, or serial:NAME
+    /// Path of a file or block device, serial:NAME, or unix:PATH of a backend's consumer socket
     address: String,
     /// Bytes in a sector of a file that was not made with 512
     #[arg(long, value_name = "N", value_parser = sector_size)]
     sector_size: Option<SectorSize>,
 }
 
+/// Any device that an address can name.
+pub type Device = Box<dyn BlockDevice>;
+
 impl Address {
-    pub fn open(&self) -> Result<FileDevice, Failure> {
-        self.open_as(self.options())
+    /// For `role`; a backend hands it over to one producer or consumer at a time.
+    pub fn open(&self, role: Role) -> Result<Device, Failure> {
+        match self.socket() {
+            Some(_) => Ok(Box::new(self.connect(role)?)),
+            None => Ok(Box::new(self.open_as(self.options())?)),
+        }
     }
 
-    pub fn open_read_only(&self) -> Result<FileDevice, Failure> {
-        self.open_as(self.options().read_only())
+    pub fn open_read_only(&self) -> Result<Device, Failure> {
+        match self.socket() {
+            Some(_) => Ok(Box::new(self.connect(Role::Control)?)),
+            None => Ok(Box::new(self.open_as(self.options().read_only())?)),
+        }
+    }
+
+    /// The backend's socket, if the address names one.
+    pub fn socket(&self) -> Option<&Path> {
+        self.address.strip_prefix("unix:").map(Path::new)
+    }
+
+    pub fn connect(&self, role: Role) -> Result<UnixDevice, Failure> {
+        Ok(UnixDevice::connect(self.socket().unwrap_or(Path::new("")), role)?)
     }
 
     fn open_as(&self, options: OpenOptions) -> Result<FileDevice, Failure> {
@@ -30,12 +50,12 @@ impl Address {
             None => PathBuf::from(&self.address),
             Some(serial) => find_by_serial(serial).map_err(|source| {
                 let name = self.address.clone();
-                Failure::Ring(DeviceError { name, operation: "open", sector: None, source }.into())
+                Error::from(DeviceError { name, operation: "open", sector: None, source })
             })?,
         };
-        let named = |source| Failure::During { what: self.address.clone(), source };
-        options.open(&path).map_err(|e| {
-            if matches!(e, shared_block_ring::Error::Device(_)) { e.into() } else { named(e) }
+        options.open(&path).map_err(|e| match e {
+            Error::Device(_) => e.into(),
+            source => Failure::During { what: self.address.clone(), source },
         })
     }
 

@@ -1,12 +1,14 @@
 //! `blockring consume`.
 
-use super::address::{Address, seconds};
+use super::address::{Address, Device, seconds};
+
 use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::produce::client;
-use super::signals::Stop;
-use shared_block_ring::wait::{Backoff, Woken};
-use shared_block_ring::{Consumer, Durability, Error, FileDevice, Position};
+use super::progress::Progress;
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{Consumer, Durability, Error, Position, Stop};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -43,16 +45,20 @@ pub struct Consume {
     /// Flush nothing: faster, and safe unless the machine itself fails
     #[arg(long)]
     no_flush: bool,
+    /// Show counts and rate on standard error as it goes
+    #[arg(long)]
+    progress: bool,
     /// Report counts as a line of JSON on standard error at the end
     #[arg(long)]
     json: bool,
 }
 
+/// What was delivered, and how often there was nothing to deliver.
 #[derive(Default, serde::Serialize)]
-struct Counts {
-    items: u64,
-    bytes: u64,
-    empty_waits: u64,
+pub struct Counts {
+    pub items: u64,
+    pub bytes: u64,
+    pub empty_waits: u64,
 }
 
 /// Items on their way to standard output.
@@ -65,14 +71,18 @@ struct Portion {
 
 impl Consume {
     pub fn run(self) -> Outcome {
-        let stop = Stop::on_signal()?;
-        let mut consumer = Consumer::attach(self.address.open()?, "blockring", &client())
-            .map_err(|source| Failure::During { what: self.address.name().to_owned(), source })?;
+        let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
+        let mut consumer =
+            Consumer::attach(self.address.open(Role::Consumer)?, "blockring", &client()).map_err(
+                |source| Failure::During { what: self.address.name().to_owned(), source },
+            )?;
         if self.no_flush {
             consumer.set_durability(Durability::PageCache);
         }
         let mut counts = Counts::default();
-        let outcome = self.pump(&mut consumer, &stop, &mut counts);
+        let mut progress = Progress::new(self.progress);
+        let outcome = self.pump(&mut consumer, &stop, &mut counts, &mut progress);
+        progress.finish(&counts);
         if self.json {
             eprintln!("{}", serde_json::to_string(&counts).unwrap_or_default());
         }
@@ -81,12 +91,13 @@ impl Consume {
 
     fn pump(
         &self,
-        consumer: &mut Consumer<FileDevice>,
+        consumer: &mut Consumer<Device>,
         stop: &Stop,
         counts: &mut Counts,
+        progress: &mut Progress,
     ) -> Outcome {
         let mut portion = Portion::default();
-        let mut backoff = None;
+        let mut wait = None;
         loop {
             let left = self.count.map(|count| count - counts.items);
             let more = self.collect(consumer, &mut portion, left)?;
@@ -94,11 +105,11 @@ impl Consume {
                 if more || left == Some(0) || !(self.follow || self.timeout.is_some()) {
                     return Ok(());
                 }
-                let backoff = backoff.get_or_insert_with(|| {
+                let wait = wait.get_or_insert_with(|| {
                     counts.empty_waits += 1;
-                    Backoff::new(self.timeout)
+                    Wait::new(self.timeout)
                 });
-                match backoff.pause(&[stop.fd()]).map_err(Failure::io("cannot wait"))? {
+                match wait.pause(consumer.device(), &[stop.fd()]).map_err(Error::from)? {
                     Woken::Elapsed => {}
                     Woken::Readable(_) => return Ok(()),
                     Woken::TimedOut => {
@@ -108,8 +119,9 @@ impl Consume {
                 }
                 continue;
             }
-            backoff = None;
+            wait = None;
             portion.deliver(consumer, counts)?;
+            progress.show(counts);
             if stop.requested() {
                 return Ok(());
             }
@@ -119,7 +131,7 @@ impl Consume {
     /// Takes items until the portion is large enough; false when the ring is empty.
     fn collect(
         &self,
-        consumer: &mut Consumer<FileDevice>,
+        consumer: &mut Consumer<Device>,
         portion: &mut Portion,
         left: Option<u64>,
     ) -> Result<bool, Failure> {
@@ -144,7 +156,7 @@ impl Consume {
 
 impl Portion {
     /// Writes everything, and advances over the items whose output was accepted, also when not all of it was.
-    fn deliver(&mut self, consumer: &mut Consumer<FileDevice>, counts: &mut Counts) -> Outcome {
+    fn deliver(&mut self, consumer: &mut Consumer<Device>, counts: &mut Counts) -> Outcome {
         let (accepted, outcome) = write_all(&self.bytes);
         let whole = self.items.iter().take_while(|(end, ..)| *end <= accepted);
         let mut last = None;

@@ -4,10 +4,10 @@ use super::address::sector_size;
 use super::failure::{Failure, Outcome};
 use shared_block_ring::device::{LockRange, RangeLock, holder};
 use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize, Side};
-use shared_block_ring::{BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create};
-use std::fs::File;
+use shared_block_ring::{
+    BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create, make_file, parse_size,
+};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Sectors read at a time when looking whether a device is empty.
@@ -26,7 +26,7 @@ pub struct Create {
     /// File or block device
     path: PathBuf,
     /// Make a new file of this size (K, M and G are powers of 1024), all of it allocated
-    #[arg(long, value_parser = size)]
+    #[arg(long, value_parser = parse_size)]
     size: Option<u64>,
     /// Bytes in a sector of the file
     #[arg(long, value_name = "N", value_parser = sector_size)]
@@ -73,16 +73,7 @@ impl Create {
             );
             return Err(Failure::Refused(text));
         }
-        let file = File::options()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&self.path)
-            .map_err(Failure::io(format!("cannot make {path}")))?;
-        // Up front: a full disk must show now, not as a lost item later.
-        allocate(&file, bytes)
-            .inspect_err(|_| drop(std::fs::remove_file(&self.path)))
-            .map_err(Failure::io(format!("cannot allocate {bytes} bytes for {path}")))?;
+        make_file(&self.path, bytes).map_err(Failure::io(format!("cannot make {path}")))?;
         Ok(true)
     }
 
@@ -142,24 +133,4 @@ fn first_used(device: &FileDevice, path: &Path) -> Result<Option<u64>, Failure> 
         }
     }
     Ok(None)
-}
-
-fn allocate(file: &File, bytes: u64) -> std::io::Result<()> {
-    let flags = nix::fcntl::FallocateFlags::empty();
-    nix::fcntl::fallocate(file, flags, 0, bytes.cast_signed())?;
-    Ok(())
-}
-
-/// A number of bytes, perhaps with K, M or G.
-pub fn size(text: &str) -> Result<u64, String> {
-    let (digits, unit) = match text.strip_suffix(['K', 'M', 'G']) {
-        Some(digits) if text.ends_with('K') => (digits, 1 << 10),
-        Some(digits) if text.ends_with('M') => (digits, 1 << 20),
-        Some(digits) => (digits, 1 << 30),
-        None => (text, 1),
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
-    bytes
-        .filter(|&bytes| i64::try_from(bytes).is_ok())
-        .ok_or_else(|| "not a size such as 65536, 512K, 8M or 1G".to_owned())
 }

@@ -1,10 +1,11 @@
 //! `blockring diagnostics`.
 
-use super::address::Address;
+use super::address::{Address, Device};
 use super::failure::Outcome;
 use serde::Serialize;
 use shared_block_ring::device::holder;
 use shared_block_ring::format::Side;
+use shared_block_ring::handover::Role;
 use shared_block_ring::{Control, DebugInfo};
 
 /// Show a ring's facts
@@ -25,6 +26,9 @@ struct Facts {
     #[serde(flatten)]
     ring: DebugInfo,
     holders: Holders,
+    /// The backend's counters, of a ring that one serves.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    backend: Option<serde_json::Value>,
 }
 
 /// Processes that are attached, as far as this user may see.
@@ -34,14 +38,25 @@ struct Holders {
     consumer: Option<i32>,
 }
 
+impl Holders {
+    fn by(find: impl Fn(Side) -> Option<i32>) -> Self {
+        Self { producer: find(Side::Producer), consumer: find(Side::Consumer) }
+    }
+}
+
 impl Diagnostics {
     pub fn run(self) -> Outcome {
-        let device = self.address.open_read_only()?;
-        let holders = Holders {
-            producer: holder(&device, Side::Producer),
-            consumer: holder(&device, Side::Consumer),
+        let (device, holders, backend): (Device, _, _) = if self.address.socket().is_some() {
+            let device = self.address.connect(Role::Control)?;
+            let holders = Holders::by(|side| device.holder(side));
+            let counters = device.counters();
+            (Box::new(device), holders, Some(counters))
+        } else {
+            let device = self.address.open_read_only()?;
+            let holders = Holders::by(|side| holder(&device, side));
+            (device, holders, None)
         };
-        let facts = Facts { ring: Control::open(device)?.debug_info()?, holders };
+        let facts = Facts { ring: Control::open(device)?.debug_info()?, holders, backend };
         if self.json {
             println!("{}", serde_json::to_string(&facts).unwrap_or_default());
         } else {
@@ -63,4 +78,7 @@ fn print(facts: &Facts) {
     println!("suspend    {}, acknowledged: {}", ring.suspend, ring.suspend_ack);
     println!("sector 1   {}", ring.producer_text);
     println!("sector 2   {}", ring.consumer_text);
+    if let Some(counters) = &facts.backend {
+        println!("backend    {counters}");
+    }
 }

@@ -1,12 +1,12 @@
 //! `blockring produce`.
 
-use super::address::{Address, seconds};
+use super::address::{Address, Device, seconds};
 use super::failure::{Failure, Outcome};
 use super::framing::{Framing, Missing};
-use super::signals::Stop;
 use shared_block_ring::format::HEADER_BYTES;
-use shared_block_ring::wait::{Backoff, Woken, wait_readable};
-use shared_block_ring::{BlockDevice, Durability, Error, FileDevice, Position, Producer};
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken, wait_readable};
+use shared_block_ring::{BlockDevice, Durability, Error, Position, Producer, Stop};
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -70,7 +70,7 @@ struct Counts {
 
 struct Pump<'a> {
     command: &'a Produce,
-    producer: Producer<FileDevice>,
+    producer: Producer<Device>,
     stop: Stop,
     counts: Counts,
     max: usize,
@@ -82,9 +82,9 @@ struct Pump<'a> {
 
 impl Produce {
     pub fn run(self) -> Outcome {
-        let device = self.address.open()?;
+        let device = self.address.open(Role::Producer)?;
         let max = device.geometry().capacity().max_item();
-        let stop = Stop::on_signal()?;
+        let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
         let mut producer = Producer::attach(device, "blockring", &client())
             .map_err(|source| Failure::During { what: self.address.name().to_owned(), source })?;
         if self.no_flush {
@@ -193,7 +193,7 @@ impl Pump<'_> {
     }
 
     fn push(&mut self, item: &[u8]) -> Outcome {
-        let mut backoff = Backoff::new(self.command.timeout);
+        let mut wait = Wait::new(self.command.timeout);
         let mut waited = None;
         loop {
             match self.producer.push(item) {
@@ -220,15 +220,15 @@ impl Pump<'_> {
                 }
                 Err(e) => return Err(e.into()),
             }
-            self.pause(&mut backoff, waited == Some(true))?;
+            self.pause(&mut wait, waited == Some(true))?;
         }
         self.counts.items += 1;
         self.counts.bytes += item.len() as u64;
         Ok(())
     }
 
-    fn pause(&self, backoff: &mut Backoff, suspended: bool) -> Outcome {
-        match backoff.pause(&[self.stop.fd()]).map_err(Failure::io("cannot wait"))? {
+    fn pause(&self, wait: &mut Wait, suspended: bool) -> Outcome {
+        match wait.pause(self.producer.device(), &[self.stop.fd()]).map_err(Error::from)? {
             Woken::Elapsed => Ok(()),
             Woken::Readable(_) if suspended => {
                 Err(Failure::Suspended("asked to stop while the ring was suspended".to_owned()))
@@ -247,11 +247,11 @@ impl Pump<'_> {
     /// Makes everything pushed visible, after a resume if need be.
     fn advance(&mut self) -> Outcome {
         let to: Position = self.producer.position();
-        let mut backoff = Backoff::new(self.command.timeout);
+        let mut wait = Wait::new(self.command.timeout);
         loop {
             match self.producer.advance(to) {
                 Ok(()) => return Ok(()),
-                Err(Error::Suspended) => self.pause(&mut backoff, true)?,
+                Err(Error::Suspended) => self.pause(&mut wait, true)?,
                 Err(e) => return Err(e.into()),
             }
         }

@@ -1,10 +1,10 @@
 //! `blockring suspend` and `blockring resume`.
 
-use super::address::{Address, seconds};
+use super::address::{Address, Device, seconds};
 use super::failure::{Failure, Outcome};
-use super::signals::Stop;
-use shared_block_ring::wait::{Backoff, Woken};
-use shared_block_ring::{Control, Error, FileDevice, State};
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{Control, Error, State, Stop};
 use std::time::Duration;
 
 #[derive(clap::Args)]
@@ -49,17 +49,17 @@ impl Resume {
 
 impl Change {
     fn run(&self, wanted: State) -> Outcome {
-        let mut control = Control::open(self.address.open()?)?;
-        let stop = Stop::on_signal()?;
-        let mut backoff = Backoff::new(self.timeout);
-        let change: fn(&mut Control<FileDevice>) -> Result<(), Error> = match wanted {
+        let mut control = Control::open(self.address.open(Role::Control)?)?;
+        let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
+        let mut wait = Wait::new(self.timeout);
+        let change: fn(&mut Control<Device>) -> Result<(), Error> = match wanted {
             State::Suspended => Control::suspend,
             State::Running => Control::resume,
         };
         loop {
             match change(&mut control) {
                 Ok(()) => break,
-                Err(Error::Retry) if self.wait => self.pause(&mut backoff, &stop)?,
+                Err(Error::Retry) if self.wait => self.pause(&mut wait, &control, &stop)?,
                 Err(Error::Retry) => {
                     let text = "the producer has not acknowledged the previous change yet (--wait waits for it)";
                     return Err(Failure::Refused(text.to_owned()));
@@ -68,13 +68,13 @@ impl Change {
             }
         }
         while self.wait && control.state()? != wanted {
-            self.pause(&mut backoff, &stop)?;
+            self.pause(&mut wait, &control, &stop)?;
         }
         Ok(())
     }
 
-    fn pause(&self, backoff: &mut Backoff, stop: &Stop) -> Outcome {
-        match backoff.pause(&[stop.fd()]).map_err(Failure::io("cannot wait"))? {
+    fn pause(&self, wait: &mut Wait, control: &Control<Device>, stop: &Stop) -> Outcome {
+        match wait.pause(control.device(), &[stop.fd()]).map_err(Error::from)? {
             Woken::Elapsed => Ok(()),
             Woken::Readable(_) => {
                 Err(Failure::Refused("asked to stop before the producer acknowledged".to_owned()))

@@ -1,10 +1,11 @@
 //! Advisory locks that die with their owner: one producer and one consumer per ring on a host.
 
 use super::{BlockDevice, DeviceError};
-use crate::format::Side;
+use crate::format::{Geometry, Side};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs;
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
@@ -41,11 +42,9 @@ impl RangeLock {
         device: &D,
         range: LockRange,
     ) -> Result<Self, DeviceError> {
-        let byte = range.byte(device.geometry().sector_size().get());
-        Self::hold(device, byte, true).and_then(|lock| {
-            // A waiting request never answers "busy"; an interrupted one is repeated in `hold`.
-            lock.ok_or_else(|| failed(device, Errno::EAGAIN))
-        })
+        // A request that waits never answers "busy".
+        Self::on_device(device, range, true)?
+            .ok_or_else(|| failed(device, io::ErrorKind::WouldBlock.into()))
     }
 
     /// `None` when another open file description has it.
@@ -53,19 +52,38 @@ impl RangeLock {
         device: &D,
         range: LockRange,
     ) -> Result<Option<Self>, DeviceError> {
-        Self::hold(device, range.byte(device.geometry().sector_size().get()), false)
+        Self::on_device(device, range, false)
     }
 
-    fn hold<D: BlockDevice + ?Sized>(
+    /// Takes a role on the open file description of a ring's `file`; `None` when another one has it.
+    pub fn try_role(
+        file: BorrowedFd<'_>,
+        geometry: Geometry,
+        side: Side,
+    ) -> io::Result<Option<Self>> {
+        Self::hold(file, LockRange::Role(side).byte(geometry.sector_size().get()), false)
+    }
+
+    /// Leaves the lock to the open file description, and so to whoever gets a descriptor of it.
+    pub fn leave(mut self) {
+        self.file = None;
+    }
+
+    fn on_device<D: BlockDevice + ?Sized>(
         device: &D,
-        byte: i64,
+        range: LockRange,
         wait: bool,
     ) -> Result<Option<Self>, DeviceError> {
-        let Some(file) = device.lock_file() else { return Ok(Some(Self { file: None, byte })) };
+        let byte = range.byte(device.geometry().sector_size().get());
+        match device.lock_file() {
+            None => Ok(Some(Self { file: None, byte })),
+            Some(file) => Self::hold(file, byte, wait).map_err(|e| failed(device, e)),
+        }
+    }
+
+    fn hold(file: BorrowedFd<'_>, byte: i64, wait: bool) -> io::Result<Option<Self>> {
         // A duplicate shares the open file description, which is what owns the lock.
-        let file = file
-            .try_clone_to_owned()
-            .map_err(|e| failed(device, Errno::from_raw(e.raw_os_error().unwrap_or(0))))?;
+        let file = file.try_clone_to_owned()?;
         loop {
             let lock = flock(byte, libc::F_WRLCK);
             let request =
@@ -74,7 +92,7 @@ impl RangeLock {
                 Ok(_) => return Ok(Some(Self { file: Some(file), byte })),
                 Err(Errno::EAGAIN | Errno::EACCES) if !wait => return Ok(None),
                 Err(Errno::EINTR) => {}
-                Err(errno) => return Err(failed(device, errno)),
+                Err(errno) => return Err(errno.into()),
             }
         }
     }
@@ -89,10 +107,21 @@ impl Drop for RangeLock {
     }
 }
 
+/// Gives back a role's lock that somebody else took on this open file description.
+pub(super) fn release(file: BorrowedFd<'_>, geometry: Geometry, side: Side) {
+    let byte = LockRange::Role(side).byte(geometry.sector_size().get());
+    // Cannot fail on a byte that is ours, and does nothing on one that is not.
+    let _ = fcntl(file, FcntlArg::F_OFD_SETLK(&flock(byte, libc::F_UNLCK)));
+}
+
 /// The process that holds `side` of the ring on `device`, as far as `/proc/*/fdinfo` lets this user see.
 pub fn holder<D: BlockDevice + ?Sized>(device: &D, side: Side) -> Option<i32> {
-    let file = device.lock_file()?;
-    let byte = LockRange::Role(side).byte(device.geometry().sector_size().get());
+    holder_of(device.lock_file()?, device.geometry(), side)
+}
+
+/// The same for a ring of that shape in `file`.
+pub fn holder_of(file: BorrowedFd<'_>, geometry: Geometry, side: Side) -> Option<i32> {
+    let byte = LockRange::Role(side).byte(geometry.sector_size().get());
     let inode = inode_of(file)?;
     fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
         let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
@@ -128,11 +157,6 @@ fn flock(byte: i64, kind: i32) -> libc::flock {
     }
 }
 
-fn failed<D: BlockDevice + ?Sized>(device: &D, errno: Errno) -> DeviceError {
-    DeviceError {
-        name: device.name().to_owned(),
-        operation: "lock",
-        sector: None,
-        source: errno.into(),
-    }
+fn failed<D: BlockDevice + ?Sized>(device: &D, source: io::Error) -> DeviceError {
+    DeviceError { name: device.name().to_owned(), operation: "lock", sector: None, source }
 }

@@ -24,6 +24,11 @@ impl MappedDevice {
         Ok(Self { mapping, file, name: name.to_owned(), geometry })
     }
 
+    /// The memory itself.
+    pub fn mapping(&self) -> &Mapping {
+        &self.mapping
+    }
+
     fn bounds(&self, operation: &'static str, first: u64, len: usize) -> Result<u64, DeviceError> {
         let size = u64::from(self.geometry.sector_size().get());
         let start = first.checked_mul(size);
@@ -99,7 +104,8 @@ impl BlockDevice for MappedDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.mapping.flush().and_then(|()| self.file.sync_data()).map_err(|source| DeviceError {
+        // This covers stores through the mapping too: the kernel marks their pages dirty at the first one.
+        self.file.sync_data().map_err(|source| DeviceError {
             name: self.name.clone(),
             operation: "flush",
             sector: None,

@@ -1,6 +1,6 @@
 //! A file mapped into memory and shared with other processes: the library's one room for raw memory.
 
-use nix::sys::mman::{MapFlags, MsFlags, ProtFlags, mmap, msync, munmap};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
@@ -82,13 +82,6 @@ impl Mapping {
         let at = self.at(offset, 8).cast::<u64>();
         // SAFETY: `at` has checked the eight bytes; a mapping starts at a page, so a multiple of 8 in it is aligned.
         unsafe { AtomicU64::from_ptr(at.as_ptr()) }
-    }
-
-    /// Waits until the bytes are on the medium.
-    pub fn flush(&self) -> io::Result<()> {
-        // SAFETY: start and length are those of the mapping; the call changes no memory.
-        unsafe { msync(self.start.cast(), self.len, MsFlags::MS_SYNC) }?;
-        Ok(())
     }
 }
 

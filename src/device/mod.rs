@@ -1,22 +1,27 @@
 //! Devices: the only I/O of the library.
 
+pub mod bell;
 mod buffer;
 mod file;
 mod lock;
 mod mapped;
 mod mapping;
 mod serial;
+mod unix;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, OpenOptions};
-pub use lock::{LockRange, RangeLock, holder};
+pub use lock::{LockRange, RangeLock, holder, holder_of};
 pub use mapped::MappedDevice;
 pub use mapping::Mapping;
 pub use serial::find_by_serial;
+pub use unix::UnixDevice;
 
 use crate::format::{Geometry, Side};
+use crate::wait::Woken;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+use std::time::Instant;
 
 /// What failed, where, and the operating system's error.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +59,14 @@ pub trait BlockDevice: Send {
     /// What advisory locks are taken on; `None` where nobody else can open the device.
     fn lock_file(&self) -> Option<BorrowedFd<'_>>;
 
+    /// Gives back what the device holds for its role, if the device itself holds it.
+    fn detached(&self) {}
+
+    /// How to sleep until the other side moves; `None` where that has to be polled for.
+    fn sleeper(&self) -> Option<&dyn Sleep> {
+        None
+    }
+
     /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
@@ -62,6 +75,19 @@ pub trait BlockDevice: Send {
         edit(&mut sector);
         self.write(side.sector(), &[IoSlice::new(&sector)])
     }
+}
+
+/// A device whose other side wakes us.
+pub trait Sleep {
+    /// Says that we are about to sleep. The caller looks once more before it does.
+    fn announce(&self);
+
+    /// Sleeps until the other side has moved, an interrupt is readable, or the deadline has passed.
+    fn sleep(
+        &self,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Woken, DeviceError>;
 }
 
 impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
@@ -87,6 +113,14 @@ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
 
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         (**self).lock_file()
+    }
+
+    fn detached(&self) {
+        (**self).detached();
+    }
+
+    fn sleeper(&self) -> Option<&dyn Sleep> {
+        (**self).sleeper()
     }
 
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {

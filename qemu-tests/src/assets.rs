@@ -1,0 +1,86 @@
+//! The parts of a guest that are not this workspace's: kernel, modules, busybox.
+//!
+//! `scripts/setup.sh` fetches them into the target folder; environment variables name others.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::{env, fs};
+
+use crate::binaries;
+use crate::error::{Error, Result};
+
+/// The guest's kernel: `BLOCKRING_KERNEL`, or the one fetched.
+pub(crate) fn kernel() -> Result<PathBuf> {
+    asset("BLOCKRING_KERNEL", "vmlinuz")
+}
+
+/// A static busybox: `BLOCKRING_BUSYBOX`, or the one fetched.
+pub(crate) fn busybox() -> Result<PathBuf> {
+    asset("BLOCKRING_BUSYBOX", "busybox")
+}
+
+/// A module of the guest's kernel, somewhere below `BLOCKRING_MODULES` or the folder fetched.
+pub(crate) fn module(name: &str) -> Result<PathBuf> {
+    let tree = asset("BLOCKRING_MODULES", "modules")?;
+    find_module(&tree, name).ok_or_else(|| Error::Missing {
+        what: format!("kernel module {name} in {}", tree.display()),
+        remedy: "look for its name there".to_owned(),
+    })
+}
+
+/// Where the fetched parts and the images are kept.
+pub(crate) fn cache_dir() -> PathBuf {
+    binaries::target_dir().join("guest-image")
+}
+
+fn asset(variable: &str, name: &str) -> Result<PathBuf> {
+    let Some(path) = env::var_os(variable).map(PathBuf::from) else {
+        let path = cache_dir().join("debian").join(name);
+        return if path.exists() { Ok(path) } else { fetch(path) };
+    };
+    if path.exists() {
+        return Ok(path);
+    }
+    let what = path.display().to_string();
+    Err(Error::Missing { what, remedy: format!("{variable} names it") })
+}
+
+/// Files in the target folder may come from `cargo test` alone; packages are installed only for who
+/// asks for it.
+fn fetch(wanted: PathBuf) -> Result<PathBuf> {
+    let script = binaries::workspace().join("scripts/setup.sh");
+    let output = Command::new(&script)
+        .arg("--image-only")
+        .env("CARGO_TARGET_DIR", binaries::target_dir())
+        .output()
+        .map_err(Error::file("running", &script))?;
+    if output.status.success() && wanted.exists() {
+        return Ok(wanted);
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    Err(Error::Missing {
+        what: wanted.display().to_string(),
+        remedy: format!("scripts/setup.sh fetches it, and said:\n{said}"),
+    })
+}
+
+fn find_module(tree: &Path, name: &str) -> Option<PathBuf> {
+    let mut folders = vec![tree.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).ok()?.flatten() {
+            let path = entry.path();
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                folders.push(path);
+            } else if module_name(&path).is_some_and(|found| found == name) {
+                return Some(path);
+            }
+        }
+    }
+    None
+}
+
+/// Modules are spelt with `-` in some files' names and with `_` in others.
+fn module_name(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_str()?.strip_suffix(".ko")?;
+    Some(name.replace('-', "_"))
+}

@@ -1,0 +1,82 @@
+//! The guest's disks, as QEMU's command line has them.
+
+use std::path::{Path, PathBuf};
+
+/// A virtio disk of the guest. The first is `/dev/vda`.
+#[derive(Debug, Clone)]
+pub enum Disk {
+    /// Served by a vhost-user back end, which also gives it its serial number.
+    VhostUser {
+        /// The back end's socket; it must be bound when the guest boots.
+        socket: PathBuf,
+        /// Whether QEMU connects again, after a second, when the back end goes away.
+        reconnect: bool,
+        /// More properties of the device: `num-queues=2,queue-size=256`. May be empty.
+        options: String,
+    },
+    /// A raw file, served by QEMU through the host's page cache (`cache=writeback`, its default): a
+    /// flush of the guest is an fdatasync, and works on tmpfs too.
+    File {
+        /// The file; its size is the disk's.
+        path: PathBuf,
+        /// The serial number the guest sees.
+        serial: String,
+        /// More properties of the device. May be empty.
+        options: String,
+    },
+}
+
+impl Disk {
+    /// A disk of the vhost-user back end at `socket`.
+    pub fn vhost_user(socket: impl Into<PathBuf>) -> Self {
+        Self::VhostUser { socket: socket.into(), reconnect: false, options: String::new() }
+    }
+
+    /// A disk in a raw file.
+    pub fn file(path: impl Into<PathBuf>, serial: impl Into<String>) -> Self {
+        Self::File { path: path.into(), serial: serial.into(), options: String::new() }
+    }
+
+    /// Lets QEMU connect again when the back end went away. No meaning for a file.
+    #[must_use]
+    pub fn reconnecting(mut self) -> Self {
+        if let Self::VhostUser { reconnect, .. } = &mut self {
+            *reconnect = true;
+        }
+        self
+    }
+
+    /// Adds device properties: `num-queues=2`.
+    #[must_use]
+    pub fn options(mut self, more: &str) -> Self {
+        let (Self::VhostUser { options, .. } | Self::File { options, .. }) = &mut self;
+        if !options.is_empty() {
+            options.push(',');
+        }
+        options.push_str(more);
+        self
+    }
+
+    /// QEMU's arguments for the disk with this index.
+    pub(crate) fn arguments(&self, index: usize) -> Vec<String> {
+        let (kind, source, device, options) = match self {
+            Self::VhostUser { socket, reconnect, options } => {
+                let again = if *reconnect { ",reconnect=1" } else { "" };
+                let source = format!("socket,id=c{index},path={}{again}", quote(socket));
+                ("-chardev", source, format!("vhost-user-blk-pci,chardev=c{index}"), options)
+            }
+            Self::File { path, serial, options } => {
+                let source = format!("file={},format=raw,if=none,id=d{index}", quote(path));
+                let device = format!("virtio-blk-pci,drive=d{index},serial={serial}");
+                ("-drive", source, device, options)
+            }
+        };
+        let comma = if options.is_empty() { "" } else { "," };
+        vec![kind.to_owned(), source, "-device".to_owned(), format!("{device}{comma}{options}")]
+    }
+}
+
+/// In QEMU's option lists a comma is written twice.
+fn quote(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}

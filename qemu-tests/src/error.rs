@@ -1,0 +1,97 @@
+//! What can go wrong around a guest, said so that a failed test explains itself.
+
+use std::path::Path;
+use std::time::Duration;
+use std::{fmt, io};
+
+/// The result of everything here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Why a helper gave up.
+#[derive(thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A call to the operating system failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was being done, and to which file or program.
+        what: String,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// `cargo build` of the programs under test failed.
+    #[error("{command} failed:\n{stderr}")]
+    Build {
+        /// The command line.
+        command: String,
+        /// What it wrote.
+        stderr: String,
+    },
+    /// Something the tests need is not on this machine.
+    #[error("{what} is missing; {remedy}")]
+    Missing {
+        /// What is missing.
+        what: String,
+        /// How to get it.
+        remedy: String,
+    },
+    /// A wait reached its bound.
+    #[error("{what}: not within {after:?}\n{log}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// The bound.
+        after: Duration,
+        /// The tail of the guest's console or of the daemon's log.
+        log: String,
+    },
+    /// The process died while something was still expected of it.
+    #[error("{what}: the process ended before that\n{log}")]
+    Died {
+        /// What was waited for.
+        what: String,
+        /// The tail of the guest's console or of the daemon's log.
+        log: String,
+    },
+    /// The guest or QEMU answered with something that makes no sense here.
+    #[error("{what}: {answer}")]
+    Answer {
+        /// What was asked.
+        what: String,
+        /// The answer.
+        answer: String,
+    },
+}
+
+impl Error {
+    /// For `map_err`: an I/O error with what was being done.
+    pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// For `map_err`: an I/O error with what was being done to `path`.
+    pub(crate) fn file(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        Self::io(format!("{doing} {}", path.display()))
+    }
+}
+
+// A test that returns `Err` prints the `Debug` form: let that be the readable one, with the log's
+// lines as lines.
+impl fmt::Debug for Error {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, formatter)
+    }
+}
+
+/// The last lines of a log, short enough to read in a failed test's output.
+pub(crate) fn tail(log: &[u8]) -> String {
+    const BYTES: usize = 4096;
+    let start = log.len().saturating_sub(BYTES);
+    let text = String::from_utf8_lossy(&log[start..]);
+    // Unless the log is whole, its first line is probably cut.
+    match text.split_once('\n') {
+        Some((_, rest)) if start > 0 => rest.to_owned(),
+        _ => text.into_owned(),
+    }
+}

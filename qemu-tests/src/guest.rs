@@ -1,0 +1,196 @@
+//! A running guest.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::error::{Error, Result};
+use crate::job::{Job, Link, Output, Wait};
+use crate::process::{self, Process};
+use crate::{GuestBuilder, console, qmp};
+
+/// A virtual machine in QEMU; killed on drop.
+///
+/// All methods but those that end it take `&self`, and may be called from several threads.
+#[derive(Debug)]
+pub struct Guest {
+    process: Process,
+    link: Arc<Link>,
+    /// Where in the console's log the words of the running boot begin.
+    booted_at: AtomicUsize,
+    boot_timeout: Duration,
+    command_timeout: Duration,
+    // Last, so that it is removed when QEMU is gone.
+    folder: TempDir,
+}
+
+impl Guest {
+    /// Boots a guest with no disk and the standard image.
+    pub fn boot() -> Result<Self> {
+        GuestBuilder::new().boot()
+    }
+
+    pub(crate) fn new(
+        process: Process,
+        link: Link,
+        folder: TempDir,
+        boot_timeout: Duration,
+        command_timeout: Duration,
+    ) -> Self {
+        let (link, booted_at) = (Arc::new(link), AtomicUsize::new(0));
+        Self { process, link, booted_at, boot_timeout, command_timeout, folder }
+    }
+
+    pub(crate) fn wait_for_boot(&self, word: &str) -> Result<()> {
+        let wait = Wait::new("the guest's boot", self.boot_timeout);
+        let from = self.booted_at.load(Ordering::Acquire);
+        let found = self.link.wait_for(&self.link.mark(word), from, wait)?;
+        self.booted_at.store(found.end, Ordering::Release);
+        Ok(())
+    }
+
+    /// Runs a shell command (or several lines of them) to its end, for at most the builder's
+    /// `command_timeout`. Its exit status is an answer, not an error.
+    pub fn run(&self, command: &str) -> Result<Output> {
+        self.run_for(command, self.command_timeout)
+    }
+
+    /// Runs a shell command for at most `timeout`. A command that takes longer goes on in the guest,
+    /// which stays usable.
+    pub fn run_for(&self, command: &str, timeout: Duration) -> Result<Output> {
+        self.spawn(command)?.wait(timeout)
+    }
+
+    /// Runs a command that must succeed, and answers its standard output.
+    pub fn check(&self, command: &str) -> Result<String> {
+        let output = self.run(command)?;
+        if output.status == 0 {
+            return Ok(output.stdout);
+        }
+        Err(Error::Answer { what: command.to_owned(), answer: format!("{output:?}") })
+    }
+
+    /// Starts a shell command in the background.
+    pub fn spawn(&self, command: &str) -> Result<Job> {
+        self.link.start(command)
+    }
+
+    /// Waits for a boot after the last one seen: the guest was told to reboot, or was reset.
+    pub fn wait_ready(&self) -> Result<()> {
+        self.wait_for_boot("ready>>\n")
+    }
+
+    /// Passes on what the guest's script prints as it comes, and answers the script's exit status.
+    pub fn follow_script(&self, out: &mut impl Write, timeout: Duration) -> Result<i32> {
+        let wait = Wait::new("the guest's script", timeout);
+        let end = self.link.mark("exit ");
+        let console = &self.link.console;
+        let mut from = self.booted_at.load(Ordering::Acquire);
+        let mut held = 0;
+        loop {
+            let more = console.wait_past(from + held, wait.deadline);
+            more.map_err(|reason| wait.error(reason, console))?;
+            let more = console.wait_past(from, Instant::now()).unwrap_or_default();
+            let found = console::find(&more, end.as_bytes());
+            // What may be the beginning of the mark is held back until more has come.
+            held = if found.is_some() { 0 } else { half_mark(&more, end.as_bytes()) };
+            let pass = found.unwrap_or(more.len() - held);
+            out.write_all(&more[..pass])
+                .and_then(|()| out.flush())
+                .map_err(Error::io("passing on the guest's output"))?;
+            from += pass;
+            if found.is_some() {
+                return self.link.wait_for_exit(&end, from, wait).map(|(_, status)| status);
+            }
+        }
+    }
+
+    /// Runs a command of QEMU's machine protocol.
+    pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
+        let socket: PathBuf = self.folder.path().join("qmp.socket");
+        qmp::execute(&socket, command, arguments)
+    }
+
+    /// Presses the reset button. Then [`Guest::wait_ready`]; the builder must have allowed reboots.
+    pub fn reset(&self) -> Result<()> {
+        self.qmp("system_reset", &json!({})).map(drop)
+    }
+
+    /// Stops the guest's processors.
+    pub fn stop(&self) -> Result<()> {
+        self.qmp("stop", &json!({})).map(drop)
+    }
+
+    /// Lets them run again.
+    pub fn cont(&self) -> Result<()> {
+        self.qmp("cont", &json!({})).map(drop)
+    }
+
+    /// Powers the guest off and waits for QEMU's end.
+    pub fn power_off(self) -> Result<()> {
+        self.spawn("sync; poweroff -f")?;
+        self.wait_for_end()
+    }
+
+    /// Waits for QEMU's end, for at most the builder's `command_timeout`.
+    pub fn wait_for_end(mut self) -> Result<()> {
+        let what = "the guest's end".to_owned();
+        match self.process.wait(self.command_timeout) {
+            Some(status) if status.success() => Ok(()),
+            Some(status) => Err(Error::Answer { what, answer: status.to_string() }),
+            None => {
+                let (after, log) = (self.command_timeout, self.console_tail());
+                Err(Error::Timeout { what, after, log })
+            }
+        }
+    }
+
+    /// Kills QEMU: the guest dies as if by a power cut.
+    pub fn kill(mut self) -> Result<()> {
+        self.process.kill().map(drop)
+    }
+
+    /// QEMU's process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// The processor time QEMU has used: the guest's and its own.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        process::cpu_time(self.pid())
+    }
+
+    /// The last lines of the console, for a test's own messages.
+    pub fn console_tail(&self) -> String {
+        self.link.console.tail()
+    }
+
+    /// A folder on the host that lives as long as the guest.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// How many bytes at the end of `text` may be the beginning of `mark`.
+fn half_mark(text: &[u8], mark: &[u8]) -> usize {
+    let longest = text.len().min(mark.len() - 1);
+    (1..=longest).rev().find(|&length| text.ends_with(&mark[..length])).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::half_mark;
+
+    #[test]
+    fn only_what_may_begin_the_mark_is_held_back() {
+        assert_eq!(half_mark(b"a line\n", b"<<n exit "), 0);
+        assert_eq!(half_mark(b"a line\n<", b"<<n exit "), 1);
+        assert_eq!(half_mark(b"a line\n<<n ex", b"<<n exit "), 6);
+        assert_eq!(half_mark(b"", b"<<n exit "), 0);
+    }
+}

@@ -1,0 +1,258 @@
+//! Processes on the host that never outlive the test.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{OnceLock, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::prctl;
+use nix::sys::signal::{self, Signal};
+use nix::unistd::{Pid, SysconfVar, getpid, getppid, sysconf};
+
+use crate::error::{Error, Result, tail};
+
+/// How often a condition without an event of its own is looked at.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+
+/// Looks every few milliseconds whether `condition` holds, for at most `timeout`; says whether it
+/// came to hold.
+pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        thread::sleep(POLL_INTERVAL);
+    }
+}
+
+type SpawnRequest = (Command, mpsc::Sender<io::Result<Child>>);
+
+/// Spawns a child that the kernel kills when this process dies, however it dies.
+///
+/// The kernel ties that to the *thread* that spawned the child, and tests spawn from threads that
+/// come and go. So one thread that lives as long as the process spawns them all.
+fn spawn_bound(command: Command) -> io::Result<Child> {
+    static SPAWNER: OnceLock<mpsc::Sender<SpawnRequest>> = OnceLock::new();
+    let spawner = SPAWNER.get_or_init(|| {
+        let (sender, requests) = mpsc::channel::<SpawnRequest>();
+        thread::spawn(move || {
+            for (mut command, answer) in requests {
+                // The one who asked waits for the answer, and can be gone only with its process.
+                let _ = answer.send(command.spawn());
+            }
+        });
+        sender
+    });
+    let gone = || io::Error::other("the spawning thread is gone");
+    let (answer, result) = mpsc::channel();
+    spawner.send((with_death_signal(command), answer)).map_err(|_| gone())?;
+    result.recv().map_err(|_| gone())?
+}
+
+fn with_death_signal(mut command: Command) -> Command {
+    let parent = getpid();
+    // SAFETY: the closure runs between fork and exec and makes two system calls, which are
+    // async-signal-safe; it allocates nothing and takes no lock.
+    unsafe {
+        command.pre_exec(move || {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // The parent may have died before the call above.
+            if getppid() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
+        });
+    }
+    command
+}
+
+/// A child that is killed and reaped on drop.
+#[derive(Debug)]
+pub(crate) struct Process {
+    pub(crate) child: Child,
+}
+
+impl Process {
+    pub(crate) fn spawn(command: Command) -> Result<Self> {
+        let what = format!("starting {}", command.get_program().display());
+        spawn_bound(command).map(|child| Self { child }).map_err(Error::io(what))
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The exit status, if the process ends within `timeout`.
+    pub(crate) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
+        let mut status = None;
+        wait_until(timeout, || {
+            status = self.child.try_wait().ok().flatten();
+            status.is_some()
+        });
+        status
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        // A process id of this system always fits; the fallback names no process.
+        let pid = Pid::from_raw(self.pid().try_into().unwrap_or(i32::MAX));
+        signal::kill(pid, signal)
+            .map_err(io::Error::from)
+            .map_err(Error::io(format!("sending {signal} to process {pid}")))
+    }
+
+    pub(crate) fn kill(&mut self) -> Result<ExitStatus> {
+        self.child
+            .kill()
+            .and_then(|()| self.child.wait())
+            .map_err(Error::io(format!("killing process {}", self.pid())))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only if it is gone already, which is what is wanted.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A program on the host with its output in files; killed on drop.
+#[derive(Debug)]
+pub struct Daemon {
+    name: String,
+    process: Process,
+    stdout: PathBuf,
+    stderr: PathBuf,
+}
+
+impl Daemon {
+    /// Starts `command`. Its standard output and error go to `NAME.stdout` and `NAME.stderr` in `dir`
+    /// (appended, so that a restarted daemon's log tells the whole story); its input is empty.
+    pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+        let open = |suffix: &str| {
+            let path = dir.join(format!("{name}.{suffix}"));
+            let file = File::options().create(true).append(true).open(&path);
+            file.map_err(Error::file("creating", &path)).map(|file| (file, path))
+        };
+        let (stdout_file, stdout) = open("stdout")?;
+        let (stderr_file, stderr) = open("stderr")?;
+        command.stdin(Stdio::null()).stdout(stdout_file).stderr(stderr_file);
+        let process = Process::spawn(command)?;
+        Ok(Self { name: name.to_owned(), process, stdout, stderr })
+    }
+
+    /// The process id.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// What it has written to standard output so far.
+    pub fn stdout(&self) -> Vec<u8> {
+        fs::read(&self.stdout).unwrap_or_default()
+    }
+
+    /// What it has written to standard error so far.
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
+    }
+
+    /// The file that takes standard output.
+    pub fn stdout_path(&self) -> &Path {
+        &self.stdout
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.is_running()
+    }
+
+    /// Waits until `path` exists: a socket is bound. It is not connected to, because a vhost-user
+    /// back end would take that for its front end.
+    ///
+    /// A file that an earlier daemon left satisfies this too: remove it first where that matters.
+    pub fn wait_for_path(&mut self, path: &Path, timeout: Duration) -> Result<()> {
+        self.wait_for(&format!("creating {}", path.display()), timeout, |_| path.exists())
+    }
+
+    /// Waits until `condition` holds, and fails early if the daemon ends.
+    pub fn wait_for(
+        &mut self,
+        what: &str,
+        timeout: Duration,
+        mut condition: impl FnMut(&Self) -> bool,
+    ) -> Result<()> {
+        let what = format!("{} {what}", self.name);
+        let (mut held, mut running) = (false, true);
+        wait_until(timeout, || {
+            // In this order: one that did its work and then ended has done its work.
+            running = self.process.is_running();
+            held = condition(self);
+            held || !running
+        });
+        match (held, running) {
+            (true, _) => Ok(()),
+            (false, false) => Err(Error::Died { what, log: self.log() }),
+            (false, true) => Err(Error::Timeout { what, after: timeout, log: self.log() }),
+        }
+    }
+
+    /// Waits for it to end by itself.
+    pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        self.process.wait(timeout).ok_or_else(|| Error::Timeout {
+            what: format!("{} ending", self.name),
+            after: timeout,
+            log: self.log(),
+        })
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        self.process.signal(signal)
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub fn terminate(&mut self, timeout: Duration) -> Result<ExitStatus> {
+        // One that was found dead is reaped, and its id may be another process's by now.
+        if self.process.is_running() {
+            self.process.signal(Signal::SIGTERM)?;
+        }
+        self.wait(timeout)
+    }
+
+    /// Sends SIGKILL and reaps it.
+    pub fn kill(&mut self) -> Result<ExitStatus> {
+        self.process.kill()
+    }
+
+    /// The processor time it has used so far, user and system, all threads.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        cpu_time(self.pid())
+    }
+
+    fn log(&self) -> String {
+        tail(&fs::read(&self.stderr).unwrap_or_default())
+    }
+}
+
+/// User and system time of a process from `/proc/PID/stat`, which counts in clock ticks.
+pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
+    let path = PathBuf::from(format!("/proc/{pid}/stat"));
+    let stat = fs::read_to_string(&path).map_err(Error::file("reading", &path))?;
+    // The second field is the name in parentheses and may hold anything; the third follows it. utime
+    // and stime are the fields 14 and 15.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let times = after_name.split_whitespace().skip(11).take(2);
+    let ticks: u64 = times.filter_map(|word| word.parse::<u64>().ok()).sum();
+    let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+    let rate = rate.and_then(|hertz| u64::try_from(hertz).ok()).unwrap_or(100);
+    Ok(Duration::from_millis(ticks * 1000 / rate))
+}

@@ -1,0 +1,244 @@
+//! What a guest is made of, and QEMU's command line for it.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, SystemTime};
+use std::{env, process};
+
+use crate::console::Console;
+use crate::error::{Error, Result};
+use crate::job::Link;
+use crate::process::Process;
+use crate::{Disk, Guest, ImageSpec, assets};
+
+const QEMU: &str = "qemu-system-x86_64";
+
+/// Two seconds suffice for a boot under emulation on an idle machine; test machines are not idle.
+const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a guest is made of.
+#[derive(Debug, Clone)]
+pub struct GuestBuilder {
+    memory_mib: u32,
+    processors: u32,
+    disks: Vec<Disk>,
+    image: Option<ImageSpec>,
+    script: Option<String>,
+    reboots: bool,
+    kernel_words: Vec<String>,
+    arguments: Vec<String>,
+    boot_timeout: Duration,
+    command_timeout: Duration,
+}
+
+impl Default for GuestBuilder {
+    fn default() -> Self {
+        Self {
+            memory_mib: 256,
+            processors: 1,
+            disks: Vec::new(),
+            image: None,
+            script: None,
+            reboots: false,
+            kernel_words: Vec::new(),
+            arguments: Vec::new(),
+            boot_timeout: BOOT_TIMEOUT,
+            command_timeout: COMMAND_TIMEOUT,
+        }
+    }
+}
+
+impl GuestBuilder {
+    /// A guest with 256 MiB shared memory, one processor, no disk and the standard image.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the memory in MiB.
+    #[must_use]
+    pub fn memory_mib(mut self, memory: u32) -> Self {
+        self.memory_mib = memory;
+        self
+    }
+
+    /// Sets the number of processors. A vhost-user disk gets as many queues unless told otherwise.
+    #[must_use]
+    pub fn processors(mut self, count: u32) -> Self {
+        self.processors = count;
+        self
+    }
+
+    /// Adds a disk: `/dev/vda`, `/dev/vdb` and so on in the order of adding.
+    #[must_use]
+    pub fn disk(mut self, disk: Disk) -> Self {
+        self.disks.push(disk);
+        self
+    }
+
+    /// Uses this image instead of [`ImageSpec::standard`].
+    #[must_use]
+    pub fn image(mut self, image: ImageSpec) -> Self {
+        self.image = Some(image);
+        self
+    }
+
+    /// Lets the guest run this script of its image and power off: see [`Guest::follow_script`].
+    #[must_use]
+    pub fn script(mut self, name: &str) -> Self {
+        self.script = Some(name.to_owned());
+        self
+    }
+
+    /// Lets a reboot boot again. Without this, a reboot (and a panic) ends QEMU.
+    #[must_use]
+    pub fn reboots(mut self) -> Self {
+        self.reboots = true;
+        self
+    }
+
+    /// Adds a word to the kernel's command line.
+    #[must_use]
+    pub fn kernel_word(mut self, word: &str) -> Self {
+        self.kernel_words.push(word.to_owned());
+        self
+    }
+
+    /// Adds arguments to QEMU's command line.
+    #[must_use]
+    pub fn arguments<I: Into<String>>(mut self, more: impl IntoIterator<Item = I>) -> Self {
+        self.arguments.extend(more.into_iter().map(Into::into));
+        self
+    }
+
+    /// Sets the bound on a boot.
+    #[must_use]
+    pub fn boot_timeout(mut self, timeout: Duration) -> Self {
+        self.boot_timeout = timeout;
+        self
+    }
+
+    /// Sets the bound on a command of [`Guest::run`].
+    #[must_use]
+    pub fn command_timeout(mut self, timeout: Duration) -> Self {
+        self.command_timeout = timeout;
+        self
+    }
+
+    /// Builds the image if need be, starts QEMU, and waits until the guest listens (with a script:
+    /// until that begins).
+    pub fn boot(self) -> Result<Guest> {
+        let image = self.image.as_ref().map_or_else(ImageSpec::standard, |own| Ok(own.clone()))?;
+        let image = image.build()?;
+        let folder = tempfile::Builder::new().prefix("blockring-guest-").tempdir();
+        let folder = folder.map_err(Error::io("making a temporary folder"))?;
+        let qmp = folder.path().join("qmp.socket");
+        let qemu_log = folder.path().join("qemu.log");
+        let log = File::create(&qemu_log).map_err(Error::file("creating", &qemu_log))?;
+        let nonce = nonce();
+        let mut command = Command::new(find_qemu()?);
+        command
+            .args(self.command_line(&assets::kernel()?, &image, &nonce, &qmp))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log);
+        let mut process = Process::spawn(command)?;
+        let (Some(input), Some(output)) = (process.child.stdin.take(), process.child.stdout.take())
+        else {
+            unreachable!("both were asked for above");
+        };
+        let link = Link::new(Console::follow(output), input, nonce);
+        let guest = Guest::new(process, link, folder, self.boot_timeout, self.command_timeout);
+        let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
+        guest.wait_for_boot(first_word).map_err(|error| explain(error, &qemu_log))?;
+        Ok(guest)
+    }
+
+    fn command_line(&self, kernel: &Path, image: &Path, nonce: &str, qmp: &Path) -> Vec<String> {
+        let memory = self.memory_mib;
+        let options = [
+            // vhost-user needs guest memory that the back end can map.
+            ("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on")),
+            ("-machine", "q35,memory-backend=mem".to_owned()),
+            ("-m", format!("{memory}M")),
+            ("-smp", self.processors.to_string()),
+            ("-chardev", "stdio,id=console,signal=off".to_owned()),
+            ("-serial", "chardev:console".to_owned()),
+            ("-qmp", format!("unix:{},server=on,wait=off", qmp.display())),
+            ("-display", "none".to_owned()),
+            ("-kernel", kernel.display().to_string()),
+            ("-initrd", image.display().to_string()),
+            ("-append", self.kernel_line(nonce)),
+        ];
+        let mut arguments: Vec<String> =
+            options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect();
+        arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+        if !self.reboots {
+            arguments.push("-no-reboot".to_owned());
+        }
+        arguments.extend(accelerator());
+        for (index, disk) in self.disks.iter().enumerate() {
+            arguments.extend(disk.arguments(index));
+        }
+        arguments.extend_from_slice(&self.arguments);
+        arguments
+    }
+
+    fn kernel_line(&self, nonce: &str) -> String {
+        // A panic reboots at once, which ends QEMU unless reboots are allowed.
+        let mut line = format!("console=ttyS0 quiet loglevel=1 panic=-1 nonce={nonce}");
+        if let Some(name) = &self.script {
+            line.push_str(" script=");
+            line.push_str(name);
+        }
+        for word in &self.kernel_words {
+            line.push(' ');
+            line.push_str(word);
+        }
+        line
+    }
+}
+
+/// `BLOCKRING_ACCEL`, or KVM where the processor has it, or emulation.
+fn accelerator() -> [String; 4] {
+    let chosen = env::var("BLOCKRING_ACCEL").unwrap_or_else(|_| {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let virtual_machines = cpuinfo.split_whitespace().any(|word| matches!(word, "vmx" | "svm"));
+        let kvm =
+            virtual_machines && File::options().read(true).write(true).open("/dev/kvm").is_ok();
+        if kvm { "kvm" } else { "tcg,thread=multi" }.to_owned()
+    });
+    // Without `max` an emulated guest has no CRC32 instruction, and no random numbers at boot.
+    let processor = if chosen.starts_with("kvm") { "host" } else { "max" };
+    ["-accel", &chosen, "-cpu", processor].map(str::to_owned)
+}
+
+fn find_qemu() -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let mut candidates = env::split_paths(&path).map(|folder| folder.join(QEMU));
+    candidates.find(|program| program.exists()).ok_or_else(|| Error::Missing {
+        what: QEMU.to_owned(),
+        remedy: "scripts/setup.sh installs it".to_owned(),
+    })
+}
+
+/// Differs between the guests of one machine, so that no output is taken for a word of `/init`.
+fn nonce() -> String {
+    static GUESTS: AtomicU32 = AtomicU32::new(0);
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let number = GUESTS.fetch_add(1, Ordering::Relaxed);
+    format!("{:x}-{:x}-{number}", process::id(), now.subsec_nanos())
+}
+
+/// When QEMU does not start, its own words say why.
+fn explain(error: Error, qemu_log: &Path) -> Error {
+    match error {
+        Error::Died { what, log } => {
+            let words = fs::read_to_string(qemu_log).unwrap_or_default();
+            Error::Died { what, log: format!("{words}{log}") }
+        }
+        other => other,
+    }
+}

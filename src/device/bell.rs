@@ -1,0 +1,154 @@
+//! Waking a process that sleeps, without a system call while both are awake.
+//!
+//! The sleeper announces itself in a shared page, looks once more for what it waits for, and only then sleeps on an event
+//! descriptor. The other side publishes first and looks for a sleeper afterwards. Between a store and the following load of
+//! each side stands a sequentially consistent fence: at least one of them sees the other's store, so no wake-up is lost.
+
+use super::Mapping;
+use nix::errno::Errno;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{Ordering, fence};
+
+/// Bytes of the shared page.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Who sleeps, and so where in the page it says so: a cache line each, as they are written by different cores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sleeper {
+    /// The process on the host.
+    Host,
+    /// The backend, on behalf of a guest whose read it holds.
+    Backend,
+}
+
+impl Sleeper {
+    const fn offset(self) -> u64 {
+        match self {
+            Self::Host => 0,
+            Self::Backend => 64,
+        }
+    }
+}
+
+/// One direction of waking.
+#[derive(Debug)]
+pub struct Bell {
+    page: Mapping,
+    event: OwnedFd,
+    sleeper: Sleeper,
+}
+
+impl Bell {
+    /// Over a page made by [`new_page`] and an event made by [`new_event`].
+    pub fn new(page: &File, event: OwnedFd, sleeper: Sleeper) -> io::Result<Self> {
+        Ok(Self { page: Mapping::new(page, PAGE_BYTES)?, event, sleeper })
+    }
+
+    /// Says that this side is about to sleep. It has to look once more for what it waits for before it does.
+    pub fn announce(&self) {
+        self.page.store_u64(self.sleeper.offset(), 1);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Says that this side is awake, and forgets rings that came meanwhile.
+    pub fn awake(&self) {
+        self.page.store_u64(self.sleeper.offset(), 0);
+        // Nothing to read is the common case of a ring that raced with another reason to wake up.
+        let _ = nix::unistd::read(&self.event, &mut [0; 8]);
+    }
+
+    /// Wakes the sleeper if there is one; to be called after publishing what it waits for. Whether it was asleep.
+    pub fn ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        if self.page.load_u64(self.sleeper.offset()) == 0 {
+            return false;
+        }
+        self.page.store_u64(self.sleeper.offset(), 0);
+        // A full counter means that it is about to wake up anyway.
+        let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
+        true
+    }
+
+    /// Readable when rung.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// A page for both directions, of a size that nobody can change any more.
+pub fn new_page() -> io::Result<File> {
+    let page = File::from(memfd_create(
+        "blockring-bell",
+        MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING,
+    )?);
+    page.set_len(PAGE_BYTES)?;
+    let seals = nix::fcntl::SealFlag::F_SEAL_SHRINK
+        | nix::fcntl::SealFlag::F_SEAL_GROW
+        | nix::fcntl::SealFlag::F_SEAL_SEAL;
+    nix::fcntl::fcntl(&page, nix::fcntl::FcntlArg::F_ADD_SEALS(seals))?;
+    Ok(page)
+}
+
+/// An event that reads without blocking.
+pub fn new_event() -> Result<OwnedFd, Errno> {
+    EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK).map(OwnedFd::from)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::wait::wait_readable;
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
+
+    #[test]
+    fn a_ring_reaches_only_a_sleeper() {
+        let (page, event) = (new_page().unwrap(), new_event().unwrap());
+        let host = Bell::new(&page, event.try_clone().unwrap(), Sleeper::Host).unwrap();
+        let backend = Bell::new(&page, event, Sleeper::Host).unwrap();
+        assert!(!backend.ring());
+        host.announce();
+        assert!(backend.ring() && !backend.ring());
+        assert_eq!(wait_readable(&[host.fd()], Some(Duration::ZERO)).unwrap(), Some(0));
+        host.awake();
+        assert_eq!(wait_readable(&[host.fd()], Some(Duration::ZERO)).unwrap(), None);
+    }
+
+    #[test]
+    fn no_wake_up_is_lost() {
+        let (page, event) = (new_page().unwrap(), new_event().unwrap());
+        let host = Bell::new(&page, event.try_clone().unwrap(), Sleeper::Host).unwrap();
+        let backend = Bell::new(&page, event, Sleeper::Host).unwrap();
+        let published = AtomicU64::new(0);
+        let seen = AtomicU64::new(0);
+        let (published, seen) = (&published, &seen);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                for number in 1..=20_000 {
+                    published.store(number, Ordering::Release);
+                    backend.ring();
+                    while number % 3 == 0 && seen.load(Ordering::Acquire) < number {
+                        std::hint::spin_loop();
+                    }
+                }
+            });
+            while seen.load(Ordering::Relaxed) < 20_000 {
+                let last = seen.load(Ordering::Relaxed);
+                if published.load(Ordering::Acquire) == last {
+                    host.announce();
+                    if published.load(Ordering::Acquire) == last {
+                        let woken = wait_readable(&[host.fd()], Some(Duration::from_secs(10)));
+                        assert_eq!(woken.unwrap(), Some(0), "slept through number {last}");
+                    }
+                    host.awake();
+                }
+                seen.store(published.load(Ordering::Acquire), Ordering::Release);
+            }
+        });
+    }
+}

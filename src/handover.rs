@@ -1,0 +1,138 @@
+//! How a backend hands its region to a process on the host: one message each way over a UNIX socket.
+//!
+//! The client says who it wants to be, the backend answers with the ring's facts and, for a role, with descriptors: the
+//! region (a fresh open file description, on which the backend has taken the role's lock: it dies with the client), the page of the
+//! [bells](crate::device::bell), and an event for each direction. The connection then stays open and carries nothing more:
+//! its end is how each side learns of the other's.
+
+use crate::format::Side;
+use nix::cmsg_space;
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
+use serde::{Deserialize, Serialize};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Of this exchange. A backend refuses one that it does not know.
+pub const VERSION: u32 = 1;
+
+/// A message's size at most: a few facts, or the counters.
+const MAX_MESSAGE: usize = 16 * 1024;
+
+/// Descriptors in an answer: region, page, event to the host, event to the backend.
+pub const DESCRIPTORS: usize = 4;
+
+/// Who a client wants to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The ring's only producer, for a guest that consumes.
+    Producer,
+    /// The ring's only consumer, for a guest that produces.
+    Consumer,
+    /// Neither: to look, suspend and resume.
+    Control,
+}
+
+impl From<Side> for Role {
+    fn from(side: Side) -> Self {
+        match side {
+            Side::Producer => Self::Producer,
+            Side::Consumer => Self::Consumer,
+        }
+    }
+}
+
+/// The client's message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub version: u32,
+    /// As what it wants the region.
+    pub role: Role,
+}
+
+/// The backend's message.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Answer {
+    /// The descriptors come with it.
+    Welcome {
+        /// Bytes in a sector.
+        sector_size: u32,
+        /// Sectors of the region.
+        sectors: u64,
+        /// The role of the guest.
+        guest: Role,
+        /// Whether the guard keeps published bytes as they are.
+        guarded: bool,
+        /// The backend's counters.
+        counters: serde_json::Value,
+    },
+    /// In words.
+    Refused {
+        /// Why, and what to do.
+        reason: String,
+        /// Who has the role already.
+        held_by: Option<i32>,
+        /// Whether that is the reason.
+        held: bool,
+    },
+}
+
+/// Sends one message, with descriptors.
+pub fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &T,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let bytes = serde_json::to_vec(message)?;
+    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+    sendmsg::<()>(
+        socket.as_raw_fd(),
+        &[IoSlice::new(&bytes)],
+        control,
+        MsgFlags::MSG_NOSIGNAL,
+        None,
+    )?;
+    Ok(())
+}
+
+/// Receives one message. The sockets keep messages apart (`SOCK_SEQPACKET`); an empty one is the end.
+pub fn receive<T: for<'a> Deserialize<'a>>(
+    socket: BorrowedFd<'_>,
+) -> io::Result<(T, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
+    let (len, descriptors) = {
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        let message = loop {
+            match recvmsg::<()>(
+                socket.as_raw_fd(),
+                &mut buffers,
+                Some(&mut space),
+                MsgFlags::MSG_CMSG_CLOEXEC,
+            ) {
+                Err(Errno::EINTR) => {}
+                other => break other?,
+            }
+        };
+        let mut descriptors = Vec::new();
+        for control in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+                descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
+        }
+        if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
+        }
+        (message.bytes, descriptors)
+    };
+    if len == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok((serde_json::from_slice(&bytes[..len])?, descriptors))
+}

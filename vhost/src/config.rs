@@ -1,0 +1,98 @@
+//! What the daemon is told on its command line (vhost-user, "Backend program conventions").
+
+use crate::executor::SERIAL_BYTES;
+use clap::Parser;
+use shared_block_ring::format::{SectorSize, Side};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  vhost-device-blockring --socket-path vm1.sock --blk-file vm1.ring --size 8M --consumer-socket vm1.out --serial logs
+
+  qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+      -chardev socket,id=ring,path=vm1.sock,reconnect=1 -device vhost-user-blk-pci,chardev=ring
+
+  blockring consume --follow unix:vm1.out
+
+Exit codes: 0 normal end (SIGTERM, SIGINT), 1 error, 2 usage.";
+
+/// Show a shared block ring to a virtual machine as a disk
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Config {
+    /// Listen for the front end (QEMU) here
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+    /// Accept front ends on this inherited listening socket
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<i32>,
+    /// Print what this program can do, as JSON, and end
+    #[arg(long)]
+    pub print_capabilities: bool,
+    /// The ring: a file or a block device
+    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    pub blk_file: Option<PathBuf>,
+    /// Make the file with an empty ring if it is not there (K, M and G are powers of 1024)
+    #[arg(long, value_parser = shared_block_ring::parse_size)]
+    pub size: Option<u64>,
+    /// Bytes in a sector of the file
+    #[arg(long, value_name = "N", value_parser = sector_size)]
+    pub sector_size: Option<SectorSize>,
+    /// Refuse every write of the guest
+    #[arg(long)]
+    pub read_only: bool,
+    /// Hand the region to one process on the host here
+    #[arg(long, value_name = "PATH")]
+    pub consumer_socket: Option<PathBuf>,
+    /// The guest's role
+    #[arg(long, value_enum, default_value = "producer")]
+    pub guest: Guest,
+    /// The disk's serial number: in the guest, serial:NAME
+    #[arg(long, value_name = "NAME", default_value = "blockring", value_parser = serial)]
+    pub serial: [u8; SERIAL_BYTES],
+    /// How long an idle-class read of the other side's pointer is held, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
+    pub hold_ms: Duration,
+}
+
+/// Which end the guest is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Guest {
+    /// It sends
+    Producer,
+    /// It receives
+    Consumer,
+}
+
+impl From<Guest> for Side {
+    fn from(guest: Guest) -> Self {
+        match guest {
+            Guest::Producer => Self::Producer,
+            Guest::Consumer => Self::Consumer,
+        }
+    }
+}
+
+fn sector_size(text: &str) -> Result<SectorSize, String> {
+    let bytes = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
+    SectorSize::new(bytes).map_err(|e| e.to_string())
+}
+
+fn serial(text: &str) -> Result<[u8; SERIAL_BYTES], String> {
+    let mut serial = [0; SERIAL_BYTES];
+    match serial.get_mut(..text.len()) {
+        Some(start) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            start.copy_from_slice(text.as_bytes());
+            Ok(serial)
+        }
+        _ => Err(format!("must be 1 to {SERIAL_BYTES} printable ASCII characters without spaces")),
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(ms @ 1..=3_600_000) => Ok(Duration::from_millis(ms)),
+        _ => Err("must be 1 to 3600000".to_owned()),
+    }
+}

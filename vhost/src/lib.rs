@@ -1,0 +1,20 @@
+//! A vhost-user-blk backend that shows a shared block ring to a virtual machine.
+//!
+//! The way of a guest's byte: [`worker`] takes a descriptor chain off the queue, [`request`] takes it apart, [`guard`] judges
+//! it, [`executor`] stores it in the [`region`] and wakes the host. Around it: [`backend`] answers the front end's messages,
+//! [`handover`] gives the region to a process on the host, [`server`] is the daemon's life.
+
+pub mod backend;
+pub mod config;
+pub mod counters;
+pub mod executor;
+pub mod flusher;
+pub mod guard;
+pub mod handover;
+mod refusals;
+pub mod region;
+pub mod request;
+pub mod ring;
+pub mod server;
+pub mod sockets;
+pub mod worker;

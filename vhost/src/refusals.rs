@@ -1,0 +1,44 @@
+//! Telling the operator what was refused, without letting a guest fill the log.
+
+use crate::counters::Counters;
+use crate::guard::Reason;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// At most one line per reason in this time.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// Counts every refusal, and logs some.
+pub struct Refusals {
+    counters: Arc<Counters>,
+    logged: [Option<Instant>; Reason::ALL.len()],
+}
+
+impl Refusals {
+    /// None so far.
+    pub fn new(counters: Arc<Counters>) -> Self {
+        Self { counters, logged: [None; Reason::ALL.len()] }
+    }
+
+    /// Counts one; `sector` is where the request began, in units of 512 bytes.
+    pub fn refuse(&mut self, reason: Reason, sector: Option<u64>) {
+        self.counters.refuse(reason);
+        let now = Instant::now();
+        let logged = &mut self.logged[reason.index()];
+        if logged.is_some_and(|last| now.duration_since(last) < PERIOD) {
+            return;
+        }
+        *logged = Some(now);
+        let hint = match reason {
+            Reason::BufferedPage => {
+                ": the guest writes through its page cache, it must use O_DIRECT"
+            }
+            _ => "",
+        };
+        let place = sector.map(|sector| format!(" at sector {sector}")).unwrap_or_default();
+        log::warn!(
+            "refused a request{place} ({reason}, {} so far){hint}",
+            self.counters.refused(reason)
+        );
+    }
+}

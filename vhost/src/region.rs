@@ -1,0 +1,172 @@
+//! The ring's bytes, as backend and host process share them: a mapped file or block device.
+
+use crate::request::Segment;
+use shared_block_ring::Position;
+use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice};
+use shared_block_ring::format::{Geometry, Side};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
+use vm_memory::{Bytes, GuestMemoryBackend};
+
+/// Bytes of guest memory looked at in one go: fits the stack and the first-level cache.
+const CHUNK: usize = 4096;
+
+/// The one mapping that requests are answered from.
+#[derive(Debug)]
+pub struct Region {
+    device: MappedDevice,
+}
+
+/// Guest memory that a request names is not there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadAddress;
+
+impl Region {
+    /// Maps `file`.
+    pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
+        Ok(Self { device: MappedDevice::new(file, name, geometry)? })
+    }
+
+    /// The ring's shape.
+    pub fn geometry(&self) -> Geometry {
+        self.device.geometry()
+    }
+
+    /// The device below, for the ring library.
+    pub fn device(&self) -> &MappedDevice {
+        &self.device
+    }
+
+    /// One whole pointer sector or sector 0, its position read in one piece.
+    pub fn head_sector(&self, index: u64, sector: &mut [u8]) {
+        // Within the mapping by construction: a geometry has at least four sectors.
+        let read = self.device.read(index, &mut [IoSliceMut::new(sector)]);
+        debug_assert!(read.is_ok());
+    }
+
+    /// One side's position; `None` when it is no position.
+    pub fn position(&self, side: Side) -> Option<Position> {
+        Position::new(self.device.mapping().load_u64(self.geometry().pointer_start(side)))
+    }
+
+    /// Stores the guest's pointer sector: what comes with the position first.
+    pub fn store_pointer(&self, side: Side, sector: &[u8]) {
+        let stored = self.device.write(side.sector(), &[IoSlice::new(sector)]);
+        debug_assert!(stored.is_ok());
+    }
+
+    /// Four bytes at a device offset that is a multiple of 4.
+    pub fn word(&self, offset: u64) -> [u8; 4] {
+        let mut word = [0; 4];
+        self.device.mapping().read(offset, &mut word);
+        word
+    }
+
+    /// Copies device bytes to the guest.
+    pub fn to_guest<M: GuestMemoryBackend>(
+        &self,
+        mem: &M,
+        data: &[Segment],
+        start: u64,
+    ) -> Result<(), BadAddress> {
+        let len: usize = data.iter().map(|segment| segment.len).sum();
+        each_chunk(data, 0..len as u64, |address, within, len| {
+            let mut chunk = [0; CHUNK];
+            self.read(start + within, &mut chunk[..len]);
+            mem.write_slice(&chunk[..len], address).map_err(|_| BadAddress)
+        })
+    }
+
+    /// Device bytes as the guest may see them: positions in one piece.
+    fn read(&self, start: u64, bytes: &mut [u8]) {
+        let size = self.geometry().sector_size().bytes();
+        let mut at = 0;
+        // Chunks are cut at multiples of the sector size or within one sector; heads are few, and whole ones cheap.
+        while at < bytes.len() && start + (at as u64) < self.geometry().data_start() {
+            let offset = start + at as u64;
+            let index = offset / size as u64;
+            let within = usize::try_from(offset % size as u64).unwrap_or(0);
+            let mut sector = vec![0; size];
+            self.head_sector(index, &mut sector);
+            let len = (size - within).min(bytes.len() - at);
+            bytes[at..at + len].copy_from_slice(&sector[within..within + len]);
+            at += len;
+        }
+        self.device.mapping().read(start + at as u64, &mut bytes[at..]);
+    }
+
+    /// Copies bytes `part` of the request's data (counted from its start) to `private`.
+    pub fn from_guest<M: GuestMemoryBackend>(
+        mem: &M,
+        data: &[Segment],
+        part: Range<u64>,
+        private: &mut [u8],
+    ) -> Result<(), BadAddress> {
+        let start = part.start;
+        each_chunk(data, part, |address, within, len| {
+            let at = usize::try_from(within - start).unwrap_or(usize::MAX);
+            mem.read_slice(&mut private[at..at + len], address).map_err(|_| BadAddress)
+        })
+    }
+
+    /// Stores bytes `part` of the request's data at device offset `start`, which is in the data area.
+    pub fn store<M: GuestMemoryBackend>(
+        &self,
+        mem: &M,
+        data: &[Segment],
+        part: Range<u64>,
+        start: u64,
+    ) -> Result<(), BadAddress> {
+        let base = part.start;
+        each_chunk(data, part, |address, within, len| {
+            let mut chunk = [0; CHUNK];
+            mem.read_slice(&mut chunk[..len], address).map_err(|_| BadAddress)?;
+            self.device.mapping().write(start + (within - base), &chunk[..len]);
+            Ok(())
+        })
+    }
+
+    /// Whether bytes `part` of the request's data are what the region holds from device offset `start` on.
+    pub fn same<M: GuestMemoryBackend>(
+        &self,
+        mem: &M,
+        data: &[Segment],
+        part: Range<u64>,
+        start: u64,
+    ) -> Result<bool, BadAddress> {
+        let base = part.start;
+        let mut same = true;
+        each_chunk(data, part, |address, within, len| {
+            let (mut theirs, mut ours) = ([0; CHUNK], [0; CHUNK]);
+            mem.read_slice(&mut theirs[..len], address).map_err(|_| BadAddress)?;
+            self.read(start + (within - base), &mut ours[..len]);
+            same &= theirs[..len] == ours[..len];
+            Ok(())
+        })?;
+        Ok(same)
+    }
+}
+
+/// Calls `f` with the guest address, the place within the data, and the length of each stretch of `part` that lies in one segment.
+fn each_chunk(
+    data: &[Segment],
+    part: Range<u64>,
+    mut f: impl FnMut(vm_memory::GuestAddress, u64, usize) -> Result<(), BadAddress>,
+) -> Result<(), BadAddress> {
+    use vm_memory::Address;
+    let mut at = 0;
+    for segment in data {
+        let end = at + segment.len as u64;
+        let mut from = part.start.clamp(at, end);
+        let to = part.end.clamp(from, end);
+        while from < to {
+            let len = usize::try_from(to - from).unwrap_or(CHUNK).min(CHUNK);
+            let address = segment.address.checked_add(from - at).ok_or(BadAddress)?;
+            f(address, from, len)?;
+            from += len as u64;
+        }
+        at = end;
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! A virtio-blk request out of a descriptor chain (virtio 1.3, 5.2.6).
+//!
+//! The chain is the guest's: every descriptor is read once into a private copy, the number of descriptors and of bytes is
+//! bounded before anything is kept, and the legacy assumption of a header in a descriptor of its own is not made (2.7.4.3).
+
+use crate::guard::Reason;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+
+/// Data segments in a request, as the configuration space tells the driver.
+pub const MAX_SEGMENTS: u32 = 126;
+
+/// Descriptors in a chain: header and status may be split over a few each.
+const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 34;
+
+/// Bytes of data in a request: more than a kernel ever sends (1,280 KiB unless its administrator raises it).
+pub const MAX_BYTES: u64 = 16 << 20;
+
+/// Bytes of the header: type, I/O priority, sector (each little-endian).
+const HEADER: usize = 16;
+
+/// `IOPRIO_CLASS_IDLE` in bits 13 to 15 of the priority, where Linux guests put it.
+const IDLE_CLASS: u32 = 3;
+
+/// What the guest asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Sectors to the guest.
+    Read,
+    /// Sectors from the guest.
+    Write,
+    /// Make durable what was written.
+    Flush,
+    /// The serial number.
+    GetId,
+    /// Anything else: answered with `VIRTIO_BLK_S_UNSUPP`.
+    Unsupported,
+}
+
+/// A stretch of guest memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Guest-physical address.
+    pub address: GuestAddress,
+    /// Bytes.
+    pub len: usize,
+}
+
+/// A parsed request. Reused, so that parsing allocates nothing in the steady state.
+#[derive(Debug, Default)]
+pub struct Request {
+    kind: Option<Kind>,
+    /// 512-byte units, whatever the block size (5.2.6).
+    pub sector: u64,
+    /// Whether its I/O priority class is idle.
+    pub idle: bool,
+    /// Where data comes from (a write) or goes to.
+    pub data: Vec<Segment>,
+    /// Bytes in `data`.
+    pub data_len: u64,
+    status: Option<GuestAddress>,
+    readable: Vec<Segment>,
+}
+
+impl Request {
+    /// What it asks for; before the first successful parse, nothing that is supported.
+    pub fn kind(&self) -> Kind {
+        self.kind.unwrap_or(Kind::Unsupported)
+    }
+
+    /// Where the status byte goes: known even for most chains that are no request.
+    pub fn status(&self) -> Option<GuestAddress> {
+        self.status
+    }
+
+    /// Takes a chain apart. After an error only [`status`](Self::status) means anything.
+    pub fn parse<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        chain: impl Iterator<Item = Descriptor>,
+    ) -> Result<(), Reason> {
+        (self.kind, self.status, self.idle) = (None, None, false);
+        self.data.clear();
+        self.readable.clear();
+        let mut ends = false;
+        let mut shape = Ok(());
+        for (count, descriptor) in chain.enumerate() {
+            if count == MAX_DESCRIPTORS {
+                return Err(Reason::TooLarge);
+            }
+            ends = !descriptor.has_next();
+            let segment = Segment { address: descriptor.addr(), len: descriptor.len() as usize };
+            if descriptor.is_write_only() {
+                self.data.push(segment);
+            } else if self.data.is_empty() {
+                self.readable.push(segment);
+            } else {
+                // Readable behind writable: 2.7.4.2 forbids it.
+                shape = Err(Reason::Malformed);
+            }
+        }
+        self.take_status();
+        shape?;
+        if !ends || self.status.is_none() {
+            // The iterator stops early at a loop, an address outside memory, or a bad indirect table.
+            return Err(Reason::Malformed);
+        }
+        let header = self.take_header(mem)?;
+        let word = |at: usize| {
+            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
+        };
+        let kind = match word(0) {
+            VIRTIO_BLK_T_IN => Kind::Read,
+            VIRTIO_BLK_T_OUT => Kind::Write,
+            VIRTIO_BLK_T_FLUSH => Kind::Flush,
+            VIRTIO_BLK_T_GET_ID => Kind::GetId,
+            _ => Kind::Unsupported,
+        };
+        self.kind = Some(kind);
+        self.idle = (word(4) >> 13) & 7 == IDLE_CLASS;
+        self.sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        if kind == Kind::Write {
+            if !self.data.is_empty() {
+                return Err(Reason::Malformed);
+            }
+            std::mem::swap(&mut self.data, &mut self.readable);
+        } else if kind == Kind::Read && !self.readable.is_empty() {
+            return Err(Reason::Malformed);
+        }
+        self.data_len = self.data.iter().map(|segment| segment.len as u64).sum();
+        if self.data_len > MAX_BYTES { Err(Reason::TooLarge) } else { Ok(()) }
+    }
+
+    /// The last writable byte is the status.
+    fn take_status(&mut self) {
+        while let Some(last) = self.data.last_mut() {
+            if let Some(rest) = last.len.checked_sub(1) {
+                self.status = last.address.checked_add(rest as u64);
+                last.len = rest;
+                if rest == 0 {
+                    self.data.pop();
+                }
+                return;
+            }
+            self.data.pop();
+        }
+    }
+
+    /// The first 16 readable bytes, wherever the driver has cut them.
+    fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<[u8; HEADER], Reason> {
+        let mut header = [0; HEADER];
+        let mut filled = 0;
+        for segment in &mut self.readable {
+            let take = segment.len.min(HEADER - filled);
+            mem.read_slice(&mut header[filled..filled + take], segment.address)
+                .map_err(|_| Reason::Malformed)?;
+            filled += take;
+            segment.address = segment.address.checked_add(take as u64).ok_or(Reason::Malformed)?;
+            segment.len -= take;
+        }
+        self.readable.retain(|segment| segment.len > 0);
+        if filled == HEADER { Ok(header) } else { Err(Reason::Malformed) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+    use vm_memory::GuestMemoryMmap;
+
+    /// A chain of (address, length, writable), header bytes at address 0.
+    fn parse(
+        kind: u32,
+        priority: u32,
+        sector: u64,
+        chain: &[(u64, u32, bool)],
+    ) -> (Request, Result<(), Reason>) {
+        let mem = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        mem.write_obj(kind, GuestAddress(0)).unwrap();
+        mem.write_obj(priority, GuestAddress(4)).unwrap();
+        mem.write_obj(sector, GuestAddress(8)).unwrap();
+        let last = chain.len().saturating_sub(1);
+        let descriptors = chain.iter().enumerate().map(|(i, &(address, len, writable))| {
+            let flags = if writable { VRING_DESC_F_WRITE } else { 0 }
+                | if i < last { VRING_DESC_F_NEXT } else { 0 };
+            Descriptor::new(address, len, u16::try_from(flags).unwrap(), 0)
+        });
+        let mut request = Request::default();
+        let outcome = request.parse(&mem, descriptors);
+        (request, outcome)
+    }
+
+    #[test]
+    fn a_write_in_any_layout() {
+        for chain in [
+            &[(0, 16, false), (4096, 512, false), (8192, 1, true)][..],
+            &[(0, 7, false), (7, 9, false), (4096, 512, false), (8192, 1, true)],
+        ] {
+            let (request, outcome) = parse(1, 0x6000, 5, chain);
+            assert_eq!(outcome, Ok(()));
+            assert_eq!((request.kind(), request.sector, request.idle), (Kind::Write, 5, true));
+            assert_eq!(request.data, [Segment { address: GuestAddress(4096), len: 512 }]);
+            assert_eq!(request.status(), Some(GuestAddress(8192)));
+        }
+    }
+
+    #[test]
+    fn a_read_with_data_and_status_in_one_descriptor() {
+        let (request, outcome) = parse(0, 0x4004, 1, &[(0, 16, false), (4096, 513, true)]);
+        assert_eq!(outcome, Ok(()));
+        assert_eq!((request.kind(), request.idle), (Kind::Read, false));
+        assert_eq!(request.data, [Segment { address: GuestAddress(4096), len: 512 }]);
+        assert_eq!(request.status(), Some(GuestAddress(4096 + 512)));
+    }
+
+    #[test]
+    fn what_is_no_request_is_refused() {
+        let refused = |kind, chain: &[(u64, u32, bool)]| parse(kind, 0, 0, chain).1.unwrap_err();
+        assert_eq!(refused(1, &[]), Reason::Malformed);
+        assert_eq!(
+            refused(1, &[(0, 16, false), (4096, 512, false)]),
+            Reason::Malformed,
+            "no status"
+        );
+        assert_eq!(
+            refused(1, &[(0, 15, false), (8192, 1, true)]),
+            Reason::Malformed,
+            "short header"
+        );
+        assert_eq!(
+            refused(1, &[(0, 16, false), (8192, 1, true), (4096, 512, false)]),
+            Reason::Malformed
+        );
+        assert_eq!(
+            refused(0, &[(0, 16, false), (4096, 512, false), (8192, 1, true)]),
+            Reason::Malformed
+        );
+        assert_eq!(refused(1, &[(1 << 40, 16, false), (8192, 1, true)]), Reason::Malformed);
+        assert_eq!(
+            refused(1, &[(0, 16, false), (0, u32::MAX, false), (8192, 1, true)]),
+            Reason::TooLarge
+        );
+        let many: Vec<_> = (0..300).map(|_| (0, 16, false)).collect();
+        assert_eq!(refused(1, &many), Reason::TooLarge);
+    }
+
+    #[test]
+    fn other_types_are_unsupported() {
+        let (request, outcome) =
+            parse(11, 0, 0, &[(0, 16, false), (4096, 16, false), (8192, 1, true)]);
+        assert_eq!((outcome, request.kind()), (Ok(()), Kind::Unsupported));
+    }
+}
