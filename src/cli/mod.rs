@@ -9,6 +9,7 @@ mod failure;
 mod framing;
 mod produce;
 mod progress;
+mod pump;
 mod suspend;
 
 use clap::{Parser, Subcommand};

@@ -1,0 +1,236 @@
+//! The daemon as its operator and the processes on the host meet it; no front end attaches.
+#![allow(clippy::unwrap_used)]
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer, UnixDevice};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+/// Killed when the test is over, however it ends.
+struct Daemon(Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-blockring"));
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn start(&self, more: &[&str]) -> Daemon {
+        let usual =
+            ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--consumer-socket", "c"];
+        let daemon = Daemon(self.command(&usual).args(more).stderr(Stdio::null()).spawn().unwrap());
+        let start = Instant::now();
+        // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
+        while self.connect(Role::Control).is_err() {
+            assert!(start.elapsed() < Duration::from_secs(20), "the daemon does not come up");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        daemon
+    }
+
+    fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
+        UnixDevice::connect(&self.path("c"), role)
+    }
+}
+
+fn signal(daemon: &Daemon, signal: Signal) {
+    kill(Pid::from_raw(daemon.0.id().cast_signed()), signal).unwrap();
+}
+
+fn fails(output: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
+}
+
+#[test]
+fn capabilities_are_json() {
+    let output = Scene::new().run(&["--print-capabilities"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(json["type"], "block");
+    assert_eq!(json["features"], serde_json::json!(["read-only", "blk-file"]));
+}
+
+#[test]
+fn wrong_use_is_answered_in_words() {
+    let scene = Scene::new();
+    fails(&scene.run(&["--blk-file", "ring"]), 2, "--socket-path");
+    fails(
+        &scene.run(&["--socket-path", "s", "--blk-file", "ring"]),
+        1,
+        "ring: cannot open: No such file",
+    );
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "--size 8M makes it");
+    std::fs::write(scene.path("ring"), vec![0; 65536]).unwrap();
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a ring");
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "new", "--size", "1K"]), 1, "too small");
+    assert!(!scene.path("new").exists() && !scene.path("s").exists());
+    fails(&scene.run(&["--fd", "77", "--blk-file", "ring"]), 1, "no such inherited descriptor");
+    fails(
+        &scene.run(&[
+            "--socket-path",
+            "s",
+            "--blk-file",
+            "ring",
+            "--serial",
+            "much too long for a serial",
+        ]),
+        2,
+        "20",
+    );
+    std::fs::write(scene.path("s"), "precious").unwrap();
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a socket");
+    assert_eq!(std::fs::read(scene.path("s")).unwrap(), b"precious");
+}
+
+#[test]
+fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "in use");
+    let pid = format!("process {}", daemon.0.id());
+    fails(&scene.run(&["--socket-path", "other", "--blk-file", "ring"]), 1, &pid);
+    drop(daemon);
+    assert!(scene.path("s").exists(), "SIGKILL leaves its sockets behind");
+    let mut daemon = scene.start(&[]);
+    signal(&daemon, Signal::SIGTERM);
+    assert!(daemon.0.wait().unwrap().success());
+    assert!(!scene.path("s").exists() && !scene.path("c").exists());
+}
+
+#[test]
+fn the_region_goes_to_one_consumer_at_a_time() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let mut consumer =
+        Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "first").unwrap();
+    match scene.connect(Role::Consumer).err() {
+        Some(Error::Held { holder, .. }) => {
+            assert_eq!(holder, Some(std::process::id().cast_signed()));
+        }
+        other => panic!("{other:?}"),
+    }
+    let words = scene.connect(Role::Producer).err().unwrap().to_string();
+    assert!(words.contains("the guest is the producer"), "{words}");
+    // Also around the backend, on the file itself.
+    let file = || OpenOptions::default().open(&scene.path("ring")).unwrap();
+    assert!(matches!(Consumer::attach(file(), "q", "c"), Err(Error::Held { .. })));
+    match Producer::attach(file(), "q", "p").err() {
+        Some(Error::Held { holder, .. }) => assert_eq!(holder, Some(daemon.0.id().cast_signed())),
+        other => panic!("{other:?}"),
+    }
+    consumer.detach();
+    scene.connect(Role::Consumer).unwrap();
+}
+
+#[test]
+fn who_stands_beside_can_look_and_suspend() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
+    let device = scene.connect(Role::Control).unwrap();
+    assert_eq!(device.counters()["connections"], 0);
+    let mut control = Control::open(device).unwrap();
+    control.suspend().unwrap();
+    assert!(consumer.debug_info().unwrap().suspend);
+}
+
+#[test]
+fn a_ring_for_a_guest_that_consumes_takes_a_host_producer() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--guest", "consumer"]);
+    let mut producer = Producer::attach(scene.connect(Role::Producer).unwrap(), "q", "p").unwrap();
+    let position = producer.push("to the guest").unwrap();
+    producer.advance(position).unwrap();
+    assert!(scene.connect(Role::Consumer).is_err());
+    assert_eq!(
+        shared_block_ring::check(OpenOptions::default().open(&scene.path("ring")).unwrap())
+            .unwrap()
+            .items,
+        1
+    );
+}
+
+#[test]
+fn a_consumer_finds_the_next_daemon_by_itself() {
+    let scene = Scene::new();
+    let mut daemon = scene.start(&[]);
+    let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
+    for end in [Signal::SIGKILL, Signal::SIGTERM] {
+        signal(&daemon, end);
+        daemon.0.wait().unwrap();
+        let waiting = std::thread::spawn(move || {
+            let mut wait = Wait::new(Some(Duration::from_secs(20)));
+            assert_eq!(
+                wait.pause(consumer.device(), &[]).unwrap(),
+                Woken::Elapsed,
+                "to look once more"
+            );
+            let woken = wait.pause(consumer.device(), &[]).unwrap();
+            (consumer, woken)
+        });
+        daemon = scene.start(&[]);
+        let woken;
+        (consumer, woken) = waiting.join().unwrap();
+        assert_eq!(woken, Woken::Elapsed);
+        // It has the role again, although its own old mapping kept the lock on it.
+        assert!(matches!(scene.connect(Role::Consumer), Err(Error::Held { .. })));
+    }
+    drop(consumer);
+}
+
+#[test]
+fn a_damaged_ring_is_not_served() {
+    let scene = Scene::new();
+    drop(scene.start(&[]));
+    let damage = |at: usize, byte: u8| {
+        let mut bytes = std::fs::read(scene.path("ring")).unwrap();
+        bytes[at] = byte;
+        std::fs::write(scene.path("ring"), bytes).unwrap();
+    };
+    damage(512, 8);
+    damage(1536, 8);
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "item at position 0");
+    damage(512 + 8, 9);
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "flag byte is 9");
+    let size = std::fs::metadata(scene.path("ring")).unwrap().len();
+    std::fs::File::options()
+        .write(true)
+        .open(scene.path("ring"))
+        .unwrap()
+        .set_len(size * 2)
+        .unwrap();
+    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "grown");
+}
