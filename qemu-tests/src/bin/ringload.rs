@@ -1,0 +1,252 @@
+//! Pushes or pops random items, and hashes what it saw: run at both ends of a ring, the hashes must agree.
+
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use shared_block_ring::device::find_by_serial;
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{
+    BlockDevice, Consumer, Durability, Error, OpenOptions, Position, Producer, UnixDevice,
+};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+type Device = Box<dyn BlockDevice>;
+
+/// A load of random items for a ring
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+    /// Give up when the other end has not moved for this many seconds
+    #[arg(long, global = true, default_value_t = 60)]
+    patience: u64,
+    /// Flush nothing
+    #[arg(long, global = true)]
+    no_flush: bool,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Push random items
+    Produce {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+        #[arg(long)]
+        items: u64,
+        /// Longest payload
+        #[arg(long)]
+        max: u64,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Items that become visible together
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        /// End without making them visible
+        #[arg(long)]
+        push_only: bool,
+    },
+    /// Pop items
+    Consume {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+        #[arg(long)]
+        items: u64,
+        /// Items that are given back together
+        #[arg(long, default_value_t = 1)]
+        batch: u64,
+    },
+}
+
+/// What a run saw.
+#[derive(Serialize)]
+struct Report {
+    items: u64,
+    bytes: u64,
+    /// Of every item's length (u32, little-endian) and payload.
+    sha256: String,
+    /// Times that it had to wait for the other end.
+    waits: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(&arguments) {
+        Ok(report) => {
+            println!("{}", serde_json::to_string(&report).unwrap_or_default());
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            eprintln!("ringload: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> Result<Report, Error> {
+    let patience = Duration::from_secs(arguments.patience);
+    let durability = if arguments.no_flush { Durability::PageCache } else { Durability::Flush };
+    match &arguments.command {
+        Command::Produce { address, items, max, seed, batch, push_only } => {
+            let mut producer =
+                Producer::attach(open(address, Role::Producer)?, "load", "ringload")?;
+            producer.set_durability(durability);
+            produce(&mut producer, *items, *max, *seed, *batch, *push_only, patience)
+        }
+        Command::Consume { address, items, batch } => {
+            let mut consumer =
+                Consumer::attach(open(address, Role::Consumer)?, "load", "ringload")?;
+            consumer.set_durability(durability);
+            consume(&mut consumer, *items, *batch, patience)
+        }
+    }
+}
+
+fn open(address: &str, role: Role) -> Result<Device, Error> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
+    }
+    let path = match address.strip_prefix("serial:") {
+        Some(serial) => find_by_serial(serial).unwrap_or_else(|e| panic!("{address}: {e}")),
+        None => PathBuf::from(address),
+    };
+    Ok(Box::new(OpenOptions::default().open(&path)?))
+}
+
+fn produce(
+    producer: &mut Producer<Device>,
+    items: u64,
+    max: u64,
+    seed: u64,
+    batch: usize,
+    push_only: bool,
+    patience: Duration,
+) -> Result<Report, Error> {
+    let mut random = Random(seed);
+    let mut tally = Tally::default();
+    let mut pending: Vec<Vec<u8>> = Vec::new();
+    for number in 1..=items {
+        let item = random.item(max);
+        tally.add(&item);
+        pending.push(item);
+        if pending.len() < batch && number < items {
+            continue;
+        }
+        let position = patiently(producer, patience, &mut tally.waits, |producer| {
+            producer.push_batch(&pending)
+        })?;
+        if !push_only {
+            patiently(producer, patience, &mut tally.waits, |producer| producer.advance(position))?;
+        }
+        pending.clear();
+    }
+    Ok(tally.report())
+}
+
+fn consume(
+    consumer: &mut Consumer<Device>,
+    items: u64,
+    batch: u64,
+    patience: Duration,
+) -> Result<Report, Error> {
+    let mut tally = Tally::default();
+    let mut at: Position = consumer.position();
+    while tally.items < items {
+        match consumer.pop(at) {
+            Ok(item) => {
+                tally.add(item.bytes);
+                at = item.next;
+                if tally.items.is_multiple_of(batch) || tally.items == items {
+                    consumer.advance(at)?;
+                }
+            }
+            Err(Error::Retry) => {
+                // What we keep may be what the producer waits for.
+                consumer.advance(at)?;
+                let mut wait = Wait::new(Some(patience));
+                tally.waits += 1;
+                while matches!(consumer.pop(at), Err(Error::Retry)) {
+                    if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
+                        return Err(Error::Retry);
+                    }
+                }
+            }
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(tally.report())
+}
+
+fn patiently<T>(
+    producer: &mut Producer<Device>,
+    patience: Duration,
+    waits: &mut u64,
+    mut attempt: impl FnMut(&mut Producer<Device>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut wait = Wait::new(Some(patience));
+    let mut first = true;
+    loop {
+        match attempt(producer) {
+            Err(e) if e.is_transient() => {
+                *waits += u64::from(std::mem::take(&mut first));
+                if wait.pause(producer.device(), &[])? == Woken::TimedOut {
+                    return Err(e);
+                }
+            }
+            other => return other,
+        }
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    items: u64,
+    bytes: u64,
+    waits: u64,
+    hash: Sha256,
+}
+
+impl Tally {
+    fn add(&mut self, item: &[u8]) {
+        self.items += 1;
+        self.bytes += item.len() as u64;
+        // An item's length is a u32 on the ring.
+        self.hash.update(u32::try_from(item.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.hash.update(item);
+    }
+
+    fn report(self) -> Report {
+        let sha256 = self.hash.finalize().iter().fold(String::new(), |mut text, byte| {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        });
+        Report { items: self.items, bytes: self.bytes, sha256, waits: self.waits }
+    }
+}
+
+/// `SplitMix64`: eight bytes a step, the same everywhere for a seed.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn item(&mut self, max: u64) -> Vec<u8> {
+        let len = usize::try_from(self.next() % (max + 1)).unwrap_or(0);
+        let mut item = vec![0; len];
+        for chunk in item.chunks_mut(8) {
+            let bytes = self.next().to_le_bytes();
+            chunk.copy_from_slice(&bytes[..chunk.len()]);
+        }
+        item
+    }
+}
