@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::prctl;
 use nix::sys::signal::{self, Signal};
-use nix::unistd::{Pid, SysconfVar, getpid, getppid, sysconf};
+use nix::unistd::{Pid, getpid, getppid};
 
 use crate::error::{Error, Result, tail};
 
@@ -243,16 +243,15 @@ impl Daemon {
     }
 }
 
-/// User and system time of a process from `/proc/PID/stat`, which counts in clock ticks.
+/// The time that a process's threads have run, from `/proc/PID/task/*/schedstat`: in nanoseconds, where
+/// `stat` counts clock ticks, too coarse for a process that hardly runs.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
-    let path = PathBuf::from(format!("/proc/{pid}/stat"));
-    let stat = fs::read_to_string(&path).map_err(Error::file("reading", &path))?;
-    // The second field is the name in parentheses and may hold anything; the third follows it. utime
-    // and stime are the fields 14 and 15.
-    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    let times = after_name.split_whitespace().skip(11).take(2);
-    let ticks: u64 = times.filter_map(|word| word.parse::<u64>().ok()).sum();
-    let rate = sysconf(SysconfVar::CLK_TCK).ok().flatten();
-    let rate = rate.and_then(|hertz| u64::try_from(hertz).ok()).unwrap_or(100);
-    Ok(Duration::from_millis(ticks * 1000 / rate))
+    let folder = PathBuf::from(format!("/proc/{pid}/task"));
+    let threads = fs::read_dir(&folder).map_err(Error::file("reading", &folder))?;
+    // A thread that ends meanwhile is not counted.
+    let times = threads.flatten().filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Ok(Duration::from_nanos(times.sum()))
 }

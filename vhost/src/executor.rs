@@ -155,8 +155,11 @@ impl Executor {
         match outcome {
             Ok(outcome) => outcome,
             Err(Fault::Refused(reason)) => {
-                let reason =
-                    if self.is_stale_page(request, reason) { Reason::BufferedPage } else { reason };
+                let reason = if self.is_buffered_page(request, reason) {
+                    Reason::BufferedPage
+                } else {
+                    reason
+                };
                 self.refusals.refuse(reason, Some(request.sector));
                 Outcome::Failed
             }
@@ -167,17 +170,12 @@ impl Executor {
         }
     }
 
-    /// Nobody writes the first page whole who knows that it holds both pointers: some of it was stale.
-    fn is_stale_page(&self, request: &Request, reason: Reason) -> bool {
+    /// Nobody writes the first page whole who knows that it holds both pointers: part of it is stale, or meant for elsewhere.
+    fn is_buffered_page(&self, request: &Request, reason: Reason) -> bool {
         let page = request.kind() == Kind::Write && request.sector == 0 && request.data_len >= PAGE;
-        let stale = matches!(
-            reason,
-            Reason::Signature
-                | Reason::HostPointer
-                | Reason::PointerBackwards
-                | Reason::PublishedData
-        );
-        page && stale && u64::from(self.region.geometry().sector_size().get()) < PAGE
+        let about_bytes =
+            !matches!(reason, Reason::ReadOnly | Reason::OutOfRange | Reason::HostCorrupt);
+        page && about_bytes && u64::from(self.region.geometry().sector_size().get()) < PAGE
     }
 
     /// Device bytes that a request is about.

@@ -3,13 +3,15 @@
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use shared_block_ring::device::find_by_serial;
+use shared_block_ring::device::{AlignedBuf, find_by_serial};
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
     BlockDevice, Consumer, Durability, Error, OpenOptions, Position, Producer, UnixDevice,
 };
 use std::fmt::Write;
+use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -59,6 +61,11 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         batch: u64,
     },
+    /// Read the consumer's pointer sector once
+    Look {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+    },
 }
 
 /// What a run saw.
@@ -101,6 +108,12 @@ fn run(arguments: &Arguments) -> Result<Report, Error> {
                 Consumer::attach(open(address, Role::Consumer)?, "load", "ringload")?;
             consumer.set_durability(durability);
             consume(&mut consumer, *items, *batch, patience)
+        }
+        Command::Look { address } => {
+            let device = open(address, Role::Control)?;
+            let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
+            device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+            Ok(Tally::default().report())
         }
     }
 }

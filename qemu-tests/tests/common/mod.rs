@@ -1,0 +1,137 @@
+//! A ring, the backend that serves it, and programs of the host around it.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, Job, Result, binaries, wait_until};
+use serde_json::Value;
+
+/// For everything that takes seconds on a quiet machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// For a whole stream.
+pub const LONG: Duration = Duration::from_secs(400);
+
+/// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s` and `c`.
+pub struct Scene {
+    dir: tempfile::TempDir,
+    options: Vec<String>,
+}
+
+impl Scene {
+    /// `options` are the backend's, `--size` among them.
+    pub fn new(options: &[&str]) -> Self {
+        let options = options.iter().map(|&option| option.to_owned()).collect();
+        Self { dir: tempfile::tempdir().unwrap(), options }
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir().join(name)
+    }
+
+    /// The ring as the backend's hand-over has it.
+    pub fn address(&self) -> String {
+        format!("unix:{}", self.path("c").display())
+    }
+
+    pub fn backend(&self) -> Result<Daemon> {
+        let mut command = Command::new(binaries::host()?.vhost_device_blockring());
+        command.current_dir(self.dir()).args(["--socket-path", "s", "--blk-file", "ring"]);
+        command.args(["--consumer-socket", "c", "--serial", "ring"]).args(&self.options);
+        let mut backend = Daemon::spawn("backend", command, self.dir())?;
+        // What a killed one left behind does not answer.
+        backend.wait_for("answering", SOON, |_| self.facts().is_some())?;
+        Ok(backend)
+    }
+
+    pub fn guest(&self) -> GuestBuilder {
+        GuestBuilder::new().disk(Disk::vhost_user(self.path("s")).reconnecting())
+    }
+
+    /// A program of the workspace in this folder, running on.
+    pub fn spawn(&self, name: &str, program: &str, arguments: &[&str]) -> Result<Daemon> {
+        Daemon::spawn(name, self.command(program, arguments)?, self.dir())
+    }
+
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Result<Command> {
+        let built = binaries::host()?;
+        let path = match program {
+            "blockring" => built.blockring(),
+            "ringload" => built.ringload(),
+            other => panic!("no program {other}"),
+        };
+        let mut command = Command::new(path);
+        command.current_dir(self.dir()).args(arguments);
+        Ok(command)
+    }
+
+    /// Runs `blockring` to its end.
+    pub fn blockring(&self, arguments: &[&str]) -> Output {
+        self.command("blockring", arguments).unwrap().output().unwrap()
+    }
+
+    /// Runs `blockring`, which must succeed, and answers its standard output.
+    pub fn check(&self, arguments: &[&str]) -> String {
+        let output = self.blockring(arguments);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn facts(&self) -> Option<Value> {
+        let output = self.blockring(&["diagnostics", "--json", &self.address()]);
+        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+    }
+
+    /// What `diagnostics --json` says, the backend's counters under `backend`.
+    pub fn diagnostics(&self) -> Value {
+        self.facts().expect("the backend answers")
+    }
+
+    /// Waits until the consumer has everything.
+    pub fn wait_until_empty(&self) {
+        let empty = || self.diagnostics()["used"] == 0;
+        assert!(wait_until(SOON, empty), "{}", self.diagnostics());
+    }
+}
+
+/// The JSON object that a program printed.
+pub fn report(stdout: &[u8]) -> Value {
+    let text = String::from_utf8_lossy(stdout);
+    serde_json::from_slice(stdout).unwrap_or_else(|e| panic!("{e}: {text:?}"))
+}
+
+/// The JSON object that a successful job printed.
+pub fn job_report(job: &Job, timeout: Duration) -> Result<Value> {
+    let output = job.wait(timeout)?;
+    assert_eq!(output.status, 0, "{output:?}");
+    Ok(report(output.stdout.as_bytes()))
+}
+
+/// Waits for a daemon that prints a JSON object and ends.
+pub fn daemon_report(daemon: &mut Daemon, timeout: Duration) -> Result<Value> {
+    let status = daemon.wait(timeout)?;
+    assert!(status.success(), "{}", daemon.stderr());
+    Ok(report(&daemon.stdout()))
+}
+
+/// Fails where the guest's kernel has met an I/O error.
+pub fn assert_no_io_error(guest: &Guest) -> Result<()> {
+    let log = guest.check("dmesg")?;
+    assert!(!log.contains("I/O error"), "{log}");
+    Ok(())
+}
+
+/// `first..=last`, a line each.
+pub fn numbers(first: u64, last: u64) -> String {
+    use std::fmt::Write;
+    (first..=last).fold(String::new(), |mut text, number| {
+        writeln!(text, "{number}").unwrap();
+        text
+    })
+}
