@@ -2,10 +2,10 @@
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{HEADER_BYTES, PointerSector, Position, Side};
+use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
-use crate::rules::{Fit, batch_len, fit, plausible};
+use crate::rules::{Fit, batch_len, fit, fitting, plausible};
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 
@@ -95,37 +95,45 @@ impl<D: BlockDevice> Producer<D> {
 
     /// Writes an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
     pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
-        self.push_all(&[&item.encode()])
+        let payload = item.encode();
+        self.push_all(&Payloads::new(vec![&payload], self.handle.geometry)?)
     }
 
     /// Writes items in one go, all or none of them.
     pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
-        let payloads: Vec<_> = items.iter().map(Encode::encode).collect();
-        let payloads: Vec<&[u8]> = payloads.iter().map(AsRef::as_ref).collect();
-        self.push_all(&payloads)
+        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
+        let payloads = encoded.iter().map(AsRef::as_ref).collect();
+        self.push_all(&Payloads::new(payloads, self.handle.geometry)?)
     }
 
-    fn push_all(&mut self, payloads: &[&[u8]]) -> Result<Position> {
-        self.handle.attached()?;
+    /// Writes as many of the items as there is room for, at least one, in one go, and returns how many.
+    pub fn push_some<T: Encode>(&mut self, items: &[T]) -> Result<(usize, Position)> {
+        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
+        let payloads = encoded.iter().map(AsRef::as_ref).collect();
+        let mut payloads = Payloads::new(payloads, self.handle.geometry)?;
         let consumer = self.running()?;
         let capacity = self.handle.geometry.capacity();
-        let too_large = |needed| Error::TooLarge { needed, capacity: capacity.get() };
-        let mut unpadded = 0;
-        let mut lengths = Vec::with_capacity(payloads.len());
-        for payload in payloads {
-            let needed = payload.len() as u64 + HEADER_BYTES;
-            let length = u32::try_from(payload.len()).map_err(|_| too_large(needed))?;
-            unpadded =
-                batch_len(lengths.iter().copied()).unwrap_or(u64::MAX).saturating_add(needed);
-            lengths.push(length);
-        }
-        match fit(self.pushed, consumer, capacity, unpadded) {
-            Fit::Never => return Err(too_large(unpadded)),
+        let count = fitting(self.pushed, consumer, capacity, &payloads.lengths);
+        // Where not even one fits, that one's refusal is the answer.
+        payloads.truncate(count.max(1));
+        self.push_behind(consumer, &payloads).map(|end| (count, end))
+    }
+
+    fn push_all(&mut self, payloads: &Payloads<'_>) -> Result<Position> {
+        let consumer = self.running()?;
+        self.push_behind(consumer, payloads)
+    }
+
+    fn push_behind(&mut self, consumer: Position, payloads: &Payloads<'_>) -> Result<Position> {
+        let capacity = self.handle.geometry.capacity();
+        let needed = batch_len(&payloads.lengths);
+        let too_large = Error::TooLarge { needed, capacity: capacity.get() };
+        match fit(self.pushed, consumer, capacity, needed) {
+            Fit::Never => return Err(too_large),
             Fit::Later => return Err(Error::Retry),
             Fit::Now => {}
         }
-        let end = batch_len(lengths).and_then(|len| self.pushed.checked_add(len));
-        let end = end.ok_or_else(|| too_large(u64::MAX))?;
+        let end = self.pushed.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
         if end == self.pushed {
             return Ok(end);
         }
@@ -142,7 +150,7 @@ impl<D: BlockDevice> Producer<D> {
     }
 
     /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch.
-    fn write(&mut self, payloads: &[&[u8]], consumer: Position, end: Position) -> Result<()> {
+    fn write(&mut self, payloads: &Payloads<'_>, consumer: Position, end: Position) -> Result<()> {
         let geometry = self.handle.geometry;
         let (size, capacity) = (geometry.sector_size().bytes(), geometry.capacity().get());
         let first = geometry.sector_floor(self.pushed.get());
@@ -152,10 +160,8 @@ impl<D: BlockDevice> Producer<D> {
         self.frame.resize(in_frame(last));
         let mut at = in_frame(self.pushed.get());
         self.frame[..at].copy_from_slice(&self.head[..at]);
-        for payload in payloads {
+        for (payload, length) in payloads.bytes.iter().zip(&payloads.lengths) {
             let body = at + 4;
-            // Checked by the caller to fit 32 bits.
-            let length = u32::try_from(payload.len()).unwrap_or(u32::MAX);
             self.frame[at..body].copy_from_slice(&length.to_le_bytes());
             self.frame[body..body + payload.len()].copy_from_slice(payload);
             at = (body + payload.len()).next_multiple_of(4);
@@ -215,6 +221,7 @@ impl<D: BlockDevice> Producer<D> {
 
     /// The consumer's position, if the ring is not suspended; acknowledges a change.
     fn running(&mut self) -> Result<Position> {
+        self.handle.attached()?;
         let consumer = self.handle.read_pointer(Side::Consumer)?;
         self.acknowledge(consumer.flag)?;
         if consumer.flag {
@@ -238,5 +245,30 @@ impl<D: BlockDevice> Producer<D> {
         self.handle.flush()?;
         self.published = pointer;
         Ok(())
+    }
+}
+
+/// What is to be pushed in one go.
+struct Payloads<'a> {
+    bytes: Vec<&'a [u8]>,
+    /// Of each, as its header has it.
+    lengths: Vec<u32>,
+}
+
+impl<'a> Payloads<'a> {
+    fn new(bytes: Vec<&'a [u8]>, geometry: Geometry) -> Result<Self> {
+        let length = |payload: &&[u8]| {
+            u32::try_from(payload.len()).map_err(|_| Error::TooLarge {
+                needed: payload.len() as u64 + HEADER_BYTES,
+                capacity: geometry.capacity().get(),
+            })
+        };
+        let lengths = bytes.iter().map(length).collect::<Result<_>>()?;
+        Ok(Self { bytes, lengths })
+    }
+
+    fn truncate(&mut self, count: usize) {
+        self.bytes.truncate(count);
+        self.lengths.truncate(count);
     }
 }

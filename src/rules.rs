@@ -1,6 +1,6 @@
 //! What a producer, a consumer or a guard may do next: pure decisions over format types.
 
-use crate::format::{Capacity, FormatError, Geometry, Position, framed_len};
+use crate::format::{Capacity, FormatError, Geometry, HEADER_BYTES, Position, framed_len};
 
 /// Refuses a consumer that has more than a whole ring in front of it.
 ///
@@ -41,7 +41,20 @@ pub fn fit(pushed: Position, consumer: Position, capacity: Capacity, unpadded: u
     if unpadded <= capacity.saturating_sub(used) { Fit::Now } else { Fit::Later }
 }
 
-/// Bytes that payloads of `lengths` take in the stream, in a row; `None` beyond 64 bits.
-pub fn batch_len(lengths: impl IntoIterator<Item = u32>) -> Option<u64> {
-    lengths.into_iter().try_fold(0u64, |sum, length| sum.checked_add(framed_len(length)))
+/// Bytes that payloads of `lengths` take in a row, without the padding behind the last one.
+pub fn batch_len(lengths: &[u32]) -> u64 {
+    let Some((last, others)) = lengths.split_last() else { return 0 };
+    let others: u64 = others.iter().map(|&length| framed_len(length)).sum();
+    others + u64::from(*last) + HEADER_BYTES
+}
+
+/// How many payloads of `lengths`, from the first on, fit now.
+pub fn fitting(pushed: Position, consumer: Position, capacity: Capacity, lengths: &[u32]) -> usize {
+    let mut before = 0;
+    let too_much = |&length: &u32| {
+        let unpadded = before + u64::from(length) + HEADER_BYTES;
+        before += framed_len(length);
+        fit(pushed, consumer, capacity, unpadded) != Fit::Now
+    };
+    lengths.iter().position(too_much).unwrap_or(lengths.len())
 }

@@ -12,6 +12,7 @@ use std::collections::VecDeque;
 enum Operation {
     Push(Vec<u8>),
     Batch(Vec<Vec<u8>>),
+    Some(Vec<Vec<u8>>),
     Advance,
     Pop,
     PopAll,
@@ -32,6 +33,7 @@ fn operation() -> impl Strategy<Value = Operation> {
     prop_oneof![
         6 => item().prop_map(Operation::Push),
         2 => prop::collection::vec(item(), 0..5).prop_map(Operation::Batch),
+        2 => prop::collection::vec(item(), 1..8).prop_map(Operation::Some),
         4 => Just(Operation::Advance),
         4 => Just(Operation::Pop),
         1 => Just(Operation::PopAll),
@@ -55,6 +57,12 @@ impl Model {
         let framed = |item: &Vec<u8>| (item.len() + 7) & !3;
         self.pushed.iter().chain(&self.published).map(framed).sum()
     }
+}
+
+/// Bytes that items take in a row, without the padding behind the last one.
+fn unpadded(items: &[Vec<u8>]) -> usize {
+    let Some((last, others)) = items.split_last() else { return 0 };
+    others.iter().map(|item| (item.len() + 7) & !3).sum::<usize>() + last.len() + 4
 }
 
 struct Ring {
@@ -85,9 +93,7 @@ impl Ring {
         let producer = self.producer.as_mut().unwrap();
         let result =
             if let [item] = items { producer.push(item) } else { producer.push_batch(items) };
-        let padded: usize = items.iter().map(|item| (item.len() + 7) & !3).sum();
-        let unpadded =
-            items.last().map_or(0, |item| padded - ((item.len() + 7) & !3) + item.len() + 4);
+        let unpadded = unpadded(items);
         match result {
             Ok(_) => {
                 assert!(!self.model.suspended && unpadded <= self.capacity - self.model.used());
@@ -96,6 +102,22 @@ impl Ring {
             Err(Error::Suspended) => assert!(self.model.suspended),
             Err(Error::TooLarge { .. }) => assert!(unpadded > self.capacity),
             Err(Error::Retry) => assert!(unpadded > self.capacity - self.model.used()),
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    fn push_some(&mut self, items: &[Vec<u8>]) {
+        let producer = self.producer.as_mut().unwrap();
+        let room = self.capacity - self.model.used();
+        match producer.push_some(items) {
+            Ok((count, _)) => {
+                assert!(!self.model.suspended && count > 0 && unpadded(&items[..count]) <= room);
+                assert!(count == items.len() || unpadded(&items[..=count]) > room);
+                self.model.pushed.extend(items[..count].iter().cloned());
+            }
+            Err(Error::Suspended) => assert!(self.model.suspended),
+            Err(Error::TooLarge { .. }) => assert!(unpadded(&items[..1]) > self.capacity),
+            Err(Error::Retry) => assert!(unpadded(&items[..1]) > room),
             Err(e) => panic!("{e}"),
         }
     }
@@ -123,6 +145,7 @@ impl Ring {
         match operation {
             Operation::Push(item) => self.push(&[item]),
             Operation::Batch(items) => self.push(&items),
+            Operation::Some(items) => self.push_some(&items),
             Operation::Advance => {
                 let producer = self.producer.as_mut().unwrap();
                 match producer.advance(producer.position()) {

@@ -165,6 +165,11 @@ impl Daemon {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
+    /// How many bytes it has written to standard output so far.
+    pub fn printed(&self) -> u64 {
+        fs::metadata(&self.stdout).map_or(0, |file| file.len())
+    }
+
     /// The file that takes standard output.
     pub fn stdout_path(&self) -> &Path {
         &self.stdout

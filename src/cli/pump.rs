@@ -201,29 +201,23 @@ impl Pump {
         (batch, at, stopped)
     }
 
-    /// All at once where they fit, else one by one as room comes.
+    /// As many at once as fit, the rest as room comes, as the user wants it.
     fn push_batch(&mut self, batch: &[(&[u8], usize)]) -> Outcome {
         let items: Vec<&[u8]> = batch.iter().map(|(item, _)| *item).collect();
-        match self.producer.push_batch(&items) {
-            Ok(_) => batch.iter().for_each(|(item, used)| self.pushed.pass(item.len(), *used)),
-            Err(Error::Retry | Error::Suspended | Error::TooLarge { .. }) => {
-                for (item, used) in batch {
-                    let len = if self.push(item)? { item.len() } else { 0 };
-                    self.pushed.pass(len, *used);
-                }
-            }
-            Err(e) => return Err(e.into()),
-        }
-        Ok(())
-    }
-
-    /// Waits as the user wants it; whether the item was pushed, and not dropped.
-    fn push(&mut self, item: &[u8]) -> Result<bool, Failure> {
         let mut wait = Wait::new(self.limits.timeout);
         let mut waited = None;
-        loop {
-            let suspended = match self.producer.push(item) {
-                Ok(_) => return Ok(true),
+        let mut done = 0;
+        while done < batch.len() {
+            let suspended = match self.producer.push_some(&items[done..]) {
+                Ok((count, _)) => {
+                    for (item, used) in &batch[done..done + count] {
+                        self.pushed.pass(item.len(), *used);
+                    }
+                    done += count;
+                    wait = Wait::new(self.limits.timeout);
+                    waited = None;
+                    continue;
+                }
                 Err(Error::Retry) => false,
                 Err(Error::Suspended) => true,
                 Err(e) => return Err(e.into()),
@@ -236,7 +230,9 @@ impl Pump {
                     OnFull::Fail => return Err(Failure::Refused("the ring is full".to_owned())),
                     OnFull::Drop => {
                         self.counts.dropped += 1;
-                        return Ok(false);
+                        self.pushed.pass(0, batch[done].1);
+                        done += 1;
+                        continue;
                     }
                 }
             }
@@ -250,6 +246,7 @@ impl Pump {
             }
             self.pause(&mut wait, suspended)?;
         }
+        Ok(())
     }
 
     fn pause(&self, wait: &mut Wait, suspended: bool) -> Outcome {
