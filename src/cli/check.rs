@@ -7,7 +7,10 @@ use shared_block_ring::{Control, DebugInfo, Error, Sound, check};
 
 /// Verify a ring offline: its identity, its pointers and the framing of every item. Changes nothing
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  blockring check ring.img && echo sound")]
+#[command(after_help = "\
+Examples:
+  blockring check ring.img && echo sound
+  blockring check --json /dev/vg0/ring")]
 pub struct Check {
     #[command(flatten)]
     address: Address,

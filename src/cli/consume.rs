@@ -16,8 +16,9 @@ use std::time::Duration;
 const PORTION: usize = 64 * 1024;
 
 const EXAMPLES: &str = "\
-An item leaves the ring only after the operating system has accepted all of its output: a full disk or a closed pipe
-loses nothing. What a reader that dies leaves unread in a pipe is gone all the same: let it acknowledge by other means.
+An item leaves the ring only after the operating system has accepted all of its output: a full disk
+or a closed pipe loses nothing. What a reader that dies leaves unread in a pipe is gone all the
+same: let it acknowledge by other means.
 
 Examples:
   blockring consume ring.img                        print what is there

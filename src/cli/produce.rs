@@ -9,8 +9,9 @@ use shared_block_ring::{Durability, Producer, Stop};
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
-Each item is visible to the consumer as soon as the input pauses. When the ring is full or suspended, produce waits and
-reads no more input. SIGTERM ends it after what it has read is visible; whatever is not is named in the error.
+Each item is visible to the consumer as soon as the input pauses. When the ring is full or
+suspended, produce waits and reads no more input. SIGTERM ends it after what it has read is visible;
+whatever is not is named in the error.
 
 Examples:
   journalctl -f | blockring produce serial:logs

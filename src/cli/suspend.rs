@@ -21,7 +21,10 @@ struct Change {
 
 /// Ask the producer to stop
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  blockring suspend --wait --timeout 5 ring.img && lvextend … ")]
+#[command(after_help = "\
+Examples:
+  blockring suspend ring.img                     ask, and go on
+  blockring suspend --wait --timeout 5 ring.img  and wait until nothing more is published")]
 pub struct Suspend {
     #[command(flatten)]
     change: Change,
@@ -29,7 +32,10 @@ pub struct Suspend {
 
 /// Let the producer go on
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  blockring resume --wait ring.img")]
+#[command(after_help = "\
+Examples:
+  blockring resume ring.img
+  blockring resume --wait unix:vm1.out           and wait until the producer has heard it")]
 pub struct Resume {
     #[command(flatten)]
     change: Change,

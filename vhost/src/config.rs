@@ -8,9 +8,11 @@ use std::time::Duration;
 
 const EXAMPLES: &str = "\
 Examples:
-  vhost-device-blockring --socket-path vm1.sock --blk-file vm1.ring --size 8M --consumer-socket vm1.out --serial logs
+  vhost-device-blockring --socket-path vm1.sock --blk-file vm1.ring --size 8M \\
+      --consumer-socket vm1.out --serial logs
 
-  qemu-system-x86_64 … -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+  qemu-system-x86_64 … \\
+      -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
       -chardev socket,id=ring,path=vm1.sock,reconnect=1 -device vhost-user-blk-pci,chardev=ring
 
   blockring consume --follow unix:vm1.out

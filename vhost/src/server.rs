@@ -8,14 +8,14 @@ use crate::flusher::Flusher;
 use crate::handover::{Estate, Handover};
 use crate::region::Region;
 use crate::ring;
-use crate::sockets::Listening;
+use crate::sockets::{self, Listening};
 use crate::worker::Worker;
-use nix::sys::socket::{SockType, getsockopt, sockopt};
+use nix::sys::socket::SockType;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::wait::wait_readable;
 use shared_block_ring::{Error, Stop};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::sync::Arc;
@@ -159,28 +159,9 @@ fn front_ends(config: &Config) -> Result<FrontEnds, Failure> {
         return Ok(FrontEnds::Ours(Listening::on(path, SockType::Stream).map_err(named(path))?));
     }
     let number = config.fd.unwrap_or(-1);
-    let fail = |source| Failure::Socket { name: format!("--fd {number}"), source };
-    if nix::fcntl::fcntl(
-        // SAFETY: only looked at; a number that is no descriptor answers EBADF.
-        unsafe { BorrowedFd::borrow_raw(number.max(0)) },
-        nix::fcntl::FcntlArg::F_GETFD,
-    )
-    .is_err()
-        || number < 3
-    {
-        return Err(fail(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "no such inherited descriptor",
-        )));
-    }
-    // SAFETY: our parent passed it to us by number, and nothing in this process has opened it.
-    let fd = unsafe { OwnedFd::from_raw_fd(number) };
-    if getsockopt(&fd, sockopt::AcceptConn).ok() == Some(true) {
-        Ok(FrontEnds::Inherited(fd))
-    } else {
-        let text = "not a listening socket: pass the listening one, front ends are accepted on it";
-        Err(fail(io::Error::new(io::ErrorKind::InvalidInput, text)))
-    }
+    sockets::inherited(number)
+        .map(FrontEnds::Inherited)
+        .map_err(|source| Failure::Socket { name: format!("--fd {number}"), source })
 }
 
 fn serve(

@@ -1,12 +1,14 @@
 //! Listening on a path: never on one that another process answers, always on one that a dead process left behind.
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::socket::{
-    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, listen, socket,
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, connect, getsockopt, listen,
+    setsockopt, socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -68,9 +70,26 @@ fn clear_stale(path: &Path, address: &UnixAddr, probe: &OwnedFd) -> io::Result<(
     }
 }
 
+/// The listening socket that our parent has left open as descriptor `number`. To be called once, before anything else opens
+/// descriptors.
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    let invalid = |text: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, text.to_owned()));
+    // SAFETY: only looked at; a number that is no descriptor answers EBADF.
+    let looked_at = unsafe { BorrowedFd::borrow_raw(number.max(0)) };
+    if number < 3 || fcntl(looked_at, FcntlArg::F_GETFD).is_err() {
+        return invalid("no such inherited descriptor");
+    }
+    // SAFETY: our parent passed it to us by number, and nothing in this process has opened it.
+    let socket = unsafe { OwnedFd::from_raw_fd(number) };
+    if getsockopt(&socket, sockopt::AcceptConn).ok() == Some(true) {
+        Ok(socket)
+    } else {
+        invalid("not a listening socket: pass the listening one, front ends are accepted on it")
+    }
+}
+
 /// Bounds what a peer that connects and then says nothing can hold up.
 pub fn limit_patience(socket: &OwnedFd, patience: Duration) -> nix::Result<()> {
-    use nix::sys::socket::{setsockopt, sockopt};
     let time = nix::sys::time::TimeVal::new(
         patience.as_secs().cast_signed(),
         patience.subsec_micros().into(),
