@@ -2,24 +2,34 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{Header, PointerSector, Position, Side};
+use crate::format::{FormatError, Header, PointerSector, Position, Side, Tally, put_slot};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Decode;
-use crate::rules::plausible;
-use crate::window::{Popped, Window};
+use crate::rules::{Mark, plausible, verifiable};
+use crate::window::{Popped, WINDOW_BYTES, Window};
 
 /// The only consumer of a ring.
 ///
 /// [`pop`](Self::pop) looks at an item, [`advance`](Self::advance) gives its space back once it has been dealt with: after a
 /// crash in between the item is delivered again, never lost. Nothing here waits; an empty ring answers [`Error::Retry`].
+///
+/// What the producer has published since we looked last is verified against its checksum before the first item of it is lent.
+/// [`FormatError::Span`] names a span that is not what the producer wrote; advancing to its end skips it.
 pub struct Consumer<D> {
     handle: Handle<D>,
     /// Everything before it is consumed.
-    position: Position,
-    /// Published, as far as we have looked.
+    mark: Mark,
+    /// Everything before it is what the producer wrote, as far as that can be known.
+    verified: Mark,
+    /// Published, as far as we have looked, and what the producer's slot says of it.
     producer: Position,
+    claim: Option<Tally>,
+    /// Bytes that nothing was known of.
+    unchecked: u64,
     /// Published bytes cannot change before we advance: what was read once need not be read again.
     window: Window,
+    /// For looking elsewhere without losing what is in the window.
+    aside: Window,
 }
 
 impl<D: BlockDevice> Consumer<D> {
@@ -27,9 +37,19 @@ impl<D: BlockDevice> Consumer<D> {
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Consumer, queue, client)?;
         let producer = handle.read_pointer(Side::Producer)?.position;
-        let position = handle.read_pointer(Side::Consumer)?.position;
-        plausible(producer, position, handle.geometry)?;
-        Ok(Self { handle, position, producer, window: Window::empty() })
+        let (pointer, tally) = handle.read_mark(Side::Consumer)?;
+        plausible(producer, pointer.position, handle.geometry)?;
+        let mark = Mark::new(pointer.position, tally);
+        Ok(Self {
+            handle,
+            mark,
+            verified: mark,
+            producer: pointer.position,
+            claim: None,
+            unchecked: 0,
+            window: Window::empty(),
+            aside: Window::empty(),
+        })
     }
 
     /// Chooses what `advance` waits for.
@@ -49,7 +69,12 @@ impl<D: BlockDevice> Consumer<D> {
 
     /// Everything before it is consumed: where to start popping.
     pub fn position(&self) -> Position {
-        self.position
+        self.mark.position
+    }
+
+    /// Bytes looked at so far that no checksum covers: they were published by a peer that writes none.
+    pub fn unchecked(&self) -> u64 {
+        self.unchecked
     }
 
     /// Whether the producer has acknowledged a suspend.
@@ -74,7 +99,7 @@ impl<D: BlockDevice> Consumer<D> {
 
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
-            self.edit(|pointer| pointer.flag = suspend)?;
+            self.edit(|pointer, _| pointer.flag = suspend)?;
         }
         Ok(())
     }
@@ -118,22 +143,52 @@ impl<D: BlockDevice> Consumer<D> {
     /// Frees everything before `to`: those items will not be delivered again.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
-        if to < self.position || to > self.producer.max(self.position) {
-            return Err(Error::Advance { to, from: self.position, limit: self.producer });
+        let from = self.mark.position;
+        let limit = self.verified.position;
+        if to < from || (to > limit && to != self.producer) {
+            return Err(Error::Advance { to, from, limit });
         }
-        if to == self.position {
+        if to == from {
             return Ok(());
         }
+        let mark = Mark { position: to, tally: self.tally_at(to)? };
         // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
         self.handle.flush()?;
-        self.edit(|pointer| pointer.position = to)?;
-        self.position = to;
+        let slot = self.handle.slot(mark);
+        self.edit(|pointer, sector| {
+            if let Some((uuid, slot)) = &slot {
+                put_slot(*uuid, sector, pointer.position, slot);
+            }
+            pointer.position = to;
+        })?;
+        self.mark = mark;
+        if to > self.verified.position {
+            self.verified = mark;
+        }
         Ok(())
     }
 
-    fn edit(&self, change: impl Fn(&mut PointerSector)) -> Result<()> {
+    /// What our slot will say of the stream before `to`.
+    fn tally_at(&mut self, to: Position) -> Result<Tally> {
+        let from = self.mark;
+        if to == self.verified.position {
+            return Ok(self.verified.tally);
+        }
+        if to > self.verified.position {
+            // Skipped unseen: the producer's word is all there is to go on with.
+            return Ok(Mark::new(to, self.claim).tally);
+        }
+        if !self.handle.has_slots() {
+            return Ok(Tally::from_here(to));
+        }
+        let near = self.window.covers(from.position, to);
+        let window = if near { &mut self.window } else { &mut self.aside };
+        window.walk(&self.handle.device, from.position, to, from.tally)
+    }
+
+    fn edit(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
         self.handle.edit_consumer(|pointer, sector| {
-            change(pointer);
+            change(pointer, sector);
             pointer.encode(Side::Consumer, Some(self.handle.owner()), sector);
         })
     }
@@ -141,17 +196,39 @@ impl<D: BlockDevice> Consumer<D> {
     /// Brings the item at `from` into the window.
     fn load(&mut self, from: Position) -> Result<Header> {
         self.handle.attached()?;
-        if from >= self.producer {
-            self.producer = self.handle.read_pointer(Side::Producer)?.position;
-            plausible(self.producer, self.position, self.handle.geometry)?;
+        if from >= self.verified.position {
+            self.look()?;
         }
-        if from < self.position || (from > self.producer && from > self.position) {
-            let (consumer, producer) = (self.position, self.producer);
+        let (consumer, producer) = (self.mark.position, self.verified.position);
+        if from < consumer || (from > producer && from > consumer) {
             return Err(Error::From { from, consumer, producer });
         }
-        if from >= self.producer {
+        if from >= producer {
             return Err(Error::Retry);
         }
-        self.window.load(&self.handle.device, from, self.producer)
+        self.window.load(&self.handle.device, from, producer)
+    }
+
+    /// Sees what is published, and verifies what of it is new.
+    fn look(&mut self) -> Result<()> {
+        let (pointer, claim) = self.handle.read_mark(Side::Producer)?;
+        plausible(pointer.position, self.mark.position, self.handle.geometry)?;
+        (self.producer, self.claim) = (pointer.position, claim);
+        let (from, to) = (self.verified, Mark::new(pointer.position, claim));
+        let Some(len) = to.position.since(from.position).filter(|&len| len > 0) else {
+            return Ok(());
+        };
+        let (start, seed) = verifiable(from, to);
+        let near = len <= WINDOW_BYTES;
+        let window = if near { &mut self.window } else { &mut self.aside };
+        let computed = window.digest(&self.handle.device, start, to.position, seed)?;
+        let found = to.tally.crc;
+        if computed != found {
+            let (from, to) = (from.position, to.position);
+            return Err(FormatError::Span { from, to, found, computed }.into());
+        }
+        self.unchecked += start.since(from.position).unwrap_or(0);
+        self.verified = to;
+        Ok(())
     }
 }

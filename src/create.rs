@@ -38,6 +38,7 @@ pub fn create<D: BlockDevice + ?Sized>(device: &D, options: CreateOptions) -> Re
         return Ok(Created::Existed);
     }
     for side in [Side::Producer, Side::Consumer] {
+        sector.fill(0);
         PointerSector::START.encode(side, None, &mut sector);
         device.write(side.sector(), &[IoSlice::new(&sector)])?;
     }

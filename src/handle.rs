@@ -2,9 +2,21 @@
 
 use crate::device::{AlignedBuf, BlockDevice, LockRange, RangeLock, holder};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, PointerSector, Position, Side, Signed, decode_sector0, text_of};
+use crate::format::{
+    FormatError, Geometry, PointerSector, Position, Side, Signed, Slot, Tally, decode_sector0,
+    find_slot, text_of,
+};
+use crate::rules::Mark;
 use serde::Serialize;
 use std::io::IoSliceMut;
+use std::time::{SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
+
+/// Readings of a pointer sector, with the same bytes, before it is given up: a reader can meet a write halfway.
+const SAME_READINGS: u32 = 3;
+
+/// Readings in all: more than a writer can disturb by chance.
+const READINGS: u32 = 1000;
 
 /// Whether an operation waits until the device says that it is safe from power loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -51,6 +63,14 @@ pub struct DebugInfo {
     pub suspend: bool,
     /// The producer has heard it.
     pub suspend_ack: bool,
+    /// Items published since the ring was created, as far as that is known.
+    pub producer_items: Option<u64>,
+    /// Items consumed since the ring was created, as far as that is known.
+    pub consumer_items: Option<u64>,
+    /// Time of the last `advance` of the producer, nanoseconds since 1970.
+    pub producer_time_ns: Option<u64>,
+    /// Time of the last `advance` of the consumer, nanoseconds since 1970.
+    pub consumer_time_ns: Option<u64>,
     /// The text of sector 1, made printable.
     pub producer_text: String,
     /// The text of sector 2, made printable.
@@ -128,6 +148,31 @@ impl<D: BlockDevice> Handle<D> {
         Ok(PointerSector::decode(side, &self.sector)?)
     }
 
+    /// The pointer, and what its slot says of the stream before it.
+    pub fn read_mark(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
+        let (pointer, slot) = read_slot(&self.device, &self.signed, side, &mut self.sector)?;
+        Ok((pointer, slot.map(|slot| slot.tally)))
+    }
+
+    /// The pointer sector as it was read last.
+    pub fn last_read(&self) -> &[u8] {
+        &self.sector
+    }
+
+    /// What goes into the slot for `mark`; nothing in a plain ring.
+    pub fn slot(&self, mark: Mark) -> Option<(Uuid, Slot)> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Nanoseconds since 1970 fit 64 bits until the year 2554.
+        let time_ns = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
+        let slot = Slot { position: mark.position, tally: mark.tally, time_ns };
+        Some((self.signed.uuid()?, slot))
+    }
+
+    /// Whether pointers have slots in this ring.
+    pub fn has_slots(&self) -> bool {
+        self.signed.uuid().is_some()
+    }
+
     /// Whether the producer has acknowledged a suspend.
     pub fn acknowledged(&mut self) -> Result<State> {
         self.attached()?;
@@ -167,14 +212,39 @@ impl<D: BlockDevice> Handle<D> {
     }
 }
 
+/// Reads until a slot speaks for the position, or none can.
+fn read_slot<D: BlockDevice>(
+    device: &D,
+    signed: &Signed,
+    side: Side,
+    sector: &mut [u8],
+) -> Result<(PointerSector, Option<Slot>)> {
+    let mut before = Vec::new();
+    let mut same = 0;
+    for _ in 0..READINGS {
+        device.read(side.sector(), &mut [IoSliceMut::new(sector)])?;
+        let pointer = PointerSector::decode(side, sector)?;
+        let Some(uuid) = signed.uuid() else { return Ok((pointer, None)) };
+        match find_slot(uuid, side, sector, pointer.position) {
+            Ok(slot) => return Ok((pointer, slot)),
+            Err(e) if same == SAME_READINGS => return Err(e.into()),
+            Err(_) => same = if before == sector { same + 1 } else { 0 },
+        }
+        before = sector.to_vec();
+    }
+    let position = PointerSector::decode(side, sector)?.position;
+    Err(FormatError::Slots { side, position }.into())
+}
+
 fn debug_info<D: BlockDevice>(device: &D, signed: &Signed) -> Result<DebugInfo> {
     let geometry = device.geometry();
     let size = geometry.sector_size().bytes();
-    let mut sectors = AlignedBuf::zeroed(2 * size);
-    device.read(Side::Producer.sector(), &mut [IoSliceMut::new(&mut sectors)])?;
-    let (first, second) = sectors.split_at(size);
-    let producer = PointerSector::decode(Side::Producer, first)?;
-    let consumer = PointerSector::decode(Side::Consumer, second)?;
+    let (mut first, mut second) = (AlignedBuf::zeroed(size), AlignedBuf::zeroed(size));
+    let (producer, published) = read_slot(device, signed, Side::Producer, &mut first)?;
+    let (consumer, freed) = read_slot(device, signed, Side::Consumer, &mut second)?;
+    let items = |slot: Option<Slot>| {
+        slot.filter(|slot| !slot.tally.since_base).map(|slot| slot.tally.items)
+    };
     Ok(DebugInfo {
         sector_size: geometry.sector_size().get(),
         total_sectors: geometry.sectors(),
@@ -185,8 +255,12 @@ fn debug_info<D: BlockDevice>(device: &D, signed: &Signed) -> Result<DebugInfo> 
         used: producer.position.since(consumer.position).unwrap_or(0),
         suspend: consumer.flag,
         suspend_ack: producer.flag,
-        producer_text: text_of(first),
-        consumer_text: text_of(second),
+        producer_items: items(published),
+        consumer_items: items(freed),
+        producer_time_ns: published.map(|slot| slot.time_ns),
+        consumer_time_ns: freed.map(|slot| slot.time_ns),
+        producer_text: text_of(&first),
+        consumer_text: text_of(&second),
         uuid: signed.uuid().map(|uuid| uuid.to_string()),
     })
 }

@@ -2,10 +2,10 @@
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side};
+use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, Tally, put_slot};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
-use crate::rules::{Fit, batch_len, fit, fitting, plausible};
+use crate::rules::{Fit, Mark, batch_len, fit, fitting, plausible};
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 
@@ -16,18 +16,22 @@ use std::io::{IoSlice, IoSliceMut};
 /// or suspended the answer is [`Error::Retry`] or [`Error::Suspended`].
 pub struct Producer<D> {
     handle: Handle<D>,
-    /// As sector 1 has it.
-    published: PointerSector,
+    /// Where the consumer may read to.
+    published: Mark,
+    /// Whether we have acknowledged a suspend.
+    acknowledged: bool,
     /// Behind the last item pushed.
-    pushed: Position,
+    pushed: Mark,
     /// What `push` returned beyond `published`: the only places to advance to.
-    ends: VecDeque<Position>,
+    ends: VecDeque<Mark>,
     /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
     durable_consumer: Position,
     /// The sector that `pushed` lies in: what precedes it there must be written again with the next item.
     head: AlignedBuf,
     /// Reused for every write.
     frame: AlignedBuf,
+    /// Sector 1, as we have written it.
+    sector: AlignedBuf,
 }
 
 impl<D: BlockDevice> Producer<D> {
@@ -35,12 +39,16 @@ impl<D: BlockDevice> Producer<D> {
     /// A pending suspend or resume is acknowledged; a suspended ring gives its handle all the same.
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Producer, queue, client)?;
-        let mut published = handle.read_pointer(Side::Producer)?;
-        let consumer = handle.read_pointer(Side::Consumer)?;
-        plausible(published.position, consumer.position, handle.geometry)?;
-        // Power can fail between the two pointers' flushes and keep only the consumer's: what it consumed was published.
-        published.position = published.position.max(consumer.position);
+        let (consumer, freed) = handle.read_mark(Side::Consumer)?;
+        let (producer, published) = handle.read_mark(Side::Producer)?;
+        plausible(producer.position, consumer.position, handle.geometry)?;
         let size = handle.geometry.sector_size().bytes();
+        let mut sector = AlignedBuf::zeroed(size);
+        sector.copy_from_slice(handle.last_read());
+        let published = Mark::resumed(
+            Mark::new(producer.position, published),
+            Mark::new(consumer.position, freed),
+        );
         let mut head = AlignedBuf::zeroed(size);
         let at = handle.geometry.sector_floor(published.position.get());
         let [extent, _] = handle.geometry.extents(at, size as u64);
@@ -49,11 +57,13 @@ impl<D: BlockDevice> Producer<D> {
         handle.flush()?;
         let mut producer = Self {
             published,
-            pushed: published.position,
+            acknowledged: producer.flag,
+            pushed: published,
             ends: VecDeque::new(),
             durable_consumer: consumer.position,
             head,
             frame: AlignedBuf::zeroed(0),
+            sector,
             handle,
         };
         producer.acknowledge(consumer.flag)?;
@@ -77,7 +87,7 @@ impl<D: BlockDevice> Producer<D> {
 
     /// Where the next item will start.
     pub fn position(&self) -> Position {
-        self.pushed
+        self.pushed.position
     }
 
     /// Whether the ring is suspended, after acknowledging it.
@@ -113,7 +123,7 @@ impl<D: BlockDevice> Producer<D> {
         let mut payloads = Payloads::new(payloads, self.handle.geometry)?;
         let consumer = self.running()?;
         let capacity = self.handle.geometry.capacity();
-        let count = fitting(self.pushed, consumer, capacity, &payloads.lengths);
+        let count = fitting(self.pushed.position, consumer, capacity, &payloads.lengths);
         // Where not even one fits, that one's refusal is the answer.
         payloads.truncate(count.max(1));
         self.push_behind(consumer, &payloads).map(|end| (count, end))
@@ -128,13 +138,14 @@ impl<D: BlockDevice> Producer<D> {
         let capacity = self.handle.geometry.capacity();
         let needed = batch_len(&payloads.lengths);
         let too_large = Error::TooLarge { needed, capacity: capacity.get() };
-        match fit(self.pushed, consumer, capacity, needed) {
+        match fit(self.pushed.position, consumer, capacity, needed) {
             Fit::Never => return Err(too_large),
             Fit::Later => return Err(Error::Retry),
             Fit::Now => {}
         }
-        let end = self.pushed.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
-        if end == self.pushed {
+        let start = self.pushed.position;
+        let end = start.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
+        if end == start {
             return Ok(end);
         }
         if end.get() > self.durable_consumer.get().saturating_add(capacity.get()) {
@@ -143,22 +154,28 @@ impl<D: BlockDevice> Producer<D> {
             self.handle.flush()?;
             self.durable_consumer = consumer;
         }
-        self.write(payloads, consumer, end)?;
-        self.pushed = end;
-        self.ends.push_back(end);
+        let tally = self.write(payloads, consumer, end)?;
+        self.pushed = Mark { position: end, tally };
+        self.ends.push_back(self.pushed);
         Ok(end)
     }
 
-    /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch.
-    fn write(&mut self, payloads: &Payloads<'_>, consumer: Position, end: Position) -> Result<()> {
+    /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch. What is known of the stream then.
+    fn write(
+        &mut self,
+        payloads: &Payloads<'_>,
+        consumer: Position,
+        end: Position,
+    ) -> Result<Tally> {
         let geometry = self.handle.geometry;
         let (size, capacity) = (geometry.sector_size().bytes(), geometry.capacity().get());
-        let first = geometry.sector_floor(self.pushed.get());
+        let first = geometry.sector_floor(self.pushed.position.get());
         let last = geometry.sector_ceil(end.get());
         // Both spans are at most one sector longer than the batch, which lies in memory already.
         let in_frame = |position: u64| usize::try_from(position - first).unwrap_or(usize::MAX);
         self.frame.resize(in_frame(last));
-        let mut at = in_frame(self.pushed.get());
+        let start = in_frame(self.pushed.position.get());
+        let mut at = start;
         self.frame[..at].copy_from_slice(&self.head[..at]);
         for (payload, length) in payloads.bytes.iter().zip(&payloads.lengths) {
             let body = at + 4;
@@ -167,6 +184,11 @@ impl<D: BlockDevice> Producer<D> {
             at = (body + payload.len()).next_multiple_of(4);
             self.frame[body + payload.len()..at].fill(0);
         }
+        let tally = if self.handle.has_slots() {
+            self.pushed.tally.extend(payloads.bytes.len() as u64, &self.frame[start..at])
+        } else {
+            self.pushed.tally
+        };
         let new_head = if last - first > capacity {
             // The batch ends in the sector it starts in, one lap on: its end goes in front, where the head was consumed.
             let lap = in_frame(first + capacity);
@@ -197,7 +219,7 @@ impl<D: BlockDevice> Producer<D> {
         }
         // Only now: after a failed write the next push starts from the same head again.
         self.head.copy_from_slice(&self.frame[new_head..new_head + size]);
-        Ok(())
+        Ok(tally)
     }
 
     /// Makes everything before `to` (a position that a push returned) visible to the consumer.
@@ -208,14 +230,14 @@ impl<D: BlockDevice> Producer<D> {
         if to == self.published.position {
             return Ok(());
         }
-        if self.ends.binary_search(&to).is_err() {
-            let (from, limit) = (self.published.position, self.pushed);
+        let Ok(index) = self.ends.binary_search_by_key(&to, |end| end.position) else {
+            let (from, limit) = (self.published.position, self.pushed.position);
             return Err(Error::Advance { to, from, limit });
-        }
+        };
         self.running()?;
         self.handle.flush()?;
-        self.publish(PointerSector { position: to, ..self.published })?;
-        self.ends.retain(|&end| end > to);
+        self.publish(self.ends[index], self.acknowledged)?;
+        self.ends.drain(..=index);
         Ok(())
     }
 
@@ -227,23 +249,31 @@ impl<D: BlockDevice> Producer<D> {
         if consumer.flag {
             return Err(Error::Suspended);
         }
-        plausible(self.pushed, consumer.position, self.handle.geometry)?;
+        plausible(self.pushed.position, consumer.position, self.handle.geometry)?;
         Ok(consumer.position)
     }
 
     fn acknowledge(&mut self, suspend: bool) -> Result<()> {
-        if suspend == self.published.flag {
+        if suspend == self.acknowledged {
             return Ok(());
         }
-        self.publish(PointerSector { flag: suspend, ..self.published })
+        self.publish(self.published, suspend)
     }
 
-    fn publish(&mut self, pointer: PointerSector) -> Result<()> {
-        let mut sector = AlignedBuf::zeroed(self.handle.geometry.sector_size().bytes());
+    fn publish(&mut self, mark: Mark, suspended: bool) -> Result<()> {
+        let mut sector = AlignedBuf::zeroed(self.sector.len());
+        sector.copy_from_slice(&self.sector);
+        let present = PointerSector::decode(Side::Producer, &sector)?.position;
+        if mark.position > present
+            && let Some((uuid, slot)) = self.handle.slot(mark)
+        {
+            put_slot(uuid, &mut sector, present, &slot);
+        }
+        let pointer = PointerSector { position: mark.position, flag: suspended };
         pointer.encode(Side::Producer, Some(self.handle.owner()), &mut sector);
         self.handle.device.write(Side::Producer.sector(), &[IoSlice::new(&sector)])?;
         self.handle.flush()?;
-        self.published = pointer;
+        (self.sector, self.published, self.acknowledged) = (sector, mark, suspended);
         Ok(())
     }
 }

@@ -1,6 +1,42 @@
 //! What a producer, a consumer or a guard may do next: pure decisions over format types.
 
-use crate::format::{Capacity, FormatError, Geometry, HEADER_BYTES, Position, framed_len};
+use crate::format::{Capacity, FormatError, Geometry, HEADER_BYTES, Position, Tally, framed_len};
+
+/// A place in a stream, and what is known of the stream before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The place.
+    pub position: Position,
+    /// Of everything before it.
+    pub tally: Tally,
+}
+
+impl Mark {
+    /// At `position`, whose slot said `tally`, or nothing.
+    pub fn new(position: Position, tally: Option<Tally>) -> Self {
+        Self { position, tally: tally.unwrap_or_else(|| Tally::from_here(position)) }
+    }
+
+    /// Where a producer that attaches goes on.
+    ///
+    /// Power can fail between the two pointers' flushes and keep only the consumer's: what it consumed was published.
+    pub fn resumed(producer: Self, consumer: Self) -> Self {
+        if consumer.position > producer.position { consumer } else { producer }
+    }
+}
+
+/// From where on, and with which checksum so far, the stream up to `to` can be verified against the producer's `claim`. What lies
+/// between `from` and there is known to nobody: an OCaml peer wrote it.
+pub fn verifiable(from: Mark, to: Mark) -> (Position, u32) {
+    let claim = to.tally;
+    if claim.base == from.tally.base {
+        (from.position, from.tally.crc)
+    } else if claim.base >= from.position {
+        (claim.base.min(to.position), 0)
+    } else {
+        (to.position, claim.crc)
+    }
+}
 
 /// Refuses a consumer that has more than a whole ring in front of it.
 ///

@@ -1,12 +1,12 @@
 //! Published stream bytes in memory.
 
 use crate::device::{AlignedBuf, BlockDevice};
-use crate::error::Result;
-use crate::format::{HEADER_BYTES, Header, Position};
+use crate::error::{Error, Result};
+use crate::format::{HEADER_BYTES, Header, Position, Tally};
 use std::io::IoSliceMut;
 
 /// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
-const WINDOW_BYTES: u64 = 256 * 1024;
+pub(crate) const WINDOW_BYTES: u64 = 256 * 1024;
 
 /// An item, lent until the next call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +51,52 @@ impl Window {
         let start = self.index(header.payload_start());
         let end = self.index(header.payload_start() + u64::from(header.length));
         Popped { next: header.next, bytes: &self.bytes[start..end] }
+    }
+
+    /// Whether all of `from..to` is here.
+    pub fn covers(&self, from: Position, to: Position) -> bool {
+        self.start <= from.get() && to.get() <= self.end
+    }
+
+    /// The checksum `crc` of the stream before `from`, continued to `to`.
+    pub fn digest<D: BlockDevice>(
+        &mut self,
+        device: &D,
+        from: Position,
+        to: Position,
+        mut crc: u32,
+    ) -> Result<u32> {
+        let mut at = from.get();
+        while at < to.get() {
+            self.cover(device, at, at + HEADER_BYTES, to.get())?;
+            let end = self.end.min(to.get());
+            crc = crc32c::crc32c_append(crc, &self.bytes[self.index(at)..self.index(end)]);
+            at = end;
+        }
+        Ok(crc)
+    }
+
+    /// What is known of the stream before `from`, continued over the items up to `to`, where one must end.
+    pub fn walk<D: BlockDevice>(
+        &mut self,
+        device: &D,
+        from: Position,
+        to: Position,
+        mut tally: Tally,
+    ) -> Result<Tally> {
+        let mut at = from;
+        while at < to {
+            let header = match self.load(device, at, to) {
+                Err(Error::Format(_)) => {
+                    return Err(Error::Advance { to, from, limit: at });
+                }
+                other => other?,
+            };
+            let item = self.index(at.get())..self.index(header.next.get());
+            tally = tally.extend(1, &self.bytes[item]);
+            at = header.next;
+        }
+        Ok(tally)
     }
 
     /// An offset that `cover` has brought into memory, hence one that memory can index.

@@ -252,9 +252,33 @@ fn check_gives_a_verdict() {
     damaged[1536 + 8] = 0xff;
     std::fs::write(scene.path(), &damaged).unwrap();
     assert_fails(&scene.run(&["check", "ring"], b""), 5, "item at position 8");
-    assert_fails(&scene.run(&["consume", "ring"], b""), 5, "item at position 8");
+    assert_fails(&scene.run(&["consume", "ring"], b""), 5, "items from position 0 to 16");
+    damaged[1536 + 8..1536 + 13].copy_from_slice(&before[1536 + 8..1536 + 13]);
+    damaged[1536 + 5] ^= 1;
+    std::fs::write(scene.path(), &damaged).unwrap();
+    assert_fails(&scene.run(&["check", "ring"], b""), 5, "items from position 0 to 16");
     std::fs::write(scene.path(), vec![0; 65536]).unwrap();
     assert_fails(&scene.run(&["check", "ring"], b""), 5, "not a ring");
+}
+
+#[test]
+fn a_damaged_span_stops_the_consumer_or_is_skipped_and_counted() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["produce", "ring"], b"one\ntwo\n"));
+    let mut damaged = std::fs::read(scene.path()).unwrap();
+    damaged[1536 + 12] ^= 1;
+    std::fs::write(scene.path(), &damaged).unwrap();
+    assert_ok(&scene.run(&["produce", "ring"], b"three\n"));
+    // One span: whoever looks only now sees no border between them.
+    assert_fails(&scene.run(&["consume", "ring"], b""), 5, "from position 0 to 28");
+    let skipped = scene.run(&["consume", "--on-corrupt", "skip", "--json", "ring"], b"");
+    assert_ok(&skipped);
+    let text = String::from_utf8(skipped.stderr).unwrap();
+    assert!(text.contains("skipped 28 bytes"), "{text}");
+    let counts: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!((&counts["skipped_spans"], &counts["items"]), (&1.into(), &0.into()));
+    assert_ok(&scene.run(&["produce", "ring"], b"four\n"));
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"four\n");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::failure::{Failure, Outcome};
 use serde::Serialize;
 use shared_block_ring::{Control, DebugInfo, Error, Sound, check};
 
-/// Verify a ring offline: its identity, its pointers and the framing of every item. Changes nothing
+/// Verify a ring offline: its identity, its pointers, the framing of every item and the checksum. Changes nothing
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -25,6 +25,7 @@ struct Verdict {
     problem: Option<String>,
     items: u64,
     bytes: u64,
+    unchecked_bytes: u64,
     ring: Option<DebugInfo>,
 }
 
@@ -55,12 +56,16 @@ impl Check {
             problem,
             items: found.items,
             bytes: found.bytes,
+            unchecked_bytes: found.unchecked,
             ring: ring.ok(),
         };
         if self.json {
             println!("{}", serde_json::to_string(&verdict).unwrap_or_default());
         } else if verdict.sound {
             println!("sound: {} items, {} bytes of payload", verdict.items, verdict.bytes);
+            if verdict.unchecked_bytes > 0 {
+                println!("without a checksum: {} bytes", verdict.unchecked_bytes);
+            }
         }
         match verdict.problem {
             None => Ok(()),

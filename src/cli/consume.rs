@@ -6,6 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::produce::client;
 use super::progress::Progress;
+use shared_block_ring::format::FormatError;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Durability, Error, Position, Stop};
@@ -23,7 +24,8 @@ same: let it acknowledge by other means.
 Examples:
   blockring consume ring.img                        print what is there
   blockring consume --follow serial:commands        and wait for more
-  blockring consume --count 1 --timeout 10 ring.img wait up to 10 s for one item";
+  blockring consume --count 1 --timeout 10 ring.img wait up to 10 s for one item
+  blockring consume --on-corrupt skip ring.img      what is whole of a damaged ring";
 
 /// Pop items from a ring to standard output
 #[derive(clap::Args)]
@@ -43,6 +45,9 @@ pub struct Consume {
     /// Wait for the next item, at most this long
     #[arg(long, value_name = "S", value_parser = seconds)]
     timeout: Option<Duration>,
+    /// What to do about items that are not what the producer wrote
+    #[arg(long, value_enum, default_value = "stop")]
+    on_corrupt: OnCorrupt,
     /// Flush nothing: faster, and safe unless the machine itself fails
     #[arg(long)]
     no_flush: bool,
@@ -54,12 +59,26 @@ pub struct Consume {
     json: bool,
 }
 
+/// What a damaged ring is to a consumer.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum OnCorrupt {
+    /// End with an error, and leave them in the ring
+    Stop,
+    /// Report and count them, and go on behind them
+    Skip,
+}
+
 /// What was delivered, and how often there was nothing to deliver.
 #[derive(Default, serde::Serialize)]
 pub struct Counts {
     pub items: u64,
     pub bytes: u64,
     pub empty_waits: u64,
+    /// Corrupt stretches that were skipped, and what they would have been in bytes of the ring.
+    pub skipped_spans: u64,
+    pub skipped_bytes: u64,
+    /// Bytes of the ring that no checksum covers.
+    pub unchecked_bytes: u64,
 }
 
 /// Items on their way to standard output.
@@ -83,6 +102,7 @@ impl Consume {
         let mut counts = Counts::default();
         let mut progress = Progress::new(self.progress);
         let outcome = self.pump(&mut consumer, &stop, &mut counts, &mut progress);
+        counts.unchecked_bytes = consumer.unchecked();
         progress.finish(&counts);
         if self.json {
             eprintln!("{}", serde_json::to_string(&counts).unwrap_or_default());
@@ -101,7 +121,13 @@ impl Consume {
         let mut wait = None;
         loop {
             let left = self.count.map(|count| count - counts.items);
-            let more = self.collect(consumer, &mut portion, left)?;
+            let more = match self.collect(consumer, &mut portion, left) {
+                Err(Failure::Ring(Error::Format(damage))) if self.on_corrupt == OnCorrupt::Skip => {
+                    skip(consumer, damage, counts)?;
+                    continue;
+                }
+                other => other?,
+            };
             if portion.items.is_empty() {
                 if more || left == Some(0) || !(self.follow || self.timeout.is_some()) {
                     return Ok(());
@@ -153,6 +179,20 @@ impl Consume {
         }
         Ok(true)
     }
+}
+
+/// Goes on behind a damaged stretch, if its end is known.
+fn skip(consumer: &mut Consumer<Device>, damage: FormatError, counts: &mut Counts) -> Outcome {
+    let (FormatError::Span { to, .. } | FormatError::ItemLength { producer: to, .. }) = damage
+    else {
+        return Err(Error::Format(damage).into());
+    };
+    let bytes = to.since(consumer.position()).unwrap_or(0);
+    consumer.advance(to)?;
+    eprintln!("blockring: skipped {bytes} bytes of the ring: {damage}");
+    counts.skipped_spans += 1;
+    counts.skipped_bytes += bytes;
+    Ok(())
 }
 
 impl Portion {

@@ -75,6 +75,12 @@ fn print(facts: &Facts) {
     println!("capacity   {} bytes, {} used", ring.capacity, ring.used);
     println!("producer   {} ({})", ring.producer, pid(facts.holders.producer));
     println!("consumer   {} ({})", ring.consumer, pid(facts.holders.consumer));
+    let items = |items: Option<u64>| items.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
+    println!(
+        "items      {} produced, {} consumed",
+        items(ring.producer_items),
+        items(ring.consumer_items)
+    );
     println!("suspend    {}, acknowledged: {}", ring.suspend, ring.suspend_ack);
     println!("sector 1   {}", ring.producer_text);
     println!("sector 2   {}", ring.consumer_text);

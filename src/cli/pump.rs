@@ -267,11 +267,17 @@ impl Pump {
 
     /// Makes everything pushed visible, after a resume if need be.
     fn advance(&mut self) -> Outcome {
-        let mut wait = Wait::new(self.limits.timeout);
+        let mut wait = None;
         loop {
             match self.producer.advance(self.producer.position()) {
                 Ok(()) => break,
-                Err(Error::Suspended) => self.pause(&mut wait, true)?,
+                Err(Error::Suspended) => {
+                    let wait = wait.get_or_insert_with(|| {
+                        self.counts.suspend_waits += 1;
+                        Wait::new(self.limits.timeout)
+                    });
+                    self.pause(wait, true)?;
+                }
                 Err(e) => return Err(e.into()),
             }
         }

@@ -4,14 +4,13 @@
 //! descriptor. The other side publishes first and looks for a sleeper afterwards. Between a store and the following load of
 //! each side stands a sequentially consistent fence: at least one of them sees the other's store, so no wake-up is lost.
 
-use super::Mapping;
+use super::{Mapping, Memory};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{Ordering, fence};
 
 /// Bytes of the shared page.
 pub const PAGE_BYTES: u64 = 4096;
@@ -34,43 +33,75 @@ impl Sleeper {
     }
 }
 
-/// One direction of waking.
+/// Where a sleeper says that it sleeps: the part of a [`Bell`] that is memory alone.
 #[derive(Debug)]
-pub struct Bell {
-    page: Mapping,
-    event: OwnedFd,
+pub struct Announcement<M = Mapping> {
+    page: M,
     sleeper: Sleeper,
 }
 
-impl Bell {
-    /// Over a page made by [`new_page`] and an event made by [`new_event`].
-    pub fn new(page: &File, event: OwnedFd, sleeper: Sleeper) -> io::Result<Self> {
-        Ok(Self { page: Mapping::new(page, PAGE_BYTES)?, event, sleeper })
+impl<M: Memory> Announcement<M> {
+    /// In a page that both sides share.
+    pub fn new(page: M, sleeper: Sleeper) -> Self {
+        Self { page, sleeper }
     }
 
     /// Says that this side is about to sleep. It has to look once more for what it waits for before it does.
     pub fn announce(&self) {
         self.page.store_u64(self.sleeper.offset(), 1);
-        fence(Ordering::SeqCst);
+        self.page.fence();
+    }
+
+    /// Says that this side is awake.
+    pub fn withdraw(&self) {
+        self.page.store_u64(self.sleeper.offset(), 0);
+    }
+
+    /// Whether there is a sleeper, who must then be woken; to be called after publishing what it waits for.
+    pub fn take(&self) -> bool {
+        self.page.fence();
+        if self.page.load_u64(self.sleeper.offset()) == 0 {
+            return false;
+        }
+        self.withdraw();
+        true
+    }
+}
+
+/// One direction of waking.
+#[derive(Debug)]
+pub struct Bell {
+    announcement: Announcement,
+    event: OwnedFd,
+}
+
+impl Bell {
+    /// Over a page made by [`new_page`] and an event made by [`new_event`].
+    pub fn new(page: &File, event: OwnedFd, sleeper: Sleeper) -> io::Result<Self> {
+        let page = Mapping::new(page.try_clone()?, PAGE_BYTES)?;
+        Ok(Self { announcement: Announcement::new(page, sleeper), event })
+    }
+
+    /// Says that this side is about to sleep. It has to look once more for what it waits for before it does.
+    pub fn announce(&self) {
+        self.announcement.announce();
     }
 
     /// Says that this side is awake, and forgets rings that came meanwhile.
     pub fn awake(&self) {
-        self.page.store_u64(self.sleeper.offset(), 0);
+        self.announcement.withdraw();
         // Nothing to read is the common case of a ring that raced with another reason to wake up.
         let _ = nix::unistd::read(&self.event, &mut [0; 8]);
     }
 
     /// Wakes the sleeper if there is one; to be called after publishing what it waits for. Whether it was asleep.
     pub fn ring(&self) -> bool {
-        fence(Ordering::SeqCst);
-        if self.page.load_u64(self.sleeper.offset()) == 0 {
-            return false;
+        let asleep = self.announcement.take();
+        if asleep {
+            // A full counter means that it is about to wake up anyway.
+            let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
         }
-        self.page.store_u64(self.sleeper.offset(), 0);
-        // A full counter means that it is about to wake up anyway.
-        let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
-        true
+        asleep
     }
 
     /// Readable when rung.
@@ -103,7 +134,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::wait::wait_readable;
-    use std::sync::atomic::AtomicU64;
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::Duration;
 
     #[test]

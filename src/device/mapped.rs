@@ -1,16 +1,15 @@
 //! A ring in a shared mapping: both ends see each other's stores, with no system call.
 
-use super::{BlockDevice, DeviceError, Mapping};
-use crate::format::{FLAG_AT, Geometry, Side};
+use super::{BlockDevice, DeviceError, Mapping, Memory};
+use crate::format::{EXTENSION, FLAG_AT, Geometry, SLOT_BYTES, SLOTS_AT, Side};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
-/// A file (on disk, tmpfs, or a memfd) mapped shared. Flushing syncs the file.
+/// A file (on disk, tmpfs, or a memfd) mapped shared, or other shared memory. Flushing syncs the file.
 #[derive(Debug)]
-pub struct MappedDevice {
-    mapping: Mapping,
-    file: File,
+pub struct MappedDevice<M = Mapping> {
+    memory: M,
     name: String,
     geometry: Geometry,
 }
@@ -18,15 +17,25 @@ pub struct MappedDevice {
 impl MappedDevice {
     /// Maps `file`, which must be as large as `geometry` and stay so; `name` is for messages.
     pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
-        let mapping = Mapping::new(&file, geometry.total_bytes()).map_err(|source| {
-            DeviceError { name: name.to_owned(), operation: "map", sector: None, source }
+        let memory = Mapping::new(file, geometry.total_bytes()).map_err(|source| DeviceError {
+            name: name.to_owned(),
+            operation: "map",
+            sector: None,
+            source,
         })?;
-        Ok(Self { mapping, file, name: name.to_owned(), geometry })
+        Ok(Self::over(memory, name, geometry))
+    }
+}
+
+impl<M: Memory> MappedDevice<M> {
+    /// Over `memory`, which is as large as `geometry`.
+    pub fn over(memory: M, name: &str, geometry: Geometry) -> Self {
+        Self { memory, name: name.to_owned(), geometry }
     }
 
     /// The memory itself.
-    pub fn mapping(&self) -> &Mapping {
-        &self.mapping
+    pub fn memory(&self) -> &M {
+        &self.memory
     }
 
     fn bounds(&self, operation: &'static str, first: u64, len: usize) -> Result<u64, DeviceError> {
@@ -44,20 +53,50 @@ impl MappedDevice {
             })
     }
 
-    /// Stores a pointer sector so that no reader sees half a position, nor the new one before what comes with it.
-    fn store_pointer(&self, start: u64, sector: &[u8]) {
-        self.mapping.write(start + FLAG_AT as u64, &sector[FLAG_AT..]);
-        self.mapping.store_u64(start, position_in(sector));
+    /// Reads a sector in front of the data area, its position first: what it promises must be read after it.
+    fn read_head(&self, start: u64, sector: &mut [u8]) {
+        let position = self.memory.load_u64(start);
+        self.memory.read(start, sector);
+        sector[..8].copy_from_slice(&position.to_le_bytes());
+    }
+
+    /// Stores what of a sector in front of the data area is to change from `old` to `new`.
+    ///
+    /// A writer that dies between any two stores leaves the old sector or the new one: first what is beside position and flag, a
+    /// slot absent until it is whole; then the flag; then the position. What does not change is not stored, since position
+    /// and flag can have two writers.
+    fn store_head(&self, start: u64, old: &[u8], new: &[u8]) {
+        let stored = |range: std::ops::Range<usize>| {
+            if new[range.clone()] != old[range.clone()] {
+                self.memory.write(start + range.start as u64, &new[range]);
+            }
+        };
+        stored(EXTENSION.end..new.len());
+        stored(EXTENSION.start..SLOTS_AT[0]);
+        stored(SLOTS_AT[1] + SLOT_BYTES..EXTENSION.end);
+        for at in SLOTS_AT {
+            if new[at..at + SLOT_BYTES] != old[at..at + SLOT_BYTES] {
+                self.memory.store_u64(start + at as u64, 0);
+                stored(at + 8..at + SLOT_BYTES);
+                self.memory.store_u64(start + at as u64, word_at(new, at));
+            }
+        }
+        if new[FLAG_AT] != old[FLAG_AT] {
+            self.memory.store_u8(start + FLAG_AT as u64, new[FLAG_AT]);
+        }
+        if new[..8] != old[..8] {
+            self.memory.store_u64(start, word_at(new, 0));
+        }
     }
 }
 
-fn position_in(sector: &[u8]) -> u64 {
+fn word_at(sector: &[u8], at: usize) -> u64 {
     let mut word = [0; 8];
-    word.copy_from_slice(&sector[..8]);
+    word.copy_from_slice(&sector[at..at + 8]);
     u64::from_le_bytes(word)
 }
 
-impl BlockDevice for MappedDevice {
+impl<M: Memory> BlockDevice for MappedDevice<M> {
     fn name(&self) -> &str {
         &self.name
     }
@@ -70,19 +109,12 @@ impl BlockDevice for MappedDevice {
         let size = self.geometry.sector_size().bytes();
         let mut at = self.bounds("read", first, bufs.iter().map(|buf| buf.len()).sum())?;
         for buf in bufs {
-            for (index, part) in buf.chunks_mut(size).enumerate() {
-                let start = at + (index * size) as u64;
-                if start >= self.geometry.data_start() {
-                    break;
-                }
-                // The position first: what it promises must be read after it.
-                let position = self.mapping.load_u64(start);
-                self.mapping.read(start, part);
-                part[..8].copy_from_slice(&position.to_le_bytes());
-            }
             let head = self.geometry.data_start().saturating_sub(at).min(buf.len() as u64);
-            let (_, data) = buf.split_at_mut(usize::try_from(head).unwrap_or(usize::MAX));
-            self.mapping.read(at + head, data);
+            let (heads, data) = buf.split_at_mut(usize::try_from(head).unwrap_or(usize::MAX));
+            for (index, sector) in heads.chunks_mut(size).enumerate() {
+                self.read_head(at + (index * size) as u64, sector);
+            }
+            self.memory.read(at + head, data);
             at += buf.len() as u64;
         }
         Ok(())
@@ -94,9 +126,12 @@ impl BlockDevice for MappedDevice {
         for buf in bufs {
             let head = self.geometry.data_start().saturating_sub(at).min(buf.len() as u64);
             let (heads, data) = buf.split_at(usize::try_from(head).unwrap_or(usize::MAX));
-            self.mapping.write(at + head, data);
-            for (index, part) in heads.chunks(size).enumerate() {
-                self.store_pointer(at + (index * size) as u64, part);
+            self.memory.write(at + head, data);
+            for (index, new) in heads.chunks(size).enumerate() {
+                let start = at + (index * size) as u64;
+                let mut old = vec![0; size];
+                self.read_head(start, &mut old);
+                self.store_head(start, &old, new);
             }
             at += buf.len() as u64;
         }
@@ -104,8 +139,7 @@ impl BlockDevice for MappedDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        // This covers stores through the mapping too: the kernel marks their pages dirty at the first one.
-        self.file.sync_data().map_err(|source| DeviceError {
+        self.memory.sync().map_err(|source| DeviceError {
             name: self.name.clone(),
             operation: "flush",
             sector: None,
@@ -114,26 +148,17 @@ impl BlockDevice for MappedDevice {
     }
 
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.file.as_fd())
+        self.memory.lock_file()
     }
 
     /// Without a lock: the flag is one store, the position another, and `edit` changes one of them.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let start = self.geometry.pointer_start(side);
-        let mut before = vec![0; self.geometry.sector_size().bytes()];
-        self.read(side.sector(), &mut [IoSliceMut::new(&mut before)])?;
-        let mut after = before.clone();
-        edit(&mut after);
-        let rest = FLAG_AT + 1;
-        if after[rest..] != before[rest..] {
-            self.mapping.write(start + rest as u64, &after[rest..]);
-        }
-        if after[FLAG_AT] != before[FLAG_AT] {
-            self.mapping.store_u8(start + FLAG_AT as u64, after[FLAG_AT]);
-        }
-        if after[..8] != before[..8] {
-            self.mapping.store_u64(start, position_in(&after));
-        }
+        let mut old = vec![0; self.geometry.sector_size().bytes()];
+        self.read_head(start, &mut old);
+        let mut new = old.clone();
+        edit(&mut new);
+        self.store_head(start, &old, &new);
         Ok(())
     }
 }

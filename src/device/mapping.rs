@@ -1,17 +1,20 @@
 //! A file mapped into memory and shared with other processes: the library's one room for raw memory.
 
+use super::Memory;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
 
-/// Shared memory that other processes change at any time. Every access is bounds-checked, copies, and never lends.
+/// Every access is bounds-checked, copies, and never lends.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
+    file: File,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is unmapped only when the one owner is dropped.
@@ -19,7 +22,7 @@ unsafe impl Send for Mapping {}
 
 impl Mapping {
     /// Maps the first `len` bytes of `file`, for reading and writing.
-    pub fn new(file: &File, len: u64) -> io::Result<Self> {
+    pub fn new(file: File, len: u64) -> io::Result<Self> {
         let len = usize::try_from(len)
             .ok()
             .and_then(NonZeroUsize::new)
@@ -30,8 +33,8 @@ impl Mapping {
         }
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
-        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, file, 0) }?;
-        Ok(Self { start: start.cast(), len: len.get() })
+        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) }?;
+        Ok(Self { start: start.cast(), len: len.get(), file })
     }
 
     /// Where `len` bytes from `offset` lie.
@@ -45,43 +48,53 @@ impl Mapping {
         unsafe { self.start.add(offset) }
     }
 
-    /// Copies out.
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) {
+    fn u64_at(&self, offset: u64) -> &AtomicU64 {
+        assert!(offset.is_multiple_of(8), "a position lies at a multiple of 8");
+        let at = self.at(offset, 8).cast::<u64>();
+        // SAFETY: `at` has checked the eight bytes; a mapping starts at a page, so a multiple of 8 in it is aligned.
+        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    }
+}
+
+impl Memory for Mapping {
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
         let from = self.at(offset, bytes.len());
         // SAFETY: `at` has checked the source, and private memory never overlaps a shared mapping. Another process may
         // write meanwhile; any bytes are valid, and the ring's rules say which of them may be believed.
         unsafe { from.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    /// Copies in.
-    pub fn write(&self, offset: u64, bytes: &[u8]) {
+    fn write(&self, offset: u64, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
         // SAFETY: as in `read`, the other way round; only this ring end writes these bytes.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
-    /// A position: everything written before its store is seen after its load.
-    pub fn load_u64(&self, offset: u64) -> u64 {
+    fn load_u64(&self, offset: u64) -> u64 {
         u64::from_le(self.u64_at(offset).load(Ordering::Acquire))
     }
 
-    /// Stores a position, whole, after everything written before.
-    pub fn store_u64(&self, offset: u64, value: u64) {
+    fn store_u64(&self, offset: u64, value: u64) {
         self.u64_at(offset).store(value.to_le(), Ordering::Release);
     }
 
-    /// Stores one byte and disturbs none beside it.
-    pub fn store_u8(&self, offset: u64, value: u8) {
+    fn store_u8(&self, offset: u64, value: u8) {
         let at = self.at(offset, 1);
         // SAFETY: `at` has checked the byte, it lives as long as `self`, and atomics may be shared between processes.
         unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(value, Ordering::Release);
     }
 
-    fn u64_at(&self, offset: u64) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8), "a position lies at a multiple of 8");
-        let at = self.at(offset, 8).cast::<u64>();
-        // SAFETY: `at` has checked the eight bytes; a mapping starts at a page, so a multiple of 8 in it is aligned.
-        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        // This covers stores through the mapping too: the kernel marks their pages dirty at the first one.
+        self.file.sync_data()
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.file.as_fd())
     }
 }
 

@@ -6,6 +6,7 @@ mod file;
 mod lock;
 mod mapped;
 mod mapping;
+mod memory;
 mod serial;
 mod unix;
 
@@ -14,6 +15,7 @@ pub use file::{FileDevice, OpenOptions};
 pub use lock::{LockRange, RangeLock, holder, holder_of};
 pub use mapped::MappedDevice;
 pub use mapping::Mapping;
+pub use memory::Memory;
 pub use serial::find_by_serial;
 pub use unix::UnixDevice;
 

@@ -8,12 +8,14 @@ mod identity;
 mod item;
 mod pointer;
 mod position;
+mod slot;
 
 pub use geometry::{Capacity, Extent, Geometry, MIN_SECTORS, SectorSize};
 pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, encode_sector0};
 pub use item::{HEADER_BYTES, Header, framed_len};
 pub use pointer::{FLAG_AT, PointerSector, Side, TEXT_AT, TEXT_BYTES, text_of};
 pub use position::{ParsePositionError, Position};
+pub use slot::{EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, find_slot, follows, put_slot};
 
 /// Why bytes of a device are not a ring, or not the ring they should be. Each names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,6 +92,38 @@ pub enum FormatError {
         side: Side,
         /// As stored.
         value: u8,
+    },
+    /// Neither slot of a pointer sector speaks for its position.
+    #[error("{side} sector: neither slot is whole and speaks for position {position}")]
+    Slots {
+        /// Whose pointer sector.
+        side: Side,
+        /// As stored.
+        position: Position,
+    },
+    /// What lies between two positions is not what the producer wrote.
+    #[error(
+        "items from position {from} to {to} are corrupt: the stream's CRC32C is {computed:#010x} there, the producer's slot says {found:#010x}"
+    )]
+    Span {
+        /// Where it starts.
+        from: Position,
+        /// Where it ends: advance to there to skip it.
+        to: Position,
+        /// As stored.
+        found: u32,
+        /// As computed.
+        computed: u32,
+    },
+    /// The slots' item counts contradict the items.
+    #[error("{counted} items lie before position {position}, the producer's slot says {found}")]
+    Count {
+        /// Where the counting ended.
+        position: Position,
+        /// As stored.
+        found: u64,
+        /// As counted.
+        counted: u64,
     },
     /// `consumer <= producer <= consumer + capacity` does not hold.
     #[error(

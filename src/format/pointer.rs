@@ -71,12 +71,12 @@ impl PointerSector {
         Ok(Self { position, flag })
     }
 
-    /// Fills `sector` (a whole one). The extension area (9..128) becomes zero: "absent".
+    /// Writes position, flag and text into `sector` (a whole one), and leaves the extension area alone.
     /// `owner` is the queue's and the client's name; without it there is no text, as after `create`.
     pub fn encode(self, side: Side, owner: Option<(&str, &str)>, sector: &mut [u8]) {
-        sector.fill(0);
         sector[..8].copy_from_slice(&self.position.get().to_le_bytes());
         sector[FLAG_AT] = if self.flag { 1 } else { 2 };
+        sector[TEXT_AT..].fill(0);
         if let Some((queue, client)) = owner {
             let (who, flag) = side.words();
             let text = format!(

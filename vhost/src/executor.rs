@@ -4,13 +4,13 @@
 //! contains is judged first, and the data behind it by the pointers as they will be then.
 
 use crate::counters::Counters;
-use crate::guard::{Guard, Move, Piece, Progress, Reason, Walk};
+use crate::guard::{Guard, Host, Mine, Move, Piece, Progress, Reason, Walk};
 use crate::refusals::Refusals;
 use crate::region::{BadAddress, Region};
 use crate::request::{Kind, Request, Segment};
 use shared_block_ring::Position;
 use shared_block_ring::device::bell::Bell;
-use shared_block_ring::format::{PointerSector, Side};
+use shared_block_ring::format::Side;
 use std::ops::Range;
 use std::sync::Arc;
 use vm_memory::{Bytes, GuestMemoryBackend};
@@ -72,8 +72,6 @@ impl From<BadAddress> for Fault {
 /// How the daemon was told to serve the ring.
 #[derive(Debug, Clone)]
 pub struct Service {
-    /// The guest's role.
-    pub guest: Side,
     /// Refuse every write.
     pub read_only: bool,
     /// What `GET_ID` answers.
@@ -89,8 +87,8 @@ pub struct Executor {
     refusals: Refusals,
     /// Rung when the guest's pointer sector changes.
     host: Bell,
-    /// The guest's pointer: ours to know, since only we store it.
-    mine: PointerSector,
+    /// The guest's side: ours to know, since only we store it.
+    mine: Mine,
     /// What the last idle-class read of the host's pointer sector was told.
     told: Option<Vec<u8>>,
 }
@@ -99,12 +97,12 @@ impl Executor {
     /// For a region that holds a sound ring. `mine` is what it says for the guest's side.
     pub fn new(
         region: Region,
+        guard: Guard,
         service: Service,
         counters: Arc<Counters>,
         host: Bell,
-        mine: PointerSector,
+        mine: Mine,
     ) -> Self {
-        let guard = Guard::new(region.geometry(), service.guest);
         let refusals = Refusals::new(Arc::clone(&counters));
         Self { region, guard, service, counters, refusals, host, mine, told: None }
     }
@@ -199,10 +197,7 @@ impl Executor {
         patient: bool,
     ) -> Result<Outcome, Fault> {
         let range = self.range(request)?;
-        let host = match self.service.guest {
-            Side::Producer => Side::Consumer,
-            Side::Consumer => Side::Producer,
-        };
+        let host = self.guard.host();
         let size = u64::from(self.region.geometry().sector_size().get());
         if request.idle
             && range.start == self.region.geometry().pointer_start(host)
@@ -272,7 +267,7 @@ impl Executor {
             if let Some(reason) = self.guard.immutable(index) {
                 return Err(reason.into());
             }
-            let change = self.guard.judge_pointer(self.mine, self.host_position()?, &theirs)?;
+            let change = self.guard.judge_pointer(self.mine, self.host()?, &ours, &theirs)?;
             pointer =
                 Some(Box::new(PointerWrite { change, sector: theirs, walk: Walk::new(change) }));
         }
@@ -280,11 +275,14 @@ impl Executor {
     }
 
     fn host_position(&self) -> Result<Position, Reason> {
-        let host = match self.service.guest {
-            Side::Producer => Side::Consumer,
-            Side::Consumer => Side::Producer,
-        };
-        self.region.position(host).ok_or(Reason::HostCorrupt)
+        self.region.position(self.guard.host()).ok_or(Reason::HostCorrupt)
+    }
+
+    fn host(&self) -> Result<Host, Reason> {
+        let position = self.host_position()?;
+        let mut sector = vec![0; self.region.geometry().sector_size().bytes()];
+        self.region.head_sector(self.guard.host().sector(), &mut sector);
+        Ok(Host { position, tally: self.guard.host_tally(position, &sector) })
     }
 
     /// Walks the items that a new position covers, judges the data by it, and only then stores.
@@ -305,13 +303,15 @@ impl Executor {
         }
         let start = range.start.max(self.region.geometry().data_start());
         if start < range.end {
-            let mine = pointer.as_ref().map_or(self.mine, |write| write.change.to);
-            self.write_data(mem, request, range, start..range.end, mine.position)?;
+            let mine = pointer.as_ref().map_or(self.mine, |write| write.change.mine());
+            self.write_data(mem, request, range, start..range.end, mine.pointer.position)?;
         }
         if let Some(write) = pointer {
-            self.region.store_pointer(self.service.guest, &write.sector);
-            self.counters.published.add(u64::from(write.change.to.position > self.mine.position));
-            self.mine = write.change.to;
+            self.region.store_pointer(self.guard.guest(), &write.sector);
+            let mine = write.change.mine();
+            let moved = mine.pointer.position > self.mine.pointer.position;
+            self.counters.published.add(u64::from(moved));
+            self.mine = mine;
             if self.host.ring() {
                 self.counters.wakeups.count();
             }
@@ -330,7 +330,7 @@ impl Executor {
         mine: Position,
     ) -> Result<(), Fault> {
         let host = self.host_position()?;
-        let (producer, consumer) = match self.service.guest {
+        let (producer, consumer) = match self.guard.guest() {
             Side::Producer => (mine, host),
             Side::Consumer => (host, mine),
         };

@@ -2,7 +2,7 @@
 
 use crate::request::Segment;
 use shared_block_ring::Position;
-use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice};
+use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, Memory};
 use shared_block_ring::format::{Geometry, Side};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
@@ -47,7 +47,7 @@ impl Region {
 
     /// One side's position; `None` when it is no position.
     pub fn position(&self, side: Side) -> Option<Position> {
-        Position::new(self.device.mapping().load_u64(self.geometry().pointer_start(side)))
+        Position::new(self.device.memory().load_u64(self.geometry().pointer_start(side)))
     }
 
     /// Stores the guest's pointer sector: what comes with the position first.
@@ -59,7 +59,7 @@ impl Region {
     /// Four bytes at a device offset that is a multiple of 4.
     pub fn word(&self, offset: u64) -> [u8; 4] {
         let mut word = [0; 4];
-        self.device.mapping().read(offset, &mut word);
+        self.device.memory().read(offset, &mut word);
         word
     }
 
@@ -93,7 +93,7 @@ impl Region {
             bytes[at..at + len].copy_from_slice(&sector[within..within + len]);
             at += len;
         }
-        self.device.mapping().read(start + at as u64, &mut bytes[at..]);
+        self.device.memory().read(start + at as u64, &mut bytes[at..]);
     }
 
     /// Copies bytes `part` of the request's data (counted from its start) to `private`.
@@ -122,7 +122,7 @@ impl Region {
         each_chunk(data, part, |address, within, len| {
             let mut chunk = [0; CHUNK];
             mem.read_slice(&mut chunk[..len], address).map_err(|_| BadAddress)?;
-            self.device.mapping().write(start + (within - base), &chunk[..len]);
+            self.device.memory().write(start + (within - base), &chunk[..len]);
             Ok(())
         })
     }

@@ -1,15 +1,19 @@
 //! Opening the ring that is to be served, and finding it fit for that.
 
 use crate::config::Config;
+use crate::guard::Mine;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, RangeLock, holder_of};
-use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side};
-use shared_block_ring::rules::plausible;
+use shared_block_ring::format::{
+    Geometry, PointerSector, SectorSize, Side, decode_sector0, find_slot,
+};
+use shared_block_ring::rules::{Mark, plausible};
 use shared_block_ring::{CreateOptions, Error, OpenOptions, allocate, check, create, make_file};
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use uuid::Uuid;
 
 /// A sound ring, and the guest's role in it.
 pub struct Opened {
@@ -17,8 +21,10 @@ pub struct Opened {
     pub file: File,
     /// The ring's shape.
     pub geometry: Geometry,
+    /// The ring's identity; none in a plain ring.
+    pub uuid: Option<Uuid>,
     /// The guest's pointer.
-    pub mine: PointerSector,
+    pub mine: Mine,
     /// Held on the guest's behalf: nobody on the host can take its role.
     pub role: RangeLock,
 }
@@ -71,23 +77,32 @@ pub fn open(config: &Config, path: &Path, guest: Side) -> Result<Opened, Error> 
         create(&map()?, CreateOptions::default())?;
     }
     check(map()?)?;
-    let mine = guest_pointer(&map()?, guest)?;
-    Ok(Opened { file, geometry, mine, role })
+    let (uuid, mine) = guest_side(&map()?, guest)?;
+    Ok(Opened { file, geometry, uuid, mine, role })
 }
 
-fn guest_pointer(device: &MappedDevice, guest: Side) -> Result<PointerSector, Error> {
-    let read = |side: Side| -> Result<PointerSector, Error> {
-        let mut sector = vec![0; device.geometry().sector_size().bytes()];
+/// What the region says of the guest's side: what a producer or consumer of the library would attach with.
+pub fn guest_side(device: &MappedDevice, guest: Side) -> Result<(Option<Uuid>, Mine), Error> {
+    let geometry = device.geometry();
+    let mut sector = vec![0; geometry.sector_size().bytes()];
+    device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
+    let uuid = decode_sector0(&sector, geometry)?.uuid();
+    let mut read = |side: Side| -> Result<(PointerSector, Mark), Error> {
         device.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
-        Ok(PointerSector::decode(side, &sector)?)
+        let pointer = PointerSector::decode(side, &sector)?;
+        let slot = match uuid {
+            Some(uuid) => find_slot(uuid, side, &sector, pointer.position)?,
+            None => None,
+        };
+        Ok((pointer, Mark::new(pointer.position, slot.map(|slot| slot.tally))))
     };
-    let (producer, consumer) = (read(Side::Producer)?, read(Side::Consumer)?);
-    plausible(producer.position, consumer.position, device.geometry())?;
-    Ok(match guest {
-        // After a power loss that kept only the consumer's pointer, the producer starts at it.
-        Side::Producer => {
-            PointerSector { position: producer.position.max(consumer.position), ..producer }
-        }
-        Side::Consumer => consumer,
-    })
+    let (producer, published) = read(Side::Producer)?;
+    let (consumer, freed) = read(Side::Consumer)?;
+    plausible(producer.position, consumer.position, geometry)?;
+    let (flag, mark) = match guest {
+        Side::Producer => (producer.flag, Mark::resumed(published, freed)),
+        Side::Consumer => (consumer.flag, freed),
+    };
+    let pointer = PointerSector { position: mark.position, flag };
+    Ok((uuid, Mine { pointer, tally: mark.tally }))
 }

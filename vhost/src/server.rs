@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::counters::Counters;
 use crate::executor::{Executor, Service};
 use crate::flusher::Flusher;
+use crate::guard::Guard;
 use crate::handover::{Estate, Handover};
 use crate::region::Region;
 use crate::ring;
@@ -104,8 +105,10 @@ pub fn run(config: &Config) -> Result<(), Failure> {
     let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
     let region = Region::new(duplicate()?, &name, opened.geometry)
         .map_err(|source| Failure::Ring { path: name.clone(), source: source.into() })?;
-    let service = Service { guest, read_only: config.read_only, serial: config.serial };
-    let executor = Executor::new(region, service, Arc::clone(&counters), host_bell, opened.mine);
+    let service = Service { read_only: config.read_only, serial: config.serial };
+    let guard = Guard::new(opened.geometry, guest, opened.uuid);
+    let executor =
+        Executor::new(region, guard, service, Arc::clone(&counters), host_bell, opened.mine);
     let flusher = Flusher::start(duplicate()?).map_err(system("start a thread"))?;
     let worker =
         Worker::new(executor, Arc::clone(&counters), flusher, backend_bell, config.hold_ms)

@@ -1,19 +1,23 @@
 //! Requests against a region, with no front end between: what a guest may change, and what it may not.
 #![allow(clippy::unwrap_used)]
 
+use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side};
 use shared_block_ring::{
-    Consumer, CreateOptions, MappedDevice, OpenOptions, Position, Producer, create,
+    BlockDevice, Consumer, CreateOptions, MappedDevice, OpenOptions, Position, Producer, create,
 };
 use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use vhost_device_blockring::counters::Counters;
 use vhost_device_blockring::executor::{Executor, Outcome, Service};
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::guard::{Guard, Reason};
 use vhost_device_blockring::region::Region;
 use vhost_device_blockring::request::Request;
+use vhost_device_blockring::ring::guest_side;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -38,26 +42,26 @@ struct Disk {
 
 impl Disk {
     fn new(guest: Side) -> Self {
-        Self::with(guest, false, |_| ())
+        Self::with(guest, false, 13, |_| ())
     }
 
     /// `prepare` works on the ring's file before it is served.
-    fn with(guest: Side, read_only: bool, prepare: impl Fn(&PathBuf)) -> Self {
+    fn with(guest: Side, read_only: bool, sectors: usize, prepare: impl Fn(&PathBuf)) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("ring");
-        std::fs::write(&path, vec![0; 13 * 512]).unwrap();
+        std::fs::write(&path, vec![0; sectors * 512]).unwrap();
         create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
         prepare(&path);
-        let geometry = Geometry::new(SectorSize::DEFAULT, 13).unwrap();
-        let bytes = std::fs::read(&path).unwrap();
-        let at = usize::try_from(geometry.pointer_start(guest)).unwrap();
-        let mine = PointerSector::decode(guest, &bytes[at..]).unwrap();
+        let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
+        let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
+        let (uuid, mine) = guest_side(&device, guest).unwrap();
+        let guard = Guard::new(geometry, guest, uuid);
         let region = Region::new(open(&path), "ring", geometry).unwrap();
         let counters = Arc::new(Counters::default());
         let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
         let serial = *b"ring\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        let service = Service { guest, read_only, serial };
-        let executor = Executor::new(region, service, Arc::clone(&counters), bell, mine);
+        let service = Service { read_only, serial };
+        let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Self { _dir: dir, path, geometry, executor, counters, request: Request::default(), mem }
     }
@@ -159,6 +163,101 @@ fn an_honest_producer_is_served() {
     assert_eq!(disk.counters.published.get(), 1);
 }
 
+/// The disk as a driver in the guest has it: every request goes past the guard, and a refusal is an I/O error.
+struct Driver<'a>(Mutex<&'a mut Disk>);
+
+impl BlockDevice for &Driver<'_> {
+    fn name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.lock().unwrap().geometry
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        let mut sector = first;
+        for buf in bufs {
+            let bytes = self.0.lock().unwrap().read(sector, buf.len());
+            buf.copy_from_slice(&bytes);
+            sector += bytes.len() as u64 / 512;
+        }
+        Ok(())
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        let mut disk = self.0.lock().unwrap();
+        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        let mut outcome = disk.write(first, &bytes);
+        while let Outcome::Walking(write) = outcome {
+            let disk = &mut **disk;
+            outcome = disk.executor.resume(&disk.mem, &disk.request, write);
+        }
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", disk.counters.to_json());
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Pushes numbered items of growing length in batches, attaching anew now and then; each batch is popped with steps of `stride` items.
+fn laps<P: BlockDevice, C: BlockDevice>(
+    producer: impl Fn() -> P,
+    consumer: impl Fn() -> C,
+    stride: u32,
+) {
+    let mut next = 0u32;
+    for lap in 0..40u8 {
+        let mut pushing = Producer::attach(producer(), "q", "sender").unwrap();
+        for batch in 0..3 {
+            let items: Vec<_> = (0..10).map(|n| vec![lap; usize::from(lap + n + batch)]).collect();
+            let end = pushing.push_batch(&items).unwrap();
+            pushing.advance(end).unwrap();
+        }
+        drop(pushing);
+        let mut popping = Consumer::attach(consumer(), "q", "receiver").unwrap();
+        let mut at = popping.position();
+        for number in 0..30u8 {
+            let item = popping.pop(at).unwrap();
+            assert_eq!(item.bytes.len(), usize::from(lap + number % 10 + number / 10));
+            at = item.next;
+            next += 1;
+            if next.is_multiple_of(stride) {
+                popping.advance(at).unwrap();
+            }
+        }
+        popping.advance(at).unwrap();
+        let facts = popping.debug_info().unwrap();
+        assert_eq!(
+            (facts.producer_items, facts.consumer_items),
+            (Some(next.into()), Some(next.into()))
+        );
+        assert_eq!(popping.unchecked(), 0);
+    }
+}
+
+#[test]
+fn what_the_library_writes_in_a_guest_is_never_refused() {
+    for (guest, stride) in
+        [(Side::Producer, 1), (Side::Producer, 7), (Side::Consumer, 1), (Side::Consumer, 7)]
+    {
+        let mut disk = Disk::new(guest);
+        let mapped = (disk.path.clone(), disk.geometry);
+        let host = || MappedDevice::new(open(&mapped.0), "ring", mapped.1).unwrap();
+        let shared = Driver(Mutex::new(&mut disk));
+        match guest {
+            Side::Producer => laps(|| &shared, host, stride),
+            Side::Consumer => laps(host, || &shared, stride),
+        }
+    }
+}
+
 #[test]
 fn what_is_not_the_guests_cannot_change() {
     let mut disk = Disk::new(Side::Producer);
@@ -238,7 +337,7 @@ fn a_guest_consumer_only_moves_its_pointer() {
         let end = producer.push_batch(&["first", "second"]).unwrap();
         producer.advance(end).unwrap();
     };
-    let mut disk = Disk::with(Side::Consumer, false, publish);
+    let mut disk = Disk::with(Side::Consumer, false, 13, publish);
     disk.refused(1, &pointer(Side::Producer, 0), Reason::HostPointer);
     disk.refused(3, &item(5, 0), Reason::ForeignData);
     disk.refused(2, &pointer(Side::Consumer, 8), Reason::ItemFraming);
@@ -250,7 +349,7 @@ fn a_guest_consumer_only_moves_its_pointer() {
 
 #[test]
 fn a_read_only_disk_refuses_every_write() {
-    let mut disk = Disk::with(Side::Producer, true, |_| ());
+    let mut disk = Disk::with(Side::Producer, true, 13, |_| ());
     disk.refused(3, &item(8, 7), Reason::ReadOnly);
     let same = disk.bytes()[..512].to_vec();
     disk.refused(0, &same, Reason::ReadOnly);
@@ -301,19 +400,9 @@ fn an_idle_read_is_told_something_new_or_held() {
 
 #[test]
 fn a_long_batch_is_walked_in_turns() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("ring");
     // 65,536 items are the budget of a turn: 300,000 empty ones need five.
     let sectors = 3 + 300_000 * 4 / 512 + 1;
-    std::fs::write(&path, vec![0; sectors * 512]).unwrap();
-    create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
-    let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
-    let mut disk = Disk::new(Side::Producer);
-    let region = Region::new(open(&path), "ring", geometry).unwrap();
-    let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
-    let service = Service { guest: Side::Producer, read_only: false, serial: [0; 20] };
-    disk.executor =
-        Executor::new(region, service, Arc::clone(&disk.counters), bell, PointerSector::START);
+    let mut disk = Disk::with(Side::Producer, false, sectors, |_| ());
     let mut outcome = disk.write(1, &pointer(Side::Producer, 1_200_000));
     let mut turns = 0;
     while let Outcome::Walking(write) = outcome {

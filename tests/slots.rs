@@ -1,0 +1,153 @@
+//! What the slots promise: damage is found before it is handed out, and a peer without slots is no obstacle.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::RingFile;
+use shared_block_ring::format::{EXTENSION, FormatError, Side, find_slot, put_slot};
+use shared_block_ring::{Consumer, Error, Position, check};
+
+const DATA_AT: usize = 3 * 512;
+
+fn at(bytes: u64) -> Position {
+    Position::new(bytes).unwrap()
+}
+
+/// Publishes each item by itself; all take `12` bytes with their framing.
+fn publish(ring: &RingFile, items: &[&str]) {
+    let mut producer = ring.producer().unwrap();
+    for item in items {
+        let end = producer.push(*item).unwrap();
+        producer.advance(end).unwrap();
+    }
+}
+
+fn edit(ring: &RingFile, change: impl Fn(&mut [u8])) {
+    let mut bytes = ring.bytes();
+    change(&mut bytes);
+    std::fs::write(&ring.path, bytes).unwrap();
+}
+
+/// What an OCaml peer does to a pointer sector that it writes.
+fn without_slots(ring: &RingFile, sector: usize) {
+    edit(ring, |bytes| bytes[sector * 512..][EXTENSION].fill(0));
+}
+
+#[test]
+fn a_damaged_span_is_named_before_its_first_item_and_can_be_skipped() {
+    let ring = RingFile::new(16384, 512);
+    publish(&ring, &["item one", "item two"]);
+    // In the second item: the first is whole, and yet part of a span that is not.
+    edit(&ring, |bytes| bytes[DATA_AT + 12 + 6] ^= 1);
+    assert!(check(ring.open()).unwrap_err().to_string().contains("from position 0 to 24"));
+    let mut consumer = ring.consumer().unwrap();
+    for _ in 0..2 {
+        match consumer.pop(Position::ZERO) {
+            Err(Error::Format(FormatError::Span { from, to, .. })) => {
+                assert_eq!((from, to), (Position::ZERO, at(24)));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(consumer.advance(at(12)), Err(Error::Advance { .. })));
+    consumer.advance(at(24)).unwrap();
+    publish(&ring, &["item 333"]);
+    assert_eq!(consumer.pop(at(24)).unwrap().bytes, b"item 333");
+    consumer.advance(at(36)).unwrap();
+    let facts = consumer.debug_info().unwrap();
+    assert_eq!((facts.producer_items, facts.consumer_items), (Some(3), Some(3)));
+}
+
+#[test]
+fn damage_is_found_in_a_span_larger_than_what_is_read_at_a_time() {
+    let ring = RingFile::new(4 << 20, 512);
+    let mut producer = ring.producer().unwrap();
+    for _ in 0..50 {
+        producer.push(&vec![7; 60_000]).unwrap();
+    }
+    producer.advance(producer.position()).unwrap();
+    let mut consumer = ring.consumer().unwrap();
+    assert!(consumer.pop(Position::ZERO).is_ok());
+    drop(consumer);
+    edit(&ring, |bytes| bytes[DATA_AT + 2_999_000] ^= 0x80);
+    let mut consumer = ring.consumer().unwrap();
+    assert!(matches!(consumer.pop(Position::ZERO), Err(Error::Format(FormatError::Span { .. }))));
+}
+
+#[test]
+fn a_producer_without_slots_is_unchecked_and_checking_starts_again_behind_it() {
+    let ring = RingFile::new(16384, 512);
+    publish(&ring, &["item one"]);
+    without_slots(&ring, 1);
+    let mut consumer = ring.consumer().unwrap();
+    assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item one");
+    assert_eq!(consumer.unchecked(), 12);
+    publish(&ring, &["item two"]);
+    assert_eq!(consumer.pop(at(12)).unwrap().bytes, b"item two");
+    assert_eq!(consumer.unchecked(), 12);
+    consumer.advance(at(24)).unwrap();
+    assert_eq!(consumer.debug_info().unwrap().producer_items, None, "counted since the base only");
+    publish(&ring, &["item 333"]);
+    edit(&ring, |bytes| bytes[DATA_AT + 24 + 4] ^= 1);
+    assert!(matches!(consumer.pop(at(24)), Err(Error::Format(FormatError::Span { .. }))));
+}
+
+#[test]
+fn a_consumer_without_slots_is_followed_by_one_that_catches_up() {
+    let ring = RingFile::new(16384, 512);
+    publish(&ring, &["item one", "item two", "item 333"]);
+    let advance = |consumer: &mut Consumer<_>, from, to| {
+        consumer.pop(from).unwrap();
+        consumer.advance(to).unwrap();
+    };
+    advance(&mut ring.consumer().unwrap(), Position::ZERO, at(12));
+    without_slots(&ring, 2);
+    let mut consumer = ring.consumer().unwrap();
+    advance(&mut consumer, at(12), at(24));
+    assert_eq!(consumer.unchecked(), 24, "its own past is unknown");
+    advance(&mut consumer, at(24), at(36));
+    publish(&ring, &["item four"]);
+    consumer.pop(at(36)).unwrap();
+    assert_eq!(consumer.unchecked(), 24, "from the producer's position on all is known again");
+    assert_eq!(check(ring.open()).unwrap().unchecked, 0);
+}
+
+#[test]
+fn a_slot_that_is_not_whole_is_named() {
+    let ring = RingFile::new(16384, 512);
+    publish(&ring, &["item one", "item two"]);
+    edit(&ring, |bytes| bytes[512..][EXTENSION].iter_mut().for_each(|byte| *byte ^= 0xff));
+    for error in [ring.producer().err(), ring.consumer().unwrap().pop(Position::ZERO).err()] {
+        let text = error.unwrap().to_string();
+        assert!(text.contains("producer sector: neither slot"), "{text}");
+    }
+}
+
+#[test]
+fn a_count_that_contradicts_the_items_is_named() {
+    let ring = RingFile::new(16384, 512);
+    let uuid = uuid::Uuid::parse_str(&ring.consumer().unwrap().debug_info().unwrap().uuid.unwrap());
+    publish(&ring, &["item one", "item two"]);
+    assert_eq!(check(ring.open()).unwrap().items, 2);
+    edit(&ring, |bytes| {
+        let sector = &mut bytes[512..1024];
+        let uuid = *uuid.as_ref().unwrap();
+        let mut slot = find_slot(uuid, Side::Producer, sector, at(24)).unwrap().unwrap();
+        slot.tally.items = 3;
+        // Over the slot that speaks for the position: as no writer would.
+        put_slot(uuid, sector, at(12), &slot);
+    });
+    let text = check(ring.open()).unwrap_err().to_string();
+    assert!(text.contains("2 items lie before position 24") && text.contains("says 3"), "{text}");
+}
+
+#[test]
+fn the_time_of_the_last_advance_is_told() {
+    let ring = RingFile::new(16384, 512);
+    assert_eq!(ring.consumer().unwrap().debug_info().unwrap().producer_time_ns, None);
+    publish(&ring, &["item one"]);
+    let facts = ring.consumer().unwrap().debug_info().unwrap();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let age = now.as_nanos() - u128::from(facts.producer_time_ns.unwrap());
+    assert!(age < 60_000_000_000, "{age}");
+}

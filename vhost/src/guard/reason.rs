@@ -1,0 +1,92 @@
+//! Why requests are refused.
+
+/// Why a request was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Reason {
+    /// A write of other bytes to sector 0.
+    Signature,
+    /// A write of other bytes to the host's pointer sector.
+    HostPointer,
+    /// The same as part of a write of a whole page: somebody in the guest writes through the page cache (`O_DIRECT` is missing).
+    BufferedPage,
+    /// A position before the present one.
+    PointerBackwards,
+    /// A position beyond what the ring can hold (producer) or what is published (consumer).
+    PointerBeyond,
+    /// A position that is not a multiple of 4.
+    PointerMisaligned,
+    /// A flag other than 1 or 2.
+    PointerFlag,
+    /// A pointer sector whose slots are not as a writer leaves them.
+    PointerExtension,
+    /// A slot that counts other items than there are.
+    ItemCount,
+    /// A new position where no item ends.
+    ItemFraming,
+    /// A write that changes published bytes.
+    PublishedData,
+    /// A guest that is the consumer wrote data.
+    ForeignData,
+    /// The host's own pointer contradicts the guest's: nothing can be judged until it is repaired.
+    HostCorrupt,
+    /// The device is read-only.
+    ReadOnly,
+    /// Beyond the end of the device, or not whole sectors.
+    OutOfRange,
+    /// A descriptor chain that is no request.
+    Malformed,
+    /// A request larger than a front end was told it may send.
+    TooLarge,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Signature => "signature",
+            Self::HostPointer => "host_pointer",
+            Self::BufferedPage => "buffered_page",
+            Self::PointerBackwards => "pointer_backwards",
+            Self::PointerBeyond => "pointer_beyond",
+            Self::PointerMisaligned => "pointer_misaligned",
+            Self::PointerFlag => "pointer_flag",
+            Self::PointerExtension => "pointer_extension",
+            Self::ItemCount => "item_count",
+            Self::ItemFraming => "item_framing",
+            Self::PublishedData => "published_data",
+            Self::ForeignData => "foreign_data",
+            Self::HostCorrupt => "host_corrupt",
+            Self::ReadOnly => "read_only",
+            Self::OutOfRange => "out_of_range",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+        })
+    }
+}
+
+impl Reason {
+    /// All of them, in the order of [`Reason::index`].
+    pub const ALL: [Self; 17] = [
+        Self::Signature,
+        Self::HostPointer,
+        Self::BufferedPage,
+        Self::PointerBackwards,
+        Self::PointerBeyond,
+        Self::PointerMisaligned,
+        Self::PointerFlag,
+        Self::PointerExtension,
+        Self::ItemCount,
+        Self::ItemFraming,
+        Self::PublishedData,
+        Self::ForeignData,
+        Self::HostCorrupt,
+        Self::ReadOnly,
+        Self::OutOfRange,
+        Self::Malformed,
+        Self::TooLarge,
+    ];
+
+    /// Its place among [`Reason::ALL`].
+    pub fn index(self) -> usize {
+        self as usize
+    }
+}
