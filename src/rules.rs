@@ -38,7 +38,7 @@ pub fn verifiable(from: Mark, to: Mark) -> (Position, u32) {
     }
 }
 
-/// Refuses a consumer that has more than a whole ring in front of it.
+/// Refuses pointers that are more than a whole ring apart.
 ///
 /// A consumer ahead of the producer passes: power can fail between the flushes of the two pointers and keep only the
 /// consumer's. The ring is empty then, and the next producer starts at the consumer's position.
@@ -48,12 +48,10 @@ pub fn plausible(
     geometry: Geometry,
 ) -> Result<(), FormatError> {
     let capacity = geometry.capacity().get();
-    match producer.since(consumer) {
-        Some(used) if used > capacity => {
-            Err(FormatError::Pointers { consumer, producer, capacity })
-        }
-        _ => Ok(()),
+    if producer.get().abs_diff(consumer.get()) > capacity {
+        return Err(FormatError::Pointers { consumer, producer, capacity });
     }
+    Ok(())
 }
 
 /// Whether bytes fit into a ring now, later, or never.

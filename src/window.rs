@@ -32,7 +32,7 @@ impl Window {
     }
 
     /// Brings the item at `from < producer` into the window.
-    pub fn load<D: BlockDevice>(
+    pub fn load<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
         from: Position,
@@ -59,7 +59,7 @@ impl Window {
     }
 
     /// The checksum `crc` of the stream before `from`, continued to `to`.
-    pub fn digest<D: BlockDevice>(
+    pub fn digest<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
         from: Position,
@@ -77,7 +77,7 @@ impl Window {
     }
 
     /// What is known of the stream before `from`, continued over the items up to `to`, where one must end.
-    pub fn walk<D: BlockDevice>(
+    pub fn walk<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
         from: Position,
@@ -105,7 +105,7 @@ impl Window {
     }
 
     /// Reads sectors so that published stream bytes `from..to` are here. At most a ring's capacity and two sectors are held.
-    fn cover<D: BlockDevice>(
+    fn cover<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
         from: u64,

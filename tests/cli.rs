@@ -262,6 +262,25 @@ fn check_gives_a_verdict() {
 }
 
 #[test]
+fn a_repair_is_shown_first_and_can_be_taken_back() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["produce", "ring"], b"one\n"));
+    assert_ok(&scene.run(&["repair", "ring"], b""));
+    let mut damaged = std::fs::read(scene.path()).unwrap();
+    damaged[8..30].fill(0);
+    std::fs::write(scene.path(), &damaged).unwrap();
+    assert_fails(&scene.run(&["repair", "ring"], b""), 5, "--write");
+    assert!(std::fs::read(scene.path()).unwrap() == damaged, "a dry run changes nothing");
+    assert_ok(&scene.run(&["repair", "--write", "ring"], b""));
+    assert!(std::fs::read(scene.dir.path().join("ring.before-repair")).unwrap() == damaged[..1536]);
+    assert_eq!(scene.run(&["consume", "ring"], b"").stdout, b"one\n");
+    assert_ok(&scene.run(&["repair", "--write", "ring"], b""));
+    std::fs::write(scene.path(), &damaged).unwrap();
+    // What was kept of the first one is not overwritten.
+    assert_fails(&scene.run(&["repair", "--write", "ring"], b""), 1, "nothing was repaired");
+}
+
+#[test]
 fn a_damaged_span_stops_the_consumer_or_is_skipped_and_counted() {
     let scene = Scene::with_ring("64K");
     assert_ok(&scene.run(&["produce", "ring"], b"one\ntwo\n"));

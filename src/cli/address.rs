@@ -1,8 +1,8 @@
 //! Where a ring is.
 
 use super::failure::Failure;
-use shared_block_ring::device::{DeviceError, find_by_serial};
-use shared_block_ring::format::SectorSize;
+use shared_block_ring::device::{DeviceError, LockRange, RangeLock, find_by_serial, holder};
+use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice};
 use std::path::{Path, PathBuf};
@@ -45,6 +45,11 @@ impl Address {
         Ok(UnixDevice::connect(self.socket().unwrap_or(Path::new("")), role)?)
     }
 
+    /// The file or block device itself.
+    pub fn open_file(&self) -> Result<FileDevice, Failure> {
+        self.open_as(self.options())
+    }
+
     fn open_as(&self, options: OpenOptions) -> Result<FileDevice, Failure> {
         let path = match self.address.strip_prefix("serial:") {
             None => PathBuf::from(&self.address),
@@ -67,6 +72,15 @@ impl Address {
     pub fn name(&self) -> &str {
         &self.address
     }
+}
+
+/// Keeps producer and consumer away; refused while one is there.
+pub fn both_roles(device: &FileDevice) -> Result<[RangeLock; 2], Failure> {
+    let take = |side| {
+        let lock = RangeLock::try_acquire(device, LockRange::Role(side)).map_err(Error::from)?;
+        lock.ok_or_else(|| Error::Held { role: side, holder: holder(device, side) })
+    };
+    Ok([take(Side::Producer)?, take(Side::Consumer)?])
 }
 
 pub fn sector_size(text: &str) -> Result<SectorSize, String> {

@@ -1,9 +1,8 @@
 //! `blockring create`.
 
-use super::address::sector_size;
+use super::address::{both_roles, sector_size};
 use super::failure::{Failure, Outcome};
-use shared_block_ring::device::{LockRange, RangeLock, holder};
-use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize, Side};
+use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize};
 use shared_block_ring::{
     BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create, make_file, parse_size,
 };
@@ -78,14 +77,7 @@ impl Create {
     }
 
     fn fill(&self, device: &FileDevice) -> Outcome {
-        let mut locks = Vec::new();
-        for side in [Side::Producer, Side::Consumer] {
-            let lock =
-                RangeLock::try_acquire(device, LockRange::Role(side)).map_err(Error::from)?;
-            locks.push(
-                lock.ok_or_else(|| Error::Held { role: side, holder: holder(device, side) })?,
-            );
-        }
+        let _alone = both_roles(device)?;
         let path = self.path.display();
         let size = device.geometry().sector_size().bytes();
         if self.force {

@@ -10,6 +10,7 @@ mod framing;
 mod produce;
 mod progress;
 mod pump;
+mod repair;
 mod suspend;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,7 @@ enum Command {
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
     Check(check::Check),
+    Repair(repair::Repair),
 }
 
 /// Parses, runs, and turns the outcome into an exit code; errors go to standard error.
@@ -51,6 +53,7 @@ pub fn run() -> ExitCode {
         Command::Suspend(command) => command.run(),
         Command::Resume(command) => command.run(),
         Command::Check(command) => command.run(),
+        Command::Repair(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,10 @@ pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, en
 pub use item::{HEADER_BYTES, Header, framed_len};
 pub use pointer::{FLAG_AT, PointerSector, Side, TEXT_AT, TEXT_BYTES, text_of};
 pub use position::{ParsePositionError, Position};
-pub use slot::{EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, find_slot, follows, put_slot};
+pub use slot::{
+    EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, damaged_slots, find_slot, follows, put_slot,
+    slots_of,
+};
 
 /// Why bytes of a device are not a ring, or not the ring they should be. Each names the field.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -108,7 +108,7 @@ fn is_absent(slot: &[u8]) -> bool {
 
 /// The slot that speaks for `position`; `None` when the sector has no slots.
 ///
-/// A slot that speaks for another position beside an absent one is left by a writer that died before it stored the position:
+/// A slot that speaks for a later position beside an absent one is left by a writer that died before it stored the position:
 /// as good as none.
 pub fn find_slot(
     uuid: Uuid,
@@ -116,20 +116,34 @@ pub fn find_slot(
     sector: &[u8],
     position: Position,
 ) -> Result<Option<Slot>, FormatError> {
-    let (mut absent, mut whole) = (0, 0);
+    let (mut absent, mut later) = (0, 0);
     for index in 0..SLOTS_AT.len() {
         let bytes = place(sector, index);
         match Slot::decode(uuid, bytes) {
             Some(slot) if slot.position == position => return Ok(Some(slot)),
-            Some(_) => whole += 1,
+            Some(slot) => later += u32::from(slot.position > position),
             None => absent += u32::from(is_absent(bytes)),
         }
     }
-    if absent == 2 || (absent == 1 && whole == 1) {
+    if absent == 2 || (absent == 1 && later == 1) {
         Ok(None)
     } else {
         Err(FormatError::Slots { side, position })
     }
+}
+
+/// What is whole of the two slots of a pointer sector.
+pub fn slots_of(uuid: Uuid, sector: &[u8]) -> [Option<Slot>; 2] {
+    [0, 1].map(|index| Slot::decode(uuid, place(sector, index)))
+}
+
+/// How many of the two slots of a pointer sector are neither whole nor absent.
+pub fn damaged_slots(uuid: Uuid, sector: &[u8]) -> usize {
+    let damaged = |index: &usize| {
+        let bytes = place(sector, *index);
+        !is_absent(bytes) && Slot::decode(uuid, bytes).is_none()
+    };
+    (0..SLOTS_AT.len()).filter(damaged).count()
 }
 
 /// Writes `slot` over one that does not speak for the sector's present position.
@@ -216,6 +230,7 @@ mod tests {
         let mut sector = [0; 512];
         put_slot(RING, &mut sector, at(8), &slot(12));
         assert_eq!(find(&sector, 8), Ok(None));
+        assert!(find(&sector, 16).is_err(), "positions only grow");
         put_slot(RING, &mut sector, at(8), &slot(16));
         assert_eq!(find(&sector, 16), Ok(Some(slot(16))));
         put_slot(RING, &mut sector, at(16), &slot(20));
