@@ -1,6 +1,6 @@
 //! Making a ring.
 
-use crate::device::{AlignedBuf, BlockDevice};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::error::Result;
 use crate::format::{Identity, PointerSector, SIGNATURE, Side, encode_sector0};
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -54,6 +54,36 @@ pub fn create<D: BlockDevice + ?Sized>(device: &D, options: CreateOptions) -> Re
     device.write(0, &[IoSlice::new(&sector)])?;
     device.flush()?;
     Ok(Created::New)
+}
+
+/// Sectors looked at in one go.
+const SCAN_SECTORS: u64 = 2048;
+
+/// A larger device is looked at where file systems, partition tables and volume managers keep their marks: its first and last MiB.
+const WHOLE_SCAN: u64 = 1 << 30;
+
+/// The first byte of a device that is not zero.
+pub fn first_used<D: BlockDevice + ?Sized>(
+    device: &D,
+) -> std::result::Result<Option<u64>, DeviceError> {
+    let geometry = device.geometry();
+    let whole = geometry.total_bytes() <= WHOLE_SCAN;
+    let last = geometry.sectors().saturating_sub(SCAN_SECTORS);
+    let size = geometry.sector_size().bytes();
+    let mut at = 0;
+    while at < geometry.sectors() {
+        let sectors = SCAN_SECTORS.min(geometry.sectors() - at);
+        let mut chunk = AlignedBuf::zeroed(usize::try_from(sectors).unwrap_or(0) * size);
+        device.read(at, &mut [IoSliceMut::new(&mut chunk)])?;
+        if let Some(byte) = chunk.iter().position(|&byte| byte != 0) {
+            return Ok(Some(at * size as u64 + byte as u64));
+        }
+        at += sectors;
+        if !whole && at < last {
+            at = last;
+        }
+    }
+    Ok(None)
 }
 
 /// Makes a new file of `bytes` zero bytes for a ring, for this user only.

@@ -48,3 +48,19 @@ impl<'a> Decode<'a> for &'a str {
         std::str::from_utf8(payload)
     }
 }
+
+impl Decode<'_> for String {
+    type Error = std::str::Utf8Error;
+
+    fn decode(payload: &[u8]) -> Result<Self, Self::Error> {
+        std::str::from_utf8(payload).map(str::to_owned)
+    }
+}
+
+impl Decode<'_> for Vec<u8> {
+    type Error = std::convert::Infallible;
+
+    fn decode(payload: &[u8]) -> Result<Self, Self::Error> {
+        Ok(payload.to_vec())
+    }
+}

@@ -34,6 +34,7 @@ pub mod format;
 mod handle;
 pub mod handover;
 mod item;
+mod journal;
 mod producer;
 mod repair;
 pub mod rules;
@@ -44,12 +45,15 @@ mod window;
 pub use check::{Sound, check};
 pub use consumer::Consumer;
 pub use control::Control;
-pub use create::{CreateOptions, Created, allocate, create, make_file, parse_size};
+pub use create::{CreateOptions, Created, allocate, create, first_used, make_file, parse_size};
 pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, UnixDevice};
 pub use error::{Error, Result};
 pub use format::Position;
 pub use handle::{DebugInfo, Durability, State};
 pub use item::{Decode, Encode};
+pub use journal::{
+    Aside, Format, Journal, JournalError, JournalOptions, SyncError, Synced, Ticket, WhenFull,
+};
 pub use producer::Producer;
 pub use repair::{Fix, Repair};
 pub use stop::Stop;

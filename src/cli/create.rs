@@ -4,13 +4,11 @@ use super::address::{both_roles, sector_size};
 use super::failure::{Failure, Outcome};
 use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize};
 use shared_block_ring::{
-    BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create, make_file, parse_size,
+    BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create, first_used, make_file,
+    parse_size,
 };
 use std::io::{IoSlice, IoSliceMut};
-use std::path::{Path, PathBuf};
-
-/// Sectors read at a time when looking whether a device is empty.
-const SCAN_SECTORS: u64 = 2048;
+use std::path::PathBuf;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -93,7 +91,7 @@ impl Create {
                     "{path} holds a ring already (--force replaces it, items and all)"
                 )));
             }
-            if let Some(byte) = first_used(device, &self.path)? {
+            if let Some(byte) = first_used(device).map_err(Error::from)? {
                 let text =
                     format!("{path} is not empty: byte {byte} is not zero (--force overwrites it)");
                 return Err(Failure::Refused(text));
@@ -102,27 +100,4 @@ impl Create {
         create(device, CreateOptions { plain: self.plain })?;
         Ok(())
     }
-}
-
-/// The first byte that is not zero: of a whole file, or of a block device's first and last MiB, where file systems,
-/// partition tables and volume managers keep their marks.
-fn first_used(device: &FileDevice, path: &Path) -> Result<Option<u64>, Failure> {
-    let geometry = device.geometry();
-    let whole = path.is_file();
-    let last = geometry.sectors().saturating_sub(SCAN_SECTORS);
-    let size = geometry.sector_size().bytes();
-    let mut at = 0;
-    while at < geometry.sectors() {
-        let sectors = SCAN_SECTORS.min(geometry.sectors() - at);
-        let mut chunk = vec![0; usize::try_from(sectors).unwrap_or(0) * size];
-        device.read(at, &mut [IoSliceMut::new(&mut chunk)]).map_err(Error::from)?;
-        if let Some(byte) = chunk.iter().position(|&byte| byte != 0) {
-            return Ok(Some(at * size as u64 + byte as u64));
-        }
-        at += sectors;
-        if !whole && at < last {
-            at = last;
-        }
-    }
-    Ok(None)
 }

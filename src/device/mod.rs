@@ -23,6 +23,7 @@ use crate::format::{Geometry, Side};
 use crate::wait::Woken;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What failed, where, and the operating system's error.
@@ -92,40 +93,48 @@ pub trait Sleep {
     ) -> Result<Woken, DeviceError>;
 }
 
-impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> {
-    fn name(&self) -> &str {
-        (**self).name()
-    }
+/// A pointer to a device is one.
+macro_rules! pointer_to_device {
+    ($($bounds:tt)*) => {
+        $($bounds)* {
+            fn name(&self) -> &str {
+                (**self).name()
+            }
 
-    fn geometry(&self) -> Geometry {
-        (**self).geometry()
-    }
+            fn geometry(&self) -> Geometry {
+                (**self).geometry()
+            }
 
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        (**self).read(first, bufs)
-    }
+            fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+                (**self).read(first, bufs)
+            }
 
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        (**self).write(first, bufs)
-    }
+            fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+                (**self).write(first, bufs)
+            }
 
-    fn flush(&self) -> Result<(), DeviceError> {
-        (**self).flush()
-    }
+            fn flush(&self) -> Result<(), DeviceError> {
+                (**self).flush()
+            }
 
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        (**self).lock_file()
-    }
+            fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+                (**self).lock_file()
+            }
 
-    fn detached(&self) {
-        (**self).detached();
-    }
+            fn detached(&self) {
+                (**self).detached();
+            }
 
-    fn sleeper(&self) -> Option<&dyn Sleep> {
-        (**self).sleeper()
-    }
+            fn sleeper(&self) -> Option<&dyn Sleep> {
+                (**self).sleeper()
+            }
 
-    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
-        (**self).edit_pointer(side, edit)
-    }
+            fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+                (**self).edit_pointer(side, edit)
+            }
+        }
+    };
 }
+
+pointer_to_device!(impl<D: BlockDevice + ?Sized> BlockDevice for Box<D>);
+pointer_to_device!(impl<D: BlockDevice + Sync + ?Sized> BlockDevice for Arc<D>);

@@ -1,0 +1,293 @@
+//! What a journal promises: every entry is performed, at least once, in order, whatever goes wrong.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::RingFile;
+use shared_block_ring::{
+    Aside, Decode, Encode, Format, Journal, JournalError, JournalOptions, SyncError, Synced,
+    WhenFull,
+};
+use std::borrow::Cow;
+use std::num::NonZeroU32;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Long enough for anything that does happen.
+const SOON: Duration = Duration::from_secs(30);
+
+/// Longer than any test waits.
+const NEVER: Duration = Duration::from_secs(3600);
+
+type Done = Arc<Mutex<Vec<String>>>;
+
+fn options() -> JournalOptions {
+    let mut options = JournalOptions::new(|aside: &Aside| panic!("{aside:?}"));
+    options.flush_interval = Duration::from_millis(5);
+    options.retry_interval = Duration::from_millis(5);
+    options
+}
+
+/// A `perform` that keeps what it is given.
+fn keeping(done: &Done) -> impl FnMut(&[String]) -> Result<(), String> + Send + 'static {
+    let done = Arc::clone(done);
+    move |entries| {
+        done.lock().unwrap().extend_from_slice(entries);
+        Ok(())
+    }
+}
+
+fn start(
+    ring: &RingFile,
+    options: JournalOptions,
+    perform: impl FnMut(&[String]) -> Result<(), String> + Send + 'static,
+) -> Journal<String> {
+    Journal::start(ring.open(), options, perform).unwrap()
+}
+
+fn entry(number: usize) -> String {
+    format!("entry {number}")
+}
+
+#[test]
+fn entries_are_performed_in_order() {
+    let (ring, done) = (RingFile::new(65536, 512), Done::default());
+    let journal = start(&ring, options(), keeping(&done));
+    let tickets: Vec<_> = (0..500).map(|n| journal.push(&entry(n)).unwrap()).collect();
+    assert_eq!(tickets[499].sync(Some(SOON)), Ok(Synced::Performed));
+    assert_eq!(tickets[0].sync(Some(Duration::ZERO)), Ok(Synced::Performed));
+    assert_eq!(*done.lock().unwrap(), (0..500).map(entry).collect::<Vec<_>>());
+}
+
+#[test]
+fn what_a_shutdown_left_over_is_performed_at_the_next_start() {
+    let (ring, done) = (RingFile::new(65536, 512), Done::default());
+    let journal = start(&ring, options(), |_| Err("not today".to_owned()));
+    for number in 0..10 {
+        journal.push(&entry(number)).unwrap();
+    }
+    journal.shutdown();
+    assert!(matches!(journal.push(&entry(10)), Err(JournalError::ShutDown)));
+    drop(journal);
+    let mut unhurried = options();
+    unhurried.flush_interval = NEVER;
+    let journal = start(&ring, unhurried, keeping(&done));
+    let ticket = journal.push(&entry(10)).unwrap();
+    ticket.flush();
+    ticket.sync(Some(SOON)).unwrap();
+    assert_eq!(*done.lock().unwrap(), (0..=10).map(entry).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_error_or_a_panic_is_retried_without_another_push() {
+    let (ring, done) = (RingFile::new(65536, 512), Done::default());
+    let mut keep = keeping(&done);
+    let mut attempts = 0;
+    let journal = start(&ring, options(), move |entries| {
+        attempts += 1;
+        match attempts {
+            1 => Err("an error".to_owned()),
+            2 => panic!("a panic"),
+            _ => keep(entries),
+        }
+    });
+    let ticket = journal.push(&entry(0)).unwrap();
+    assert_eq!(ticket.sync(Some(SOON)), Ok(Synced::Performed));
+    assert_eq!(*done.lock().unwrap(), [entry(0)]);
+}
+
+#[test]
+fn an_entry_that_always_fails_is_set_aside_alone() {
+    let (ring, done) = (RingFile::new(65536, 512), Done::default());
+    let (aside, set_aside) = channel();
+    let mut refused_once = false;
+    let mut options = JournalOptions::new(move |entry| {
+        if !std::mem::replace(&mut refused_once, true) {
+            return Err(std::io::Error::other("the place for those is full"));
+        }
+        aside.send(entry.clone()).unwrap();
+        Ok(())
+    });
+    options.retry_interval = Duration::from_millis(1);
+    options.limit = NonZeroU32::new(3);
+    let mut keep = keeping(&done);
+    let journal = start(&ring, options, move |entries| {
+        if entries.contains(&entry(2)) { Err("poison".to_owned()) } else { keep(entries) }
+    });
+    let tickets: Vec<_> = (0..5).map(|n| journal.push(&entry(n)).unwrap()).collect();
+    tickets[4].flush();
+    assert_eq!(tickets[4].sync(Some(SOON)), Ok(Synced::Performed));
+    assert_eq!(tickets[2].sync(None), Ok(Synced::Aside));
+    let aside = set_aside.recv().unwrap();
+    assert_eq!((aside.bytes, aside.reason), (entry(2).into_bytes(), "poison".to_owned()));
+    assert!(set_aside.try_recv().is_err(), "once");
+    assert_eq!(*done.lock().unwrap(), [0, 1, 3, 4].map(entry));
+}
+
+/// Decodes only even numbers.
+#[derive(Debug, Clone, PartialEq)]
+struct Even(u8);
+
+impl Encode for Even {
+    fn encode(&self) -> Cow<'_, [u8]> {
+        Cow::Owned(vec![self.0])
+    }
+}
+
+impl Decode<'_> for Even {
+    type Error = String;
+
+    fn decode(payload: &[u8]) -> Result<Self, String> {
+        match payload {
+            [even] if even % 2 == 0 => Ok(Self(*even)),
+            other => Err(format!("odd: {other:?}")),
+        }
+    }
+}
+
+#[test]
+fn an_entry_that_does_not_decode_does_not_stand_in_the_way() {
+    let ring = RingFile::new(65536, 512);
+    let (aside, set_aside) = channel();
+    let options = JournalOptions::new(move |entry| {
+        aside.send(entry.bytes.clone()).unwrap();
+        Ok(())
+    });
+    let (performed, done) = channel();
+    let journal = Journal::start(ring.open(), options, move |entries: &[Even]| {
+        performed.send(entries.to_vec()).map_err(|e| e.to_string())
+    })
+    .unwrap();
+    for number in [2, 3, 4] {
+        journal.push(&Even(number)).unwrap();
+    }
+    let ticket = journal.push(&Even(5)).unwrap();
+    ticket.flush();
+    assert_eq!(ticket.sync(Some(SOON)), Ok(Synced::Aside));
+    assert_eq!(set_aside.try_iter().collect::<Vec<_>>(), [[3], [5]]);
+    assert_eq!(done.try_iter().flatten().collect::<Vec<_>>(), [Even(2), Even(4)]);
+}
+
+#[test]
+fn an_entry_waits_for_company_no_longer_than_the_flush_interval() {
+    let ring = RingFile::new(1 << 20, 512);
+    let mut options = options();
+    options.flush_interval = Duration::from_millis(200);
+    let (performed, done) = channel();
+    let journal = start(&ring, options, move |entries| {
+        performed.send(entries.len()).map_err(|e| e.to_string())
+    });
+    // An interval that every push began anew would never be over.
+    let start = Instant::now();
+    let mut pushed = 0;
+    while done.try_recv().is_err() {
+        journal.push(&entry(pushed)).unwrap();
+        pushed += 1;
+        assert!(start.elapsed() < SOON);
+    }
+    assert!(start.elapsed() >= Duration::from_millis(200), "they did wait for company");
+    assert!(pushed > 1);
+}
+
+/// A `perform` that waits for leave, entry by entry.
+fn held() -> (Sender<()>, impl FnMut(&[String]) -> Result<(), String> + Send + 'static) {
+    let (leave, wait): (_, Receiver<()>) = channel();
+    (leave, move |_: &[String]| wait.recv().map_err(|e| e.to_string()))
+}
+
+#[test]
+fn a_full_journal_performs_at_once_and_makes_push_wait_or_answers() {
+    for when_full in [WhenFull::Wait, WhenFull::Answer] {
+        let ring = RingFile::new(2048, 512);
+        let (leave, perform) = held();
+        let mut options = options();
+        options.flush_interval = NEVER;
+        options.batch = 1;
+        options.when_full = when_full;
+        let journal = Arc::new(start(&ring, options, perform));
+        let large = "x".repeat(300);
+        journal.push(&large).unwrap();
+        match when_full {
+            WhenFull::Answer => {
+                assert!(matches!(journal.push(&large), Err(JournalError::Full)));
+                // What made it full is being performed, though its flush interval is not over.
+                leave.send(()).unwrap();
+                let room = || journal.push(&large).is_ok();
+                let start = Instant::now();
+                while !room() {
+                    assert!(start.elapsed() < SOON);
+                    std::thread::yield_now();
+                }
+            }
+            WhenFull::Wait => {
+                leave.send(()).unwrap();
+                journal.push(&large).unwrap();
+            }
+        }
+        drop(leave);
+        journal.shutdown();
+    }
+}
+
+#[test]
+fn a_shutdown_is_prompt_and_whoever_waits_is_told() {
+    for failing in [true, false] {
+        let ring = RingFile::new(65536, 512);
+        let mut options = options();
+        // It is in a long pause when the end comes, after a failure or for company.
+        (options.retry_interval, options.longest_retry, options.flush_interval) =
+            (NEVER, NEVER, if failing { Duration::ZERO } else { NEVER });
+        let (failed, failure) = channel();
+        let journal = start(&ring, options, move |_| {
+            failed.send(()).unwrap();
+            Err("not today".to_owned())
+        });
+        let ticket = journal.push(&entry(0)).unwrap();
+        if failing {
+            failure.recv().unwrap();
+        }
+        let waiting = {
+            let ticket = ticket.clone();
+            std::thread::spawn(move || ticket.sync(None))
+        };
+        let start = Instant::now();
+        journal.shutdown();
+        assert!(start.elapsed() < SOON);
+        assert_eq!(waiting.join().unwrap(), Err(SyncError::ShutDown));
+        assert_eq!(ticket.sync(None), Err(SyncError::ShutDown));
+    }
+}
+
+#[test]
+fn a_push_that_waits_for_room_ends_with_the_journal() {
+    let ring = RingFile::new(2048, 512);
+    let journal = Arc::new(start(&ring, options(), |_| Err("never".to_owned())));
+    let large = "x".repeat(300);
+    journal.push(&large).unwrap();
+    let pushing = {
+        let journal = Arc::clone(&journal);
+        std::thread::spawn(move || journal.push(&large).map(|_| ()))
+    };
+    journal.shutdown();
+    assert!(matches!(pushing.join().unwrap(), Err(JournalError::ShutDown)));
+}
+
+#[test]
+fn a_device_with_something_else_on_it_is_not_formatted_unless_told() {
+    let foreign = RingFile::blank(65536, 512);
+    let mut bytes = foreign.bytes();
+    bytes[40_000] = 1;
+    std::fs::write(&foreign.path, &bytes).unwrap();
+    let attempt = |format| {
+        let mut options = options();
+        options.format = format;
+        Journal::start(foreign.open(), options, |_: &[String]| Ok::<_, String>(()))
+    };
+    assert!(matches!(attempt(Format::Never), Err(JournalError::Ring(_))));
+    assert!(matches!(attempt(Format::IfEmpty), Err(JournalError::NotEmpty(40_000))));
+    assert!(foreign.bytes() == bytes, "untouched");
+    attempt(Format::Always).unwrap().push(&entry(0)).unwrap();
+    let blank = RingFile::blank(65536, 512);
+    start(&blank, options(), |_| Ok(())).push(&entry(0)).unwrap();
+}
