@@ -69,6 +69,12 @@ impl Address {
             .map_or_else(OpenOptions::default, |size| OpenOptions::default().sector_size(size))
     }
 
+    /// The path, of what is named by its path.
+    pub fn path(&self) -> Option<&Path> {
+        let other = ["unix:", "serial:"].iter().any(|prefix| self.address.starts_with(prefix));
+        (!other).then(|| Path::new(&self.address))
+    }
+
     pub fn name(&self) -> &str {
         &self.address
     }

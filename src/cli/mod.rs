@@ -7,6 +7,7 @@ mod create;
 mod facts;
 mod failure;
 mod framing;
+mod journal;
 mod produce;
 mod progress;
 mod pump;
@@ -40,6 +41,7 @@ enum Command {
     Resume(suspend::Resume),
     Check(check::Check),
     Repair(repair::Repair),
+    Journal(journal::Journal),
 }
 
 /// Parses, runs, and turns the outcome into an exit code; errors go to standard error.
@@ -54,6 +56,7 @@ pub fn run() -> ExitCode {
         Command::Resume(command) => command.run(),
         Command::Check(command) => command.run(),
         Command::Repair(command) => command.run(),
+        Command::Journal(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -136,6 +136,11 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         }
     }
 
+    /// A ticket for all that is in the journal now, what an earlier run left over included.
+    pub fn everything(&self) -> Ticket {
+        Ticket::new(Arc::clone(&self.shared), self.shared.last())
+    }
+
     /// Ends the journal: at once, but for a `perform` that is under way. What was not performed stays for the next start; whoever
     /// waits for it is told so.
     pub fn shutdown(&self) {

@@ -99,6 +99,10 @@ impl Shared {
         });
     }
 
+    pub fn last(&self) -> Position {
+        self.state().pushed
+    }
+
     /// Has everything performed at once, and waits (if so wished) until something has left.
     pub fn make_room(&self, pushed: Position, wait: bool) -> Full {
         let before = self.state().performed;
