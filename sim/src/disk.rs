@@ -1,0 +1,237 @@
+//! The medium.
+//!
+//! Sector-granular: a sector is written whole or not at all, a longer write may tear at any sector. Every version of a sector since
+//! the last flush stays pending; a crash keeps, of each sector, the durable version or any pending one. That is every subset
+//! of the pending writes, in every order.
+
+use shared_block_ring::format::{Geometry, SectorSize};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// The content of a sector.
+type Content = Arc<[u8]>;
+
+/// A disk; clones are the same one.
+#[derive(Clone)]
+pub struct Disk {
+    state: Arc<Mutex<State>>,
+    geometry: Geometry,
+}
+
+struct State {
+    sectors: Vec<Sector>,
+    /// Sectors with pending versions.
+    dirty: BTreeSet<usize>,
+    faults: Vec<Fault>,
+}
+
+#[derive(Clone)]
+struct Sector {
+    durable: Content,
+    /// Written since, oldest first.
+    pending: Vec<Content>,
+    /// How many of them a failed flush has lost: visible, but no later flush makes them durable.
+    lost: usize,
+}
+
+/// What can fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// A read.
+    Read,
+    /// A write.
+    Write,
+    /// A flush.
+    Flush,
+}
+
+/// A failure to come.
+#[derive(Debug, Clone, Copy)]
+pub struct Fault {
+    /// Of what.
+    pub operation: Operation,
+    /// How many of those succeed before.
+    pub after: u64,
+    /// The operating system's error number.
+    pub errno: i32,
+    /// Every later one fails too.
+    pub for_ever: bool,
+}
+
+impl Disk {
+    /// Zeros, durable.
+    pub fn new(sector_size: SectorSize, sectors: u64) -> Self {
+        let geometry = Geometry::new(sector_size, sectors).expect("a disk large enough for a ring");
+        let zeros = Sector::durable(vec![0; sector_size.bytes()].into());
+        let count = usize::try_from(sectors).expect("a disk that fits into memory");
+        let state =
+            State { sectors: vec![zeros; count], dirty: BTreeSet::new(), faults: Vec::new() };
+        Self { state: Arc::new(Mutex::new(state)), geometry }
+    }
+
+    /// A disk that holds `image`, durable.
+    pub fn of(sector_size: SectorSize, image: &[u8]) -> Self {
+        let size = sector_size.bytes();
+        let disk = Self::new(sector_size, (image.len() / size) as u64);
+        for (sector, content) in disk.state().sectors.iter_mut().zip(image.chunks_exact(size)) {
+            sector.durable = content.into();
+        }
+        disk
+    }
+
+    /// A disk of its own in the same state: pending versions and faults too.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let state = self.state();
+        let copy = State {
+            sectors: state.sectors.clone(),
+            dirty: state.dirty.clone(),
+            faults: state.faults.clone(),
+        };
+        Self { state: Arc::new(Mutex::new(copy)), geometry: self.geometry }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Nothing in here panics between two changes that belong together.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its shape.
+    pub fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    /// Everything that is visible.
+    pub fn image(&self) -> Vec<u8> {
+        self.state().sectors.iter().flat_map(|sector| sector.visible().iter().copied()).collect()
+    }
+
+    /// Reads whole sectors.
+    pub fn read(&self, first: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let mut state = self.state();
+        state.meet(Operation::Read)?;
+        let range = self.range(first, bytes.len())?;
+        for (sector, buf) in state.sectors[range].iter().zip(bytes.chunks_mut(self.size())) {
+            buf.copy_from_slice(sector.visible());
+        }
+        Ok(())
+    }
+
+    /// Writes whole sectors.
+    pub fn write(&self, first: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut state = self.state();
+        let range = self.range(first, bytes.len())?;
+        state.meet(Operation::Write)?;
+        for (index, content) in range.zip(bytes.chunks(self.size())) {
+            state.put(index, content.into());
+        }
+        Ok(())
+    }
+
+    /// Changes bytes within one sector, as a store into a mapping does. The kernel may write a page back at any time, so each
+    /// state that a sector has been in may be the one that is kept.
+    pub fn store(&self, offset: u64, bytes: &[u8]) {
+        let size = self.size() as u64;
+        let within = usize::try_from(offset % size).expect("a sector fits into memory");
+        let index = usize::try_from(offset / size).expect("within the disk");
+        let mut state = self.state();
+        let mut content = state.sectors[index].visible().to_vec();
+        content[within..within + bytes.len()].copy_from_slice(bytes);
+        state.put(index, content.into());
+    }
+
+    /// Makes durable what is visible; what a failed flush has lost stays lost until it is written again.
+    pub fn flush(&self) -> io::Result<()> {
+        let mut state = self.state();
+        let met = state.meet(Operation::Flush);
+        let State { sectors, dirty, .. } = &mut *state;
+        dirty.retain(|&index| {
+            let sector = &mut sectors[index];
+            if met.is_err() {
+                sector.lost = sector.pending.len();
+            } else if sector.lost < sector.pending.len() {
+                *sector = Sector::durable(Arc::clone(sector.visible()));
+            }
+            !sector.pending.is_empty()
+        });
+        met
+    }
+
+    /// A failure to come.
+    pub fn inject(&self, fault: Fault) {
+        self.state().faults.push(fault);
+    }
+
+    /// The sectors that a crash would make a choice about, and among how many versions each (the durable one is number 0).
+    pub fn choices(&self) -> Vec<(u64, usize)> {
+        let state = self.state();
+        let choice = |&index: &usize| (index as u64, state.sectors[index].pending.len() + 1);
+        state.dirty.iter().map(choice).collect()
+    }
+
+    /// The power fails: of each sector one version is left, by its number as in [`choices`](Self::choices). Faults end with it.
+    pub fn crash(&self, mut choose: impl FnMut(u64, usize) -> usize) {
+        let mut state = self.state();
+        for index in std::mem::take(&mut state.dirty) {
+            let sector = &mut state.sectors[index];
+            let choice = choose(index as u64, sector.pending.len() + 1);
+            let left = match choice.checked_sub(1) {
+                None => &sector.durable,
+                Some(pending) => &sector.pending[pending],
+            };
+            *sector = Sector::durable(Arc::clone(left));
+        }
+        state.faults.clear();
+    }
+
+    fn size(&self) -> usize {
+        self.geometry.sector_size().bytes()
+    }
+
+    fn range(&self, first: u64, len: usize) -> io::Result<std::ops::Range<usize>> {
+        let count = (len / self.size()) as u64;
+        let end = first.checked_add(count).filter(|&end| end <= self.geometry.sectors());
+        match end {
+            Some(end) if len.is_multiple_of(self.size()) => {
+                let index = |at: u64| usize::try_from(at).expect("within the disk");
+                Ok(index(first)..index(end))
+            }
+            _ => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+}
+
+impl State {
+    fn put(&mut self, index: usize, content: Content) {
+        self.sectors[index].pending.push(content);
+        self.dirty.insert(index);
+    }
+
+    /// Fails if it is time to.
+    fn meet(&mut self, operation: Operation) -> io::Result<()> {
+        let mut met = None;
+        self.faults.retain_mut(|fault| {
+            if fault.operation != operation {
+                return true;
+            }
+            if fault.after > 0 {
+                fault.after -= 1;
+                return true;
+            }
+            met.get_or_insert(fault.errno);
+            fault.for_ever
+        });
+        met.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+}
+
+impl Sector {
+    fn durable(content: Content) -> Self {
+        Self { durable: content, pending: Vec::new(), lost: 0 }
+    }
+
+    fn visible(&self) -> &Content {
+        self.pending.last().unwrap_or(&self.durable)
+    }
+}

@@ -1,0 +1,15 @@
+//! A simulated disk, and what is explored on it.
+//!
+//! [`Disk`] is a medium behind a volatile cache: writes are visible at once, durable after a flush, and a crash keeps what an
+//! adversary likes of the rest. [`DiskDevice`] is one opening of it, as the ring library takes it.
+
+// A test's support: what cannot be is a panic.
+#![allow(clippy::missing_panics_doc)]
+
+mod adversary;
+mod device;
+mod disk;
+
+pub use adversary::Adversary;
+pub use device::DiskDevice;
+pub use disk::{Disk, Fault, Operation};
