@@ -15,6 +15,7 @@ use crate::window::{Popped, WINDOW_BYTES, Window};
 ///
 /// What the producer has published since we looked last is verified against its checksum before the first item of it is lent.
 /// [`FormatError::Span`] names a span that is not what the producer wrote; advancing to its end skips it.
+#[derive(Debug)]
 pub struct Consumer<D> {
     handle: Handle<D>,
     /// Everything before it is consumed.

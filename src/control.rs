@@ -6,6 +6,7 @@ use crate::format::FLAG_AT;
 use crate::handle::{DebugInfo, Handle, State};
 
 /// A handle beside the ring's producer and consumer, in this or another process.
+#[derive(Debug)]
 pub struct Control<D> {
     handle: Handle<D>,
 }

@@ -15,6 +15,12 @@ pub enum Error {
     /// The handle was detached.
     #[error("detached: this handle is no longer attached to a ring")]
     Detached,
+    /// A flush through this handle has failed: what was written since the one before may be lost, though it can still be read. Nothing
+    /// is accepted any more, since a second flush could succeed without what the first one lost.
+    #[error(
+        "a flush of this ring has failed, and what was written before it may be lost: nothing more is accepted (see to the device, then attach again)"
+    )]
+    Failed,
     /// Larger than an empty ring.
     #[error("{needed} bytes with framing can never fit: the ring holds {capacity}")]
     TooLarge {

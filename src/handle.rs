@@ -8,6 +8,8 @@ use crate::format::{
 };
 use crate::rules::Mark;
 use serde::Serialize;
+use std::cell::Cell;
+use std::fmt;
 use std::io::IoSliceMut;
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
@@ -89,8 +91,19 @@ pub(crate) struct Handle<D> {
     signed: Signed,
     attachment: Attachment,
     sector: AlignedBuf,
+    /// A flush has failed.
+    failed: Cell<bool>,
 }
 
+/// Without device and scratch sector, in one line.
+impl<D> fmt::Debug for Handle<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { attachment, durability, failed, .. } = self;
+        write!(f, "Handle({attachment:?}, {durability:?}, failed: {})", failed.get())
+    }
+}
+
+#[derive(Debug)]
 enum Attachment {
     /// As the ring's only producer or consumer.
     Role(#[expect(dead_code, reason = "held until dropped")] RangeLock),
@@ -124,6 +137,7 @@ impl<D: BlockDevice> Handle<D> {
             client: client.to_owned(),
             attachment: Attachment::Guest,
             sector,
+            failed: Cell::new(false),
         })
     }
 
@@ -135,6 +149,7 @@ impl<D: BlockDevice> Handle<D> {
     pub fn attached(&self) -> Result<()> {
         match self.attachment {
             Attachment::Detached => Err(Error::Detached),
+            _ if self.failed.get() => Err(Error::Failed),
             Attachment::Role(_) | Attachment::Guest => Ok(()),
         }
     }
@@ -200,7 +215,7 @@ impl<D: BlockDevice> Handle<D> {
 
     pub fn flush(&self) -> Result<()> {
         match self.durability {
-            Durability::Flush => Ok(self.device.flush()?),
+            Durability::Flush => Ok(self.device.flush().inspect_err(|_| self.failed.set(true))?),
             Durability::PageCache => Ok(()),
         }
     }

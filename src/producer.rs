@@ -7,6 +7,7 @@ use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting, plausible};
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 
 /// The only producer of a ring.
@@ -32,6 +33,21 @@ pub struct Producer<D> {
     frame: AlignedBuf,
     /// Sector 1, as we have written it.
     sector: AlignedBuf,
+}
+
+/// Without the buffers that say nothing of the state.
+impl<D> fmt::Debug for Producer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Producer")
+            .field("handle", &self.handle)
+            .field("published", &self.published)
+            .field("acknowledged", &self.acknowledged)
+            .field("pushed", &self.pushed)
+            .field("ends", &self.ends)
+            .field("durable_consumer", &self.durable_consumer)
+            .field("head", &self.head)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<D: BlockDevice> Producer<D> {

@@ -19,6 +19,7 @@ pub struct Popped<'a> {
 
 /// A copy of whole sectors. Published bytes cannot change before the consumer advances over them: what was read once
 /// need not be read again.
+#[derive(Debug)]
 pub(crate) struct Window {
     bytes: AlignedBuf,
     /// Stream offset of the first byte, and of the first one behind what is valid.
