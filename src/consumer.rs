@@ -7,6 +7,7 @@ use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Decode;
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::{Popped, WINDOW_BYTES, Window};
+use std::fmt;
 
 /// The only consumer of a ring.
 ///
@@ -15,7 +16,6 @@ use crate::window::{Popped, WINDOW_BYTES, Window};
 ///
 /// What the producer has published since we looked last is verified against its checksum before the first item of it is lent.
 /// [`FormatError::Span`] names a span that is not what the producer wrote; advancing to its end skips it.
-#[derive(Debug)]
 pub struct Consumer<D> {
     handle: Handle<D>,
     /// Everything before it is consumed.
@@ -31,6 +31,20 @@ pub struct Consumer<D> {
     window: Window,
     /// For looking elsewhere without losing what is in the window.
     aside: Window,
+}
+
+impl<D> fmt::Debug for Consumer<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer")
+            .field("handle", &self.handle)
+            .field("mark", &self.mark)
+            .field("verified", &self.verified)
+            .field("producer", &self.producer)
+            .field("claim", &self.claim)
+            .field("unchecked", &self.unchecked)
+            .field("window", &self.window)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<D: BlockDevice> Consumer<D> {
@@ -100,9 +114,11 @@ impl<D: BlockDevice> Consumer<D> {
 
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
-            self.edit(|pointer, _| pointer.flag = suspend)?;
+            self.edit(|pointer, _| pointer.flag = suspend)
+        } else {
+            // Whoever set it so may have died before it was durable.
+            self.handle.flush()
         }
-        Ok(())
     }
 
     /// The item at `from`. The same item every time, until it is advanced over.

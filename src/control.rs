@@ -4,11 +4,17 @@ use crate::device::BlockDevice;
 use crate::error::Result;
 use crate::format::FLAG_AT;
 use crate::handle::{DebugInfo, Handle, State};
+use std::fmt;
 
 /// A handle beside the ring's producer and consumer, in this or another process.
-#[derive(Debug)]
 pub struct Control<D> {
     handle: Handle<D>,
+}
+
+impl<D> fmt::Debug for Control<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Control").field(&self.handle).finish()
+    }
 }
 
 impl<D: BlockDevice> Control<D> {
@@ -45,8 +51,10 @@ impl<D: BlockDevice> Control<D> {
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
             // The text is the consumer's to write; the flag alone is what counts.
-            self.handle.edit_consumer(|_, sector| sector[FLAG_AT] = if suspend { 1 } else { 2 })?;
+            self.handle.edit_consumer(|_, sector| sector[FLAG_AT] = if suspend { 1 } else { 2 })
+        } else {
+            // Whoever set it so may have died before it was durable.
+            self.handle.flush()
         }
-        Ok(())
     }
 }

@@ -35,6 +35,8 @@ pub fn create<D: BlockDevice + ?Sized>(device: &D, options: CreateOptions) -> Re
     let mut sector = AlignedBuf::zeroed(geometry.sector_size().bytes());
     device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
     if sector.starts_with(SIGNATURE) {
+        // Whoever wrote it may have died before it was durable.
+        device.flush()?;
         return Ok(Created::Existed);
     }
     for side in [Side::Producer, Side::Consumer] {

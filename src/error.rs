@@ -15,10 +15,11 @@ pub enum Error {
     /// The handle was detached.
     #[error("detached: this handle is no longer attached to a ring")]
     Detached,
-    /// A flush through this handle has failed: what was written since the one before may be lost, though it can still be read. Nothing
-    /// is accepted any more, since a second flush could succeed without what the first one lost.
+    /// A flush or the write of a pointer has failed through this handle, and nothing is accepted any more. After a flush, what was
+    /// written before may be lost though it can still be read, and a second one could succeed without it. After a pointer,
+    /// it may be there all the same, and must not go back.
     #[error(
-        "a flush of this ring has failed, and what was written before it may be lost: nothing more is accepted (see to the device, then attach again)"
+        "a flush or a pointer's write has failed, what was done last is in doubt: nothing more is accepted (see to the device, then attach again)"
     )]
     Failed,
     /// Larger than an empty ring.

@@ -1,6 +1,6 @@
 //! What producer and consumer have in common: being attached to a ring.
 
-use crate::device::{AlignedBuf, BlockDevice, LockRange, RangeLock, holder};
+use crate::device::{AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock, holder};
 use crate::error::{Error, Result};
 use crate::format::{
     FormatError, Geometry, PointerSector, Position, Side, Signed, Slot, Tally, decode_sector0,
@@ -10,7 +10,7 @@ use crate::rules::Mark;
 use serde::Serialize;
 use std::cell::Cell;
 use std::fmt;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -91,7 +91,7 @@ pub(crate) struct Handle<D> {
     signed: Signed,
     attachment: Attachment,
     sector: AlignedBuf,
-    /// A flush has failed.
+    /// A flush or a pointer's write has failed.
     failed: Cell<bool>,
 }
 
@@ -205,17 +205,29 @@ impl<D: BlockDevice> Handle<D> {
     /// Changes sector 2, keeping what another process changed meanwhile.
     pub fn edit_consumer(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
         let mut verdict = Ok(());
-        self.device.edit_pointer(Side::Consumer, &mut |sector| {
+        let edited = self.device.edit_pointer(Side::Consumer, &mut |sector| {
             verdict = PointerSector::decode(Side::Consumer, sector)
                 .map(|mut pointer| change(&mut pointer, sector));
-        })?;
+        });
+        self.vital(edited)?;
         verdict?;
         self.flush()
     }
 
+    /// Writes the producer's pointer sector.
+    pub fn write_producer(&self, sector: &[u8]) -> Result<()> {
+        self.vital(self.device.write(Side::Producer.sector(), &[IoSlice::new(sector)]))?;
+        self.flush()
+    }
+
+    /// Without it, nothing may be acknowledged any more.
+    fn vital(&self, result: std::result::Result<(), DeviceError>) -> Result<()> {
+        Ok(result.inspect_err(|_| self.failed.set(true))?)
+    }
+
     pub fn flush(&self) -> Result<()> {
         match self.durability {
-            Durability::Flush => Ok(self.device.flush().inspect_err(|_| self.failed.set(true))?),
+            Durability::Flush => self.vital(self.device.flush()),
             Durability::PageCache => Ok(()),
         }
     }

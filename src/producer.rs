@@ -170,19 +170,14 @@ impl<D: BlockDevice> Producer<D> {
             self.handle.flush()?;
             self.durable_consumer = consumer;
         }
-        let tally = self.write(payloads, consumer, end)?;
+        let tally = self.write(payloads, end)?;
         self.pushed = Mark { position: end, tally };
         self.ends.push_back(self.pushed);
         Ok(end)
     }
 
     /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch. What is known of the stream then.
-    fn write(
-        &mut self,
-        payloads: &Payloads<'_>,
-        consumer: Position,
-        end: Position,
-    ) -> Result<Tally> {
+    fn write(&mut self, payloads: &Payloads<'_>, end: Position) -> Result<Tally> {
         let geometry = self.handle.geometry;
         let (size, capacity) = (geometry.sector_size().bytes(), geometry.capacity().get());
         let first = geometry.sector_floor(self.pushed.position.get());
@@ -214,8 +209,8 @@ impl<D: BlockDevice> Producer<D> {
         } else {
             self.frame[at..].fill(0);
             let tail = in_frame(last) - size;
-            if last > consumer.get() + capacity {
-                // Behind the batch, its last sector holds the oldest unconsumed bytes.
+            if last > self.durable_consumer.get().saturating_add(capacity) {
+                // Behind the batch, its last sector holds bytes that are unconsumed, or would be after a power loss.
                 let [extent, _] = geometry.extents(last - size as u64, size as u64);
                 let mut oldest = AlignedBuf::zeroed(size);
                 self.handle
@@ -287,8 +282,7 @@ impl<D: BlockDevice> Producer<D> {
         }
         let pointer = PointerSector { position: mark.position, flag: suspended };
         pointer.encode(Side::Producer, Some(self.handle.owner()), &mut sector);
-        self.handle.device.write(Side::Producer.sector(), &[IoSlice::new(&sector)])?;
-        self.handle.flush()?;
+        self.handle.write_producer(&sector)?;
         (self.sector, self.published, self.acknowledged) = (sector, mark, suspended);
         Ok(())
     }

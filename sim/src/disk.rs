@@ -10,7 +10,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The content of a sector.
-type Content = Arc<[u8]>;
+pub type Content = Arc<[u8]>;
 
 /// A disk; clones are the same one.
 #[derive(Clone)]
@@ -144,18 +144,39 @@ impl Disk {
     /// Makes durable what is visible; what a failed flush has lost stays lost until it is written again.
     pub fn flush(&self) -> io::Result<()> {
         let mut state = self.state();
-        let met = state.meet(Operation::Flush);
+        if let Err(e) = state.meet(Operation::Flush) {
+            drop(state);
+            self.lose_pending();
+            return Err(e);
+        }
         let State { sectors, dirty, .. } = &mut *state;
         dirty.retain(|&index| {
             let sector = &mut sectors[index];
-            if met.is_err() {
-                sector.lost = sector.pending.len();
-            } else if sector.lost < sector.pending.len() {
+            if sector.lost < sector.pending.len() {
                 *sector = Sector::durable(Arc::clone(sector.visible()));
             }
             !sector.pending.is_empty()
         });
-        met
+        Ok(())
+    }
+
+    /// What a failed flush does: all that is pending stays visible, and no later flush makes it durable.
+    pub fn lose_pending(&self) {
+        let mut state = self.state();
+        let State { sectors, dirty, .. } = &mut *state;
+        for &index in dirty.iter() {
+            sectors[index].lost = sectors[index].pending.len();
+        }
+    }
+
+    /// Of each sector all versions that a crash could leave: the durable one first, the visible one last.
+    pub fn versions(&self) -> Vec<Vec<Content>> {
+        let versions = |sector: &Sector| {
+            let mut all = vec![Arc::clone(&sector.durable)];
+            all.extend(sector.pending.iter().cloned());
+            all
+        };
+        self.state().sectors.iter().map(versions).collect()
     }
 
     /// A failure to come.

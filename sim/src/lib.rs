@@ -7,9 +7,23 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod adversary;
+mod canon;
+mod control;
 mod device;
 mod disk;
+mod explorer;
+mod inspect;
+mod item;
+mod mutant;
+mod oracle;
+mod step;
+mod tap;
+mod world;
 
 pub use adversary::Adversary;
 pub use device::DiskDevice;
 pub use disk::{Disk, Fault, Operation};
+pub use explorer::{Bounds, Counts, Explorer, Failure};
+pub use mutant::Mutant;
+pub use step::{Op, Size, Step};
+pub use world::Setting;

@@ -1,0 +1,399 @@
+//! A ring on a simulated disk, its two sides, and what was promised.
+
+use crate::control::{Access, Control, Trouble};
+use crate::disk::Disk;
+use crate::item::{number_of, payload};
+use crate::mutant::Mutant;
+use crate::oracle::{Item, Oracle};
+use crate::step::{Op, Party, Size, Step};
+use crate::tap::{Tap, TapMemory};
+use shared_block_ring::{
+    BlockDevice, Consumer, CreateOptions, Error, MappedDevice, Position, Producer, create,
+};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+type Device = Box<dyn BlockDevice>;
+
+/// How the ring is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Through a shared mapping, where each store is a change; otherwise by sectors.
+    pub mapped: bool,
+    /// Payload of a small item, and of a large one.
+    pub small: usize,
+    pub large: usize,
+    pub mutant: Option<Mutant>,
+}
+
+/// Who looks at the disk after every change.
+pub trait Sink: Send {
+    /// An error is a promise broken.
+    fn visit(&mut self, disk: &Disk, oracle: &Oracle) -> Result<(), String>;
+}
+
+/// The state of everything.
+pub struct World {
+    disk: Disk,
+    setting: Setting,
+    producing: Control,
+    consuming: Control,
+    producer: Mutex<Option<Producer<Device>>>,
+    /// Where what was pushed and not advanced over ends.
+    ends: Mutex<Vec<Position>>,
+    consumer: Mutex<Option<Consumer<Device>>>,
+    oracle: Mutex<Oracle>,
+    sink: Mutex<Option<Arc<Mutex<dyn Sink>>>>,
+    violation: Mutex<Option<String>>,
+}
+
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic is a failed test already.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl World {
+    /// Nobody is attached yet.
+    pub fn new(disk: Disk, oracle: Oracle, setting: Setting) -> Arc<Self> {
+        let world = Arc::new(Self {
+            disk,
+            setting,
+            producing: Control::default(),
+            consuming: Control::default(),
+            producer: Mutex::default(),
+            ends: Mutex::default(),
+            consumer: Mutex::default(),
+            oracle: Mutex::new(oracle),
+            sink: Mutex::default(),
+            violation: Mutex::default(),
+        });
+        for control in [&world.producing, &world.consuming] {
+            control.mutate(setting.mutant);
+            let weak = Arc::downgrade(&world);
+            control.observe(Some(Arc::new(move || {
+                if let Some(world) = weak.upgrade() {
+                    world.look();
+                }
+            })));
+        }
+        world
+    }
+
+    /// Has `sink` look from here on.
+    pub fn observe(&self, sink: Arc<Mutex<dyn Sink>>) {
+        *lock(&self.sink) = Some(sink);
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub fn oracle(&self) -> Oracle {
+        lock(&self.oracle).clone()
+    }
+
+    /// The promise that was broken, if one was.
+    pub fn violation(&self) -> Option<String> {
+        lock(&self.violation).clone()
+    }
+
+    /// All that the sides know, for telling states apart.
+    pub fn sides(&self) -> String {
+        format!("{:?} {:?} {:?}", lock(&self.producer), lock(&self.ends), lock(&self.consumer))
+    }
+
+    /// Whether the operation makes a difference.
+    pub fn is_enabled(&self, op: Op) -> bool {
+        // Only of the side that is meant: the other may be in the middle of something.
+        let made = || lock(&self.oracle).is_made();
+        let producing = || lock(&self.producer).is_some();
+        let consuming = || lock(&self.consumer).is_some();
+        let pushed = || lock(&self.ends).len();
+        match op {
+            Op::Create => !made(),
+            Op::AttachProducer => made() && !producing(),
+            Op::AttachConsumer => made() && !consuming(),
+            Op::Push(_) | Op::Batch | Op::KillProducer => producing(),
+            Op::AdvanceAll => producing() && pushed() > 0,
+            Op::AdvanceFirst => producing() && pushed() > 1,
+            Op::Peek
+            | Op::ConsumeOne
+            | Op::ConsumeAll
+            | Op::Suspend
+            | Op::Resume
+            | Op::KillConsumer => consuming(),
+        }
+    }
+
+    /// Carries a step out, and answers the accesses to the disk that it took.
+    pub fn run(self: &Arc<Self>, step: Step) -> Vec<Access> {
+        let op = match step {
+            Step::Plain(op) | Step::Troubled(op, ..) | Step::Between(op, ..) => op,
+        };
+        let control = self.control(op.party());
+        control.begin(op.name());
+        match step {
+            Step::Plain(_) => {}
+            Step::Troubled(_, at, trouble) => control.arrange(at, trouble),
+            Step::Between(_, at, inner) => {
+                let world = Arc::clone(self);
+                control.interpose(at, move || {
+                    let control = world.control(inner.party());
+                    control.begin(inner.name());
+                    world.operate(inner);
+                    control.end();
+                });
+            }
+        }
+        self.operate(op);
+        let (trace, dead) = control.end();
+        let failed =
+            matches!(step, Step::Troubled(_, at, Trouble::Error(_)) if trace[at].is_vital());
+        if failed {
+            self.expect_failed(op.party());
+        }
+        if dead || failed {
+            match op.party() {
+                Party::Producer => self.lose_producer(),
+                Party::Consumer => *lock(&self.consumer) = None,
+            }
+        }
+        self.look();
+        trace
+    }
+
+    fn control(&self, party: Party) -> &Control {
+        match party {
+            Party::Producer => &self.producing,
+            Party::Consumer => &self.consuming,
+        }
+    }
+
+    fn look(&self) {
+        let Some(sink) = lock(&self.sink).clone() else { return };
+        let verdict = lock(&sink).visit(&self.disk, &lock(&self.oracle));
+        self.note(verdict);
+    }
+
+    fn note(&self, verdict: Result<(), String>) {
+        if let Err(violation) = verdict {
+            lock(&self.violation).get_or_insert(violation);
+        }
+    }
+
+    fn open(&self, control: &Control) -> Device {
+        if self.setting.mapped {
+            let memory = TapMemory::new(&self.disk, control);
+            Box::new(MappedDevice::over(memory, "simulated mapping", self.disk.geometry()))
+        } else {
+            Box::new(Tap::new(&self.disk, control))
+        }
+    }
+
+    /// An answer of the library that ends an operation: some are legitimate, and what the disk was made to answer is.
+    fn refused(&self, op: Op, error: &Error) {
+        let right = match error {
+            Error::Retry => true,
+            Error::Suspended => lock(&self.oracle).may_be_suspended(),
+            Error::Device(_) => self.control(op.party()).has_failed(),
+            _ => false,
+        };
+        if !right {
+            self.note(Err(format!("{op:?}: {error}")));
+        }
+    }
+
+    fn operate(&self, op: Op) {
+        if !self.is_enabled(op) {
+            return;
+        }
+        let result = match op {
+            Op::Create => self.create(),
+            Op::AttachProducer => self.attach_producer(),
+            Op::Push(size) => self.push(&[size]),
+            Op::Batch => self.push(&[Size::Small, Size::Large]),
+            Op::AdvanceFirst => self.advance(0),
+            Op::AdvanceAll => {
+                let last = lock(&self.ends).len() - 1;
+                self.advance(last)
+            }
+            Op::AttachConsumer => self.attach_consumer(),
+            Op::Peek => self.take(usize::MAX, false),
+            Op::ConsumeOne => self.take(1, true),
+            Op::ConsumeAll => self.take(usize::MAX, true),
+            Op::Suspend => self.suspend(true),
+            Op::Resume => self.suspend(false),
+            Op::KillProducer => {
+                self.lose_producer();
+                Ok(())
+            }
+            Op::KillConsumer => {
+                *lock(&self.consumer) = None;
+                Ok(())
+            }
+        };
+        if let Err(error) = result {
+            self.refused(op, &error);
+        }
+    }
+
+    fn lose_producer(&self) {
+        *lock(&self.producer) = None;
+        lock(&self.ends).clear();
+        lock(&self.oracle).producer_gone();
+    }
+
+    /// A process that has died learns nothing, whatever it was about to be told.
+    fn lives(&self, party: Party) -> bool {
+        !self.control(party).is_dead()
+    }
+
+    fn create(&self) -> Result<(), Error> {
+        lock(&self.oracle).making();
+        create(&self.open(&self.producing), CreateOptions::default())?;
+        if self.lives(Party::Producer) {
+            lock(&self.oracle).made();
+        }
+        Ok(())
+    }
+
+    fn attach_producer(&self) -> Result<(), Error> {
+        let producer = Producer::attach(self.open(&self.producing), "queue", "producer")?;
+        if self.lives(Party::Producer) {
+            let verdict = lock(&self.oracle).producer_attached(producer.position());
+            self.note(verdict);
+            *lock(&self.producer) = Some(producer);
+        }
+        Ok(())
+    }
+
+    fn push(&self, sizes: &[Size]) -> Result<(), Error> {
+        let mut producer = lock(&self.producer);
+        let Some(producer) = producer.as_mut() else { return Ok(()) };
+        let suspended = lock(&self.oracle).is_suspended();
+        let len = |size: Size| match size {
+            Size::Small => self.setting.small,
+            Size::Large => self.setting.large,
+        };
+        let numbers: Vec<u32> = sizes.iter().map(|_| lock(&self.oracle).number()).collect();
+        let payloads: Vec<Vec<u8>> =
+            numbers.iter().zip(sizes).map(|(&number, &size)| payload(number, len(size))).collect();
+        let mut end = producer.position();
+        let result = match &payloads[..] {
+            [one] => producer.push(one),
+            all => producer.push_batch(all),
+        };
+        let reached = match result {
+            // Of a small ring more than it ever holds may be asked.
+            Err(Error::TooLarge { .. }) => return Ok(()),
+            other => other?,
+        };
+        if suspended {
+            self.note(Err("a push into a suspended ring".to_owned()));
+        }
+        let mut items = Vec::new();
+        for (&number, payload) in numbers.iter().zip(&payloads) {
+            let framed = (payload.len() as u64 + 4).next_multiple_of(4);
+            end = end.checked_add(framed).expect("a position");
+            items.push(Item { number, end });
+        }
+        if end != reached {
+            self.note(Err(format!("push answers {reached}, not {end}")));
+        }
+        if self.lives(Party::Producer) {
+            lock(&self.oracle).pushed(&items);
+            lock(&self.ends).push(reached);
+        }
+        Ok(())
+    }
+
+    fn advance(&self, index: usize) -> Result<(), Error> {
+        let mut producer = lock(&self.producer);
+        let Some(producer) = producer.as_mut() else { return Ok(()) };
+        let end = lock(&self.ends)[index];
+        let news = lock(&self.oracle).advancing(end);
+        let result = producer.advance(end);
+        match (&result, news) {
+            (Ok(()), _) if self.lives(Party::Producer) => {
+                lock(&self.oracle).advanced(end);
+                lock(&self.ends).drain(..=index);
+            }
+            (Err(Error::Suspended), Some(count)) => lock(&self.oracle).not_advancing(count),
+            _ => {}
+        }
+        result
+    }
+
+    fn attach_consumer(&self) -> Result<(), Error> {
+        let consumer = Consumer::attach(self.open(&self.consuming), "queue", "consumer")?;
+        if self.lives(Party::Consumer) {
+            let verdict = lock(&self.oracle).consumer_attached(consumer.position());
+            self.note(verdict);
+            *lock(&self.consumer) = Some(consumer);
+        }
+        Ok(())
+    }
+
+    fn take(&self, most: usize, free: bool) -> Result<(), Error> {
+        let mut consumer = lock(&self.consumer);
+        let Some(consumer) = consumer.as_mut() else { return Ok(()) };
+        let start = consumer.position();
+        let (mut at, mut numbers) = (start, Vec::new());
+        while numbers.len() < most {
+            match consumer.pop(at) {
+                Ok(item) => {
+                    let Some(number) = number_of(item.bytes) else {
+                        self.note(Err(format!("the item at {at} was never pushed")));
+                        return Ok(());
+                    };
+                    numbers.push(number);
+                    at = item.next;
+                }
+                Err(Error::Retry) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        let verdict = lock(&self.oracle).delivered(start, &numbers, numbers.len() < most);
+        self.note(verdict);
+        if !free || numbers.is_empty() {
+            return Ok(());
+        }
+        lock(&self.oracle).freeing(at);
+        consumer.advance(at)?;
+        if self.lives(Party::Consumer) {
+            lock(&self.oracle).freed(at);
+        }
+        Ok(())
+    }
+
+    fn suspend(&self, suspend: bool) -> Result<(), Error> {
+        let mut consumer = lock(&self.consumer);
+        let Some(consumer) = consumer.as_mut() else { return Ok(()) };
+        let before = lock(&self.oracle).suspending(suspend);
+        let result = if suspend { consumer.suspend() } else { consumer.resume() };
+        match &result {
+            Ok(()) if self.lives(Party::Consumer) => lock(&self.oracle).suspended(suspend),
+            Err(Error::Retry) => lock(&self.oracle).not_suspending(before),
+            _ => {}
+        }
+        result
+    }
+
+    /// After a failed flush nothing is acknowledged any more.
+    fn expect_failed(&self, party: Party) {
+        let result = match party {
+            Party::Producer => {
+                let mut producer = lock(&self.producer);
+                let Some(producer) = producer.as_mut() else { return };
+                producer.push("more").map(|_| ())
+            }
+            Party::Consumer => {
+                let mut consumer = lock(&self.consumer);
+                let Some(consumer) = consumer.as_mut() else { return };
+                consumer.suspend()
+            }
+        };
+        if !matches!(result, Err(Error::Failed)) {
+            self.note(Err(format!("after a failed flush: {result:?}")));
+        }
+    }
+}
