@@ -7,7 +7,7 @@ use crate::device::{BlockDevice, DeviceError};
 use crate::error::{Error, Result};
 use crate::format::{
     EXTENSION, FLAG_AT, FormatError, Geometry, Identity, PointerSector, Position, SIGNATURE, Side,
-    damaged_slots, decode_sector0, encode_sector0, slots_of,
+    damaged_slots, decode_sector0, encode_sector0, find_slot, slots_of,
 };
 use crate::rules::plausible;
 use crate::window::Window;
@@ -138,11 +138,11 @@ impl Heads {
         if sector[EXTENSION].iter().all(|&byte| byte == 0) {
             return position;
         }
-        let slots = slots_of(uuid, sector);
-        let whole = slots.iter().flatten();
-        if position.is_some() && whole.clone().any(|slot| Some(slot.position) == position) {
+        if position.is_some_and(|position| find_slot(uuid, side, sector, position).is_ok()) {
             return position;
         }
+        let slots = slots_of(uuid, sector);
+        let whole = slots.iter().flatten();
         // Of two whole slots one must speak for the position: it is the position that is damaged. Where one is damaged, it was
         // that one which spoke for it.
         let damaged_slot = position.is_some() && damaged_slots(uuid, sector) > 0;

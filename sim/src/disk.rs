@@ -256,3 +256,100 @@ impl Sector {
         self.pending.last().unwrap_or(&self.durable)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    const EIO: i32 = 5;
+
+    fn disk() -> Disk {
+        Disk::new(SectorSize::DEFAULT, 4)
+    }
+
+    fn sectors(bytes: &[u8]) -> Vec<u8> {
+        bytes.iter().flat_map(|&byte| [byte; 512]).collect()
+    }
+
+    /// The first byte of each sector.
+    fn firsts(disk: &Disk) -> Vec<u8> {
+        disk.image().chunks(512).map(|sector| sector[0]).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_visible_and_what_is_flushed_stays() {
+        let disk = disk();
+        disk.write(0, &sectors(&[1, 2])).unwrap();
+        disk.flush().unwrap();
+        disk.write(1, &sectors(&[3, 4])).unwrap();
+        assert_eq!(firsts(&disk), [1, 3, 4, 0]);
+        assert_eq!(disk.choices(), [(1, 2), (2, 2)]);
+        disk.crash(|_, _| 0);
+        assert_eq!(firsts(&disk), [1, 2, 0, 0]);
+        assert_eq!(disk.choices(), []);
+    }
+
+    #[test]
+    fn a_crash_keeps_any_version_and_tears_anywhere() {
+        let disk = disk();
+        for byte in 1..=3 {
+            disk.write(0, &sectors(&[byte, byte + 10])).unwrap();
+        }
+        let mut left = BTreeSet::new();
+        for first in 0..4 {
+            for second in 0..4 {
+                let disk = disk.fork();
+                disk.crash(|sector, versions| {
+                    assert_eq!(versions, 4);
+                    [first, second][usize::try_from(sector).unwrap()]
+                });
+                left.insert(firsts(&disk));
+            }
+        }
+        assert_eq!(left.len(), 16);
+        assert!(left.contains(&vec![1, 13, 0, 0]), "later ones may arrive before earlier ones");
+    }
+
+    #[test]
+    fn what_a_failed_flush_has_lost_comes_back_with_no_later_one() {
+        let disk = disk();
+        disk.write(0, &sectors(&[1])).unwrap();
+        let fault = Fault { operation: Operation::Flush, after: 0, errno: EIO, for_ever: false };
+        disk.inject(fault);
+        assert_eq!(disk.flush().unwrap_err().raw_os_error(), Some(EIO));
+        disk.write(1, &sectors(&[2])).unwrap();
+        disk.flush().unwrap();
+        assert_eq!(firsts(&disk), [1, 2, 0, 0]);
+        let lost = disk.fork();
+        lost.crash(|_, _| 0);
+        assert_eq!(firsts(&lost), [0, 2, 0, 0]);
+        // Written again, it is like any other.
+        disk.write(0, &sectors(&[3])).unwrap();
+        disk.flush().unwrap();
+        disk.crash(|_, _| 0);
+        assert_eq!(firsts(&disk), [3, 2, 0, 0]);
+    }
+
+    #[test]
+    fn faults_come_once_or_for_ever() {
+        let disk = disk();
+        let read = || disk.read(0, &mut [0; 512]).map_err(|e| e.raw_os_error());
+        disk.inject(Fault { operation: Operation::Read, after: 1, errno: EIO, for_ever: false });
+        assert_eq!([read(), read(), read()], [Ok(()), Err(Some(EIO)), Ok(())]);
+        disk.inject(Fault { operation: Operation::Write, after: 0, errno: 28, for_ever: true });
+        let write = || disk.write(0, &sectors(&[1])).map_err(|e| e.raw_os_error());
+        assert_eq!([write(), write(), read()], [Err(Some(28)), Err(Some(28)), Ok(())]);
+        assert_eq!(firsts(&disk), [0; 4]);
+    }
+
+    #[test]
+    fn a_store_is_a_version_of_its_sector() {
+        let disk = disk();
+        disk.store(512, &[7; 8]);
+        disk.store(520, &[8; 8]);
+        assert_eq!(disk.choices(), [(1, 3)]);
+        disk.crash(|_, _| 1);
+        assert_eq!(disk.image()[512..528], [[7; 8], [0; 8]].concat());
+    }
+}

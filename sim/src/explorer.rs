@@ -115,7 +115,7 @@ impl Explorer {
                 break;
             }
             for node in &nodes {
-                self.from_node(node, generation, length)?;
+                self.expand(node, generation, length)?;
                 self.counts.nodes[generation] += 1;
                 if self.is_over() {
                     break;
@@ -157,7 +157,7 @@ impl Explorer {
         world
     }
 
-    fn from_node(
+    fn expand(
         &mut self,
         node: &Node,
         generation: usize,
@@ -209,9 +209,10 @@ impl Explorer {
         for (at, &access) in trace.iter().enumerate() {
             // Death behind an access is death in front of the next one.
             let troubles = match access {
-                Access::Read => vec![],
+                // A load does not fail, nor does a store, which happens whole or not at all.
+                Access::Read if self.setting.mapped => vec![],
+                Access::Read => vec![Trouble::Error(0)],
                 Access::Flush => vec![Trouble::Death(0), Trouble::Error(0)],
-                // A store does not fail, and happens whole or not at all.
                 Access::Write { .. } if self.setting.mapped => vec![Trouble::Death(0)],
                 Access::Write { sectors: 1, .. } => {
                     vec![Trouble::Death(0), Trouble::Error(0), Trouble::Error(1)]

@@ -18,6 +18,7 @@ mod mutant;
 mod oracle;
 mod step;
 mod tap;
+mod wander;
 mod world;
 
 pub use adversary::Adversary;
@@ -26,4 +27,5 @@ pub use disk::{Disk, Fault, Operation};
 pub use explorer::{Bounds, Counts, Explorer, Failure};
 pub use mutant::Mutant;
 pub use step::{Op, Size, Step};
+pub use wander::wander;
 pub use world::Setting;

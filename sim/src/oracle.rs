@@ -113,10 +113,6 @@ impl Oracle {
         self.stream.iter().position(|item| item.end == position).map(|index| index + 1)
     }
 
-    fn position_at(&self, count: usize) -> Position {
-        count.checked_sub(1).map_or(self.base, |last| self.stream[last].end)
-    }
-
     fn may_be_visible(&self, count: usize) -> bool {
         count == self.promised || self.possible.contains(&count)
     }
@@ -172,8 +168,18 @@ impl Oracle {
         }
     }
 
-    /// A consumer has been given `items` behind `position`; `all` that there were.
-    pub fn delivered(&self, position: Position, numbers: &[u32], all: bool) -> Verdict {
+    /// So many items are promised to be visible.
+    pub fn promised(&self) -> usize {
+        self.promised
+    }
+
+    /// A consumer has been given `items` behind `position`. If those were all, it has looked for more since `promised` were.
+    pub fn delivered(
+        &self,
+        position: Position,
+        numbers: &[u32],
+        promised: Option<usize>,
+    ) -> Verdict {
         let Some(from) = self.count_at(position) else {
             return Err(format!("items are delivered from {position}, where none starts"));
         };
@@ -188,18 +194,12 @@ impl Oracle {
                 "delivered {numbers:?} from {from}, expected {expected:?} of {self:?}"
             ));
         }
-        if all && !self.may_be_visible(to) {
+        if promised.is_some_and(|promised| to != promised && !self.may_be_visible(to)) {
             return Err(format!(
                 "{to} items are visible: part of a batch, or fewer than promised: {self:?}"
             ));
         }
         Ok(())
-    }
-
-    /// Where the next `count` items behind `position` end.
-    pub fn end_of(&self, position: Position, count: usize) -> Option<Position> {
-        let from = self.count_at(position)?;
-        (from + count <= self.stream.len()).then(|| self.position_at(from + count))
     }
 
     pub fn freeing(&mut self, end: Position) {
@@ -254,6 +254,6 @@ impl Oracle {
             return Err(format!("suspend is {}", content.suspend));
         }
         let numbers: Vec<u32> = content.items.iter().map(|item| item.number).collect();
-        self.delivered(content.consumer, &numbers, true)
+        self.delivered(content.consumer, &numbers, Some(self.promised))
     }
 }

@@ -14,8 +14,11 @@ pub enum Size {
 /// An operation of one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
+    /// Make the ring.
     Create,
+    /// Become the producer.
     AttachProducer,
+    /// Push one item.
     Push(Size),
     /// A small item and a large one in one go.
     Batch,
@@ -23,27 +26,34 @@ pub enum Op {
     AdvanceFirst,
     /// Make all that was pushed visible.
     AdvanceAll,
+    /// The producer's process dies, between two operations.
     KillProducer,
+    /// Become the consumer.
     AttachConsumer,
     /// Look at all items, free none.
     Peek,
+    /// Take one item and free it.
     ConsumeOne,
+    /// Take all items and free them together.
     ConsumeAll,
+    /// Ask the producer to stop.
     Suspend,
+    /// Let it go on.
     Resume,
+    /// The consumer's process dies, between two operations.
     KillConsumer,
 }
 
 /// Whose an operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Party {
+pub(crate) enum Party {
     Producer,
     Consumer,
 }
 
 impl Op {
     /// For mutants.
-    pub const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Create => "create",
             Self::AttachProducer => "attach producer",
@@ -57,7 +67,7 @@ impl Op {
         }
     }
 
-    pub const fn party(self) -> Party {
+    pub(crate) const fn party(self) -> Party {
         match self {
             Self::Create
             | Self::AttachProducer

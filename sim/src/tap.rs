@@ -32,8 +32,9 @@ impl Tap {
             Way::On => self.disk.write(first, bytes)?,
             Way::Skip => {}
             Way::Fail(written) => {
+                let written = bytes.len().min(written * size);
                 if written > 0 {
-                    self.disk.write(first, &bytes[..written * size])?;
+                    self.disk.write(first, &bytes[..written])?;
                     self.control.changed();
                 }
                 return Err(failure());
@@ -141,8 +142,8 @@ impl TapMemory {
         let size = self.tap.disk.geometry().sector_size().bytes() as u64;
         let within = offset % size;
         let slots = SLOTS_AT[0] as u64..(SLOTS_AT[1] + SLOT_BYTES) as u64;
-        let head = offset < self.tap.disk.geometry().data_start();
-        if !head || self.tap.control.mutant() != Some(Mutant::SlotAfterPosition) {
+        let pointer = (size..self.tap.disk.geometry().data_start()).contains(&offset);
+        if !pointer || self.tap.control.mutant() != Some(Mutant::SlotAfterPosition) {
             return false;
         }
         if slots.contains(&within) {

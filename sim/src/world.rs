@@ -19,9 +19,11 @@ type Device = Box<dyn BlockDevice>;
 pub struct Setting {
     /// Through a shared mapping, where each store is a change; otherwise by sectors.
     pub mapped: bool,
-    /// Payload of a small item, and of a large one.
+    /// Payload of a small item, in bytes.
     pub small: usize,
+    /// And of a large one.
     pub large: usize,
+    /// How both sides are wrong, if they are.
     pub mutant: Option<Mutant>,
 }
 
@@ -146,10 +148,13 @@ impl World {
         }
         self.operate(op);
         let (trace, dead) = control.end();
-        let failed =
-            matches!(step, Step::Troubled(_, at, Trouble::Error(_)) if trace[at].is_vital());
-        if failed {
-            self.expect_failed(op.party());
+        let error = match step {
+            Step::Troubled(_, at, Trouble::Error(_)) => trace.get(at).copied(),
+            _ => None,
+        };
+        let failed = error.is_some() && self.has_given_up(op.party());
+        if error.is_some_and(Access::is_vital) && !failed && self.is_attached(op.party()) {
+            self.note(Err("the handle goes on after a failure that leaves it in doubt".to_owned()));
         }
         if dead || failed {
             match op.party() {
@@ -337,6 +342,7 @@ impl World {
         let mut consumer = lock(&self.consumer);
         let Some(consumer) = consumer.as_mut() else { return Ok(()) };
         let start = consumer.position();
+        let promised = lock(&self.oracle).promised();
         let (mut at, mut numbers) = (start, Vec::new());
         while numbers.len() < most {
             match consumer.pop(at) {
@@ -352,7 +358,8 @@ impl World {
                 Err(e) => return Err(e),
             }
         }
-        let verdict = lock(&self.oracle).delivered(start, &numbers, numbers.len() < most);
+        let all = (numbers.len() < most).then_some(promised);
+        let verdict = lock(&self.oracle).delivered(start, &numbers, all);
         self.note(verdict);
         if !free || numbers.is_empty() {
             return Ok(());
@@ -378,22 +385,19 @@ impl World {
         result
     }
 
-    /// After a failed flush nothing is acknowledged any more.
-    fn expect_failed(&self, party: Party) {
-        let result = match party {
-            Party::Producer => {
-                let mut producer = lock(&self.producer);
-                let Some(producer) = producer.as_mut() else { return };
-                producer.push("more").map(|_| ())
-            }
-            Party::Consumer => {
-                let mut consumer = lock(&self.consumer);
-                let Some(consumer) = consumer.as_mut() else { return };
-                consumer.suspend()
-            }
-        };
-        if !matches!(result, Err(Error::Failed)) {
-            self.note(Err(format!("after a failed flush: {result:?}")));
+    fn is_attached(&self, party: Party) -> bool {
+        match party {
+            Party::Producer => lock(&self.producer).is_some(),
+            Party::Consumer => lock(&self.consumer).is_some(),
         }
+    }
+
+    /// Whether the handle answers nothing any more.
+    fn has_given_up(&self, party: Party) -> bool {
+        let facts = match party {
+            Party::Producer => lock(&self.producer).as_ref().map(Producer::debug_info),
+            Party::Consumer => lock(&self.consumer).as_ref().map(Consumer::debug_info),
+        };
+        matches!(facts, Some(Err(Error::Failed)))
     }
 }

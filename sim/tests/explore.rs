@@ -1,36 +1,77 @@
-//! Every crash of every short program.
-#![allow(clippy::unwrap_used, missing_docs)]
+//! After every crash of every short program everything that was promised holds; and of many a long one.
+//!
+//! More of it, and longer, with `BLOCKRING_LONG` set (`scripts/test.sh --long`).
+#![allow(clippy::unwrap_used)]
 
-use Op::*;
-use ring_simulation::{Bounds, Explorer, Op, Setting, Size};
+mod common;
+
+use common::{preludes, sectors, stores};
+use ring_simulation::{Bounds, Explorer, Setting, wander};
+use shared_block_ring::format::{Geometry, SectorSize};
+use std::time::Instant;
+
+fn long() -> bool {
+    std::env::var_os("BLOCKRING_LONG").is_some()
+}
+
+/// Explores rings of `data` sectors; answers how many crash points were visited.
+fn explore(data: u64, setting: Setting, lengths: [usize; 4]) -> u64 {
+    let start = Instant::now();
+    let bounds = Bounds { lengths, crash_points: u64::MAX };
+    let counts = Explorer::new(data + 3, setting, bounds).explore(&preludes());
+    let counts = counts.unwrap_or_else(|failure| panic!("{data} sectors, {setting:?}: {failure}"));
+    let way = if setting.mapped { "stores" } else { "sectors" };
+    println!(
+        "{data} data sectors, items of {} and {} bytes, by {way}, programs of {lengths:?} operations: {} crash points, \
+         {} states after a crash, {} of a running ring, {} steps, from {:?} nodes, {:.1} s",
+        setting.small,
+        setting.large,
+        counts.crash_points,
+        counts.crash_states,
+        counts.program_states,
+        counts.steps,
+        counts.nodes,
+        start.elapsed().as_secs_f64(),
+    );
+    counts.crash_points
+}
 
 #[test]
-fn explore() {
-    let n = |name: &str, d: u64| std::env::var(name).map_or(d, |t| t.parse().unwrap());
-    let setting = Setting {
-        mapped: n("M", 0) == 1,
-        small: n("S", 40) as usize,
-        large: n("B", 500) as usize,
-        mutant: None,
-    };
-    let bounds = Bounds {
-        lengths: [n("L", 4) as usize, n("L2", 0) as usize, n("L3", 0) as usize, 0],
-        crash_points: n("MAX", 500_000),
-    };
-    let start = std::time::Instant::now();
-    let small = Push(Size::Small);
-    let large = Push(Size::Large);
-    let mid = vec![Create, AttachProducer, large, AdvanceAll, AttachConsumer, ConsumeAll];
-    let mut near = mid.clone();
-    near.extend([large, AdvanceAll, small, AdvanceAll, small, AdvanceAll, ConsumeOne]);
-    let mut full = near.clone();
-    for _ in 0..30 {
-        full.extend([small, AdvanceAll]);
+fn nothing_promised_is_lost_in_any_crash_of_a_short_program() {
+    let mut visited = 0;
+    for data in 1..=3 {
+        for large in [300, 500, 700] {
+            let lengths = if long() { [5, 2, 1, 0] } else { [3, 2, 0, 0] };
+            visited += explore(data, sectors(large), lengths);
+        }
     }
-    let counts =
-        Explorer::new(n("SECTORS", 6), setting, bounds).explore(&[vec![Create], mid, near, full]);
-    match counts {
-        Ok(counts) => println!("{counts:?} {:?}", start.elapsed()),
-        Err(failure) => panic!("{failure}"),
+    println!("{visited} crash points by sectors");
+    assert!(visited >= if long() { 10_000_000 } else { 500_000 });
+}
+
+#[test]
+fn nothing_promised_is_lost_in_any_crash_between_two_stores() {
+    let mut visited = 0;
+    for data in 1..=3 {
+        visited += explore(data, stores(500), if long() { [4, 2, 0, 0] } else { [3, 1, 0, 0] });
     }
+    println!("{visited} crash points by stores");
+    assert!(visited >= 500_000);
+}
+
+#[test]
+fn nothing_promised_is_lost_in_crashes_of_long_programs() {
+    let (seeds, lives) = if long() { (400, 40) } else { (24, 10) };
+    let mut visited = 0;
+    for seed in 0..seeds {
+        let size = if seed % 2 == 0 { 512 } else { 4096 };
+        let data = [7, 16, 61][usize::try_from(seed % 3).unwrap()];
+        let geometry = Geometry::new(SectorSize::new(size).unwrap(), data + 3).unwrap();
+        let large =
+            usize::try_from(u64::from(size) * [1, 3][usize::from(seed % 4 > 1)] + 100).unwrap();
+        let setting = if seed % 5 == 4 { stores(large) } else { sectors(large) };
+        let outcome = wander(seed, geometry, setting, lives, 60);
+        visited += outcome.unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
+    }
+    println!("{visited} crash points of random programs, seeds 0 to {seeds}");
 }

@@ -1,0 +1,33 @@
+//! Rings to explore from.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+use ring_simulation::Op::{
+    self, AdvanceAll, AttachConsumer, AttachProducer, ConsumeAll, ConsumeOne, Create, Push,
+};
+use ring_simulation::{Setting, Size};
+
+const SMALL: Op = Push(Size::Small);
+const LARGE: Op = Push(Size::Large);
+
+/// By sectors, with items of 40 bytes and of `large`.
+pub fn sectors(large: usize) -> Setting {
+    Setting { mapped: false, small: 40, large, mutant: None }
+}
+
+/// By stores.
+pub fn stores(large: usize) -> Setting {
+    Setting { mapped: true, ..sectors(large) }
+}
+
+/// An empty ring at its start, one within its first sector, one with items across the wrap point, one nearly full.
+pub fn preludes() -> Vec<Vec<Op>> {
+    let empty = vec![Create];
+    let within =
+        [&empty[..], &[AttachProducer, LARGE, AdvanceAll, AttachConsumer, ConsumeAll]].concat();
+    let across =
+        [&within[..], &[LARGE, AdvanceAll, SMALL, AdvanceAll, SMALL, AdvanceAll, ConsumeOne]]
+            .concat();
+    // More than fit: what does not fit is not pushed.
+    let full = [&across[..], &[SMALL, AdvanceAll].repeat(40)].concat();
+    vec![empty, within, across, full]
+}
