@@ -343,3 +343,23 @@ fn a_waiting_consumer_leaves_the_core_alone() {
     terminate(&consumer);
     consumer.wait().unwrap();
 }
+
+#[test]
+fn a_flush_that_fails_ends_a_command_with_what_it_did_not_do() {
+    let scene = Scene::with_ring("64K");
+    let failing = |arguments: &[&str], input: &[u8]| {
+        let mut child =
+            ring_simulation::fail_flushes(&mut scene.command(arguments)).spawn().unwrap();
+        // It may have ended before it read.
+        let _ = child.stdin.take().unwrap().write_all(input);
+        child.wait_with_output().unwrap()
+    };
+    assert_fails(&failing(&["produce", "ring"], b"one\ntwo\n"), 1, "cannot flush");
+    assert_eq!(scene.facts()["producer"], 0, "nothing was made visible");
+    assert_ok(&scene.run(&["produce", "ring"], b"one\ntwo\n"));
+    let output = failing(&["consume", "ring"], b"");
+    assert_fails(&output, 1, "cannot flush");
+    assert_eq!(output.stdout, b"one\ntwo\n");
+    assert_eq!(scene.facts()["consumer"], 0, "nothing was freed: it comes again");
+    assert_fails(&failing(&["suspend", "ring"], b""), 1, "cannot flush");
+}

@@ -189,3 +189,41 @@ fn wrong_use_in_the_guest_is_answered_in_words() -> Result<()> {
     assert_eq!(scene.check(&["consume", &scene.address()]), numbers(1, 10));
     guest.power_off()
 }
+
+#[test]
+fn once_a_flush_has_failed_nothing_is_acknowledged_any_more() -> Result<()> {
+    let scene = Scene::new(&["--size", "1M"]);
+    let mut backend = scene.backend()?;
+    scene.check(&["diagnostics", &scene.address()]);
+    assert!(backend.terminate(SOON)?.success());
+    drop(backend);
+    let mut backend = scene.backend_with(|command| {
+        ring_simulation::fail_flushes(command);
+    })?;
+    let guest = scene.guest().boot()?;
+    for _ in 0..2 {
+        let refused = guest.run("seq 1 100 | blockring produce serial:ring")?;
+        assert_eq!(refused.status, 1, "{refused:?}");
+        assert!(refused.stderr.contains("Input/output error"), "{refused:?}");
+    }
+    // Not even a write that asks for no flush.
+    let before = fs::read(scene.path("ring")).unwrap();
+    guest.run("tr '\\0' x </dev/zero | dd of=/dev/vda bs=4096 seek=100 count=1 iflag=fullblock conv=notrunc; sync")?;
+    assert!(fs::read(scene.path("ring")).unwrap() == before, "a refused write changes nothing");
+    let failed = scene.diagnostics()["backend"]["failed"].clone();
+    assert!(failed.as_u64() > Some(0), "{failed}");
+    assert!(backend.stderr().contains("cannot make the region durable"), "{}", backend.stderr());
+    assert_eq!(scene.check(&["consume", &scene.address()]), "");
+
+    // Nor does the daemon end as if all were well.
+    assert!(!backend.terminate(SOON)?.success());
+    drop(backend);
+    let _backend = scene.backend()?;
+    let again = || {
+        let output = guest.run("seq 1 100 | blockring produce serial:ring");
+        output.is_ok_and(|output| output.status == 0)
+    };
+    assert!(wait_until(SOON, again));
+    assert_eq!(scene.check(&["consume", &scene.address()]), numbers(1, 100));
+    guest.power_off()
+}

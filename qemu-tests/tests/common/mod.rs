@@ -41,9 +41,15 @@ impl Scene {
     }
 
     pub fn backend(&self) -> Result<Daemon> {
+        self.backend_with(|_| {})
+    }
+
+    /// A backend whose process `prepare` has its way with.
+    pub fn backend_with(&self, prepare: impl FnOnce(&mut Command)) -> Result<Daemon> {
         let mut command = Command::new(binaries::host()?.vhost_device_blockring());
         command.current_dir(self.dir()).args(["--socket-path", "s", "--blk-file", "ring"]);
         command.args(["--consumer-socket", "c", "--serial", "ring"]).args(&self.options);
+        prepare(&mut command);
         let mut backend = Daemon::spawn("backend", command, self.dir())?;
         // What a killed one left behind does not answer.
         backend.wait_for("answering", SOON, |_| self.facts().is_some())?;
