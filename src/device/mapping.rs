@@ -1,13 +1,13 @@
 //! A file mapped into memory and shared with other processes: the library's one room for raw memory.
 
-use super::Memory;
+use super::{Memory, Orders};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU8, AtomicU64, fence};
 
 /// Every access is bounds-checked, copies, and never lends.
 #[derive(Debug)]
@@ -62,30 +62,32 @@ impl Memory for Mapping {
         // SAFETY: `at` has checked the source, and private memory never overlaps a shared mapping. Another process may
         // write meanwhile; any bytes are valid, and the ring's rules say which of them may be believed.
         unsafe { from.as_ptr().copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+        fence(Orders::RING.after_read);
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) {
         let to = self.at(offset, bytes.len());
+        fence(Orders::RING.before_write);
         // SAFETY: as in `read`, the other way round; only this ring end writes these bytes.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 
     fn load_u64(&self, offset: u64) -> u64 {
-        u64::from_le(self.u64_at(offset).load(Ordering::Acquire))
+        u64::from_le(self.u64_at(offset).load(Orders::RING.load))
     }
 
     fn store_u64(&self, offset: u64, value: u64) {
-        self.u64_at(offset).store(value.to_le(), Ordering::Release);
+        self.u64_at(offset).store(value.to_le(), Orders::RING.store);
     }
 
     fn store_u8(&self, offset: u64, value: u8) {
         let at = self.at(offset, 1);
         // SAFETY: `at` has checked the byte, it lives as long as `self`, and atomics may be shared between processes.
-        unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(value, Ordering::Release);
+        unsafe { AtomicU8::from_ptr(at.as_ptr()) }.store(value, Orders::RING.store);
     }
 
     fn fence(&self) {
-        fence(Ordering::SeqCst);
+        fence(Orders::RING.fence);
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -15,7 +15,7 @@ pub use file::{FileDevice, OpenOptions};
 pub use lock::{LockRange, RangeLock, holder, holder_of};
 pub use mapped::MappedDevice;
 pub use mapping::Mapping;
-pub use memory::Memory;
+pub use memory::{Memory, Orders};
 pub use serial::find_by_serial;
 pub use unix::UnixDevice;
 
