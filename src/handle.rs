@@ -239,8 +239,8 @@ impl<D: BlockDevice> Handle<D> {
     }
 }
 
-/// Reads until a slot speaks for the position, or none can.
-fn read_slot<D: BlockDevice>(
+/// Reads a pointer sector beside whoever writes it, until a slot speaks for the position, or none can. `sector` is one to read into.
+pub fn read_slot<D: BlockDevice + ?Sized>(
     device: &D,
     signed: &Signed,
     side: Side,
@@ -252,10 +252,14 @@ fn read_slot<D: BlockDevice>(
         device.read(side.sector(), &mut [IoSliceMut::new(sector)])?;
         let pointer = PointerSector::decode(side, sector)?;
         let Some(uuid) = signed.uuid() else { return Ok((pointer, None)) };
+        let again = before == sector;
         match find_slot(uuid, side, sector, pointer.position) {
-            Ok(slot) => return Ok((pointer, slot)),
+            Ok(Some(slot)) => return Ok((pointer, Some(slot))),
+            // At the very start there is nothing to say. Elsewhere one reading does not show that there is no slot: the writer can
+            // be two positions further on by now, and this position's slot absent while the next one is written over it.
+            Ok(None) if again || pointer.position == Position::ZERO => return Ok((pointer, None)),
             Err(e) if same == SAME_READINGS => return Err(e.into()),
-            Err(_) => same = if before == sector { same + 1 } else { 0 },
+            Ok(None) | Err(_) => same = if again { same + 1 } else { 0 },
         }
         before = sector.to_vec();
     }

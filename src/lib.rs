@@ -49,7 +49,7 @@ pub use create::{CreateOptions, Created, allocate, create, first_used, make_file
 pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, UnixDevice};
 pub use error::{Error, Result};
 pub use format::Position;
-pub use handle::{DebugInfo, Durability, State};
+pub use handle::{DebugInfo, Durability, State, read_slot};
 pub use item::{Decode, Encode};
 pub use journal::{
     Aside, Format, Journal, JournalError, JournalOptions, SyncError, Synced, Ticket, WhenFull,

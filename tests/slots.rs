@@ -3,9 +3,16 @@
 
 mod common;
 
-use common::RingFile;
-use shared_block_ring::format::{EXTENSION, FormatError, Side, find_slot, put_slot};
+use common::{Image, RingFile};
+use shared_block_ring::device::{MappedDevice, Memory};
+use shared_block_ring::format::{
+    EXTENSION, FormatError, Geometry, SLOTS_AT, SectorSize, Side, find_slot, put_slot,
+};
 use shared_block_ring::{Consumer, Error, Position, check};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
 
 const DATA_AT: usize = 3 * 512;
 
@@ -150,4 +157,60 @@ fn the_time_of_the_last_advance_is_told() {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let age = now.as_nanos() - u128::from(facts.producer_time_ns.unwrap());
     assert!(age < 60_000_000_000, "{age}");
+}
+
+/// A reader that is overtaken between the position and the rest of sector 1.
+struct Overtaken {
+    memory: Image,
+    /// What the first loads of the producer's position still find.
+    old: Mutex<VecDeque<u64>>,
+}
+
+impl Memory for Overtaken {
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        self.memory.read(offset, bytes);
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        self.memory.write(offset, bytes);
+    }
+
+    fn load_u64(&self, offset: u64) -> u64 {
+        let old = if offset == 512 { self.old.lock().unwrap().pop_front() } else { None };
+        old.unwrap_or_else(|| self.memory.load_u64(offset))
+    }
+
+    fn store_u64(&self, offset: u64, value: u64) {
+        self.memory.store_u64(offset, value);
+    }
+
+    fn store_u8(&self, offset: u64, value: u8) {
+        self.memory.store_u8(offset, value);
+    }
+
+    fn fence(&self) {}
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+#[test]
+fn a_slot_that_is_being_overwritten_is_not_taken_for_none() {
+    let ring = RingFile::new(16384, 512);
+    publish(&ring, &["item one", "item two"]);
+    // The third advance has begun: it will write over the slot of the first.
+    edit(&ring, |bytes| bytes[512 + SLOTS_AT[0]..][..8].fill(0));
+    let geometry = Geometry::new(SectorSize::DEFAULT, 32).unwrap();
+    // Attaching loads the position, looking for the first item again.
+    let memory = Overtaken { memory: Image::of(&ring.bytes()), old: Mutex::new([0, 12].into()) };
+    let device = MappedDevice::over(memory, "overtaken", geometry);
+    let mut consumer = Consumer::attach(device, "queue", "test").unwrap();
+    let next = consumer.pop(Position::ZERO).unwrap().next;
+    assert_eq!(consumer.pop(next).unwrap().bytes, b"item two");
+    assert_eq!(consumer.unchecked(), 0);
 }
