@@ -3,11 +3,11 @@
 use crate::config::Config;
 use crate::guard::Mine;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, RangeLock, holder_of};
-use shared_block_ring::format::{
-    Geometry, PointerSector, SectorSize, Side, decode_sector0, find_slot,
-};
+use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, decode_sector0};
 use shared_block_ring::rules::{Mark, plausible};
-use shared_block_ring::{CreateOptions, Error, OpenOptions, allocate, check, create, make_file};
+use shared_block_ring::{
+    CreateOptions, Error, OpenOptions, allocate, check, create, make_file, read_slot,
+};
 use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::AsFd;
@@ -82,18 +82,15 @@ pub fn open(config: &Config, path: &Path, guest: Side) -> Result<Opened, Error> 
 }
 
 /// What the region says of the guest's side: what a producer or consumer of the library would attach with.
-pub fn guest_side(device: &MappedDevice, guest: Side) -> Result<(Option<Uuid>, Mine), Error> {
+///
+/// The host's side may be at work meanwhile: it keeps its mapping when a backend dies.
+pub fn guest_side<D: BlockDevice>(device: &D, guest: Side) -> Result<(Option<Uuid>, Mine), Error> {
     let geometry = device.geometry();
     let mut sector = vec![0; geometry.sector_size().bytes()];
     device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
-    let uuid = decode_sector0(&sector, geometry)?.uuid();
+    let signed = decode_sector0(&sector, geometry)?;
     let mut read = |side: Side| -> Result<(PointerSector, Mark), Error> {
-        device.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
-        let pointer = PointerSector::decode(side, &sector)?;
-        let slot = match uuid {
-            Some(uuid) => find_slot(uuid, side, &sector, pointer.position)?,
-            None => None,
-        };
+        let (pointer, slot) = read_slot(device, &signed, side, &mut sector)?;
         Ok((pointer, Mark::new(pointer.position, slot.map(|slot| slot.tally))))
     };
     let (producer, published) = read(Side::Producer)?;
@@ -104,5 +101,66 @@ pub fn guest_side(device: &MappedDevice, guest: Side) -> Result<(Option<Uuid>, M
         Side::Consumer => (consumer.flag, freed),
     };
     let pointer = PointerSector { position: mark.position, flag };
-    Ok((uuid, Mine { pointer, tally: mark.tally }))
+    Ok((signed.uuid(), Mine { pointer, tally: mark.tally }))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use shared_block_ring::format::SLOTS_AT;
+    use shared_block_ring::{Consumer, Producer};
+    use std::cell::Cell;
+    use std::io::IoSlice;
+    use std::os::fd::BorrowedFd;
+
+    /// The first reading of sector 2 meets a consumer that is halfway through its slot.
+    struct Halfway(MappedDevice, Cell<bool>);
+
+    impl BlockDevice for Halfway {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+
+        fn geometry(&self) -> Geometry {
+            self.0.geometry()
+        }
+
+        fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+            self.0.read(first, bufs)?;
+            if first == Side::Consumer.sector() && !self.1.replace(true) {
+                bufs[0][SLOTS_AT[0] + 8] ^= 1;
+            }
+            Ok(())
+        }
+
+        fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+            self.0.write(first, bufs)
+        }
+
+        fn flush(&self) -> Result<(), DeviceError> {
+            self.0.flush()
+        }
+
+        fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+    }
+
+    #[test]
+    fn a_consumer_at_work_does_not_keep_a_backend_from_starting() {
+        let geometry = Geometry::new(SectorSize::DEFAULT, 32).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(geometry.total_bytes()).unwrap();
+        let map = || MappedDevice::new(file.try_clone().unwrap(), "ring", geometry).unwrap();
+        create(&map(), CreateOptions::default()).unwrap();
+        let mut producer = Producer::attach(map(), "queue", "test").unwrap();
+        let end = producer.push("item").unwrap();
+        producer.advance(end).unwrap();
+        let mut consumer = Consumer::attach(map(), "queue", "test").unwrap();
+        consumer.pop(consumer.position()).unwrap();
+        consumer.advance(end).unwrap();
+        let (_, mine) = guest_side(&Halfway(map(), Cell::new(false)), Side::Consumer).unwrap();
+        assert_eq!((mine.pointer.position, mine.tally.items), (end, 1));
+    }
 }
