@@ -1,0 +1,130 @@
+//! Suspending beside a running ring: `suspend` and position have one sector and two writers, and an acknowledgement is final.
+
+use crate::explore::{Bound, caught, explore};
+use crate::memory::{Plan, Shared, Who};
+use crate::ring::{Fresh, PAIR, SECTOR_PAYLOAD, payload};
+use loom::thread;
+use shared_block_ring::device::{DeviceError, MappedDevice, Memory, Orders};
+use shared_block_ring::format::{Geometry, Side};
+use shared_block_ring::{BlockDevice, Consumer, Control, Error, Position, State};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::Ordering;
+
+const ITEM: u64 = SECTOR_PAYLOAD as u64 + 4;
+
+/// A mutant: changes a pointer sector as one whole, as on a file but without the lock.
+struct WholeSectors(MappedDevice<Shared>);
+
+impl BlockDevice for WholeSectors {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        self.0.read(first, bufs)
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        self.0.write(first, bufs)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.0.flush()
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// A consumer that advances over two items, and a suspend from elsewhere meanwhile.
+fn two_writers<D: BlockDevice + 'static>(
+    fresh: &Fresh,
+    device: impl Fn(MappedDevice<Shared>) -> D,
+) {
+    let memory = fresh.shared(Plan { suspender: Who::Control, ..PAIR });
+    let mut producer = fresh.producer(&memory, Orders::RING);
+    for number in 1..=2 {
+        let end = producer.push(&payload(number, SECTOR_PAYLOAD)).unwrap();
+        producer.advance(end).unwrap();
+    }
+    let [consumers, controls] =
+        [Who::Consumer, Who::Control].map(|who| device(fresh.device(&memory, who, Orders::RING)));
+    let mut consumer = Consumer::attach(consumers, "queue", "model").unwrap();
+    let mut control = Control::open(controls).unwrap();
+    let consuming = thread::spawn(move || {
+        for _ in 0..2 {
+            let next = consumer.pop(consumer.position()).unwrap().next;
+            consumer.advance(next).unwrap();
+        }
+    });
+    control.suspend().unwrap();
+    consuming.join().unwrap();
+    let facts = control.debug_info().unwrap();
+    assert!(facts.suspend, "undone: the suspend");
+    assert_eq!(facts.consumer.get(), 2 * ITEM, "undone: the advance");
+    assert_eq!(facts.consumer_items, Some(2), "undone: the slot");
+}
+
+#[test]
+fn suspend_and_advance_do_not_undo_each_other() {
+    let fresh = Fresh::new(2, false);
+    explore(Bound::Preemptions(3, Some(5)), move || two_writers(&fresh, |device| device));
+}
+
+#[test]
+fn whoever_writes_the_whole_sector_undoes_the_other() {
+    let fresh = Fresh::new(2, false);
+    caught(&["stores another's bytes"], move || two_writers(&fresh, WholeSectors));
+}
+
+/// A consumer that suspends a producer at work, and once that is acknowledged, takes what it sees for everything.
+///
+/// How many items those were, if it was acknowledged in time.
+fn acknowledged(fresh: &Fresh, consuming: Orders) -> Option<u64> {
+    let memory = fresh.shared(PAIR);
+    let mut producer = fresh.producer(&memory, Orders::RING);
+    let mut consumer = fresh.consumer(&memory, consuming);
+    let suspending = thread::spawn(move || {
+        consumer.suspend().unwrap();
+        for _ in 0..2 {
+            if consumer.state().unwrap() == State::Suspended {
+                let (end, ()) = consumer.fold(Position::ZERO, (), |(), _| ()).unwrap();
+                return Some(end);
+            }
+        }
+        None
+    });
+    for number in 1..=2 {
+        let advanced =
+            producer.push(&payload(number, SECTOR_PAYLOAD)).and_then(|end| producer.advance(end));
+        match advanced {
+            Ok(()) => {}
+            Err(Error::Suspended) => break,
+            Err(e) => panic!("the producer met {e}"),
+        }
+    }
+    let end = suspending.join().unwrap()?;
+    let published = memory.load_u64(fresh.geometry().pointer_start(Side::Producer));
+    assert_eq!(published, end.get(), "published behind the acknowledgement");
+    Some(published / ITEM)
+}
+
+#[test]
+fn what_is_seen_after_the_acknowledgement_is_everything() {
+    let fresh = Fresh::new(2, true);
+    let outcomes = explore(Bound::None, move || acknowledged(&fresh, Orders::RING));
+    assert!(outcomes.contains(&None) && outcomes.contains(&Some(0)) && outcomes.contains(&Some(1)));
+}
+
+#[test]
+fn a_reading_that_is_not_ordered_before_the_next_misses_what_was_published() {
+    let fresh = Fresh::new(2, true);
+    let weaker = Orders { after_read: Ordering::Relaxed, ..Orders::RING };
+    caught(&["published behind the acknowledgement"], move || acknowledged(&fresh, weaker));
+}
