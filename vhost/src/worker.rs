@@ -6,8 +6,9 @@
 //! given back to the available ring.
 
 use crate::counters::Counters;
-use crate::executor::{Executor, Outcome, PointerWrite};
+use crate::executor::{Executor, Outcome};
 use crate::flusher::Flusher;
+use crate::guard::Judgement;
 use crate::request::{Kind, Request};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -45,7 +46,7 @@ enum Why {
     /// Until the host's pointer moves, the time is up, or any request follows.
     Held,
     /// Until all items under a new pointer are looked at.
-    Walking(Box<PointerWrite>),
+    Walking(Box<Judgement>),
 }
 
 /// The thread's state: one queue, and the ring behind it.
