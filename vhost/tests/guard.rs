@@ -91,7 +91,12 @@ fn judge(
         }
     };
     let mut after = ring.bytes.clone();
+    let then = grant.pointer.as_ref().map_or(before, |(_, mine)| *mine);
+    // What is frozen is never stored, not even over the same: the guest can change its bytes after they were compared.
+    let frozen = ring.frozen_by(&after, then.pointer.position.get());
     for piece in grant.stored {
+        let frozen = |at: u64| frozen.as_ref().unwrap()[index(at) - 3 * SECTOR];
+        assert!(!piece.clone().any(frozen), "{piece:?} is to be stored");
         if !piece.is_empty() {
             after[index(piece.start)..index(piece.end)].copy_from_slice(write.part(&piece));
         }

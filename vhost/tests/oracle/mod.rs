@@ -91,7 +91,7 @@ impl Ring {
     }
 
     /// None if the positions contradict each other.
-    fn frozen_by(&self, bytes: &[u8], mine: u64) -> Option<Vec<bool>> {
+    pub fn frozen_by(&self, bytes: &[u8], mine: u64) -> Option<Vec<bool>> {
         let (producer, consumer) = self.pair(bytes, mine);
         let sound = consumer % 4 == 0 && producer % 4 == 0 && consumer <= producer;
         if !sound || producer - consumer > self.capacity() {

@@ -1,0 +1,4 @@
+//! What the tests of this package share; none of them needs all of it.
+#![allow(dead_code, clippy::unwrap_used)]
+
+pub mod disk;
