@@ -1,73 +1,15 @@
 //! The daemon as its operator and the processes on the host meet it; no front end attaches.
 #![allow(clippy::unwrap_used)]
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+mod common;
+
+use common::daemon::Scene;
+use nix::sys::signal::Signal;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer, UnixDevice};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-struct Scene {
-    dir: tempfile::TempDir,
-}
-
-/// Killed when the test is over, however it ends.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Scene {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-blockring"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn start(&self, more: &[&str]) -> Daemon {
-        let usual =
-            ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--consumer-socket", "c"];
-        let daemon = Daemon(self.command(&usual).args(more).stderr(Stdio::null()).spawn().unwrap());
-        let start = Instant::now();
-        // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
-        while self.connect(Role::Control).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the daemon does not come up");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        daemon
-    }
-
-    fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
-        UnixDevice::connect(&self.path("c"), role)
-    }
-}
-
-fn signal(daemon: &Daemon, signal: Signal) {
-    kill(Pid::from_raw(daemon.0.id().cast_signed()), signal).unwrap();
-}
+use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
+use std::process::Output;
+use std::time::Duration;
 
 fn fails(output: &Output, code: i32, words: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
@@ -125,7 +67,7 @@ fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
     drop(daemon);
     assert!(scene.path("s").exists(), "SIGKILL leaves its sockets behind");
     let mut daemon = scene.start(&[]);
-    signal(&daemon, Signal::SIGTERM);
+    daemon.signal(Signal::SIGTERM);
     assert!(daemon.0.wait().unwrap().success());
     assert!(!scene.path("s").exists() && !scene.path("c").exists());
 }
@@ -189,7 +131,7 @@ fn a_consumer_finds_the_next_daemon_by_itself() {
     let mut daemon = scene.start(&[]);
     let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
     for end in [Signal::SIGKILL, Signal::SIGTERM] {
-        signal(&daemon, end);
+        daemon.signal(end);
         daemon.0.wait().unwrap();
         let waiting = std::thread::spawn(move || {
             let mut wait = Wait::new(Some(Duration::from_secs(20)));

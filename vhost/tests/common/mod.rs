@@ -1,4 +1,6 @@
 //! What the tests of this package share; none of them needs all of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod daemon;
 pub mod disk;
+pub mod front_end;
