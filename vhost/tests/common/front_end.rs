@@ -89,7 +89,7 @@ pub fn linked(first: u16, descriptors: &[Desc]) -> Vec<Desc> {
 pub struct FrontEnd {
     pub wire: Frontend,
     pub memory: GuestMemoryMmap,
-    kick: EventFd,
+    pub kick_event: EventFd,
     call: EventFd,
     pub rings: Rings,
     available: u16,
@@ -133,8 +133,9 @@ impl FrontEnd {
         wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         let memory = GuestMemoryMmap::from_regions(vec![region(0, MEMORY)]).unwrap();
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
-        let (kick, call) = (event(), event());
-        let front_end = Self { wire, memory, kick, call, rings: RINGS, available: 0, used: 0 };
+        let (kick_event, call) = (event(), event());
+        let front_end =
+            Self { wire, memory, kick_event, call, rings: RINGS, available: 0, used: 0 };
         front_end.set_memory();
         front_end
     }
@@ -175,7 +176,7 @@ impl FrontEnd {
         self.place(rings).unwrap();
         self.wire.set_vring_base(0, 0).unwrap();
         self.wire.set_vring_call(0, &self.call).unwrap();
-        self.wire.set_vring_kick(0, &self.kick).unwrap();
+        self.wire.set_vring_kick(0, &self.kick_event).unwrap();
         self.wire.set_vring_enable(0, true).unwrap();
     }
 
@@ -197,7 +198,7 @@ impl FrontEnd {
     }
 
     pub fn kick(&self) {
-        self.kick.write(1).unwrap();
+        self.kick_event.write(1).unwrap();
     }
 
     /// Writes descriptors to a table, from `first` on.
