@@ -194,7 +194,7 @@ fn every_state(guest: Side, data_sectors: u64, stride: usize) -> Tried {
             slots: (number / 3 % 4, number / 7 % 5),
         };
         tried.state(shape, consumer, producer);
-        if long {
+        if long && data_sectors == 1 {
             for framing in 0..9 {
                 tried.state(Shape { framing, identity: true, ..shape }, consumer, producer);
             }

@@ -43,12 +43,24 @@ pub fn ring(shape: Shape, consumer: u64, producer: u64) -> Ring {
         bytes[start + 128..start + 160].fill(b'x');
     }
     if shape.identity {
+        identify(&mut bytes);
         let mine = if shape.guest == Side::Producer { producer } else { consumer };
         let theirs = consumer.wrapping_add(producer).wrapping_sub(mine);
         say(&mut bytes, sector_of(shape.guest), mine, shape.slots.0, mine);
         say(&mut bytes, sector_of(other(shape.guest)), theirs, shape.slots.1, mine);
     }
     Ring::new(shape.guest, shape.identity.then_some(UUID), bytes)
+}
+
+/// Writes the identity into sector 0.
+fn identify(bytes: &mut [u8]) {
+    let sectors = (bytes.len() / SECTOR) as u64;
+    bytes[32..40].copy_from_slice(b"sbr-ext1");
+    bytes[40..44].copy_from_slice(&512u32.to_le_bytes());
+    bytes[48..56].copy_from_slice(&sectors.to_le_bytes());
+    bytes[56..72].copy_from_slice(&UUID);
+    let crc = crc32c::crc32c(&bytes[..80]);
+    bytes[80..84].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Items from `from` on, the last one up to `limit` if the first is not too long for that.
