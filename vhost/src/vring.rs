@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 use std::sync::MutexGuard;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
@@ -57,6 +57,8 @@ impl Claims {
 pub struct Vring {
     state: VringMutex<Memory>,
     claims: Claims,
+    /// The front end has passed on a size that the crate did not take.
+    odd: Arc<AtomicBool>,
 }
 
 impl Vring {
@@ -64,6 +66,11 @@ impl Vring {
     pub fn turn(&self) -> MutexGuard<'_, VringState<Memory>> {
         self.claims.give_way();
         self.state.get_mut()
+    }
+
+    /// Whether its size is none that a split queue can have (virtio 1.3, 2.7: a power of two).
+    pub fn is_odd(&self) -> bool {
+        self.odd.load(Ordering::Relaxed)
     }
 
     /// For everybody else.
@@ -83,7 +90,11 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Ok(Self { state: VringMutex::new(mem, max_queue_size)?, claims: Claims::default() })
+        Ok(Self {
+            state: VringMutex::new(mem, max_queue_size)?,
+            claims: Claims::default(),
+            odd: Arc::default(),
+        })
     }
 
     fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
@@ -145,7 +156,9 @@ impl VringT<Memory> for Vring {
         self.claimed(VringT::queue_used_idx)
     }
 
+    /// A guest may have chosen it, and front ends pass it on: what is wrong with it must not end the connection, but stop the queue.
     fn set_queue_size(&self, num: u16) {
+        self.odd.store(!num.is_power_of_two(), Ordering::Relaxed);
         self.claimed(|state| state.set_queue_size(num));
     }
 
@@ -187,5 +200,39 @@ impl VringT<Memory> for Vring {
 
     fn set_err(&self, file: Option<File>) {
         self.claimed(|state| state.set_err(file));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use vmm_sys_util::eventfd::EventFd;
+
+    fn vring() -> Vring {
+        Vring::new(Memory::new(GuestMemoryMmap::new()), 256).unwrap()
+    }
+
+    #[test]
+    fn a_kick_that_somebody_else_has_read_is_no_error_and_is_not_waited_for() {
+        let vring = vring();
+        let event = EventFd::new(0).unwrap();
+        // SAFETY: the descriptor has just been taken out of its only owner.
+        vring.set_kick(Some(unsafe { File::from_raw_fd(event.into_raw_fd()) }));
+        vring.set_enabled(true);
+        assert!(vring.read_kick().unwrap());
+    }
+
+    #[test]
+    fn a_worker_gives_way_for_a_bounded_time() {
+        let claims = Claims::default();
+        claims.give_way();
+        let claim = claims.claim();
+        let start = Instant::now();
+        claims.give_way();
+        assert!(start.elapsed() >= GIVE_WAY);
+        drop(claim);
+        assert_eq!(claims.0.load(Ordering::Relaxed), 0);
     }
 }

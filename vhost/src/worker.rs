@@ -201,7 +201,9 @@ impl Worker {
         }
         let mem = memory.memory();
         let mut answered = 0;
-        let driven = if in_memory(state.get_queue(), &mem) {
+        let driven = if vring.is_odd() {
+            Err(virtio_queue::Error::InvalidSize)
+        } else if in_memory(state.get_queue(), &mem) {
             self.drive(&mut state, &mem, finished, &mut answered)
         } else {
             Err(virtio_queue::Error::FindMemoryRegion)

@@ -57,10 +57,11 @@ impl Scene {
     }
 
     pub fn start(&self, more: &[&str]) -> Daemon {
-        let usual =
-            ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--consumer-socket", "c"];
+        let usual = ["--socket-path", "s", "--blk-file", "ring", "--consumer-socket", "c"];
+        let size = if more.contains(&"--size") { &[][..] } else { &["--size", "64K"] };
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
-        let daemon = Daemon(self.command(&usual).args(more).stderr(log).spawn().unwrap());
+        let daemon =
+            Daemon(self.command(&usual).args(size).args(more).stderr(log).spawn().unwrap());
         // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
         eventually("the daemon comes up", || self.connect(Role::Control).is_ok());
         daemon

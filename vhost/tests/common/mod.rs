@@ -1,6 +1,7 @@
 //! What the tests of this package share; none of them needs all of it.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod attack;
 pub mod daemon;
 pub mod disk;
 pub mod front_end;
