@@ -13,6 +13,7 @@ pub mod flusher;
 pub mod guard;
 pub mod handover;
 mod pace;
+mod parked;
 mod refusals;
 pub mod region;
 pub mod request;

@@ -9,8 +9,8 @@ use crate::completion::{Finished, give_back, in_memory};
 use crate::counters::Counters;
 use crate::executor::{Executor, Outcome};
 use crate::flusher::Flusher;
-use crate::guard::Judgement;
 use crate::pace::Pace;
+use crate::parked::{Parked, Why};
 use crate::request::{Kind, MAX_BYTES, Request};
 use crate::vring::{Memory, Vring};
 use nix::sys::time::TimeSpec;
@@ -30,21 +30,6 @@ const TURN: usize = 256;
 
 /// Bytes of data in a turn, likewise: some milliseconds. It is over when they are exceeded.
 const TURN_BYTES: u64 = 2 * MAX_BYTES;
-
-/// A request between its descriptor and its completion.
-struct Parked {
-    head: u16,
-    why: Why,
-}
-
-enum Why {
-    /// Until everything stored is durable. `len` bytes were written to the guest.
-    Flush { ticket: u64, len: u32 },
-    /// Until the host's pointer moves, the time is up, or any request follows.
-    Held,
-    /// Until all items under a new pointer are looked at.
-    Walking(Box<Judgement>),
-}
 
 /// The thread's state: one queue, and the ring behind it.
 pub struct Worker {

@@ -7,10 +7,11 @@ use common::disk::{DATA_AT, Disk, Driver, IDLE};
 use shared_block_ring::format::{PointerSector, Side};
 use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use vhost_device_blockring::executor::Outcome;
 use vhost_device_blockring::guard::Reason;
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -253,4 +254,55 @@ fn a_long_batch_is_walked_in_turns() {
     }
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     assert_eq!(turns, 4);
+}
+
+/// Another processor of the guest, which writes one and the other of these at the place until the test is over.
+fn racing<T>(
+    disk: &mut Disk,
+    place: u64,
+    bytes: [[u8; 4]; 2],
+    test: impl FnOnce(&mut Disk) -> T,
+) -> T {
+    let (mem, stop) = (disk.mem.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for bytes in bytes {
+                    mem.write_slice(&bytes, GuestAddress(DATA_AT + place)).unwrap();
+                }
+            }
+        });
+        let result = test(disk);
+        stop.store(true, Ordering::Relaxed);
+        result
+    })
+}
+
+#[test]
+fn what_changes_while_it_is_judged_is_stored_as_it_was_judged() {
+    let mut disk = Disk::new(Side::Producer);
+    let items = [&item(8, 7)[..12], &item(200, 9)[..500]].concat();
+    disk.accepted(3, &items);
+    // Position 12 ends an item, 16 does not.
+    let sector = pointer(Side::Producer, 12);
+    disk.mem.write_slice(&sector, GuestAddress(DATA_AT)).unwrap();
+    let published = racing(&mut disk, 0, [[12, 0, 0, 0], [16, 0, 0, 0]], |disk| {
+        for _ in 0..20_000 {
+            disk.run(VIRTIO_BLK_T_OUT, 0, 1, 512, true);
+            let position = disk.bytes()[512];
+            assert!(position == 0 || position == 12, "{position}");
+        }
+        disk.counters.published.get()
+    });
+    assert_eq!(published, 1);
+    assert!(disk.counters.refused(Reason::ItemFraming) > 0, "the race was no race");
+    // Bytes 4 to 8 are published.
+    disk.mem.write_slice(&items, GuestAddress(DATA_AT)).unwrap();
+    racing(&mut disk, 4, [[7; 4], [8; 4]], |disk| {
+        for _ in 0..20_000 {
+            disk.run(VIRTIO_BLK_T_OUT, 0, 3, 512, true);
+            assert_eq!(disk.bytes()[1536 + 4..1536 + 8], [7; 4]);
+        }
+    });
+    assert!(disk.counters.refused(Reason::PublishedData) > 0, "the race was no race");
 }

@@ -5,10 +5,16 @@
 mod common;
 
 use common::attack::{broken, start, writes};
-use common::daemon::eventually;
+use common::daemon::{Scene, eventually};
 use common::front_end::{DATA, FrontEnd, MEMORY, RINGS, Rings, described, region};
+use shared_block_ring::format::{
+    FormatError, Geometry, PointerSector, SectorSize, Side, Slot, Tally, decode_sector0, put_slot,
+};
+use shared_block_ring::handover::Role;
+use shared_block_ring::{Consumer, Error, Position};
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
@@ -171,4 +177,40 @@ fn a_queue_that_starts_ahead_of_its_ring() {
     guest.wire.set_vring_base(0, 5000).unwrap();
     guest.kick();
     broken(&scene, &mut guest);
+}
+
+/// The checksum of the stream is the guest's word until a consumer reads it.
+#[test]
+fn a_lie_about_the_stream_is_found_by_the_consumer_and_keeps_no_backend_from_starting() {
+    let (scene, mut daemon, mut guest) = start();
+    let mut sector = [0; 512];
+    assert_eq!(guest.read(1, &mut sector), 0);
+    let position = u64::from_le_bytes(sector[..8].try_into().unwrap());
+    // An empty item more, in a slot that counts and checks from there on: the checksum of four zero bytes is not zero.
+    let (uuid, to) = (uuid(&scene), Position::new(position + 4).unwrap());
+    let base = Position::new(position).unwrap();
+    let tally = Tally { items: 1, since_base: true, base, crc: 0 };
+    put_slot(uuid, &mut sector, base, &Slot { position: to, tally, time_ns: 0 });
+    PointerSector { position: to, flag: false }.encode(Side::Producer, None, &mut sector);
+    assert_eq!(guest.write(1, &sector), 0, "the guard knows the checksum no better");
+    daemon.0.kill().unwrap();
+    daemon.0.wait().unwrap();
+    let _daemon = scene.start(&[]);
+    let device = scene.connect(Role::Consumer).unwrap();
+    let mut consumer = Consumer::attach(device, "q", "host").unwrap();
+    match consumer.pop(base).err() {
+        Some(Error::Format(FormatError::Span { from, to: end, .. })) => {
+            assert_eq!((from, end), (base, to));
+            consumer.advance(end).unwrap();
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(consumer);
+    FrontEnd::new(&scene).honest(&scene);
+}
+
+fn uuid(scene: &Scene) -> Uuid {
+    let image = std::fs::read(scene.path("ring")).unwrap();
+    let geometry = Geometry::new(SectorSize::DEFAULT, (image.len() / 512) as u64).unwrap();
+    decode_sector0(&image[..512], geometry).unwrap().uuid().unwrap()
 }
