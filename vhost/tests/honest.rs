@@ -217,7 +217,7 @@ fn outside(steps: Vec<Step>, mut step: impl FnMut(&Step) + Send) -> impl FnMut()
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_producer_in_a_guest(
@@ -249,5 +249,67 @@ proptest! {
         for step in &guest {
             receiver.step(step);
         }
+    }
+}
+
+/// Pushes numbered items until there are so many.
+fn push_all<D: BlockDevice>(device: D, count: u64) {
+    let mut producer = Producer::attach(device, "q", "sender").unwrap();
+    let mut number = 0;
+    while number < count {
+        match producer.push(&item(number, 12)[..]) {
+            Ok(end) => {
+                producer.advance(end).unwrap();
+                number += 1;
+            }
+            Err(Error::Retry) => std::thread::yield_now(),
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+/// Pops them, frees one after the other, or all that there are when `greedy`.
+fn pop_all<D: BlockDevice>(device: D, count: u64, greedy: bool) {
+    let mut consumer = Consumer::attach(device, "q", "receiver").unwrap();
+    let (mut number, mut at) = (0, consumer.position());
+    while number < count {
+        match consumer.pop(at) {
+            Ok(popped) => {
+                assert_eq!(popped.bytes, item(number, 12));
+                (number, at) = (number + 1, popped.next);
+                if !greedy {
+                    consumer.advance(at).unwrap();
+                }
+            }
+            Err(Error::Retry) => {
+                consumer.advance(at).unwrap();
+                std::thread::yield_now();
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    consumer.advance(at).unwrap();
+}
+
+/// Both ends at full speed, each in a thread of its own: what a request meets halfway through its judgement.
+#[test]
+fn a_host_that_never_pauses() {
+    const ITEMS: u64 = 20_000;
+    for (guest, greedy) in
+        [Side::Producer, Side::Consumer].into_iter().flat_map(|side| [(side, true), (side, false)])
+    {
+        let mut disk = Disk::with(guest, false, 6, |_| ());
+        let host = disk.outside();
+        let driver = Driver::new(&mut disk, || ());
+        std::thread::scope(|scope| match guest {
+            Side::Producer => {
+                scope.spawn(|| pop_all(host(), ITEMS, greedy));
+                push_all(&driver, ITEMS);
+            }
+            Side::Consumer => {
+                scope.spawn(|| push_all(host(), ITEMS));
+                pop_all(&driver, ITEMS, greedy);
+            }
+        });
     }
 }

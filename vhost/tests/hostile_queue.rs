@@ -6,7 +6,11 @@ mod common;
 
 use common::attack::{broken, start, writes};
 use common::daemon::{Scene, eventually};
-use common::front_end::{DATA, FrontEnd, MEMORY, RINGS, Rings, described, region};
+use common::front_end::{
+    DATA, Desc, FrontEnd, HEADER, MEMORY, RINGS, Rings, STATUS, TABLE, described, region,
+};
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
 use shared_block_ring::format::{
     FormatError, Geometry, PointerSector, SectorSize, Side, Slot, Tally, decode_sector0, put_slot,
 };
@@ -177,6 +181,49 @@ fn a_queue_that_starts_ahead_of_its_ring() {
     guest.wire.set_vring_base(0, 5000).unwrap();
     guest.kick();
     broken(&scene, &mut guest);
+}
+
+/// Anything at all, from a seed.
+#[test]
+fn chains_at_random() {
+    let (scene, _daemon, mut guest) = start();
+    let seed: u64 = 20_261_124;
+    let mut random = SmallRng::seed_from_u64(seed);
+    let places =
+        [0, HEADER, STATUS, DATA, TABLE, RINGS.descriptors, RINGS.used, MEMORY - 8, u64::MAX];
+    let lengths = [0, 1, 15, 16, 17, 32, 512, 513, 1024, 4096, 1 << 20, 1 << 31, u32::MAX];
+    for round in 0..300 {
+        guest.header(random.random_range(0..12), random.random_range(0..140));
+        for table in [RINGS.descriptors, TABLE] {
+            let descriptors: Vec<_> = (0..24)
+                .map(|_| Desc {
+                    address: places[random.random_range(0..places.len())],
+                    len: lengths[random.random_range(0..lengths.len())],
+                    flags: random.random_range(0..8),
+                    next: random.random_range(0..26),
+                })
+                .collect();
+            guest.describe(table, 0, &descriptors);
+        }
+        for _ in 0..random.random_range(1..40) {
+            guest.offer(random.random_range(0..24));
+        }
+        if random.random_range(0..8) == 0 {
+            guest.set_available(random.random());
+        }
+        guest.kick();
+        if random.random() {
+            guest.reset();
+        }
+        if round % 20 == 0 {
+            guest.reset();
+            guest.honest(&scene);
+        }
+    }
+    guest.reset();
+    guest.honest(&scene);
+    assert_eq!(scene.logged("panicked"), 0, "seed {seed}");
+    assert!(scene.counter("refused.malformed") > 100);
 }
 
 /// The checksum of the stream is the guest's word until a consumer reads it.
