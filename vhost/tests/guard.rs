@@ -206,25 +206,25 @@ fn every_state(guest: Side, data_sectors: u64, stride: usize) -> Tried {
 #[test]
 fn a_guest_producer_is_judged_as_the_format_says() {
     let mut all = 0;
-    for (data_sectors, stride) in [(1, 5), (2, 71), (3, 401)] {
+    for (data_sectors, stride) in [(1, 1), (2, 17), (3, 71)] {
         let tried = every_state(Side::Producer, data_sectors, stride);
         tried.report(&format!("guest producer, {data_sectors} data sectors"), &COMMON);
         assert!(tried.refused[Reason::PublishedData.index()] > 0);
         all += tried.total();
     }
-    assert!(all > 1_500_000, "{all}");
+    assert!(all > 8_000_000, "{all}");
 }
 
 #[test]
 fn a_guest_consumer_is_judged_as_the_format_says() {
     let mut all = 0;
-    for (data_sectors, stride) in [(1, 5), (2, 71), (3, 401)] {
+    for (data_sectors, stride) in [(1, 1), (2, 17), (3, 71)] {
         let tried = every_state(Side::Consumer, data_sectors, stride);
         tried.report(&format!("guest consumer, {data_sectors} data sectors"), &COMMON);
         assert!(tried.refused[Reason::ForeignData.index()] > 0);
         all += tried.total();
     }
-    assert!(all > 1_500_000, "{all}");
+    assert!(all > 8_000_000, "{all}");
 }
 
 /// Positions that contradict each other, a consumer that power loss has put ahead, the end of 64 bits.

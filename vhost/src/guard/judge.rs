@@ -5,7 +5,7 @@ use super::pointer::Move;
 use super::walk::{Progress, Walk};
 use super::{Guard, Host, Mine, Reason};
 use shared_block_ring::Position;
-use shared_block_ring::format::{Side, Tally, find_slot};
+use shared_block_ring::format::{Side, find_slot};
 use std::ops::Range;
 
 /// The unit of a request's sector, whatever the block size (virtio 1.3, 5.2.6).
@@ -15,7 +15,10 @@ pub const SECTOR_UNIT: u64 = 512;
 const PAGE: u64 = 4096;
 
 /// Readings of the host's pointer sector, which can be halfway through a change: more than a writer can disturb by chance.
-const READINGS: usize = 1000;
+const READINGS: u32 = 1000;
+
+/// Readings that bring the same bytes before it is given up.
+const SAME_READINGS: u32 = 3;
 
 /// What there is to be seen when a write is judged. Nothing changes by looking.
 pub trait Sight {
@@ -212,23 +215,22 @@ impl Guard {
             return Ok(Host { position, tally: Ok(None) });
         };
         let mut sector = vec![0; self.geometry.sector_size().bytes()];
+        let (mut before, mut same) = (Vec::new(), 0);
         let mut host = Host { position, tally: Err(Reason::HostCorrupt) };
-        let mut before = None;
         for _ in 0..READINGS {
             sight.head_sector(side.sector(), &mut sector);
-            let position = position_of(&sector).ok_or(Reason::HostCorrupt)?;
-            let tally: Result<Option<Tally>, _> =
-                find_slot(uuid, side, &sector, position).map(|slot| slot.map(|slot| slot.tally));
-            host.position = position;
-            match tally {
-                Ok(Some(tally)) => return Ok(Host { position, tally: Ok(Some(tally)) }),
+            host.position = position_of(&sector).ok_or(Reason::HostCorrupt)?;
+            let again = before == sector;
+            same = if again { same + 1 } else { 0 };
+            match find_slot(uuid, side, &sector, host.position) {
+                Ok(Some(slot)) => return Ok(Host { tally: Ok(Some(slot.tally)), ..host }),
                 // One reading does not show that there is none: the host can be two positions further on by now, and this one's slot
                 // absent while the next is written over it.
-                Ok(None) if before.as_ref() == Some(&sector) => {
-                    return Ok(Host { position, tally: Ok(None) });
-                }
-                Ok(None) | Err(_) => before = Some(sector.clone()),
+                Ok(None) if again => return Ok(Host { tally: Ok(None), ..host }),
+                Err(_) if same == SAME_READINGS => break,
+                Ok(None) | Err(_) => {}
             }
+            before.clone_from(&sector);
         }
         Ok(host)
     }
