@@ -20,3 +20,16 @@ impl Pace {
         due
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_period() {
+        let mut pace = Pace::default();
+        assert!(pace.due() && !pace.due());
+        let mut old = Pace(Instant::now().checked_sub(PERIOD));
+        assert!(old.due() && !old.due());
+    }
+}

@@ -7,7 +7,8 @@ mod common;
 use common::attack::{broken, start, writes};
 use common::daemon::{Scene, eventually};
 use common::front_end::{
-    DATA, Desc, FrontEnd, HEADER, MEMORY, RINGS, Rings, STATUS, TABLE, described, region,
+    DATA, Desc, FrontEnd, HEADER, MEMORY, RINGS, Rings, STATUS, TABLE, described, linked, readable,
+    region, writable,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -17,11 +18,14 @@ use shared_block_ring::format::{
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, Error, Position};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 #[test]
@@ -181,6 +185,54 @@ fn a_queue_that_starts_ahead_of_its_ring() {
     guest.wire.set_vring_base(0, 5000).unwrap();
     guest.kick();
     broken(&scene, &mut guest);
+}
+
+#[test]
+fn a_queue_that_breaks_while_a_read_is_held() {
+    let (scene, _daemon, mut guest) = start();
+    guest.header(VIRTIO_BLK_T_IN, 2);
+    // I/O priority class idle: the second such read has nothing new to tell.
+    guest.memory.write_obj(3u32 << 13, GuestAddress(HEADER + 4)).unwrap();
+    let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    assert_eq!(guest.chain(&chain), 0);
+    guest.offer(0);
+    guest.kick();
+    eventually("the read is held", || scene.counter("held") == 1);
+    guest.set_available(guest.available().wrapping_add(1000));
+    guest.kick();
+    broken(&scene, &mut guest);
+}
+
+#[test]
+fn descriptors_that_change_under_way() {
+    let (scene, _daemon, mut guest) = start();
+    let good = linked(0, &[readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)]);
+    let bad =
+        linked(0, &[readable(HEADER, 16), readable(MEMORY - 8, 1 << 20), writable(STATUS, 1)]);
+    guest.header(VIRTIO_BLK_T_OUT, 20);
+    guest.describe(RINGS.descriptors, 0, &good);
+    // Address and length of the second descriptor, as another processor of the guest writes them.
+    let (memory, stop) = (guest.memory.clone(), Arc::new(AtomicBool::new(false)));
+    let stopped = Arc::clone(&stop);
+    let racing = std::thread::spawn(move || {
+        while !stopped.load(Ordering::Relaxed) {
+            for chain in [&good, &bad] {
+                let at = RINGS.descriptors + 16;
+                memory.write_obj(chain[1].address, GuestAddress(at)).unwrap();
+                memory.write_obj(chain[1].len, GuestAddress(at + 8)).unwrap();
+            }
+        }
+    });
+    for _ in 0..2000 {
+        guest.offer(0);
+        guest.kick();
+        guest.completion().expect("no answer");
+    }
+    stop.store(true, Ordering::Relaxed);
+    racing.join().unwrap();
+    assert!(scene.counter("failed") + scene.counter("refused.out_of_range") > 0, "no race");
+    guest.honest(&scene);
+    assert_eq!(scene.counter("broken"), 0);
 }
 
 /// Anything at all, from a seed.
