@@ -28,6 +28,7 @@ pub const IDLE: u32 = 3 << 13;
 pub struct Disk {
     _dir: tempfile::TempDir,
     pub path: PathBuf,
+    pub guest: Side,
     pub geometry: Geometry,
     pub executor: Executor,
     pub counters: Arc<Counters>,
@@ -59,7 +60,16 @@ impl Disk {
         let service = Service { read_only, serial };
         let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        Self { _dir: dir, path, geometry, executor, counters, request: Request::default(), mem }
+        Self {
+            _dir: dir,
+            path,
+            guest,
+            geometry,
+            executor,
+            counters,
+            request: Request::default(),
+            mem,
+        }
     }
 
     pub fn run(
