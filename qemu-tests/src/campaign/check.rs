@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::Serialize;
+
 use crate::load::item::{Recipe, Stamp, hash};
 use crate::load::log::Line;
 
@@ -25,7 +27,7 @@ pub struct Evidence<'a> {
 }
 
 /// What a sound stream came to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// Items whose batch was acknowledged.
     pub acknowledged: u64,
@@ -39,6 +41,21 @@ pub struct Tally {
     pub invisible: u64,
     /// Items that were delivered from a batch under way, which a power cut then took back.
     pub taken_back: u64,
+}
+
+impl Tally {
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            acknowledged: self.acknowledged + other.acknowledged,
+            delivered: self.delivered + other.delivered,
+            repeated: self.repeated + other.repeated,
+            visible: self.visible + other.visible,
+            invisible: self.invisible + other.invisible,
+            taken_back: self.taken_back + other.taken_back,
+        }
+    }
 }
 
 /// What does not hold.
