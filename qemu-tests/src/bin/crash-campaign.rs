@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use clap::Parser;
-use qemu_tests::campaign::{Kind, Plan, run};
+use qemu_tests::campaign::{Flushes, Kind, Plan, run};
 use serde_json::json;
 
 const EXAMPLES: &str = "\
@@ -82,7 +82,12 @@ impl Arguments {
             named.map(|(kind, number, full)| (kind, number.unwrap_or(default(kind, full))));
         let jobs =
             self.jobs.unwrap_or_else(|| thread::available_parallelism().map_or(2, Into::into));
-        Plan { deaths: deaths.into(), seed: self.seed.unwrap_or_else(seed), jobs: jobs.max(1) }
+        Plan {
+            deaths: deaths.into(),
+            seed: self.seed.unwrap_or_else(seed),
+            jobs: jobs.max(1),
+            flushes: Flushes::Honest,
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 //! everything that was promised holds.
 
 pub mod check;
+mod cuts;
 mod host;
 mod kills;
+mod power;
 mod report;
 mod rig;
 mod stream;
@@ -18,6 +20,7 @@ use crate::load::Random;
 use crate::load::item::Recipe;
 
 pub use check::{Tally, Violation};
+pub use power::Flushes;
 pub use report::{Plan, Report, run};
 
 /// Of every ring: so small that the load meets its end, and its being full, all the time.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Evidence, Kind, Result, Tally, Workshop, kills};
+use super::{Evidence, Flushes, Kind, Result, Tally, Workshop, cuts, kills};
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Plan {
     pub seed: u64,
     /// Streams at a time.
     pub jobs: usize,
+    /// Of the disk whose power is cut.
+    pub flushes: Flushes,
 }
 
 /// What one campaign came to.
@@ -100,7 +102,7 @@ fn campaign(
     workshop: &Workshop<'_>,
 ) -> Result<Vec<Evidence>> {
     match kind {
-        Kind::Cuts => todo!(),
+        Kind::Cuts => cuts::run(deaths, plan.seed, plan.jobs, plan.flushes, workshop),
         _ => kills::run(kind, deaths, plan.seed, plan.jobs, workshop),
     }
 }

@@ -4,12 +4,12 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::str;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use shared_block_ring::format::Side;
 
 use super::check::{Evidence, Tally, check};
-use super::{Failure, Result};
+use super::{Failure, Result, unsound};
 use crate::load::item::Recipe;
 use crate::load::log::Line;
 use crate::process::wait_until;
@@ -113,50 +113,53 @@ impl Stream {
         Ok(log.progress)
     }
 
-    /// Waits until the last run of `side` has come further than `from` by `steps`; fails when it says that it gives up.
+    /// Waits until the last run of `side` has come further than `from` by `steps`.
     pub fn wait_for_progress(&mut self, side: Side, from: u64, steps: u64) -> Result<()> {
-        self.wait_unless(side, from, steps, || None)
+        self.wait(&format!("the {side} moves"), |stream| Ok(stream.progress(side)? >= from + steps))
     }
 
-    /// The same, and fails when `ended` says why it cannot come any more.
-    pub fn wait_unless(
+    /// Waits for something that cannot come any more when an end has given up.
+    pub fn wait_while_alive(&mut self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
+        self.wait(what, |_| Ok(condition()))
+    }
+
+    fn wait(
         &mut self,
-        side: Side,
-        from: u64,
-        steps: u64,
-        mut ended: impl FnMut() -> Option<String>,
+        what: &str,
+        mut condition: impl FnMut(&mut Self) -> Result<bool>,
     ) -> Result<()> {
         let mut outcome = Ok(());
-        let start = Instant::now();
-        let met = wait_until(SOON, || {
-            let reason = ended();
-            match self.progress(side) {
-                Ok(progress) if progress >= from + steps => true,
-                Ok(_) => {
-                    let reason = reason.or_else(|| self.given_up(side));
-                    outcome = reason.map_or(Ok(()), |reason| Err(Failure::Unsound(reason)));
-                    outcome.is_err()
-                }
-                Err(e) => {
-                    outcome = Err(e);
-                    true
-                }
+        let over = wait_until(SOON, || match self.look(&mut condition) {
+            Ok(met) => met,
+            Err(failure) => {
+                outcome = Err(failure);
+                true
             }
         });
-        outcome?;
-        if met {
-            return Ok(());
+        if over {
+            return outcome;
         }
-        let last = self.logs(side).last().and_then(|log| log.lines.last()).cloned();
-        let waited = start.elapsed();
-        Err(Failure::Unsound(format!("the {side} has not moved in {waited:?} (it says {last:?})")))
+        let [producer, consumer] = [&self.producers, &self.consumers]
+            .map(|logs| logs.last().and_then(|log| log.lines.last()));
+        unsound(format!(
+            "{what}: not within {SOON:?}; the producer says {producer:?}, the consumer {consumer:?}"
+        ))
     }
 
-    fn given_up(&mut self, side: Side) -> Option<String> {
-        match self.logs(side).last()?.lines.last()? {
-            Line::Failed(text) => Some(format!("the {side} failed: {text}")),
-            _ => None,
+    fn look(&mut self, condition: &mut impl FnMut(&mut Self) -> Result<bool>) -> Result<bool> {
+        if condition(self)? {
+            return Ok(true);
         }
+        for (side, logs) in
+            [(Side::Producer, &mut self.producers), (Side::Consumer, &mut self.consumers)]
+        {
+            let Some(log) = logs.last_mut() else { continue };
+            log.catch_up()?;
+            if let Some(Line::Failed(text)) = log.lines.last() {
+                return unsound(format!("the {side} has given up: {text}"));
+            }
+        }
+        Ok(false)
     }
 
     /// The verdict, when the last run of both ends has ended.
