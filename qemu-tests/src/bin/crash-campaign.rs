@@ -1,12 +1,16 @@
 //! Kills the ends of rings at random instants, and cuts the power, and checks from logs of its own that every promise holds.
 
-use std::process::ExitCode;
-use std::thread;
+use std::process::{self, ExitCode};
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
+use std::{fs, io, thread};
 
 use clap::Parser;
-use qemu_tests::campaign::{Flushes, Kind, Plan, run};
+use qemu_tests::campaign::{Failure, Flushes, Kind, Plan, run};
 use serde_json::json;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tempfile::TempDir;
 
 const EXAMPLES: &str = "\
 Invariants, after any crash and re-attach: every item whose producer's `advance` returned is delivered, in
@@ -97,12 +101,36 @@ fn seed() -> u64 {
     u64::from(now.subsec_nanos()) ^ now.as_secs() << 30
 }
 
+/// A folder for everything that is made on the way: gone at the end, also when that comes with a signal.
+fn scratch() -> io::Result<TempDir> {
+    let folder = tempfile::Builder::new().prefix("crashes-").tempdir()?;
+    tempfile::env::override_temp_dir(folder.path())
+        .map_err(|_| io::Error::other("there is another folder already"))?;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let path = folder.path().to_owned();
+    thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            // What runs in it is killed with this process, and may make more until then.
+            let _ = fs::remove_dir_all(&path);
+            process::exit(128 + signal);
+        }
+    });
+    Ok(folder)
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let plan = arguments.plan();
+    let folder = match scratch() {
+        Ok(folder) => folder,
+        Err(e) => {
+            eprintln!("crash-campaign: cannot make a temporary folder: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
     eprintln!("crash-campaign: seed {}", plan.seed);
     let start = Instant::now();
-    let last = std::sync::Mutex::new(start);
+    let last = Mutex::new(start);
     let progress = |kind: Kind, done: u32, of: u32| {
         const EVERY: Duration = Duration::from_secs(5);
         if let Ok(mut last) = last.lock()
@@ -123,6 +151,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err((kind, failure)) => {
             eprintln!("crash-campaign: {kind}: {failure}\ncrash-campaign: seed {}", plan.seed);
+            if matches!(failure, Failure::Kept { .. }) {
+                let _ = folder.keep();
+            }
             if arguments.json {
                 let failure = failure.to_string();
                 println!(

@@ -2,25 +2,25 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::thread;
 
 use ring_simulation::{Disk, DiskDevice};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::{CreateOptions, create};
 
 use super::kills::in_parallel;
-use super::power::{Flushes, PoweredDisk};
+use super::power::{Cut, Flushes, PoweredDisk};
 use super::rig::{end_job, start_job, with_ports};
+use super::served::Served;
 use super::stream::Stream;
-use super::{Evidence, Failure, Kind, RING_BYTES, Result, Workshop, unsound};
+use super::{Killed, Kind, Outcome, RING_BYTES, Result, in_a_folder, recipe};
 use crate::load::Random;
 use crate::{Guest, GuestBuilder, Job};
 
 /// Cuts of one stream at most.
 const STREAM: u32 = 25;
 
-/// Requests until a cut at most, about a second's.
-const REQUESTS: u64 = 5000;
+/// Requests until a cut at most: a second or a few.
+const REQUESTS: u64 = 2000;
 
 /// Runs a campaign; what its streams came to.
 pub(super) fn run(
@@ -28,16 +28,15 @@ pub(super) fn run(
     seed: u64,
     jobs: usize,
     flushes: Flushes,
-    workshop: &Workshop<'_>,
-) -> Result<Vec<Evidence>> {
+    killed: Killed<'_>,
+) -> Result<Vec<Outcome>> {
     // As many streams as there are jobs, or more.
     let most = cuts.div_ceil(u32::try_from(jobs).unwrap_or(1)).clamp(1, STREAM);
     let streams: Vec<_> =
         (0..cuts.div_ceil(most)).map(|index| most.min(cuts - index * most)).collect();
     in_parallel(streams.len(), jobs, |index| {
         let mut random = Random::of(seed, &[Kind::Cuts as u64, index as u64]);
-        workshop
-            .in_a_folder(|folder| stream(folder, streams[index], flushes, workshop, &mut random))
+        in_a_folder(|folder| stream(folder, streams[index], flushes, killed, &mut random))
     })
 }
 
@@ -45,29 +44,30 @@ fn stream(
     folder: &Path,
     cuts: u32,
     flushes: Flushes,
-    workshop: &Workshop<'_>,
+    killed: Killed<'_>,
     random: &mut Random,
-) -> Result<Evidence> {
+) -> Result<Outcome> {
     let disk = Disk::new(SectorSize::DEFAULT, RING_BYTES / 512);
-    create(&DiskDevice::new(&disk), CreateOptions::default()).map_err(Failure::ring)?;
-    let disk = PoweredDisk::new(disk, flushes);
-    let mut stream = Stream::new(workshop.recipe(random)).with_power_cuts();
+    create(&DiskDevice::new(&disk), CreateOptions::default())?;
+    let disk = PoweredDisk::new(disk, flushes).map_err(crate::Error::io("making a timer"))?;
+    let disk = Arc::new(disk);
+    let mut stream = Stream::new(recipe(random)).with_power_cuts();
     for _ in 0..cuts {
-        let boot = Boot::start(folder, &disk, &mut stream)?;
+        let boot = Boot::start(folder, &disk, &mut stream, random)?;
         // Mostly under load; at times while the ends attach.
         if !random.one_in(4) {
-            boot.wait_for_flow(&mut stream)?;
+            stream.wait_for_flow()?;
         }
-        disk.fail_after(1 + random.below(REQUESTS), random.one_in(2));
+        disk.cut(Cut::at_random(REQUESTS, random));
         stream.wait_while_alive("the power cut", || disk.is_off())?;
         boot.kill()?;
         disk.lose(random.next_u64());
-        workshop.killed();
+        killed();
     }
-    let boot = Boot::start(folder, &disk, &mut stream)?;
-    boot.wait_for_flow(&mut stream)?;
+    let boot = Boot::start(folder, &disk, &mut stream, random)?;
+    stream.wait_for_flow()?;
     boot.end()?;
-    Ok(Evidence { tally: stream.judge()?, stalls: Vec::new() })
+    Ok(Outcome { tally: stream.judge()?, stalls: Vec::new() })
 }
 
 /// A guest with both ends in it.
@@ -75,13 +75,18 @@ struct Boot {
     guest: Guest,
     producer: Job,
     consumer: Job,
-    server: thread::JoinHandle<()>,
+    served: Served,
 }
 
 impl Boot {
-    fn start(folder: &Path, disk: &Arc<PoweredDisk>, stream: &mut Stream) -> Result<Self> {
+    fn start(
+        folder: &Path,
+        disk: &Arc<PoweredDisk>,
+        stream: &mut Stream,
+        random: &mut Random,
+    ) -> Result<Self> {
         let socket = folder.join("s");
-        let server = disk.serve(&socket)?;
+        let served = Served::start(disk, &socket, random.next_u64())?;
         let run = stream.next_run();
         let log = |side: Side| folder.join(format!("{side}-{run}.log"));
         let logs = [Side::Producer, Side::Consumer].map(log);
@@ -92,28 +97,18 @@ impl Boot {
         let consumer = start_job(&guest, Side::Consumer, "consumer", run, stream)?;
         stream.follow(Side::Producer, &logs[0]);
         stream.follow(Side::Consumer, &logs[1]);
-        Ok(Self { guest, producer, consumer, server })
-    }
-
-    fn wait_for_flow(&self, stream: &mut Stream) -> Result<()> {
-        stream.wait_for_progress(Side::Producer, 0, 1)?;
-        stream.wait_for_progress(Side::Consumer, 0, 1)
+        Ok(Self { guest, producer, consumer, served })
     }
 
     fn kill(self) -> Result<()> {
         self.guest.kill()?;
-        join(self.server)
+        self.served.join()
     }
 
     fn end(self) -> Result<()> {
         end_job(&self.producer)?;
         end_job(&self.consumer)?;
         self.guest.power_off()?;
-        join(self.server)
+        self.served.join()
     }
-}
-
-/// It ends with its front end.
-fn join(server: thread::JoinHandle<()>) -> Result<()> {
-    server.join().or_else(|_| unsound("the simulated disk has panicked".to_owned()))
 }

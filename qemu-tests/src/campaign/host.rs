@@ -11,7 +11,7 @@ use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::{CreateOptions, OpenOptions, create, make_file};
 
 use super::stream::{SOON, Stream};
-use super::{Evidence, Failure, RING_BYTES, Result, Workshop, unsound};
+use super::{Killed, Outcome, RING_BYTES, Result, in_a_folder, recipe, unsound};
 use crate::load::Random;
 use crate::{Daemon, binaries};
 
@@ -50,7 +50,7 @@ impl HostLoad {
         process: &mut Daemon,
         stream: &mut Stream,
         random: &mut Random,
-        killed: &dyn Fn(),
+        killed: Killed<'_>,
     ) -> Result<Vec<Duration>> {
         let mut stalls = Vec::new();
         let mut died = None;
@@ -104,31 +104,30 @@ pub(super) fn on_a_file(
     victim: Side,
     kills: u32,
     sector_size: SectorSize,
-    workshop: &Workshop<'_>,
+    killed: Killed<'_>,
     random: &mut Random,
-) -> Result<Evidence> {
-    workshop.in_a_folder(|folder| {
+) -> Result<Outcome> {
+    in_a_folder(|folder| {
         let path = folder.join("ring");
         make_file(&path, RING_BYTES).map_err(crate::Error::file("creating", &path))?;
         let device = OpenOptions::default().sector_size(sector_size).open(&path);
-        create(&device.map_err(Failure::ring)?, CreateOptions::default()).map_err(Failure::ring)?;
+        create(&device?, CreateOptions::default())?;
         let load = HostLoad {
             address: path.display().to_string(),
             folder: folder.to_owned(),
             sector_size: Some(sector_size),
         };
-        let mut stream = Stream::new(workshop.recipe(random));
+        let mut stream = Stream::new(recipe(random));
         let mut producer = load.start(Side::Producer, &mut stream)?;
         let mut consumer = load.start(Side::Consumer, &mut stream)?;
         let process = match victim {
             Side::Producer => &mut producer,
             Side::Consumer => &mut consumer,
         };
-        let killed = || workshop.killed();
         let stalls =
-            load.kill_again_and_again(victim, kills, process, &mut stream, random, &killed)?;
+            load.kill_again_and_again(victim, kills, process, &mut stream, random, killed)?;
         end(&mut producer)?;
         end(&mut consumer)?;
-        Ok(Evidence { tally: stream.judge()?, stalls })
+        Ok(Outcome { tally: stream.judge()?, stalls })
     })
 }

@@ -8,7 +8,7 @@ use shared_block_ring::format::{SectorSize, Side};
 
 use super::host::on_a_file;
 use super::rig::{Rig, other};
-use super::{Evidence, Kind, Result, Workshop};
+use super::{Killed, Kind, Outcome, Result, in_a_folder, recipe};
 use crate::load::Random;
 
 /// Kills of one stream at most, so that a failure shows soon, and logs stay small.
@@ -32,21 +32,17 @@ enum Place {
 /// The streams of a campaign. Most lead out of the guest, as most rings do; some into it.
 fn tasks(kind: Kind, kills: u32) -> Vec<Task> {
     let large = SectorSize::new(4096).unwrap_or(SectorSize::DEFAULT);
-    let parts = match kind.victim() {
-        Some(victim) => {
-            let beside_a_guest = kills / 5;
-            let on_large_sectors = kills / 4;
-            vec![
-                (Place::Guest(other(victim)), beside_a_guest),
-                (Place::File(large), on_large_sectors),
-                (Place::File(SectorSize::DEFAULT), kills - beside_a_guest - on_large_sectors),
-            ]
-        }
-        None => {
-            let inward = kills / 4;
-            let (outward, inward) = ((Side::Producer, kills - inward), (Side::Consumer, inward));
-            [outward, inward].map(|(side, kills)| (Place::Guest(side), kills)).into()
-        }
+    let parts = if let Some(victim) = kind.victim() {
+        let beside_a_guest = kills / 5;
+        let on_large_sectors = kills / 4;
+        vec![
+            (Place::Guest(other(victim)), beside_a_guest),
+            (Place::File(large), on_large_sectors),
+            (Place::File(SectorSize::DEFAULT), kills - beside_a_guest - on_large_sectors),
+        ]
+    } else {
+        let inward = kills / 4;
+        vec![(Place::Guest(Side::Producer), kills - inward), (Place::Guest(Side::Consumer), inward)]
     };
     // A few at a time, also where there are few kills.
     let most = kills.div_ceil(3).clamp(1, STREAM);
@@ -67,8 +63,8 @@ pub(super) fn run(
     kills: u32,
     seed: u64,
     jobs: usize,
-    workshop: &Workshop<'_>,
-) -> Result<Vec<Evidence>> {
+    killed: Killed<'_>,
+) -> Result<Vec<Outcome>> {
     let tasks = tasks(kind, kills);
     in_parallel(tasks.len(), jobs, |index| {
         let mut random = Random::of(seed, &[kind as u64, index as u64]);
@@ -76,9 +72,9 @@ pub(super) fn run(
         match place {
             Place::File(sector_size) => {
                 let victim = kind.victim().unwrap_or(Side::Producer);
-                on_a_file(victim, kills, sector_size, workshop, &mut random)
+                on_a_file(victim, kills, sector_size, killed, &mut random)
             }
-            Place::Guest(side) => in_a_rig(kind, side, kills, workshop, &mut random),
+            Place::Guest(side) => in_a_rig(kind, side, kills, killed, &mut random),
         }
     })
 }
@@ -87,13 +83,13 @@ fn in_a_rig(
     kind: Kind,
     side: Side,
     kills: u32,
-    workshop: &Workshop<'_>,
+    killed: Killed<'_>,
     random: &mut Random,
-) -> Result<Evidence> {
-    workshop.in_a_folder(|folder| {
-        let mut rig = Rig::start(folder, side, workshop.recipe(random))?;
+) -> Result<Outcome> {
+    in_a_folder(|folder| {
+        let mut rig = Rig::start(folder, side, recipe(random))?;
         if kind.victim().is_some() {
-            rig.kill_host(kills, random, &|| workshop.killed())?;
+            rig.kill_host(kills, random, killed)?;
             return rig.finish();
         }
         for _ in 0..kills {
@@ -102,7 +98,7 @@ fn in_a_rig(
                 Kind::Qemu => rig.kill_qemu(random)?,
                 _ => rig.kill_all(random)?,
             }
-            workshop.killed();
+            killed();
         }
         rig.finish()
     })

@@ -8,6 +8,7 @@ mod kills;
 mod power;
 mod report;
 mod rig;
+mod served;
 mod stream;
 
 use std::fmt;
@@ -38,6 +39,9 @@ pub enum Failure {
     /// The campaign could not do what it was about to do.
     #[error("{0}")]
     Helper(#[from] crate::Error),
+    /// The ring library has refused what it must not refuse.
+    #[error("{0}")]
+    Ring(#[from] shared_block_ring::Error),
     /// Where the logs are that show it.
     #[error("{failure}\n(its logs are in {})", folder.display())]
     Kept {
@@ -46,12 +50,6 @@ pub enum Failure {
         /// A folder that is nobody's now.
         folder: PathBuf,
     },
-}
-
-impl Failure {
-    fn ring(error: shared_block_ring::Error) -> Self {
-        Self::Unsound(error.to_string())
-    }
 }
 
 type Result<T> = std::result::Result<T, Failure>;
@@ -103,31 +101,22 @@ impl fmt::Display for Kind {
 
 /// What one stream came to.
 #[derive(Debug, Default)]
-struct Evidence {
+struct Outcome {
     tally: Tally,
     stalls: Vec<Duration>,
 }
 
-/// Where streams are made.
-struct Workshop<'a> {
-    /// Called after every kill.
-    killed: &'a (dyn Fn() + Sync),
+/// Called after every death.
+type Killed<'a> = &'a (dyn Fn() + Sync);
+
+fn recipe(random: &mut Random) -> Recipe {
+    Recipe { seed: random.next_u64() }
 }
 
-impl Workshop<'_> {
-    fn killed(&self) {
-        (self.killed)();
-    }
-
-    fn recipe(&self, random: &mut Random) -> Recipe {
-        Recipe { seed: random.next_u64() }
-    }
-
-    /// Runs `work` in a folder of its own, which stays only if it fails.
-    fn in_a_folder<T>(&self, work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-        let folder = tempfile::Builder::new().prefix("blockring-campaign-").tempdir();
-        let folder = folder.map_err(crate::Error::io("making a temporary folder"))?;
-        work(folder.path())
-            .map_err(|failure| Failure::Kept { failure: Box::new(failure), folder: folder.keep() })
-    }
+/// Runs `work` in a folder of its own, which stays only if it fails.
+fn in_a_folder<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = tempfile::Builder::new().prefix("blockring-campaign-").tempdir();
+    let folder = folder.map_err(crate::Error::io("making a temporary folder"))?;
+    work(folder.path())
+        .map_err(|failure| Failure::Kept { failure: Box::new(failure), folder: folder.keep() })
 }

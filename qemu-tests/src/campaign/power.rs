@@ -1,36 +1,24 @@
-//! A simulated disk as a guest's: a vhost-user-blk backend whose power can fail.
+//! A disk whose power can fail: requests, the simulated medium behind them, and the instant of the cut.
 //!
 //! What was answered is in the disk's cache, or on its medium; after the cut nothing is answered, and nothing is carried out.
 
 use std::io;
-use std::os::fd::AsFd as _;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use ring_simulation::{Adversary, Disk};
-use shared_block_ring::wait::wait_readable;
-use vhost::vhost_user::Listener;
-use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_device_blockring::request::{Kind, MAX_SEGMENTS, Request};
+use shared_block_ring::format::Side;
+use vhost_device_blockring::request::{Kind, Request};
 use vhost_device_blockring::worker::{Memory, Vring};
-use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringT as _};
+use vhost_user_backend::{VringState, VringT as _};
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_S_IOERR,
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-use virtio_queue::QueueOwnedT as _;
-use vm_memory::{Bytes as _, GuestAddressSpace as _, GuestMemoryAtomic, GuestMemoryMmap};
-use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
+use virtio_queue::{Error as QueueError, QueueOwnedT as _};
+use vm_memory::{Bytes as _, GuestAddressSpace as _, GuestMemoryMmap};
+use vmm_sys_util::timerfd::TimerFd;
 
-use super::Result;
-use super::stream::SOON;
+use crate::load::Random;
 
 /// What the guest finds the disk by.
 const SERIAL: &[u8] = b"ring";
@@ -38,8 +26,8 @@ const SERIAL: &[u8] = b"ring";
 /// Sectors in front of the ring's data: those that the adversary likes.
 const HEAD_SECTORS: u64 = 3;
 
-/// Bytes of `struct virtio_blk_config` (virtio 1.3, 5.2.4) that are served; what is not filled in is zero.
-const CONFIG_BYTES: usize = 256;
+/// A flush may take as long as a real one. Meanwhile the other end of the ring goes on, over what is not durable.
+const SLOW_FLUSH_US: u64 = 3000;
 
 /// Whether a flush makes anything durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +38,51 @@ pub enum Flushes {
     Lies,
 }
 
+/// When the power fails.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cut {
+    /// Requests before.
+    requests: u64,
+    /// The kind of the request that is the last one.
+    last: Last,
+    /// Whether that one is answered, too, or only carried out.
+    answered: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Any,
+    /// A pointer has arrived, and is not flushed.
+    Pointer,
+    /// A flush, which is not even carried out: as much as can be is at stake.
+    Flush,
+}
+
+impl Cut {
+    /// Within the next `requests`.
+    pub fn at_random(requests: u64, random: &mut Random) -> Self {
+        let last = match random.below(3) {
+            0 => Last::Any,
+            1 => Last::Pointer,
+            _ => Last::Flush,
+        };
+        Self { requests: random.below(requests), last, answered: random.one_in(2) }
+    }
+
+    /// Whether this request is the last one.
+    fn is_due(&mut self, request: &Request) -> bool {
+        let pointers = Side::Producer.sector()..=Side::Consumer.sector();
+        let is_it = match self.last {
+            Last::Any => true,
+            Last::Pointer => request.kind() == Kind::Write && pointers.contains(&request.sector),
+            Last::Flush => request.kind() == Kind::Flush,
+        };
+        let due = is_it && self.requests == 0;
+        self.requests = self.requests.saturating_sub(1);
+        due
+    }
+}
+
 /// A disk with a power supply.
 pub(super) struct PoweredDisk {
     disk: Disk,
@@ -57,60 +90,59 @@ pub(super) struct PoweredDisk {
     power: Mutex<Power>,
 }
 
-#[derive(Default)]
-struct Power {
+/// What lives as long as the power is on.
+pub(super) struct Power {
     on: bool,
-    /// The requests that are still carried out, once the cut is near; and whether the last one of them is answered, too.
-    left: Option<(u64, bool)>,
+    cut: Option<Cut>,
+    pub memory: Option<Memory>,
     request: Request,
-    memory: Option<Memory>,
+    /// A flush that takes its time, and the descriptor that it came with.
+    slow: Option<(u16, Request)>,
+    pub timer: TimerFd,
+    random: Random,
+}
+
+impl Power {
+    fn new(seed: u64) -> io::Result<Self> {
+        Ok(Self {
+            on: true,
+            cut: None,
+            memory: None,
+            request: Request::default(),
+            slow: None,
+            timer: TimerFd::new().map_err(io::Error::from)?,
+            random: Random::new(seed),
+        })
+    }
 }
 
 impl PoweredDisk {
-    pub fn new(disk: Disk, flushes: Flushes) -> Arc<Self> {
-        let power = Mutex::new(Power::default());
-        Arc::new(Self { disk, flushes, power })
+    pub fn new(disk: Disk, flushes: Flushes) -> io::Result<Self> {
+        let power = Mutex::new(Power { on: false, ..Power::new(0)? });
+        Ok(Self { disk, flushes, power })
     }
 
-    fn power(&self) -> MutexGuard<'_, Power> {
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    pub fn power(&self) -> MutexGuard<'_, Power> {
         // A panic in between is this test's failure anyway.
         self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The power is back. Serves the next front end at `socket`, until it goes away.
-    pub fn serve(self: &Arc<Self>, socket: &Path) -> Result<JoinHandle<()>> {
-        // The one that served the last boot is no listener any more.
-        let _ = std::fs::remove_file(socket);
-        let listener = UnixListener::bind(socket).map_err(crate::Error::file("binding", socket))?;
-        *self.power() = Power { on: true, ..Power::default() };
-        let served = Arc::clone(self);
-        Ok(thread::spawn(move || {
-            if let Err(e) = served.serve_one(listener) {
-                eprintln!("crash-campaign: the simulated disk: {e}");
-            }
-        }))
-    }
-
-    fn serve_one(self: Arc<Self>, listener: UnixListener) -> io::Result<()> {
-        if wait_readable(&[listener.as_fd()], Some(SOON))?.is_none() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let daemon = VhostUserDaemon::new("powered-disk".to_owned(), self, memory);
-        let mut daemon = daemon.map_err(|e| io::Error::other(e.to_string()))?;
-        let started = daemon.start(&mut Listener::from(listener));
-        started.map_err(|e| io::Error::other(e.to_string()))?;
-        // Its end is how a killed QEMU leaves, whatever it is called.
-        let _ = daemon.wait();
+    /// The power is back.
+    pub fn switch_on(&self, seed: u64) -> io::Result<()> {
+        *self.power() = Power::new(seed)?;
         Ok(())
     }
 
-    /// Lets the power fail after so many more requests: when the last one is answered, or is carried out and never answered.
-    pub fn fail_after(&self, requests: u64, answered: bool) {
-        self.power().left = Some((requests, answered));
+    /// Lets the power fail.
+    pub fn cut(&self, cut: Cut) {
+        self.power().cut = Some(cut);
     }
 
-    /// Whether the power has failed.
+    /// Whether it has failed.
     pub fn is_off(&self) -> bool {
         !self.power().on
     }
@@ -121,44 +153,76 @@ impl PoweredDisk {
         self.disk.crash(|sector, versions| adversary.choose(sector, versions));
     }
 
-    /// Everything in the available ring, in its order, while there is power.
-    fn drain(&self, vring: &Vring) -> std::result::Result<(), virtio_queue::Error> {
+    /// Carries out what is in the available ring, in its order.
+    pub fn drain(&self, vring: &Vring) -> Result<(), QueueError> {
         let mut power = self.power();
         let Some(memory) = power.memory.clone() else { return Ok(()) };
         let memory = memory.memory();
         let mut state = vring.get_mut();
         while power.on {
-            let chain = state.get_queue_mut().iter(memory.clone())?.next();
-            let Some(chain) = chain else {
+            let Some(chain) = state.get_queue_mut().iter(memory.clone())?.next() else {
                 if state.enable_notification()? {
                     continue;
                 }
                 break;
             };
             let head = chain.head_index();
-            let parsed = power.request.parse(&*memory, chain);
-            let (status, len) = match parsed {
-                Ok(()) => self.carry_out(&power.request, &memory),
-                Err(_) => (VIRTIO_BLK_S_IOERR, 0),
-            };
-            let last = power.left.as_mut().and_then(|(left, answered)| {
-                *left = left.saturating_sub(1);
-                (*left == 0).then_some(*answered)
-            });
-            if last != Some(false)
-                && let Some(address) = power.request.status()
-            {
-                // The constants are small, and generated as 32 bits wide.
-                let status = u8::try_from(status).unwrap_or(u8::MAX);
-                memory.write_obj(status, address).map_err(virtio_queue::Error::GuestMemory)?;
-                state.add_used(head, len + 1)?;
+            let mut request = std::mem::take(&mut power.request);
+            // What is no request is answered as one that failed.
+            let parsed = request.parse(&*memory, chain).is_ok();
+            let slow = parsed && request.kind() == Kind::Flush && power.slow.is_none();
+            if slow && power.random.one_in(2) {
+                let delay = Duration::from_micros(1 + power.random.below(SLOW_FLUSH_US));
+                if power.timer.reset(delay, None).is_ok() {
+                    power.slow = Some((head, request));
+                    continue;
+                }
             }
-            if last.is_some() {
-                power.on = false;
-            }
+            self.finish(&mut power, &mut state, &memory, (head, &request, parsed))?;
+            power.request = request;
         }
-        // Without EVENT_IDX: a notification too many does no harm.
-        state.signal_used_queue().map_err(|_| virtio_queue::Error::QueueNotReady)
+        signal(&state)
+    }
+
+    /// A slow flush is over.
+    pub fn finish_flush(&self, vring: &Vring) -> Result<(), QueueError> {
+        let mut power = self.power();
+        // Nothing to read if another event has woken us.
+        let _ = power.timer.wait();
+        let (Some(memory), Some((head, request))) = (power.memory.clone(), power.slow.take())
+        else {
+            return Ok(());
+        };
+        let mut state = vring.get_mut();
+        if power.on {
+            self.finish(&mut power, &mut state, &memory.memory(), (head, &request, true))?;
+        }
+        signal(&state)
+    }
+
+    /// Carries a request out and answers it, as far as the power lasts.
+    fn finish(
+        &self,
+        power: &mut Power,
+        state: &mut VringState<Memory>,
+        memory: &GuestMemoryMmap,
+        (head, request, parsed): (u16, &Request, bool),
+    ) -> Result<(), QueueError> {
+        let cut = power.cut.as_mut().and_then(|cut| cut.is_due(request).then_some(*cut));
+        power.on = cut.is_none();
+        if cut.is_some_and(|cut| cut.last == Last::Flush) {
+            return Ok(());
+        }
+        let (status, len) =
+            if parsed { self.carry_out(request, memory) } else { (VIRTIO_BLK_S_IOERR, 0) };
+        let answered = cut.is_none_or(|cut| cut.answered);
+        if let Some(address) = request.status().filter(|_| answered) {
+            // The constants are small, and generated as 32 bits wide.
+            let status = u8::try_from(status).unwrap_or(u8::MAX);
+            memory.write_obj(status, address).map_err(QueueError::GuestMemory)?;
+            state.add_used(head, len + 1)?;
+        }
+        Ok(())
     }
 
     fn carry_out(&self, request: &Request, memory: &GuestMemoryMmap) -> (u32, u32) {
@@ -192,6 +256,11 @@ impl PoweredDisk {
     }
 }
 
+/// Without `EVENT_IDX`: a notification too many does no harm.
+fn signal(state: &VringState<Memory>) -> Result<(), QueueError> {
+    state.signal_used_queue().map_err(|_| QueueError::QueueNotReady)
+}
+
 /// Its length is bounded by the parser.
 fn buffer(request: &Request) -> Vec<u8> {
     vec![0; request.data.iter().map(|segment| segment.len).sum()]
@@ -212,73 +281,4 @@ fn get_id(request: &Request, memory: &GuestMemoryMmap) -> io::Result<u32> {
     let mut id = [0; 20];
     id[..SERIAL.len()].copy_from_slice(SERIAL);
     scatter(request, memory, &id)
-}
-
-impl VhostUserBackend for PoweredDisk {
-    type Bitmap = ();
-    type Vring = Vring;
-
-    fn num_queues(&self) -> usize {
-        1
-    }
-
-    fn max_queue_size(&self) -> usize {
-        128
-    }
-
-    fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1
-            | 1 << VIRTIO_RING_F_INDIRECT_DESC
-            | 1 << VIRTIO_BLK_F_SEG_MAX
-            | 1 << VIRTIO_BLK_F_BLK_SIZE
-            | 1 << VIRTIO_BLK_F_FLUSH
-            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
-    }
-
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
-            | VhostUserProtocolFeatures::REPLY_ACK
-    }
-
-    fn set_event_idx(&self, _enabled: bool) {}
-
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
-        let geometry = self.disk.geometry();
-        let mut space = [0; CONFIG_BYTES];
-        space[..8].copy_from_slice(&(geometry.total_bytes() / 512).to_le_bytes());
-        space[12..16].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
-        space[20..24].copy_from_slice(&geometry.sector_size().get().to_le_bytes());
-        space[34..36].copy_from_slice(&1u16.to_le_bytes());
-        let start = offset as usize;
-        space
-            .get(start..start.saturating_add(size as usize))
-            .map(<[u8]>::to_vec)
-            .unwrap_or_default()
-    }
-
-    fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        self.power().memory = Some(memory);
-        Ok(())
-    }
-
-    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        // The crate leaves one descriptor of it open: one a boot.
-        new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC).ok()
-    }
-
-    /// Never an error: the crate's thread would end, in silence.
-    fn handle_event(
-        &self,
-        _event: u16,
-        _set: EventSet,
-        vrings: &[Vring],
-        _thread: usize,
-    ) -> io::Result<()> {
-        if let Some(Err(e)) = vrings.first().map(|vring| self.drain(vring)) {
-            eprintln!("crash-campaign: the simulated disk's queue: {e}");
-        }
-        Ok(())
-    }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::{Evidence, Flushes, Kind, Result, Tally, Workshop, cuts, kills};
+use super::{Flushes, Killed, Kind, Outcome, Result, Tally, cuts, kills};
 
 /// What to do.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct Plan {
 pub struct Report {
     /// What died.
     pub campaign: String,
+    /// What the random choices followed from.
+    pub seed: u64,
     /// How often.
     pub deaths: u32,
     /// Over all streams.
@@ -33,29 +35,40 @@ pub struct Report {
     pub tally: Tally,
     /// How many streams.
     pub streams: usize,
-    /// From a death until the stream flowed again, middle and longest.
-    pub stall_median_ms: u64,
-    /// The longest.
-    pub stall_longest_ms: u64,
+    /// From a death until the stream flowed again.
+    pub stalls: Option<Stalls>,
     /// All of it.
     pub seconds: u64,
 }
 
+/// How long streams stood still.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Stalls {
+    /// The one in the middle.
+    pub median_ms: u128,
+    /// The longest one.
+    pub longest_ms: u128,
+}
+
+impl Stalls {
+    fn of(streams: &[Outcome]) -> Option<Self> {
+        let mut all: Vec<_> = streams.iter().flat_map(|stream| &stream.stalls).collect();
+        all.sort_unstable();
+        let median_ms = all.get(all.len() / 2)?.as_millis();
+        Some(Self { median_ms, longest_ms: all.last()?.as_millis() })
+    }
+}
+
 impl Report {
-    fn new(kind: Kind, deaths: u32, streams: &[Evidence], time: Duration) -> Self {
+    fn new(kind: Kind, seed: u64, deaths: u32, streams: &[Outcome], time: Duration) -> Self {
         let tally = streams.iter().fold(Tally::default(), |sum, stream| sum.plus(stream.tally));
-        let mut stalls: Vec<_> = streams.iter().flat_map(|stream| &stream.stalls).collect();
-        stalls.sort_unstable();
-        let millis = |stall: Option<&&Duration>| {
-            stall.map_or(0, |stall| u64::try_from(stall.as_millis()).unwrap_or(u64::MAX))
-        };
         Self {
             campaign: kind.to_string(),
+            seed,
             deaths,
             tally,
             streams: streams.len(),
-            stall_median_ms: millis(stalls.get(stalls.len() / 2)),
-            stall_longest_ms: millis(stalls.last()),
+            stalls: Stalls::of(streams),
             seconds: time.as_secs(),
         }
     }
@@ -68,9 +81,11 @@ impl fmt::Display for Report {
         write!(
             f,
             "{campaign:<8} {deaths:>4} in {streams} streams, {seconds} s: {acknowledged} items acknowledged, {delivered} delivered, \
-             {repeated} repeated; of batches under way {visible} were visible, {invisible} were not; stall {} ms, at most {} ms",
-            self.stall_median_ms, self.stall_longest_ms
+             {repeated} repeated; of batches under way {visible} were visible, {invisible} were not"
         )?;
+        if let Some(Stalls { median_ms, longest_ms }) = self.stalls {
+            write!(f, "; stalls {median_ms} ms in the middle, at most {longest_ms} ms")?;
+        }
         if *taken_back > 0 {
             write!(f, "; {taken_back} unacknowledged items taken back by a cut")?;
         }
@@ -88,21 +103,15 @@ pub fn run(
         let start = Instant::now();
         let so_far = AtomicU32::new(0);
         let killed = || progress(kind, so_far.fetch_add(1, Ordering::Relaxed) + 1, deaths);
-        let workshop = Workshop { killed: &killed };
-        let streams = campaign(kind, deaths, plan, &workshop).map_err(|failure| (kind, failure))?;
-        report(&Report::new(kind, deaths, &streams, start.elapsed()));
+        let streams = campaign(kind, deaths, plan, &killed).map_err(|failure| (kind, failure))?;
+        report(&Report::new(kind, plan.seed, deaths, &streams, start.elapsed()));
     }
     Ok(())
 }
 
-fn campaign(
-    kind: Kind,
-    deaths: u32,
-    plan: &Plan,
-    workshop: &Workshop<'_>,
-) -> Result<Vec<Evidence>> {
+fn campaign(kind: Kind, deaths: u32, plan: &Plan, killed: Killed<'_>) -> Result<Vec<Outcome>> {
     match kind {
-        Kind::Cuts => cuts::run(deaths, plan.seed, plan.jobs, plan.flushes, workshop),
-        _ => kills::run(kind, deaths, plan.seed, plan.jobs, workshop),
+        Kind::Cuts => cuts::run(deaths, plan.seed, plan.jobs, plan.flushes, killed),
+        _ => kills::run(kind, deaths, plan.seed, plan.jobs, killed),
     }
 }

@@ -13,7 +13,7 @@ use shared_block_ring::handover::Role;
 
 use super::host::{self, HostLoad, verb};
 use super::stream::{SOON, Stream};
-use super::{Evidence, RING_BYTES, Result, unsound};
+use super::{Killed, Outcome, RING_BYTES, Result, unsound};
 use crate::load::Random;
 use crate::load::item::Recipe;
 use crate::{Daemon, Disk, Error, Guest, GuestBuilder, ImageSpec, Job, binaries};
@@ -58,8 +58,7 @@ impl Rig {
 
     /// Waits until both ends have advanced since they were started.
     fn wait_for_flow(&mut self) -> Result<()> {
-        self.stream.wait_for_progress(self.side, 0, 1)?;
-        self.stream.wait_for_progress(other(self.side), 0, 1)?;
+        self.stream.wait_for_flow()?;
         self.stalls.extend(self.died.take().map(|at| at.elapsed()));
         Ok(())
     }
@@ -74,7 +73,7 @@ impl Rig {
     }
 
     /// Kills the process on the host this many times.
-    pub fn kill_host(&mut self, kills: u32, random: &mut Random, killed: &dyn Fn()) -> Result<()> {
+    pub fn kill_host(&mut self, kills: u32, random: &mut Random, killed: Killed<'_>) -> Result<()> {
         let side = other(self.side);
         let Self { load, host, stream, .. } = self;
         let stalls = load.kill_again_and_again(side, kills, host, stream, random, killed)?;
@@ -129,7 +128,7 @@ impl Rig {
     }
 
     /// Lets the ends come to theirs, and judges the stream.
-    pub fn finish(mut self) -> Result<Evidence> {
+    pub fn finish(mut self) -> Result<Outcome> {
         self.wait_for_flow()?;
         match self.side {
             Side::Producer => {
@@ -147,7 +146,7 @@ impl Rig {
         }
         self.guest.guest.power_off()?;
         host::end(&mut self.backend)?;
-        Ok(Evidence { tally: self.stream.judge()?, stalls: self.stalls })
+        Ok(Outcome { tally: self.stream.judge()?, stalls: self.stalls })
     }
 }
 

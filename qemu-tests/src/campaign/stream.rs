@@ -118,6 +118,12 @@ impl Stream {
         self.wait(&format!("the {side} moves"), |stream| Ok(stream.progress(side)? >= from + steps))
     }
 
+    /// Waits until the last run of both ends has advanced.
+    pub fn wait_for_flow(&mut self) -> Result<()> {
+        self.wait_for_progress(Side::Producer, 0, 1)?;
+        self.wait_for_progress(Side::Consumer, 0, 1)
+    }
+
     /// Waits for something that cannot come any more when an end has given up.
     pub fn wait_while_alive(&mut self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
         self.wait(what, |_| Ok(condition()))

@@ -3,24 +3,22 @@
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Error, Stop};
 use std::collections::VecDeque;
-use std::thread;
-use std::time::Duration;
 
 use super::item::{Stamp, hash};
 use super::log::{Line, Log};
-use super::{Device, Failure, PATIENCE, Random};
+use super::{Device, Failure, PATIENCE, Random, Temper};
 
 /// Items given and not freed, at most.
 const MOST_HELD: usize = 12;
 
-/// Takes items until `stop`, and then what is left. Frees some of what it has, sometimes all; pauses at times, so that the
-/// ring runs full.
+/// Takes items until `stop`, and then what is left. Frees some of what it has, sometimes all.
 pub fn consume(
     consumer: &mut Consumer<Device>,
     random: &mut Random,
     log: &mut Log,
     stop: &Stop,
 ) -> Result<(), Failure> {
+    let temper = Temper::of(random);
     let mut at = consumer.position();
     let mut held = VecDeque::new();
     let mut freed = 0;
@@ -63,8 +61,8 @@ pub fn consume(
         log.write(&Line::Freed(freed))?;
         held.drain(..count);
         target = 1 + random.count(MOST_HELD);
-        if random.one_in(64) {
-            thread::sleep(Duration::from_micros(random.below(10_000)));
+        if !stop.requested() {
+            temper.pause(random);
         }
     }
 }

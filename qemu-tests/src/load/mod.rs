@@ -11,6 +11,7 @@ mod random;
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use shared_block_ring::device::{DeviceError, find_by_serial};
@@ -45,6 +46,32 @@ pub enum Failure {
 impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         Self::Ring(error.into())
+    }
+}
+
+/// How an end of a ring goes about it, in one run: if both are quick they meet at the ring's edges; if one dawdles the ring is
+/// empty, or full, nearly all the time.
+#[derive(Debug, Clone, Copy)]
+struct Temper {
+    /// A pause once in so many steps.
+    once_in: u64,
+    /// At most that long.
+    micros: u64,
+}
+
+impl Temper {
+    fn of(random: &mut Random) -> Self {
+        if random.one_in(3) {
+            Self { once_in: 2, micros: 20_000 }
+        } else {
+            Self { once_in: 32, micros: 4000 }
+        }
+    }
+
+    fn pause(self, random: &mut Random) {
+        if random.one_in(self.once_in) {
+            thread::sleep(Duration::from_micros(random.below(self.micros)));
+        }
     }
 }
 

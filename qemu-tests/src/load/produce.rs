@@ -2,15 +2,13 @@
 
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Error, Position, Producer, Stop};
-use std::thread;
-use std::time::Duration;
 
 use super::item::{Recipe, Stamp};
 use super::log::{Line, Log};
-use super::{Device, Failure, PATIENCE, Random};
+use super::{Device, Failure, PATIENCE, Random, Temper};
 
 /// Pushes batches until `stop`, or `batches` of them: by one write or several, sometimes the next one before this one is
-/// visible, sometimes with a pause in which the ring runs empty.
+/// visible.
 pub fn produce(
     producer: &mut Producer<Device>,
     recipe: Recipe,
@@ -20,6 +18,7 @@ pub fn produce(
     stop: &Stop,
 ) -> Result<(), Failure> {
     let mut random = Random::of(recipe.seed, &[3, run.into()]);
+    let temper = Temper::of(&mut random);
     let mut source = Source { recipe, run, batch: 0, number: 0, limit: batches };
     let mut ahead: Option<Batch> = None;
     loop {
@@ -47,9 +46,7 @@ pub fn produce(
         }
         producer.advance(batch.end)?;
         log.write(&Line::Done(batch.number))?;
-        if random.one_in(16) {
-            thread::sleep(Duration::from_micros(random.below(4000)));
-        }
+        temper.pause(&mut random);
     }
 }
 
