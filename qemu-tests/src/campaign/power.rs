@@ -29,6 +29,9 @@ const HEAD_SECTORS: u64 = 3;
 /// A flush may take as long as a real one. Meanwhile the other end of the ring goes on, over what is not durable.
 const SLOW_FLUSH_US: u64 = 3000;
 
+/// Requests that the right one is waited for, when it is time for the cut: the ends may be busy with others.
+const WAIT: u64 = 1000;
+
 /// Whether a flush makes anything durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushes {
@@ -43,8 +46,9 @@ pub enum Flushes {
 pub(super) struct Cut {
     /// Requests before.
     requests: u64,
-    /// The kind of the request that is the last one.
+    /// The kind of the request that is the last one, and how many were of another kind when it was due.
     last: Last,
+    waited: u64,
     /// Whether that one is answered, too, or only carried out.
     answered: bool,
 }
@@ -54,6 +58,8 @@ enum Last {
     Any,
     /// A pointer has arrived, and is not flushed.
     Pointer,
+    /// The same, while a flush of the other end is still under way: neither end's pointer need be durable.
+    Overtaking,
     /// A flush, which is not even carried out: as much as can be is at stake.
     Flush,
 }
@@ -61,25 +67,27 @@ enum Last {
 impl Cut {
     /// Within the next `requests`.
     pub fn at_random(requests: u64, random: &mut Random) -> Self {
-        let last = match random.below(3) {
-            0 => Last::Any,
-            1 => Last::Pointer,
-            _ => Last::Flush,
-        };
-        Self { requests: random.below(requests), last, answered: random.one_in(2) }
+        let kinds = [Last::Any, Last::Pointer, Last::Overtaking, Last::Flush];
+        let last = kinds[random.count(kinds.len())];
+        Self { requests: random.below(requests), last, waited: 0, answered: random.one_in(2) }
     }
 
-    /// Whether this request is the last one.
-    fn is_due(&mut self, request: &Request) -> bool {
+    /// Whether this request, carried out while a flush is under way or not, is the last one.
+    fn is_due(&mut self, request: &Request, flushing: bool) -> bool {
+        if let Some(left) = self.requests.checked_sub(1) {
+            self.requests = left;
+            return false;
+        }
+        self.waited += 1;
         let pointers = Side::Producer.sector()..=Side::Consumer.sector();
-        let is_it = match self.last {
+        let pointer = request.kind() == Kind::Write && pointers.contains(&request.sector);
+        match self.last {
+            _ if self.waited > WAIT => true,
             Last::Any => true,
-            Last::Pointer => request.kind() == Kind::Write && pointers.contains(&request.sector),
+            Last::Pointer => pointer,
+            Last::Overtaking => pointer && flushing,
             Last::Flush => request.kind() == Kind::Flush,
-        };
-        let due = is_it && self.requests == 0;
-        self.requests = self.requests.saturating_sub(1);
-        due
+        }
     }
 }
 
@@ -149,8 +157,16 @@ impl PoweredDisk {
 
     /// What an adversary likes of what was not flushed is gone; to be called when QEMU is.
     pub fn lose(&self, seed: u64) {
-        let mut adversary = Adversary::new(seed, HEAD_SECTORS);
-        self.disk.crash(|sector, versions| adversary.choose(sector, versions));
+        let mut random = Random::new(seed);
+        let mut adversary = Adversary::new(random.next_u64(), HEAD_SECTORS);
+        // What rests on both pointers is best shaken by keeping one of them.
+        let one_pointer = random.one_in(3);
+        let kept = [Side::Producer, Side::Consumer][random.count(2)].sector();
+        self.disk.crash(|sector, versions| match sector {
+            1 | 2 if one_pointer && sector == kept => versions - 1,
+            1 | 2 if one_pointer => 0,
+            _ => adversary.choose(sector, versions),
+        });
     }
 
     /// Carries out what is in the available ring, in its order.
@@ -208,9 +224,11 @@ impl PoweredDisk {
         memory: &GuestMemoryMmap,
         (head, request, parsed): (u16, &Request, bool),
     ) -> Result<(), QueueError> {
-        let cut = power.cut.as_mut().and_then(|cut| cut.is_due(request).then_some(*cut));
+        let cut = power.cut.as_mut();
+        let flushing = power.slow.is_some();
+        let cut = cut.and_then(|cut| cut.is_due(request, flushing).then_some(*cut));
         power.on = cut.is_none();
-        if cut.is_some_and(|cut| cut.last == Last::Flush) {
+        if cut.is_some_and(|cut| cut.last == Last::Flush && request.kind() == Kind::Flush) {
             return Ok(());
         }
         let (status, len) =
