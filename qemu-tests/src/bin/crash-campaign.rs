@@ -13,11 +13,12 @@ use signal_hook::iterator::Signals;
 use tempfile::TempDir;
 
 const EXAMPLES: &str = "\
-Invariants, after any crash and re-attach: every item whose producer's `advance` returned is delivered, in
-order and unchanged; nothing that was never pushed, or is torn, is delivered; nothing whose consumer's
-`advance` returned is delivered again; a batch is visible whole or not at all; attaching succeeds.
+Invariants, after any crash and re-attach: every item whose producer's `advance` returned is
+delivered, in order and unchanged; nothing that was never pushed, or is torn, is delivered; nothing
+whose consumer's `advance` returned is delivered again; a batch is visible whole or not at all;
+attaching succeeds.
 
-Without a number the full form runs: about half an hour on two quiet processors, up to 70 minutes on busy
+Without a number the full form runs: about 15 minutes on two quiet processors, up to 70 on busy
 ones. The short form takes 2 to 4 minutes. Where a number is given, only what is named runs.
 The programs and the guest's image are built first if need be; scripts/crash-campaign.sh prepares
 everything. A failure leaves the logs that show it, and says where.
@@ -28,8 +29,8 @@ Examples:
   crash-campaign --producer 2000 --consumer 2000
   crash-campaign --cuts 20 --seed 12345       the random choices of the run that printed this seed";
 
-/// Kills producers, consumers, backends and whole guests under load, cuts the power of others, and judges by
-/// logs of its own whether the rings kept what they promise
+/// Kills producers, consumers, backends and whole guests under load, cuts the power of others, and
+/// judges by logs of its own whether the rings kept what they promise
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {

@@ -80,8 +80,9 @@ impl fmt::Display for Report {
         let Tally { acknowledged, delivered, repeated, visible, invisible, taken_back } = tally;
         write!(
             f,
-            "{campaign:<8} {deaths:>4} in {streams} streams, {seconds} s: {acknowledged} items acknowledged, {delivered} delivered, \
-             {repeated} repeated; of batches under way {visible} were visible, {invisible} were not"
+            "{campaign:<8} {deaths:>4} in {streams} streams, {seconds} s: \
+             {acknowledged} items acknowledged, {delivered} delivered, {repeated} repeated; \
+             of batches under way {visible} were visible, {invisible} were not"
         )?;
         if let Some(Stalls { median_ms, longest_ms }) = self.stalls {
             write!(f, "; stalls {median_ms} ms in the middle, at most {longest_ms} ms")?;
