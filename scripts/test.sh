@@ -4,18 +4,22 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/test.sh
+usage: scripts/test.sh [--long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds, and runs the suites
   library   the ring library and the blockring program
   vhost     the vhost-user back end
   qemu      real guests (emulated where there is no KVM)
+  crashes   real kills and power cuts: a few, or with --long many hundreds (see
+            scripts/crash-campaign.sh --help)
 Ends with one line a suite: passed or FAILED, and the seconds it took. Fails if one of them failed.
 TEXT
 }
 
+long=no
 case "${1:-}" in
     "") ;;
+    --long) long=yes ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -57,4 +61,9 @@ suite vhost 5 cargo test --locked -p vhost-device-blockring
 suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
+if [ "$long" = yes ]; then
+    suite crashes 90 scripts/crash-campaign.sh
+else
+    suite crashes 10 scripts/crash-campaign.sh --short
+fi
 finish

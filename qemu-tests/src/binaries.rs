@@ -34,6 +34,11 @@ impl Binaries {
     pub fn ringload(&self) -> PathBuf {
         self.folder.join("ringload")
     }
+
+    /// The ends of a crash campaign's rings.
+    pub fn crashload(&self) -> PathBuf {
+        self.folder.join("crashload")
+    }
 }
 
 /// The host's programs, release build.

@@ -55,9 +55,12 @@ impl ImageSpec {
     pub fn standard() -> Result<Self> {
         let programs = binaries::guest()?;
         let mut spec = Self::minimal().file("bin/blockring", programs.blockring());
-        // The load generator is no part of the product: an image without it is of use.
-        if programs.ringload().exists() {
-            spec = spec.file("bin/ringload", programs.ringload());
+        // The load generators are no part of the product: an image without them is of use.
+        for (name, load) in [("ringload", programs.ringload()), ("crashload", programs.crashload())]
+        {
+            if load.exists() {
+                spec = spec.file(&format!("bin/{name}"), load);
+            }
         }
         Ok(spec)
     }
