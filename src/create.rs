@@ -64,7 +64,8 @@ const SCAN_SECTORS: u64 = 2048;
 /// A larger device is looked at where file systems, partition tables and volume managers keep their marks: its first and last MiB.
 const WHOLE_SCAN: u64 = 1 << 30;
 
-/// The first byte of a device that is not zero.
+/// The first byte of a device that is not zero. What a [`create`] leaves that was cut off before its end counts as zeros: it
+/// can be begun again.
 pub fn first_used<D: BlockDevice + ?Sized>(
     device: &D,
 ) -> std::result::Result<Option<u64>, DeviceError> {
@@ -77,6 +78,9 @@ pub fn first_used<D: BlockDevice + ?Sized>(
         let sectors = SCAN_SECTORS.min(geometry.sectors() - at);
         let mut chunk = AlignedBuf::zeroed(usize::try_from(sectors).unwrap_or(0) * size);
         device.read(at, &mut [IoSliceMut::new(&mut chunk)])?;
+        if at == 0 {
+            overlook_pointers(&mut chunk, size);
+        }
         if let Some(byte) = chunk.iter().position(|&byte| byte != 0) {
             return Ok(Some(at * size as u64 + byte as u64));
         }
@@ -88,16 +92,36 @@ pub fn first_used<D: BlockDevice + ?Sized>(
     Ok(None)
 }
 
-/// Makes a new file of `bytes` zero bytes for a ring, for this user only.
+/// Blanks the pointer sectors of an empty ring that has no signature yet.
+fn overlook_pointers(start: &mut [u8], size: usize) {
+    let mut expected = vec![0; size];
+    for (side, index) in [(Side::Producer, 1), (Side::Consumer, 2)] {
+        expected.fill(0);
+        PointerSector::START.encode(side, None, &mut expected);
+        let sector = &mut start[index * size..][..size];
+        if *sector == *expected {
+            sector.fill(0);
+        }
+    }
+}
+
+/// Makes a new file of `bytes` zero bytes for a ring, for this user only. It is there after a power loss too.
 ///
 /// All of it is allocated: a full disk must show now, not as an item that cannot be stored later (in a mapping, that would be
 /// a SIGBUS).
 pub fn make_file(path: &Path, bytes: u64) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    allocate(&file, bytes).inspect_err(|_| {
+    let made = allocate(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_name(path));
+    made.inspect_err(|_| {
         // Ours, and of no use to anybody.
         drop(std::fs::remove_file(path));
     })
+}
+
+/// Makes the name of a new file durable: syncing the file itself does not promise that.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Allocates the first `bytes` of a file, and keeps what is in them.
