@@ -24,14 +24,14 @@ pub enum Format {
     /// Make one if nothing else is there.
     #[default]
     IfEmpty,
-    /// Make one over whatever is there.
+    /// Make one over whatever else is there. A journal that is there stays, with its entries.
     Always,
 }
 
 /// What `push` does when there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFull {
-    /// Wait until there is.
+    /// Wait until there is. (A journal that was suspended from outside makes it wait too.)
     #[default]
     Wait,
     /// Say so.
@@ -48,7 +48,7 @@ pub struct JournalOptions {
     pub retry_interval: Duration,
     /// The longest that the pause gets (1 min).
     pub longest_retry: Duration,
-    /// After as many failures an entry is set aside; `None`: never.
+    /// After as many failures in a row an entry is set aside; `None`: never. What fails while the journal is being shut down does not count.
     pub limit: Option<NonZeroU32>,
     /// Entries handed to `perform` at a time, at most (1024).
     pub batch: usize,

@@ -1,6 +1,8 @@
 //! A ring in a temporary file, opened as often as a test likes.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod journal;
+
 use shared_block_ring::device::Memory;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::{
