@@ -3,6 +3,7 @@
 use super::address::{Address, seconds};
 use super::failure::{Failure, Outcome};
 use super::framing::{Framing, Missing};
+use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::Serialize;
 use shared_block_ring::wait::wait_readable;
 use shared_block_ring::{
@@ -10,13 +11,13 @@ use shared_block_ring::{
     Ticket, WhenFull, make_file, parse_size, sync_name,
 };
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -291,21 +292,13 @@ fn within(what: &str, accepted: u64) -> Failure {
 
 /// Runs the command with an item on its standard input.
 fn run(command: &str, item: &[u8]) -> io::Result<()> {
+    // All of it is there before the command begins: were it written into a pipe, our death could make the command perform a half.
+    let mut input = File::from(memfd_create("item", MFdFlags::MFD_CLOEXEC)?);
+    input.write_all(item)?;
+    input.rewind()?;
     let mut shell = Command::new("sh");
     // A group of its own: what a terminal sends to ours on Ctrl-C is for us, and we wait for the command.
-    shell.args(["-c", command]).stdin(Stdio::piped()).process_group(0);
-    let mut child = shell.spawn()?;
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(item) {
-            // It need not read all of it: what counts is how it ends.
-            Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
-                child.wait()?;
-                return Err(e);
-            }
-            _ => {}
-        }
-    }
-    let status = child.wait()?;
+    let status = shell.args(["-c", command]).stdin(input).process_group(0).status()?;
     if status.success() { Ok(()) } else { Err(io::Error::other(format!("{command}: {status}"))) }
 }
 
