@@ -3,9 +3,11 @@
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::error::Result;
 use crate::format::{Identity, PointerSector, SIGNATURE, Side, encode_sector0};
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
+use nix::unistd::linkat;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -105,11 +107,25 @@ fn overlook_pointers(start: &mut [u8], size: usize) {
     }
 }
 
-/// Makes a new file of `bytes` zero bytes for a ring, for this user only. It is there after a power loss too.
+/// Makes a new file of `bytes` zero bytes for a ring, for this user only. Whoever finds the file finds all of it, and it is
+/// there after a power loss.
 ///
 /// All of it is allocated: a full disk must show now, not as an item that cannot be stored later (in a mapping, that would be
 /// a SIGBUS).
 pub fn make_file(path: &Path, bytes: u64) -> io::Result<()> {
+    // It gets its name last: a death before that leaves nothing.
+    let unnamed =
+        File::options().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder(path));
+    let Ok(file) = unnamed else { return make_file_in_place(path, bytes) };
+    allocate(&file, bytes)?;
+    file.sync_all()?;
+    let here = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(AT_FDCWD, here.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?;
+    sync_name(path)
+}
+
+/// Where the file system has no files without a name.
+fn make_file_in_place(path: &Path, bytes: u64) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let made = allocate(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_name(path));
     made.inspect_err(|_| {
@@ -118,10 +134,13 @@ pub fn make_file(path: &Path, bytes: u64) -> io::Result<()> {
     })
 }
 
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Makes the name of a new file durable: syncing the file itself does not promise that.
 pub fn sync_name(path: &Path) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    File::open(folder(path))?.sync_all()
 }
 
 /// Allocates the first `bytes` of a file, and keeps what is in them.
