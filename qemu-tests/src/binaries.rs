@@ -34,6 +34,11 @@ impl Binaries {
     pub fn ringload(&self) -> PathBuf {
         self.folder.join("ringload")
     }
+
+    /// The tests' comparison of a ring with a queue.
+    pub fn ringmodel(&self) -> PathBuf {
+        self.folder.join("ringmodel")
+    }
 }
 
 /// The host's programs, release build.
