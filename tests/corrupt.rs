@@ -1,4 +1,4 @@
-//! Random damage to a valid ring: items that were really pushed, or a typed error; never a
+//! Damage to a valid ring, at random and from the fuzzer's corpus: items that were really pushed, or a typed error; never a
 //! panic, a hang, or an allocation above the ring's size.
 //!
 //! Ten million images with `BLOCKRING_LONG` set (`scripts/test.sh --long`); `BLOCKRING_CASES` and `BLOCKRING_SEED` set how many, and from
@@ -10,6 +10,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use ring_simulation::Watching;
 use ring_simulation::corrupt::{Damage, LARGEST, Ring};
+use std::path::Path;
 
 #[global_allocator]
 static WATCHING: Watching = Watching::new();
@@ -39,4 +40,19 @@ fn damage_is_found_or_does_no_harm() {
     let largest = WATCHING.largest();
     assert!(largest <= LARGEST, "{largest} bytes in one piece");
     println!("{cases} damaged images from seed {seed} on, largest allocation {largest} bytes");
+}
+
+#[test]
+fn what_the_fuzzer_has_found_does_no_harm() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/image");
+    let ring = Ring::sound();
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let input = std::fs::read(&path).unwrap();
+        let outcome = std::panic::catch_unwind(|| judge(&ring, &input));
+        assert!(outcome.is_ok(), "{}", path.display());
+        inputs += 1;
+    }
+    assert!(inputs > 20, "{inputs} inputs are no corpus");
 }
