@@ -29,24 +29,24 @@ const LOOK: Duration = Duration::from_millis(50);
 const CHUNK: usize = 64 * 1024;
 
 const EXAMPLES: &str = "\
-Every item of the input is made durable, then handed to CMD (by sh -c, on its standard input), in
-order and at least once: what a crash or a stop leaves over comes first at the next start. CMD must
-bear to see an item again. When it fails (an exit status that is not 0, or a signal) it is run again,
-with growing pauses; with --limit an item that keeps failing is appended to a file instead. At the
-end of the input the command waits until everything is performed.
+Every item of the input is made durable, then handed to CMD (by sh -c, on its standard input),
+in order and at least once: what a crash or a stop leaves over comes first at the next start.
+CMD must bear to see an item again. When it fails (an exit status that is not 0, or a signal) it
+is run again, with growing pauses; with --limit an item that keeps failing is appended to a file
+instead. At the end of the input the command waits until everything is performed.
 
-SIGTERM and SIGINT end it with exit code 0 as soon as a CMD that is running has ended: that is never
-interrupted, and runs in a process group of its own, so that Ctrl-C does not reach it. (With systemd,
-KillMode=mixed keeps a stop away from it.) Only where this command itself is killed does a CMD go on
-alone; its item comes again at the next start, perhaps beside it.
+SIGTERM and SIGINT end it with exit code 0 as soon as a CMD that is running has ended: that is
+never interrupted, and runs in a process group of its own, so that Ctrl-C does not reach it.
+(With systemd, KillMode=mixed keeps a stop away from it.) Only where this command itself is
+killed does a CMD go on alone; its item comes again at the next start, perhaps beside it.
 
 Examples:
-  tail -f orders | blockring journal --size 8M --exec 'curl -fsS --data-binary @- $URL' orders.journal
+  tail -f orders | blockring journal --size 8M --exec 'curl -fsS -d @- $URL' orders.journal
   blockring journal --exec ./apply --limit 5 --aside failed orders.journal < more
-  blockring journal --exec ./apply orders.journal < /dev/null   only what was left over
+  blockring journal --exec ./apply orders.journal < /dev/null      only what was left over
   blockring journal --json --exec ./apply orders.journal < more
-      {\"accepted\":7,\"performed\":9,\"failures\":1,\"aside\":0} on standard error at the end: performed
-      counts what was left over too, failures each run of CMD that failed";
+      {\"accepted\":7,\"performed\":9,\"failures\":1,\"aside\":0} on standard error at the end:
+      performed counts what was left over too, failures each run of CMD that failed";
 
 /// Perform each item of standard input with a command, at least once, whatever dies in between
 #[derive(clap::Args)]
@@ -63,7 +63,7 @@ pub struct Journal {
     /// How items are told apart in the input
     #[arg(long, value_enum, default_value = "lines")]
     framing: Framing,
-    /// The pause before a failed item is tried again; it doubles up to a minute
+    /// The pause before a failed item is tried again; it doubles, up to a minute
     #[arg(long, value_name = "S", default_value = "1", value_parser = seconds)]
     retry: Duration,
     /// Set an item aside after as many failures

@@ -46,7 +46,7 @@ pub struct JournalOptions {
     pub flush_interval: Duration,
     /// The pause before `perform` is tried again; it doubles from one failure of the same entry to the next (1 s).
     pub retry_interval: Duration,
-    /// The longest that the pause gets (1 min).
+    /// The longest that the pause gets (1 min), if `retry_interval` is not longer by itself.
     pub longest_retry: Duration,
     /// After as many failures in a row an entry is set aside; `None`: never. What fails while the journal is being shut down does not count.
     pub limit: Option<NonZeroU32>,

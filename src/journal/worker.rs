@@ -195,7 +195,7 @@ where
     fn back_off(&self) -> std::time::Duration {
         let doublings = self.failures.saturating_sub(1).min(20);
         let pause = self.options.retry_interval.saturating_mul(1 << doublings);
-        pause.min(self.options.longest_retry)
+        pause.min(self.options.longest_retry.max(self.options.retry_interval))
     }
 }
 
