@@ -39,6 +39,11 @@ impl Binaries {
     pub fn crashload(&self) -> PathBuf {
         self.folder.join("crashload")
     }
+
+    /// The tests' comparison of a ring with a queue.
+    pub fn ringmodel(&self) -> PathBuf {
+        self.folder.join("ringmodel")
+    }
 }
 
 /// The host's programs, release build.

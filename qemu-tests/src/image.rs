@@ -54,15 +54,15 @@ impl ImageSpec {
     /// The minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
         let programs = binaries::guest()?;
-        let mut spec = Self::minimal().file("bin/blockring", programs.blockring());
-        // The load generators are no part of the product: an image without them is of use.
-        for (name, load) in [("ringload", programs.ringload()), ("crashload", programs.crashload())]
-        {
-            if load.exists() {
-                spec = spec.file(&format!("bin/{name}"), load);
-            }
-        }
-        Ok(spec)
+        let spec = Self::minimal().file("bin/blockring", programs.blockring());
+        let tools = [
+            ("bin/ringload", programs.ringload()),
+            ("bin/crashload", programs.crashload()),
+            ("bin/ringmodel", programs.ringmodel()),
+        ];
+        // They are no part of the product: an image without them is of use.
+        let there = tools.into_iter().filter(|(_, path)| path.exists());
+        Ok(there.fold(spec, |spec, (name, path)| spec.file(name, path)))
     }
 
     /// Adds a kernel module by name (`vfio_pci`), loaded at boot after those added before.

@@ -1,69 +1,17 @@
 //! The daemon as its operator and the processes on the host meet it; no front end attaches.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::{Daemon, Scene};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer, UnixDevice};
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-
-struct Scene {
-    dir: tempfile::TempDir,
-}
-
-/// Killed when the test is over, however it ends.
-struct Daemon(Child);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-impl Scene {
-    fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-blockring"));
-        command
-            .args(arguments)
-            .current_dir(self.dir.path())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
-    }
-
-    fn run(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn start(&self, more: &[&str]) -> Daemon {
-        let usual =
-            ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--consumer-socket", "c"];
-        let daemon = Daemon(self.command(&usual).args(more).stderr(Stdio::null()).spawn().unwrap());
-        let start = Instant::now();
-        // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
-        while self.connect(Role::Control).is_err() {
-            assert!(start.elapsed() < Duration::from_secs(20), "the daemon does not come up");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        daemon
-    }
-
-    fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
-        UnixDevice::connect(&self.path("c"), role)
-    }
-}
+use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
+use std::os::fd::BorrowedFd;
+use std::process::Output;
+use std::time::Duration;
 
 fn signal(daemon: &Daemon, signal: Signal) {
     kill(Pid::from_raw(daemon.0.id().cast_signed()), signal).unwrap();
@@ -152,6 +100,29 @@ fn the_region_goes_to_one_consumer_at_a_time() {
         other => panic!("{other:?}"),
     }
     consumer.detach();
+    scene.connect(Role::Consumer).unwrap();
+}
+
+#[test]
+fn a_role_ends_with_its_device_whoever_has_its_descriptors() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let device = scene.connect(Role::Consumer).unwrap();
+    // As a process has them that is being started meanwhile.
+    let ring = scene.path("ring").canonicalize().unwrap();
+    let inherited: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|descriptor| std::fs::read_link(descriptor).is_ok_and(|target| target == ring))
+        .map(|descriptor| {
+            let number = descriptor.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            // SAFETY: it is open as long as the device, and only duplicated here.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+            borrowed.try_clone_to_owned().unwrap()
+        })
+        .collect();
+    assert!(!inherited.is_empty());
+    drop(device);
     scene.connect(Role::Consumer).unwrap();
 }
 
