@@ -1,9 +1,9 @@
 //! What the two sides do with the ring, and what of it is promised then.
 
 use super::{World, lock};
-use crate::item::{number_of, payload};
-use crate::oracle::Item;
-use crate::step::{Op, Party, Size};
+use crate::explore::item::{number_of, payload};
+use crate::explore::oracle::Item;
+use crate::explore::step::{Op, Party, Size};
 use shared_block_ring::{Consumer, CreateOptions, Error, Producer, create};
 
 impl World {

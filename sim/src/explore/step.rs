@@ -1,6 +1,6 @@
 //! What the two sides do, and what befalls them.
 
-use crate::control::Trouble;
+use crate::explore::control::Trouble;
 
 /// How large an item is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -2,8 +2,8 @@
 
 use crate::device::DiskDevice;
 use crate::disk::Disk;
-use crate::item::number_of;
-use crate::oracle::{Content, Found, Item};
+use crate::explore::item::number_of;
+use crate::explore::oracle::{Content, Found, Item};
 use shared_block_ring::format::FormatError;
 use shared_block_ring::{Consumer, Error, Producer, Repair, check};
 

@@ -1,6 +1,6 @@
 //! What befalls one side's accesses to the disk: its process dies, the other side runs in between, a step of the protocol is left out.
 
-use crate::mutant::Mutant;
+use crate::explore::mutant::Mutant;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Runs the other side in between.

@@ -2,12 +2,12 @@
 
 mod operations;
 
-use crate::control::{Access, Control, Trouble};
 use crate::disk::Disk;
-use crate::mutant::Mutant;
-use crate::oracle::Oracle;
-use crate::step::{Op, Party, Step};
-use crate::tap::{Tap, TapMemory};
+use crate::explore::control::{Access, Control, Trouble};
+use crate::explore::mutant::Mutant;
+use crate::explore::oracle::Oracle;
+use crate::explore::step::{Op, Party, Step};
+use crate::explore::tap::{Tap, TapMemory};
 use shared_block_ring::{BlockDevice, Consumer, Error, MappedDevice, Position, Producer};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,8 +1,8 @@
 //! A side's opening of the disk, where things befall it.
 
-use crate::control::{Access, Control, Way};
 use crate::disk::Disk;
-use crate::mutant::Mutant;
+use crate::explore::control::{Access, Control, Way};
+use crate::explore::mutant::Mutant;
 use shared_block_ring::BlockDevice;
 use shared_block_ring::device::{DeviceError, Memory};
 use shared_block_ring::format::{EXTENSION, Geometry, SLOT_BYTES, SLOTS_AT};

@@ -1,13 +1,13 @@
 //! Rings too large to explore: long random programs, and random power failures.
 
 use crate::adversary::Adversary;
-use crate::control::{Access, Trouble};
 use crate::disk::Disk;
-use crate::explorer::Failure;
-use crate::inspect::inspect;
-use crate::oracle::{Found, Oracle};
-use crate::step::{BETWEEN, OPS, Op, Step};
-use crate::world::{Setting, Sink, World};
+use crate::explore::control::{Access, Trouble};
+use crate::explore::explorer::Failure;
+use crate::explore::inspect::inspect;
+use crate::explore::oracle::{Found, Oracle};
+use crate::explore::step::{BETWEEN, OPS, Op, Step};
+use crate::explore::world::{Setting, Sink, World};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use shared_block_ring::format::Geometry;

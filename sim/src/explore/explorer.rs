@@ -5,13 +5,13 @@
 //! disk, every combination of versions that a power failure could leave is looked at: it must be sound, and what the oracle allows. Each such
 //! disk that was not seen before is a node of the next generation.
 
-use crate::canon::{sector_key, uuid_of};
-use crate::control::{Access, Trouble};
 use crate::disk::{Content as Bytes, Disk};
-use crate::inspect::inspect;
-use crate::oracle::{Found, Oracle};
-use crate::step::{BETWEEN, OPS, Op, Step};
-use crate::world::{Setting, Sink, World};
+use crate::explore::canon::{sector_key, uuid_of};
+use crate::explore::control::{Access, Trouble};
+use crate::explore::inspect::inspect;
+use crate::explore::oracle::{Found, Oracle};
+use crate::explore::step::{BETWEEN, OPS, Op, Step};
+use crate::explore::world::{Setting, Sink, World};
 use shared_block_ring::format::{Geometry, SectorSize};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
