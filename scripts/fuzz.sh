@@ -16,6 +16,9 @@ Installs cargo-fuzz where it is missing; works on the stable tool chain. Needs a
 
 Targets:
   image     damage to a ring: what is read from it was pushed, or there is an error with a name
+  format    heads and headers of any bytes: decoded and encoded again the same, or an error with a name
+  request   a virtqueue and guest memory of any content: requests within their bounds, or refusals
+  handover  messages of the consumer's socket, with descriptors: a message or an error, nothing left open
 
 Examples:
   scripts/fuzz.sh image 60
