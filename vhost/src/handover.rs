@@ -1,6 +1,7 @@
 //! Handing the region to one process on the host.
 
 use crate::counters::Counters;
+use crate::pace::Pace;
 use crate::sockets::{Listening, limit_patience};
 use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
 use nix::unistd::geteuid;
@@ -71,6 +72,7 @@ impl Drop for Handover {
 
 fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     let mut clients: Vec<OwnedFd> = Vec::new();
+    let mut paces = [Pace::default(); 2];
     loop {
         let mut waited = vec![stop, listening.fd().as_fd()];
         waited.extend(clients.iter().map(AsFd::as_fd));
@@ -79,8 +81,14 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
             Ok(Some(0)) => return,
             Ok(Some(1)) => match welcome(listening, estate) {
                 Ok(client) if clients.len() < MAX_CLIENTS => clients.push(client),
-                Ok(_) => log::warn!("more than {MAX_CLIENTS} clients: the last one is turned away"),
-                Err(e) => log::info!("a client of the consumer socket was turned away: {e}"),
+                Ok(_) if paces[0].due() => {
+                    log::warn!("more than {MAX_CLIENTS} clients: the last one is turned away");
+                }
+                Err(e) if paces[1].due() => {
+                    log::info!("a client of the consumer socket was turned away: {e}");
+                }
+                // Said less than a second ago.
+                Ok(_) | Err(_) => {}
             },
             // A client says nothing after its hello: this is its end.
             Ok(Some(index)) => drop(clients.swap_remove(index - 2)),

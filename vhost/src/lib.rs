@@ -5,16 +5,20 @@
 //! [`handover`] gives the region to a process on the host, [`server`] is the daemon's life.
 
 pub mod backend;
+mod completion;
 pub mod config;
 pub mod counters;
 pub mod executor;
 pub mod flusher;
 pub mod guard;
 pub mod handover;
+mod pace;
+mod parked;
 mod refusals;
 pub mod region;
 pub mod request;
 pub mod ring;
 pub mod server;
 pub mod sockets;
+pub mod vring;
 pub mod worker;

@@ -7,6 +7,7 @@ use crate::executor::{Executor, Service};
 use crate::flusher::Flusher;
 use crate::guard::Guard;
 use crate::handover::{Estate, Handover};
+use crate::pace::Pace;
 use crate::region::Region;
 use crate::ring;
 use crate::sockets::{self, Listening};
@@ -173,6 +174,7 @@ fn serve(
     stop: &Stop,
     counters: &Counters,
 ) -> Result<(), Failure> {
+    let mut paces = [Pace::default(); 2];
     while let Some(1) | None = wait_readable(&[stop.fd(), front_ends.fd()], None)
         .map_err(system("wait for a front end"))?
     {
@@ -186,9 +188,15 @@ fn serve(
             continue;
         }
         counters.connections.count();
+        let told = paces[0].due();
+        if told {
+            log::info!("a front end has come");
+        }
         match connection(backend, front_ends, stop) {
-            Ok(()) => log::info!("the front end has left"),
-            Err(e) => log::warn!("the front end was let go: {e}"),
+            Ok(()) if told => log::info!("the front end has left"),
+            Err(e) if paces[1].due() => log::warn!("the front end was let go: {e}"),
+            // One that comes again and again is counted, not told of each time.
+            Ok(()) | Err(_) => {}
         }
         backend.disconnect();
     }
@@ -205,7 +213,6 @@ fn connection(backend: &Arc<Backend>, front_ends: &FrontEnds, stop: &Stop) -> Re
     let accepting =
         front_ends.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
     daemon.start(&mut Listener::from(UnixListener::from(accepting)))?;
-    log::info!("a front end has come");
     let over = new_event().map_err(|e| system("make an event")(e.into()))?;
     let shutdown = daemon.shutdown_handle();
     let outcome = std::thread::scope(|scope| {
