@@ -49,6 +49,8 @@ pub struct Counters {
     pub wakeups: Counter,
     /// Front ends served.
     pub connections: Counter,
+    /// Clients of the consumer socket that were turned away.
+    pub turned_away: Counter,
     refused: [Counter; Reason::ALL.len()],
 }
 
@@ -82,6 +84,7 @@ impl Counters {
             "held": self.held.get(),
             "wakeups": self.wakeups.get(),
             "connections": self.connections.get(),
+            "turned_away": self.turned_away.get(),
             "refused": refused,
         })
     }
