@@ -81,12 +81,12 @@ extern "C" fn replace(
     _context: *mut libc::c_void,
 ) {
     let errno = nix::errno::Errno::last();
-    // SAFETY: the kernel passes a whole siginfo.
-    let code = unsafe { (*info).si_code };
-    // SAFETY: a SIGBUS of the kernel's has an address; the number of another one is not used.
-    let address = unsafe { (*info).si_addr() }.addr();
+    // SAFETY: the kernel passes a whole siginfo, which is only read.
+    let info = unsafe { &*info };
+    // SAFETY: a SIGBUS of the kernel's has an address; that of another one is some number, and not used.
+    let address = unsafe { info.si_addr() }.addr();
     let region = REGION_START.load(SeqCst)..REGION_END.load(SeqCst);
-    let replaced = if code <= 0 {
+    let replaced = if info.si_code <= 0 {
         // Sent by a process: there is nothing to replace.
         false
     } else if region.contains(&address) {

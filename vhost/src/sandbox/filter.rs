@@ -65,6 +65,9 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
+    // What the message of a panic looks for; most of it is Landlock's to refuse.
+    libc::SYS_getcwd,
+    libc::SYS_readlinkat,
     // Seeds of hash maps.
     libc::SYS_getrandom,
     // Answered "not implemented" by a filter of its own, so that the C library falls back to `clone`, whose flags can be judged.
@@ -73,7 +76,7 @@ const ANY: &[libc::c_long] = &[
 
 /// What the C library on this machine uses in place of newer calls.
 #[cfg(target_arch = "x86_64")]
-const OLDER: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll];
+const OLDER: &[libc::c_long] = &[libc::SYS_epoll_wait, libc::SYS_poll, libc::SYS_readlink];
 #[cfg(not(target_arch = "x86_64"))]
 const OLDER: &[libc::c_long] = &[];
 
