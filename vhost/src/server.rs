@@ -177,6 +177,7 @@ fn confine(
     opened: &Opened,
     folders: &[BorrowedFd<'_>],
 ) -> Result<(), Failure> {
+    let user = settings.identity.map_or_else(geteuid, |identity| identity.uid);
     if let Some(identity) = settings.identity {
         identity.assume().map_err(Failure::Identity)?;
     }
@@ -191,7 +192,7 @@ fn confine(
         reopen(&opened.file).map_err(|source| Failure::Reopen {
             path: settings.ring.display().to_string(),
             source,
-            user: geteuid(),
+            user,
         })?;
     }
     Ok(())
