@@ -1,7 +1,8 @@
 //! What a vhost-user front end asks of the device, and the events of its thread.
 
 use crate::request::MAX_SEGMENTS;
-use crate::worker::{Memory, Vring, Worker};
+use crate::vring::Vring;
+use crate::worker::{Memory, Worker};
 use shared_block_ring::format::Geometry;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};

@@ -22,4 +22,5 @@ pub mod sandbox;
 pub mod server;
 pub mod settings;
 pub mod sockets;
+pub mod vring;
 pub mod worker;

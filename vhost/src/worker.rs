@@ -10,6 +10,7 @@ use crate::executor::{Executor, Outcome, PointerWrite};
 use crate::fault;
 use crate::flusher::Flusher;
 use crate::request::{Kind, Request};
+pub use crate::vring::Vring;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use shared_block_ring::device::bell::Bell;
@@ -17,7 +18,7 @@ use std::io;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
-use vhost_user_backend::{VringMutex, VringState, VringT};
+use vhost_user_backend::{VringState, VringT};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
@@ -27,9 +28,6 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Guest memory, replaced as a whole when the front end changes it.
 pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
-
-/// The queue as the vhost-user side has it.
-pub type Vring = VringMutex<Memory>;
 
 /// Requests in a turn: a guest that never pauses must not keep the front end's messages waiting.
 const TURN: usize = 256;

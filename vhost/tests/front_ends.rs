@@ -4,6 +4,7 @@
 mod common;
 
 use common::{Daemon, Scene};
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -393,5 +394,28 @@ fn who_connects_and_says_nothing_makes_way() {
     silent.ends();
     works(&scene);
     half.ends();
+    ends_well(daemon);
+}
+
+#[test]
+fn descriptors_that_block_hold_nobody_up() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let blocking = || OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
+    // No interrupt fits into it any more.
+    let full = blocking();
+    nix::unistd::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let (pipe, one_byte) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&one_byte, &[1]).unwrap();
+    for (kicks, calls) in [(blocking(), full), (pipe, blocking())] {
+        let memory = memory();
+        let front_end = FrontEnd::connect(&scene);
+        ask(&memory, 0, 0);
+        front_end.start(&memory, &kicks, &calls);
+        let _ = nix::unistd::write(&kicks, &1u64.to_ne_bytes());
+        front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+        front_end.ends();
+        works(&scene);
+    }
     ends_well(daemon);
 }

@@ -70,9 +70,9 @@ const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
 const ALLOWED: &[(&str, fn())] = &[
     ("the region can be opened again, and nothing else", || {
         let mut text = String::new();
-        reopen(&file()).unwrap().read_to_string(&mut text).unwrap();
+        reopen(file()).unwrap().read_to_string(&mut text).unwrap();
         assert_eq!(text, "the ring");
-        reopen(&file()).unwrap().write_all(b"THE").unwrap();
+        reopen(file()).unwrap().write_all(b"THE").unwrap();
         for path in ["/etc/passwd", "/proc/self/status", "/dev/null", "beside"] {
             assert_eq!(denied(File::open(path)), libc::EACCES, "{path}");
         }

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 const ANY: &[libc::c_long] = &[
     // Requests and messages: descriptors that are open already, or come by a socket.
     libc::SYS_read,
+    libc::SYS_preadv2,
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
@@ -65,7 +66,7 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_rt_sigprocmask,
     libc::SYS_sigaltstack,
     libc::SYS_restart_syscall,
-    // What the message of a panic looks for; most of it is Landlock's to refuse.
+    // What kind of descriptor the front end sent; what the message of a panic looks for. Most of the latter is Landlock's to refuse.
     libc::SYS_getcwd,
     libc::SYS_readlinkat,
     // Seeds of hash maps.
