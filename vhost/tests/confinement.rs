@@ -153,7 +153,7 @@ fn a_socket_in_a_folder_for_everybody() {
     let start = || scene.run(&["--socket-path", "tmp/s", "--blk-file", "ring"]);
     // What another user has put there, to catch us: a socket of his own, a link to a file of ours.
     as_user(USER, GROUP, || {
-        drop(std::os::unix::net::UnixListener::bind(scene.path("tmp/s")).unwrap())
+        drop(std::os::unix::net::UnixListener::bind(scene.path("tmp/s")).unwrap());
     });
     let text = words(&start(), 1);
     assert!(text.contains(&format!("user {USER}")), "{text}");
