@@ -4,18 +4,25 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/test.sh
+usage: scripts/test.sh [--long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds, and runs the suites
-  library   the ring library and the blockring program
-  vhost     the vhost-user back end
-  qemu      real guests (emulated where there is no KVM)
+  library      the ring library and the blockring program
+  simulation   every crash of short programs on a simulated disk, interleavings, mutants
+  vhost        the vhost-user back end
+  qemu         real guests (emulated where there is no KVM)
+  fuzz         each fuzz target for 20 s (see scripts/fuzz.sh --help)
+  crashes      real kills and power cuts: a few (see scripts/crash-campaign.sh --help)
+With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
+interleavings with more preemptions, and more than a thousand kills and a hundred power cuts.
 Ends with one line a suite: passed or FAILED, and the seconds it took. Fails if one of them failed.
 TEXT
 }
 
+long=0
 case "${1:-}" in
     "") ;;
+    --long) long=1 && export BLOCKRING_LONG=1 ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -38,7 +45,7 @@ suite() {
         124 | 137) verdict="FAILED: out of time" failed=yes ;;
         *) verdict="FAILED" failed=yes ;;
     esac
-    summary+=("$(printf '%-8s %4s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
+    summary+=("$(printf '%-10s %5s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
 }
 
 finish() {
@@ -51,10 +58,17 @@ suite setup 10 scripts/setup.sh
 suite build 15 cargo test --locked --workspace --no-run
 # What follows would only repeat why.
 [ "$failed" = no ] || finish
-suite library 8 cargo test --locked -p shared-block-ring
+suite library "$((long ? 45 : 8))" cargo test --locked -p shared-block-ring
+suite simulation "$((long ? 60 : 6))" cargo test --locked -p ring-simulation -- --nocapture
 suite vhost 5 cargo test --locked -p vhost-device-blockring
 # The programs for the guests are release builds, and not to be waited for within a test's own bounds.
 suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
+suite fuzz 15 scripts/fuzz.sh --each 20
+if ((long)); then
+    suite crashes 60 scripts/crash-campaign.sh
+else
+    suite crashes 10 scripts/crash-campaign.sh --short
+fi
 finish

@@ -3,9 +3,11 @@
 use crate::device::{AlignedBuf, BlockDevice, DeviceError};
 use crate::error::Result;
 use crate::format::{Identity, PointerSector, SIGNATURE, Side, encode_sector0};
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, AtFlags, FallocateFlags, fallocate};
+use nix::unistd::linkat;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -64,7 +66,8 @@ const SCAN_SECTORS: u64 = 2048;
 /// A larger device is looked at where file systems, partition tables and volume managers keep their marks: its first and last MiB.
 const WHOLE_SCAN: u64 = 1 << 30;
 
-/// The first byte of a device that is not zero.
+/// The first byte of a device that is not zero. What a [`create`] leaves that was cut off before its end counts as zeros: it
+/// can be begun again.
 pub fn first_used<D: BlockDevice + ?Sized>(
     device: &D,
 ) -> std::result::Result<Option<u64>, DeviceError> {
@@ -77,6 +80,9 @@ pub fn first_used<D: BlockDevice + ?Sized>(
         let sectors = SCAN_SECTORS.min(geometry.sectors() - at);
         let mut chunk = AlignedBuf::zeroed(usize::try_from(sectors).unwrap_or(0) * size);
         device.read(at, &mut [IoSliceMut::new(&mut chunk)])?;
+        if at == 0 {
+            overlook_pointers(&mut chunk, size);
+        }
         if let Some(byte) = chunk.iter().position(|&byte| byte != 0) {
             return Ok(Some(at * size as u64 + byte as u64));
         }
@@ -88,16 +94,53 @@ pub fn first_used<D: BlockDevice + ?Sized>(
     Ok(None)
 }
 
-/// Makes a new file of `bytes` zero bytes for a ring, for this user only.
+/// Blanks the pointer sectors of an empty ring that has no signature yet.
+fn overlook_pointers(start: &mut [u8], size: usize) {
+    let mut expected = vec![0; size];
+    for (side, index) in [(Side::Producer, 1), (Side::Consumer, 2)] {
+        expected.fill(0);
+        PointerSector::START.encode(side, None, &mut expected);
+        let sector = &mut start[index * size..][..size];
+        if *sector == *expected {
+            sector.fill(0);
+        }
+    }
+}
+
+/// Makes a new file of `bytes` zero bytes for a ring, for this user only. Whoever finds the file finds all of it, and it is
+/// there after a power loss.
 ///
 /// All of it is allocated: a full disk must show now, not as an item that cannot be stored later (in a mapping, that would be
 /// a SIGBUS).
 pub fn make_file(path: &Path, bytes: u64) -> io::Result<()> {
+    // It gets its name last: a death before that leaves nothing.
+    let unnamed =
+        File::options().write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder(path));
+    let Ok(file) = unnamed else { return make_file_in_place(path, bytes) };
+    allocate(&file, bytes)?;
+    file.sync_all()?;
+    let here = format!("/proc/self/fd/{}", file.as_raw_fd());
+    linkat(AT_FDCWD, here.as_str(), AT_FDCWD, path, AtFlags::AT_SYMLINK_FOLLOW)?;
+    sync_name(path)
+}
+
+/// Where the file system has no files without a name.
+fn make_file_in_place(path: &Path, bytes: u64) -> io::Result<()> {
     let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
-    allocate(&file, bytes).inspect_err(|_| {
+    let made = allocate(&file, bytes).and_then(|()| file.sync_all()).and_then(|()| sync_name(path));
+    made.inspect_err(|_| {
         // Ours, and of no use to anybody.
         drop(std::fs::remove_file(path));
     })
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes the name of a new file durable: syncing the file itself does not promise that.
+pub fn sync_name(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
 }
 
 /// Allocates the first `bytes` of a file, and keeps what is in them.

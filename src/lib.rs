@@ -45,7 +45,9 @@ mod window;
 pub use check::{Sound, check};
 pub use consumer::Consumer;
 pub use control::Control;
-pub use create::{CreateOptions, Created, allocate, create, first_used, make_file, parse_size};
+pub use create::{
+    CreateOptions, Created, allocate, create, first_used, make_file, parse_size, sync_name,
+};
 pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, UnixDevice};
 pub use error::{Error, Result};
 pub use format::Position;

@@ -3,7 +3,8 @@
 
 mod common;
 
-use common::{Image, RingFile};
+use common::RingFile;
+use ring_simulation::Image;
 use shared_block_ring::device::{MappedDevice, Memory};
 use shared_block_ring::format::{
     EXTENSION, FormatError, Geometry, SLOTS_AT, SectorSize, Side, find_slot, put_slot,

@@ -34,6 +34,16 @@ impl Binaries {
     pub fn ringload(&self) -> PathBuf {
         self.folder.join("ringload")
     }
+
+    /// The ends of a crash campaign's rings.
+    pub fn crashload(&self) -> PathBuf {
+        self.folder.join("crashload")
+    }
+
+    /// The tests' comparison of a ring with a queue.
+    pub fn ringmodel(&self) -> PathBuf {
+        self.folder.join("ringmodel")
+    }
 }
 
 /// The host's programs, release build.

@@ -54,12 +54,15 @@ impl ImageSpec {
     /// The minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
         let programs = binaries::guest()?;
-        let mut spec = Self::minimal().file("bin/blockring", programs.blockring());
-        // The load generator is no part of the product: an image without it is of use.
-        if programs.ringload().exists() {
-            spec = spec.file("bin/ringload", programs.ringload());
-        }
-        Ok(spec)
+        let spec = Self::minimal().file("bin/blockring", programs.blockring());
+        let tools = [
+            ("bin/ringload", programs.ringload()),
+            ("bin/crashload", programs.crashload()),
+            ("bin/ringmodel", programs.ringmodel()),
+        ];
+        // They are no part of the product: an image without them is of use.
+        let there = tools.into_iter().filter(|(_, path)| path.exists());
+        Ok(there.fold(spec, |spec, (name, path)| spec.file(name, path)))
     }
 
     /// Adds a kernel module by name (`vfio_pci`), loaded at boot after those added before.

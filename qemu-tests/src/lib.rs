@@ -19,12 +19,14 @@
 
 mod assets;
 pub mod binaries;
+pub mod campaign;
 mod console;
 mod disk;
 mod error;
 mod guest;
 mod image;
 mod job;
+pub mod load;
 mod process;
 mod qemu;
 mod qmp;

@@ -2,32 +2,26 @@
 //!
 //! [`Disk`] is a medium behind a volatile cache: writes are visible at once, durable after a flush, and a crash keeps what an
 //! adversary likes of the rest. [`DiskDevice`] is one opening of it, as the ring library takes it.
+//! [`Explorer`] and [`wander`] carry rings through crashes on it. [`model`] and [`corrupt`] are what tests on
+//! several devices, and the fuzzer, have in common.
 
 // A test's support: what cannot be is a panic.
 #![allow(clippy::missing_panics_doc)]
 
 mod adversary;
-mod canon;
-mod control;
+pub mod corrupt;
 mod device;
 mod disk;
-mod explorer;
-mod inspect;
-mod item;
-mod mutant;
-mod oracle;
+mod explore;
+mod image;
+pub mod model;
 mod process;
-mod step;
-mod tap;
-mod wander;
-mod world;
+mod watching;
 
 pub use adversary::Adversary;
 pub use device::DiskDevice;
 pub use disk::{Disk, Fault, Operation};
-pub use explorer::{Bounds, Counts, Explorer, Failure};
-pub use mutant::Mutant;
+pub use explore::{Bounds, Counts, Explorer, Failure, Mutant, Op, Setting, Size, Step, wander};
+pub use image::Image;
 pub use process::fail_flushes;
-pub use step::{Op, Size, Step};
-pub use wander::wander;
-pub use world::Setting;
+pub use watching::Watching;

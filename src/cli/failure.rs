@@ -3,6 +3,7 @@
 use shared_block_ring::Error;
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 /// What went wrong; each kind has its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -17,6 +18,14 @@ pub enum Failure {
         what: String,
         /// Why it could not.
         source: Error,
+    },
+    /// What ended a journal, as everybody is told who uses it.
+    #[error("{what}: {source}")]
+    Ended {
+        /// The journal.
+        what: String,
+        /// Why it cannot go on.
+        source: Arc<Error>,
     },
     /// Standard input, standard output, or a file that is not a ring's device.
     #[error("{what}: {source}")]
@@ -56,14 +65,19 @@ impl Failure {
             Self::TimedOut { .. } => 3,
             Self::Suspended(_) => 4,
             Self::Corrupt(_) => 5,
-            Self::Ring(error) | Self::During { source: error, .. } => match error {
-                Error::Suspended => 4,
-                Error::Format(_) => 5,
-                _ => 1,
-            },
+            Self::Ring(error) | Self::During { source: error, .. } => code_of(error),
+            Self::Ended { source, .. } => code_of(source),
             Self::Io { .. } | Self::Refused(_) => 1,
         }
         .into()
+    }
+}
+
+fn code_of(error: &Error) -> u8 {
+    match error {
+        Error::Suspended => 4,
+        Error::Format(_) => 5,
+        _ => 1,
     }
 }
 

@@ -37,6 +37,12 @@ impl Mapping {
         Ok(Self { start: start.cast(), len: len.get(), file })
     }
 
+    /// The addresses that it takes, for a handler of SIGBUS to know it by.
+    pub fn addresses(&self) -> std::ops::Range<usize> {
+        let start = self.start.addr().get();
+        start..start + self.len
+    }
+
     /// Where `len` bytes from `offset` lie.
     fn at(&self, offset: u64, len: usize) -> NonNull<u8> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);

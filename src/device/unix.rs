@@ -28,6 +28,14 @@ pub struct UnixDevice {
     link: RwLock<Link>,
 }
 
+impl Drop for UnixDevice {
+    /// Closing alone would not end the role's lock while a process that another thread is starting has our descriptors too, up to its
+    /// `exec`.
+    fn drop(&mut self) {
+        self.link().release(self.role);
+    }
+}
+
 /// What one connection gave us.
 struct Link {
     connection: OwnedFd,

@@ -25,29 +25,42 @@
 
 mod options;
 mod shared;
+mod ticket;
 mod worker;
 
 pub use options::{Aside, Format, JournalOptions, WhenFull};
-pub use shared::{SyncError, Synced, Ticket};
+pub use ticket::{SyncError, Synced, Ticket};
 
 use crate::consumer::Consumer;
 use crate::create::{CreateOptions, create, first_used};
-use crate::device::{AlignedBuf, BlockDevice};
+use crate::device::{AlignedBuf, BlockDevice, LockRange, RangeLock, holder};
 use crate::error::Error;
-use crate::format::{FormatError, SIGNATURE};
+use crate::format::{FormatError, SIGNATURE, Side};
 use crate::item::{Decode, Encode};
 use crate::producer::Producer;
-use shared::{Full, Shared};
+use shared::Shared;
 use std::fmt::Display;
 use std::io::IoSliceMut;
 use std::marker::PhantomData;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 use worker::Worker;
 
+/// How often a push that waits for a suspended journal looks: the one who resumes it is another process, and cannot wake us.
+const LOOK: Duration = Duration::from_millis(20);
+
+type Device = Arc<dyn BlockDevice + Sync>;
+
 /// A running journal. Dropping it shuts it down.
+///
+/// All of it may be called from any thread, from within `perform` too: there nothing waits. A push that finds no room answers
+/// [`JournalError::Full`], [`Ticket::sync`] answers [`SyncError::WithinPerform`], and [`shutdown`](Journal::shutdown) only asks.
 pub struct Journal<T> {
-    producer: Mutex<Producer<Arc<dyn BlockDevice + Sync>>>,
+    device: Device,
+    /// Held by a push while it waits for room: those behind it wait for their turn, so that small entries do not overtake a large
+    /// one for ever.
+    producer: Mutex<Producer<Device>>,
     shared: Arc<Shared>,
     when_full: WhenFull,
     worker: Mutex<Option<JoinHandle<()>>>,
@@ -57,21 +70,22 @@ pub struct Journal<T> {
 /// Why a journal could not start, or could not take an entry.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The ring, or its device.
+    /// The ring, or its device. From a push: an entry larger than the journal ([`Error::TooLarge`]), or a journal that was suspended
+    /// from outside ([`Error::Suspended`]) where [`WhenFull::Answer`] was asked for; the journal goes on.
     #[error(transparent)]
     Ring(#[from] Error),
     /// The device is not a ring, and holds something else.
     #[error("not a journal, and not empty: byte {0} is not zero (Format::Always overwrites it)")]
     NotEmpty(u64),
-    /// No room, and [`WhenFull::Answer`] was asked for.
+    /// No room, and [`WhenFull::Answer`] was asked for, or `perform` was pushing.
     #[error("the journal is full")]
     Full,
     /// [`Journal::shutdown`] was called.
     #[error("the journal is shut down")]
     ShutDown,
-    /// The worker met an error that it cannot go on after.
+    /// The device has failed. Entries that were accepted are performed when the journal is started again.
     #[error("the journal has failed: {0}")]
-    Failed(String),
+    Failed(Arc<Error>),
     /// The operating system gave no thread.
     #[error("cannot start the journal's thread: {0}")]
     Thread(std::io::Error),
@@ -92,10 +106,14 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         F: FnMut(&[T]) -> Result<(), E> + Send + 'static,
         E: Display + 'static,
     {
-        let device: Arc<dyn BlockDevice + Sync> = Arc::new(device);
+        let device: Device = Arc::new(device);
+        // Before the look at what is there: two that start at once must not both find it empty.
+        let roles = [alone(&device, Side::Producer)?, alone(&device, Side::Consumer)?];
         format(&device, options.format)?;
-        let producer = Producer::attach(Arc::clone(&device), "journal", "journal")?;
-        let consumer = Consumer::attach(device, "journal", "journal")?;
+        let producer = attach_producer(&device)?;
+        let consumer = Consumer::attach(Arc::clone(&device), "journal", "journal")?;
+        // The two have the same locks by now, through the same open file description.
+        roles.into_iter().for_each(RangeLock::leave);
         let shared = Arc::new(Shared::new(consumer.position(), producer.position()));
         let when_full = options.when_full;
         let worker = Worker::new(consumer, Arc::clone(&shared), options, perform);
@@ -104,6 +122,7 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
             .spawn(move || worker.run())
             .map_err(JournalError::Thread)?;
         Ok(Self {
+            device,
             producer: Mutex::new(producer),
             shared,
             when_full,
@@ -113,59 +132,111 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
     }
 
     /// Makes an entry durable: it will be performed, also after a crash. Where there is no room, entries are performed at once to
-    /// make some.
+    /// make some. An error means that the entry will not be performed (unless it is [`JournalError::Failed`]: then nobody knows).
     pub fn push(&self, entry: &T) -> Result<Ticket, JournalError> {
+        let may_wait = self.when_full == WhenFull::Wait && !self.shared.am_i_the_worker();
+        let mut producer = self.producer()?;
         loop {
             self.shared.alive()?;
-            let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-            match producer.push(entry).and_then(|end| producer.advance(end).map(|()| end)) {
-                Ok(end) => {
-                    self.shared.pushed(end);
-                    return Ok(Ticket::new(Arc::clone(&self.shared), end));
-                }
+            let left = self.shared.left();
+            match self.accept(&mut producer, entry) {
+                Ok(ticket) => return Ok(ticket),
                 Err(Error::Retry) => {
-                    let pushed = producer.position();
-                    drop(producer);
-                    let full = self.shared.make_room(pushed, self.when_full == WhenFull::Wait);
-                    if full == Full::Answer {
+                    self.shared.want(producer.position());
+                    if !may_wait {
                         return Err(JournalError::Full);
                     }
+                    self.shared.wait_for_room(left);
                 }
-                Err(e) => return Err(e.into()),
+                Err(Error::Suspended) if may_wait => {
+                    self.shared.pause(LOOK);
+                }
+                Err(e @ (Error::Suspended | Error::TooLarge { .. })) => return Err(e.into()),
+                Err(e) => return Err(JournalError::Failed(self.shared.fail(e))),
+            }
+        }
+    }
+
+    fn producer(&self) -> Result<MutexGuard<'_, Producer<Device>>, JournalError> {
+        if !self.shared.am_i_the_worker() {
+            return Ok(self.producer.lock().unwrap_or_else(PoisonError::into_inner));
+        }
+        match self.producer.try_lock() {
+            Ok(producer) => Ok(producer),
+            Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
+            // Who has it may be waiting for us to make room.
+            Err(TryLockError::WouldBlock) => Err(JournalError::Full),
+        }
+    }
+
+    /// All or nothing: what did not become visible now must not do so with the entry after it.
+    fn accept(&self, producer: &mut Producer<Device>, entry: &T) -> Result<Ticket, Error> {
+        let end = producer.push(entry)?;
+        let ticket = self.shared.expect(end);
+        match producer.advance(end) {
+            Ok(()) => {
+                self.shared.pushed(end);
+                Ok(ticket)
+            }
+            Err(e) => {
+                self.shared.withdraw(end);
+                if matches!(e, Error::Suspended) {
+                    producer.detach();
+                    *producer = attach_producer(&self.device)?;
+                }
+                Err(e)
             }
         }
     }
 
     /// A ticket for all that is in the journal now, what an earlier run left over included.
     pub fn everything(&self) -> Ticket {
-        Ticket::new(Arc::clone(&self.shared), self.shared.last())
+        self.shared.everything()
     }
 
     /// Ends the journal: at once, but for a `perform` that is under way. What was not performed stays for the next start; whoever
-    /// waits for it is told so.
+    /// waits for it is told so. Then the device is free for another journal.
     pub fn shutdown(&self) {
+        if self.end() {
+            self.producer.lock().unwrap_or_else(PoisonError::into_inner).detach();
+        }
+    }
+}
+
+impl<T> Journal<T> {
+    /// Whether the worker has ended: not where it would wait for itself.
+    fn end(&self) -> bool {
         self.shared.shut_down();
-        let thread = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            // A panic of `perform` is caught within; one of the worker itself has been reported on standard error.
+        if self.shared.am_i_the_worker() {
+            return false;
+        }
+        // Held over the wait, so that whoever comes second waits too.
+        let mut thread = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            // What can panic in it is caught within, and told to whoever pushes or waits.
             let _ = thread.join();
         }
-        self.producer.lock().unwrap_or_else(PoisonError::into_inner).detach();
+        true
     }
 }
 
 impl<T> Drop for Journal<T> {
     fn drop(&mut self) {
-        self.shared.shut_down();
-        let thread = self.worker.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
-        }
+        self.end();
     }
 }
 
+fn attach_producer(device: &Device) -> Result<Producer<Device>, Error> {
+    Producer::attach(Arc::clone(device), "journal", "journal")
+}
+
+fn alone(device: &Device, role: Side) -> Result<RangeLock, Error> {
+    RangeLock::try_acquire(device, LockRange::Role(role))?
+        .ok_or_else(|| Error::Held { role, holder: holder(device, role) })
+}
+
 /// Makes a ring where there is none, as far as that is wanted.
-fn format(device: &Arc<dyn BlockDevice + Sync>, format: Format) -> Result<(), JournalError> {
+fn format(device: &Device, format: Format) -> Result<(), JournalError> {
     let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
     device.read(0, &mut [IoSliceMut::new(&mut sector)]).map_err(Error::from)?;
     if sector.starts_with(SIGNATURE) {

@@ -24,14 +24,14 @@ pub enum Format {
     /// Make one if nothing else is there.
     #[default]
     IfEmpty,
-    /// Make one over whatever is there.
+    /// Make one over whatever else is there. A journal that is there stays, with its entries.
     Always,
 }
 
 /// What `push` does when there is no room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WhenFull {
-    /// Wait until there is.
+    /// Wait until there is. (A journal that was suspended from outside makes it wait too.)
     #[default]
     Wait,
     /// Say so.
@@ -46,9 +46,9 @@ pub struct JournalOptions {
     pub flush_interval: Duration,
     /// The pause before `perform` is tried again; it doubles from one failure of the same entry to the next (1 s).
     pub retry_interval: Duration,
-    /// The longest that the pause gets (1 min).
+    /// The longest that the pause gets (1 min), if `retry_interval` is not longer by itself.
     pub longest_retry: Duration,
-    /// After as many failures an entry is set aside; `None`: never.
+    /// After as many failures in a row an entry is set aside; `None`: never. What fails while the journal is being shut down does not count.
     pub limit: Option<NonZeroU32>,
     /// Entries handed to `perform` at a time, at most (1024).
     pub batch: usize,

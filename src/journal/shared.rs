@@ -1,65 +1,88 @@
 //! What the worker, the pushers and the tickets know in common.
 
 use super::JournalError;
+use super::ticket::{Outcome, Synced, Ticket};
+use crate::error::Error;
 use crate::format::Position;
-use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
-
-/// Entries set aside that are remembered for whoever waits for them.
-const REMEMBERED: usize = 1024;
 
 /// The state, and who waits for it to change.
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
+    /// The thread that performs: nothing that it does may wait for itself.
+    worker: OnceLock<ThreadId>,
 }
 
-struct State {
+pub(super) struct State {
     /// Everything before it is durable in the journal.
     pushed: Position,
     /// Everything before it has left the journal.
-    performed: Position,
+    left: Position,
     /// Everything before it is to be performed without waiting for company.
     wanted: Position,
     /// When the oldest entry came that was not handed to `perform` yet.
     oldest: Option<Instant>,
-    /// Ends of entries that were set aside.
-    aside: VecDeque<Position>,
+    /// By the ends of entries: who wants to know how they leave. No more than there are entries.
+    expected: BTreeMap<Position, Weak<Outcome>>,
     shut_down: bool,
-    failed: Option<String>,
+    failed: Option<Arc<Error>>,
 }
 
-/// What to do about a full journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Full {
-    TryAgain,
-    Answer,
+impl State {
+    fn is_over(&self) -> bool {
+        self.shut_down || self.failed.is_some()
+    }
+
+    pub fn is_shut_down(&self) -> bool {
+        self.shut_down
+    }
+
+    pub fn failed(&self) -> Option<&Arc<Error>> {
+        self.failed.as_ref()
+    }
+
+    fn expect(&mut self, end: Position) -> Arc<Outcome> {
+        let there = self.expected.get(&end).and_then(Weak::upgrade);
+        there.unwrap_or_else(|| {
+            let outcome = Arc::new(Outcome::new());
+            self.expected.insert(end, Arc::downgrade(&outcome));
+            outcome
+        })
+    }
 }
 
-/// Why a worker was woken.
+/// Whether the worker is to go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
     Work,
-    ShutDown,
+    End,
+}
+
+/// The moment that `after` from now is, unless that is beyond all time.
+pub(super) fn deadline(after: Duration) -> Option<Instant> {
+    Instant::now().checked_add(after)
 }
 
 impl Shared {
     /// What lies between is left over from before: it is due at once.
-    pub fn new(performed: Position, pushed: Position) -> Self {
+    pub fn new(left: Position, pushed: Position) -> Self {
         let state = State {
             pushed,
-            performed,
+            left,
             wanted: pushed,
             oldest: None,
-            aside: VecDeque::new(),
+            expected: BTreeMap::new(),
             shut_down: false,
             failed: None,
         };
-        Self { state: Mutex::new(state), changed: Condvar::new() }
+        Self { state: Mutex::new(state), changed: Condvar::new(), worker: OnceLock::new() }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub fn state(&self) -> MutexGuard<'_, State> {
         // Nothing in here panics between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -69,7 +92,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    fn wait<'a>(
+    pub fn wait<'a>(
         &self,
         state: MutexGuard<'a, State>,
         deadline: Option<Instant>,
@@ -83,13 +106,35 @@ impl Shared {
         }
     }
 
+    /// The calling thread is the one that performs.
+    pub fn i_am_the_worker(&self) {
+        let me = std::thread::current().id();
+        // A journal has one worker, which says so once.
+        let _ = self.worker.set(me);
+    }
+
+    pub fn am_i_the_worker(&self) -> bool {
+        self.worker.get() == Some(&std::thread::current().id())
+    }
+
     pub fn alive(&self) -> Result<(), JournalError> {
         let state = self.state();
         match &state.failed {
-            Some(why) => Err(JournalError::Failed(why.clone())),
+            Some(why) => Err(JournalError::Failed(Arc::clone(why))),
             None if state.shut_down => Err(JournalError::ShutDown),
             None => Ok(()),
         }
+    }
+
+    /// A ticket for an entry that is about to become visible: the worker may be done with it before the pusher knows that it is.
+    pub fn expect(self: &Arc<Self>, end: Position) -> Ticket {
+        let outcome = self.state().expect(end);
+        Ticket::new(Arc::clone(self), end, outcome)
+    }
+
+    /// It did not become visible.
+    pub fn withdraw(&self, end: Position) {
+        self.state().expected.remove(&end);
     }
 
     pub fn pushed(&self, end: Position) {
@@ -99,43 +144,60 @@ impl Shared {
         });
     }
 
-    pub fn last(&self) -> Position {
-        self.state().pushed
+    /// A ticket for the last entry.
+    pub fn everything(self: &Arc<Self>) -> Ticket {
+        let mut state = self.state();
+        let end = state.pushed;
+        let outcome = if state.left < end {
+            state.expect(end)
+        } else {
+            Arc::new(Outcome::from(Synced::Performed))
+        };
+        drop(state);
+        Ticket::new(Arc::clone(self), end, outcome)
     }
 
-    /// Has everything performed at once, and waits (if so wished) until something has left.
-    pub fn make_room(&self, pushed: Position, wait: bool) -> Full {
-        let before = self.state().performed;
-        self.change(|state| state.wanted = state.wanted.max(pushed));
-        if !wait {
-            return Full::Answer;
-        }
+    /// Everything before it has left the journal.
+    pub fn left(&self) -> Position {
+        self.state().left
+    }
+
+    /// Has everything before `end` performed without waiting for company.
+    pub fn want(&self, end: Position) {
+        self.change(|state| state.wanted = state.wanted.max(end));
+    }
+
+    /// Waits until more has left than `left`, or nothing will. `left` is from before the look at the ring that found it full: what
+    /// left since then has made room already, and may have been the last.
+    pub fn wait_for_room(&self, left: Position) {
         let mut state = self.state();
-        while state.performed == before && !state.shut_down && state.failed.is_none() {
+        while state.left == left && !state.is_over() {
             state = self.wait(state, None);
         }
-        Full::TryAgain
     }
 
     pub fn shut_down(&self) {
         self.change(|state| state.shut_down = true);
     }
 
-    pub fn fail(&self, why: String) {
-        self.change(|state| state.failed = Some(why));
+    /// Ends the journal; the first reason stays.
+    pub fn fail(&self, why: Error) -> Arc<Error> {
+        let mut why = Arc::new(why);
+        self.change(|state| why = Arc::clone(state.failed.get_or_insert(Arc::clone(&why))));
+        why
     }
 
     /// Waits until there is something to perform: wanted, or `flush_interval` old.
     pub fn next_call(&self, flush_interval: Duration) -> Call {
         let mut state = self.state();
         loop {
-            if state.shut_down {
-                return Call::ShutDown;
+            if state.is_over() {
+                return Call::End;
             }
-            let due = state.oldest.map(|oldest| oldest + flush_interval);
-            let pending = state.performed < state.pushed;
+            let due = state.oldest.and_then(|oldest| oldest.checked_add(flush_interval));
+            let pending = state.left < state.pushed;
             if pending
-                && (state.performed < state.wanted || due.is_some_and(|due| due <= Instant::now()))
+                && (state.left < state.wanted || due.is_some_and(|due| due <= Instant::now()))
             {
                 // What comes from here on starts a wait of its own.
                 state.wanted = state.wanted.max(state.pushed);
@@ -146,99 +208,30 @@ impl Shared {
         }
     }
 
-    /// Waits out a pause, unless a shutdown ends it.
+    /// Waits out a pause, unless the journal's end ends it.
     pub fn pause(&self, pause: Duration) -> Call {
-        let deadline = Instant::now() + pause;
+        let deadline = deadline(pause);
         let mut state = self.state();
-        while !state.shut_down && Instant::now() < deadline {
-            state = self.wait(state, Some(deadline));
+        while !state.is_over() && deadline.is_none_or(|deadline| Instant::now() < deadline) {
+            state = self.wait(state, deadline);
         }
-        if state.shut_down { Call::ShutDown } else { Call::Work }
+        if state.is_over() { Call::End } else { Call::Work }
     }
 
-    pub fn is_shut_down(&self) -> bool {
-        self.state().shut_down
+    pub fn is_over(&self) -> bool {
+        self.state().is_over()
     }
 
-    pub fn performed(&self, end: Position) {
-        self.change(|state| state.performed = end);
-    }
-
-    pub fn set_aside(&self, end: Position) {
+    /// Everything before `end` has left the journal, this way.
+    pub fn leave(&self, end: Position, how: Synced) {
         self.change(|state| {
-            if state.aside.len() == REMEMBERED {
-                state.aside.pop_front();
+            while let Some(first) = state.expected.first_entry().filter(|e| *e.key() <= end) {
+                if let Some(outcome) = first.remove().upgrade() {
+                    // Nobody else sets it: entries leave once.
+                    let _ = outcome.set(how);
+                }
             }
-            state.aside.push_back(end);
-            state.performed = end;
+            state.left = end;
         });
-    }
-}
-
-/// How an entry left the journal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Synced {
-    /// `perform` has returned `Ok` for it.
-    Performed,
-    /// It was set aside.
-    Aside,
-}
-
-/// Why there is nothing to wait for any more.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum SyncError {
-    /// The journal was shut down: the entry is performed after the next start.
-    #[error("the journal was shut down; the entry is performed when it starts again")]
-    ShutDown,
-    /// The journal has failed.
-    #[error("the journal has failed: {0}")]
-    Failed(String),
-    /// Not in time.
-    #[error("the entry was not performed in time")]
-    TimedOut,
-}
-
-/// An entry that is durable in the journal.
-#[derive(Clone)]
-pub struct Ticket {
-    shared: Arc<Shared>,
-    end: Position,
-}
-
-impl Ticket {
-    pub(super) fn new(shared: Arc<Shared>, end: Position) -> Self {
-        Self { shared, end }
-    }
-
-    /// Where the entry ends in the journal.
-    pub fn position(&self) -> Position {
-        self.end
-    }
-
-    /// Asks that the entry, and all before it, be performed now rather than after the flush interval. Does not wait.
-    pub fn flush(&self) {
-        self.shared.change(|state| state.wanted = state.wanted.max(self.end));
-    }
-
-    /// Waits until the entry has left the journal. Does not hurry it; see [`flush`](Self::flush).
-    pub fn sync(&self, timeout: Option<Duration>) -> Result<Synced, SyncError> {
-        let deadline = timeout.map(|timeout| Instant::now() + timeout);
-        let mut state = self.shared.state();
-        loop {
-            if state.performed >= self.end {
-                let aside = state.aside.contains(&self.end);
-                return Ok(if aside { Synced::Aside } else { Synced::Performed });
-            }
-            if let Some(why) = &state.failed {
-                return Err(SyncError::Failed(why.clone()));
-            }
-            if state.shut_down {
-                return Err(SyncError::ShutDown);
-            }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Err(SyncError::TimedOut);
-            }
-            state = self.shared.wait(state, deadline);
-        }
     }
 }

@@ -63,6 +63,8 @@ struct Control {
     memory: Option<Memory>,
     features: u64,
     writeback: bool,
+    /// It has asked for the disk's properties, or set something.
+    established: bool,
     /// The crate's event loop leaves the exit event that it was given open when it ends.
     exit: Option<RawFd>,
 }
@@ -106,10 +108,16 @@ impl Backend {
         let mut control = self.control();
         control.memory = None;
         control.writeback = true;
+        control.established = false;
         if let Some(fd) = control.exit.take() {
             // SAFETY: the event loop took the descriptor out of its owner (`into_raw_fd`) and has ended; nobody else has it.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
+    }
+
+    /// Whether the front end has got beyond the start of its handshake.
+    pub fn established(&self) -> bool {
+        self.control().established
     }
 
     /// For whoever does not drive the queue.
@@ -164,6 +172,7 @@ impl VhostUserBackend for Backend {
     fn acked_features(&self, features: u64) {
         let mut control = self.control();
         control.features = features;
+        control.established = true;
         self.settle_cache(&control);
     }
 
@@ -184,7 +193,10 @@ impl VhostUserBackend for Backend {
     fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut space = [0; CONFIG_LIMIT];
         space[..CONFIG_BYTES].copy_from_slice(&self.config);
-        space[WRITEBACK_AT] = u8::from(self.control().writeback);
+        let mut control = self.control();
+        control.established = true;
+        space[WRITEBACK_AT] = u8::from(control.writeback);
+        drop(control);
         let start = offset as usize;
         // An answer of another length than asked for is the front end's error.
         start

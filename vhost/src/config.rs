@@ -2,6 +2,7 @@
 
 use crate::executor::SERIAL_BYTES;
 use clap::Parser;
+use nix::sys::stat::Mode;
 use shared_block_ring::format::{SectorSize, Side};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -22,10 +23,16 @@ Exit codes: 0 normal end (SIGTERM, SIGINT), 1 error, 2 usage.";
 /// Show a shared block ring to a virtual machine as a disk
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
-pub struct Config {
+pub struct Arguments {
     /// Listen for the front end (QEMU) here
     #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
+    /// Mode of that socket, in octal (without it 600, or 660 with --socket-group)
+    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = mode)]
+    pub socket_mode: Option<Mode>,
+    /// Group of that socket, by name or number
+    #[arg(long, value_name = "GROUP", requires = "socket_path")]
+    pub socket_group: Option<String>,
     /// Accept front ends on this inherited listening socket
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<i32>,
@@ -47,6 +54,19 @@ pub struct Config {
     /// Hand the region to one process on the host here
     #[arg(long, value_name = "PATH")]
     pub consumer_socket: Option<PathBuf>,
+    /// Mode of that socket, in octal (without it 660 with a group, 666 with --consumer-user alone, else 600)
+    #[arg(long, value_name = "MODE", requires = "consumer_socket", value_parser = mode)]
+    pub consumer_socket_mode: Option<Mode>,
+    /// Group of that socket, by name or number (without it the first --consumer-group)
+    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    pub consumer_socket_group: Option<String>,
+    /// Who may have the region, by name or number, beside root; repeat it for more (without it and
+    /// --consumer-group: the daemon's own user)
+    #[arg(long, value_name = "USER", requires = "consumer_socket")]
+    pub consumer_user: Vec<String>,
+    /// Whose members may have it
+    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    pub consumer_group: Vec<String>,
     /// The guest's role
     #[arg(long, value_enum, default_value = "producer")]
     pub guest: Guest,
@@ -56,6 +76,30 @@ pub struct Config {
     /// How long an idle-class read of the other side's pointer is held, in milliseconds
     #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
     pub hold_ms: Duration,
+    /// Run as this user once everything is open; the ring has to be readable and writable for it
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Run as this group, and no other (without it the group of --user)
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Give up every right that is not needed to serve the ring; off is for debuggers
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub sandbox: Switch,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Do not
+    Off,
 }
 
 /// Which end the guest is.
@@ -90,6 +134,14 @@ fn serial(text: &str) -> Result<[u8; SERIAL_BYTES], String> {
         }
         _ => Err(format!("must be 1 to {SERIAL_BYTES} printable ASCII characters without spaces")),
     }
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .and_then(Mode::from_bits)
+        .ok_or_else(|| "must be octal digits up to 777, such as 660".to_owned())
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {

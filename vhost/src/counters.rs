@@ -51,6 +51,8 @@ pub struct Counters {
     pub broken: Counter,
     /// Front ends served.
     pub connections: Counter,
+    /// Clients of the consumer socket that were turned away.
+    pub turned_away: Counter,
     refused: [Counter; Reason::ALL.len()],
 }
 
@@ -85,6 +87,7 @@ impl Counters {
             "wakeups": self.wakeups.get(),
             "broken": self.broken.get(),
             "connections": self.connections.get(),
+            "turned_away": self.turned_away.get(),
             "refused": refused,
         })
     }

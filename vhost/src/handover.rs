@@ -2,11 +2,11 @@
 
 use crate::counters::Counters;
 use crate::pace::Pace;
+use crate::peer::{Admission, Peer};
 use crate::sockets::{Listening, limit_patience};
-use nix::sys::socket::{SockFlag, accept4, getsockopt, sockopt};
-use nix::unistd::geteuid;
+use nix::sys::socket::{SockFlag, accept4};
+use shared_block_ring::device::RangeLock;
 use shared_block_ring::device::bell::new_event;
-use shared_block_ring::device::{RangeLock, holder_of};
 use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::handover::{Answer, Hello, Role, VERSION, receive, send};
 use shared_block_ring::wait::wait_readable;
@@ -15,13 +15,22 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a client may take to say who it is.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// Clients at a time: one with a role, a few beside it.
 const MAX_CLIENTS: usize = 32;
+
+/// Connections at a time of those who may not attach, and wait to be told so.
+const MAX_UNWANTED: usize = 4;
+
+/// Connections at a time.
+pub const MAX_CONNECTIONS: usize = MAX_CLIENTS + MAX_UNWANTED;
+
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What there is to hand over.
 pub struct Estate {
@@ -39,6 +48,8 @@ pub struct Estate {
     pub to_backend: OwnedFd,
     /// What diagnostics show.
     pub counters: Arc<Counters>,
+    /// Who may have it.
+    pub admission: Admission,
 }
 
 /// The thread that does it.
@@ -70,28 +81,72 @@ impl Drop for Handover {
     }
 }
 
+/// A connection of the consumer socket.
+struct Client {
+    socket: OwnedFd,
+    peer: Peer,
+    state: State,
+}
+
+enum State {
+    /// It has not said yet what it wants, and has to by then.
+    New(Instant),
+    /// The same, and it will not get it.
+    Unwanted(Instant, String),
+    /// It has the region, as this side or beside them.
+    Served(Option<Side>),
+}
+
+impl Client {
+    /// When it is given up on.
+    fn deadline(&self) -> Option<Instant> {
+        match self.state {
+            State::New(deadline) | State::Unwanted(deadline, _) => Some(deadline),
+            State::Served(_) => None,
+        }
+    }
+
+    fn is_unwanted(&self) -> bool {
+        matches!(self.state, State::Unwanted(..))
+    }
+}
+
+/// The thread: it never waits for one client, but for all of them.
 fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
-    let mut clients: Vec<OwnedFd> = Vec::new();
-    let mut paces = [Pace::default(); 2];
+    let mut clients: Vec<Client> = Vec::new();
+    let mut pace = Pace::default();
     loop {
         let mut waited = vec![stop, listening.fd().as_fd()];
-        waited.extend(clients.iter().map(AsFd::as_fd));
-        match wait_readable(&waited, None) {
-            Ok(None) => {}
+        waited.extend(clients.iter().map(|client| client.socket.as_fd()));
+        let deadline = clients.iter().filter_map(Client::deadline).min();
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        match wait_readable(&waited, timeout) {
+            Ok(None) => {
+                let now = Instant::now();
+                clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
+            }
             Ok(Some(0)) => return,
-            Ok(Some(1)) => match welcome(listening, estate) {
-                Ok(client) if clients.len() < MAX_CLIENTS => clients.push(client),
-                Ok(_) if paces[0].due() => {
-                    log::warn!("more than {MAX_CLIENTS} clients: the last one is turned away");
+            Ok(Some(1)) => match accept(listening, estate) {
+                Ok(client) => admit(&mut clients, client, &estate.counters),
+                Err(e) => {
+                    if pace.due() {
+                        log::warn!("a client of the consumer socket was lost: {e}");
+                    }
+                    // Out of descriptors, perhaps: it stays in the queue, and is not to keep us busy.
+                    std::thread::sleep(ACCEPT_PAUSE);
                 }
-                Err(e) if paces[1].due() => {
-                    log::info!("a client of the consumer socket was turned away: {e}");
-                }
-                // Said less than a second ago.
-                Ok(_) | Err(_) => {}
             },
-            // A client says nothing after its hello: this is its end.
-            Ok(Some(index)) => drop(clients.swap_remove(index - 2)),
+            // A client that has the region says nothing more: this is its end.
+            Ok(Some(index)) => {
+                let mut client = clients.swap_remove(index - 2);
+                if client.deadline().is_some() {
+                    match estate.greet(&mut client, &clients) {
+                        Ok(true) => clients.push(client),
+                        Ok(false) => estate.counters.turned_away.count(),
+                        Err(e) => log::info!("process {}: {e}", client.peer.pid),
+                    }
+                }
+            }
             Err(e) => {
                 log::error!("the consumer socket is not served any more: {e}");
                 return;
@@ -100,47 +155,73 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     }
 }
 
-fn welcome(listening: &Listening, estate: &Estate) -> io::Result<OwnedFd> {
+fn accept(listening: &Listening, estate: &Estate) -> io::Result<Client> {
     let raw = accept4(listening.fd().as_raw_fd(), SockFlag::SOCK_CLOEXEC)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-    let client = unsafe { OwnedFd::from_raw_fd(raw) };
-    limit_patience(&client, PATIENCE)?;
-    let peer = getsockopt(&client, sockopt::PeerCredentials)?;
-    let answered = if peer.uid() == geteuid().as_raw() || peer.uid() == 0 {
-        let (hello, _) = receive::<Hello>(client.as_fd())?;
-        estate.answer(&hello)?
-    } else {
-        Err(refusal(&format!(
-            "user {} may not attach: only the backend's own user and root may",
-            peer.uid()
-        )))
+    let socket = unsafe { OwnedFd::from_raw_fd(raw) };
+    limit_patience(&socket, PATIENCE)?;
+    let peer = Peer::of(socket.as_fd())?;
+    let deadline = Instant::now() + PATIENCE;
+    let state = match estate.admission.refusal(&peer) {
+        None => State::New(deadline),
+        Some(reason) => State::Unwanted(deadline, reason),
     };
-    match answered {
-        Ok((answer, region)) => {
-            let descriptors = [
-                region.as_fd(),
-                estate.page.as_fd(),
-                estate.to_host.as_fd(),
-                estate.to_backend.as_fd(),
-            ];
-            send(client.as_fd(), &answer, &descriptors)?;
-            log::debug!("process {} has the region", peer.pid());
-            Ok(client)
-        }
-        Err(answer) => {
-            send(client.as_fd(), &answer, &[])?;
-            Err(io::Error::other(format!("process {}: {answer:?}", peer.pid())))
-        }
+    Ok(Client { socket, peer, state })
+}
+
+/// Those who may not attach have few places of their own, so that they cannot take those of the others.
+fn admit(clients: &mut Vec<Client>, client: Client, counters: &Counters) {
+    let unwanted = client.is_unwanted();
+    let most = if unwanted { MAX_UNWANTED } else { MAX_CLIENTS };
+    if clients.iter().filter(|other| other.is_unwanted() == unwanted).count() < most {
+        clients.push(client);
+    } else {
+        counters.turned_away.count();
+        log::warn!("too many clients: process {} is turned away", client.peer.pid);
     }
 }
+
+/// What a client gets: the words, the region, and the role that its lock is for.
+type Gift = (Answer, File, Option<Side>);
 
 fn refusal(reason: &str) -> Answer {
     Answer::Refused { reason: reason.to_owned(), held_by: None, held: false }
 }
 
 impl Estate {
+    /// Hears what a client wants and answers it. Whether it has the region now.
+    fn greet(&self, client: &mut Client, others: &[Client]) -> io::Result<bool> {
+        // What comes is read in any case: a client that is hung up on with its words unread may not see our answer.
+        let (hello, _) = receive::<Hello>(client.socket.as_fd())?;
+        let answered = match &client.state {
+            State::Unwanted(_, reason) => Err(refusal(reason)),
+            _ => self.answer(&hello, others)?,
+        };
+        match answered {
+            Ok((answer, region, side)) => {
+                let descriptors = [
+                    region.as_fd(),
+                    self.page.as_fd(),
+                    self.to_host.as_fd(),
+                    self.to_backend.as_fd(),
+                ];
+                send(client.socket.as_fd(), &answer, &descriptors)?;
+                client.state = State::Served(side);
+                log::debug!("process {} has the region", client.peer.pid);
+                Ok(true)
+            }
+            Err(answer) => {
+                send(client.socket.as_fd(), &answer, &[])?;
+                if let Answer::Refused { reason, .. } = answer {
+                    log::info!("process {} was turned away: {reason}", client.peer.pid);
+                }
+                Ok(false)
+            }
+        }
+    }
+
     /// What a client is told, and the region for it; or why not.
-    fn answer(&self, hello: &Hello) -> io::Result<Result<(Answer, File), Answer>> {
+    fn answer(&self, hello: &Hello, others: &[Client]) -> io::Result<Result<Gift, Answer>> {
         if hello.version != VERSION {
             let text = format!(
                 "version {} of the hand-over is not known here, {VERSION} is",
@@ -157,11 +238,14 @@ impl Estate {
             let text = format!("the guest is the {} of this ring", self.guest);
             return Ok(Err(refusal(&text)));
         }
-        let region = self.reopen()?;
+        let region = reopen(&self.region)?;
         if let Some(side) = side {
             // The lock belongs to the open file description that the client gets, and dies with it.
             let Some(lock) = RangeLock::try_role(region.as_fd(), self.geometry, side)? else {
-                let held_by = holder_of(region.as_fd(), self.geometry, side);
+                // Who has it by way of us. `/proc` would tell of the others too, but is not ours to look at any more.
+                let holds =
+                    |other: &&Client| matches!(other.state, State::Served(Some(of)) if of == side);
+                let held_by = others.iter().find(holds).map(|other| other.peer.pid);
                 let reason = format!("the ring has a {side} already");
                 return Ok(Err(Answer::Refused { reason, held_by, held: true }));
             };
@@ -174,12 +258,12 @@ impl Estate {
             guarded: true,
             counters: self.counters.to_json(),
         };
-        Ok(Ok((answer, region)))
+        Ok(Ok((answer, region, side)))
     }
+}
 
-    /// A fresh open file description: one that is inherited would share locks and write-back errors.
-    fn reopen(&self) -> io::Result<File> {
-        let path = format!("/proc/self/fd/{}", self.region.as_raw_fd());
-        File::options().read(true).write(true).open(path)
-    }
+/// A fresh open file description: one that is inherited would share locks and write-back errors.
+pub fn reopen(file: &File) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().read(true).write(true).open(path)
 }

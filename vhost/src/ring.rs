@@ -1,7 +1,8 @@
 //! Opening the ring that is to be served, and finding it fit for that.
 
-use crate::config::Config;
 use crate::guard::Mine;
+use crate::settings::Settings;
+use nix::unistd::fchown;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, RangeLock, holder_of};
 use shared_block_ring::format::{
     FormatError, Geometry, PointerSector, SectorSize, Side, decode_sector0,
@@ -14,7 +15,6 @@ use std::fs::File;
 use std::io::IoSliceMut;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
 use uuid::Uuid;
 
 /// A sound ring, and the guest's role in it.
@@ -31,8 +31,9 @@ pub struct Opened {
     pub role: RangeLock,
 }
 
-/// Opens `path`, after making it if there is nothing and a size was given.
-pub fn open(config: &Config, path: &Path, guest: Side) -> Result<Opened, Error> {
+/// Opens the ring, after making its file if there is nothing and a size was given.
+pub fn open(settings: &Settings) -> Result<Opened, Error> {
+    let (path, guest) = (settings.ring.as_path(), settings.guest);
     let fail = |operation, source| {
         Error::from(DeviceError {
             name: path.display().to_string(),
@@ -42,13 +43,13 @@ pub fn open(config: &Config, path: &Path, guest: Side) -> Result<Opened, Error> 
         })
     };
     let new = !path.exists();
-    if let Some(bytes) = config.size.filter(|_| new) {
-        let size = config.sector_size.unwrap_or(SectorSize::DEFAULT);
+    if let Some(bytes) = settings.size.filter(|_| new) {
+        let size = settings.sector_size.unwrap_or(SectorSize::DEFAULT);
         Geometry::new(size, bytes / u64::from(size.get()))?;
         make_file(path, bytes).map_err(|e| fail("make", e))?;
     }
     let mut options = OpenOptions::default();
-    if let Some(size) = config.sector_size {
+    if let Some(size) = settings.sector_size {
         options = options.sector_size(size);
     }
     // By the library's eyes first: it knows what a ring's device looks like.
@@ -62,6 +63,10 @@ pub fn open(config: &Config, path: &Path, guest: Side) -> Result<Opened, Error> 
         .custom_flags(exclusive)
         .open(path)
         .map_err(|e| fail("open", e))?;
+    if new && let Some(identity) = settings.identity {
+        fchown(&file, Some(identity.uid), Some(identity.gid))
+            .map_err(|e| fail("give away", e.into()))?;
+    }
     let role = RangeLock::try_role(file.as_fd(), geometry, guest).map_err(|e| fail("lock", e))?;
     let role = role.ok_or_else(|| Error::Held {
         role: guest,

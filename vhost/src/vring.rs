@@ -3,9 +3,10 @@
 //! A standard mutex is not fair: a guest that keeps its queue busy would have the worker take it again and again, while the front
 //! end's thread waits for it (and QEMU's main loop for that thread). So the front end's thread says that it waits, and the worker gives way.
 
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use crate::notifier::{consume, event};
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -170,32 +171,23 @@ impl VringT<Memory> for Vring {
         self.claimed(|state| state.set_queue_ready(ready));
     }
 
-    /// Reading it must never wait: see [`read_kick`](Self::read_kick).
     fn set_kick(&self, file: Option<File>) {
-        if let Some(file) = &file {
-            let nonblocking = fcntl(file, FcntlArg::F_GETFL)
-                .map(OFlag::from_bits_retain)
-                .and_then(|flags| fcntl(file, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)));
-            if let Err(e) = nonblocking {
-                log::warn!("a kick event that may block: {e}");
-            }
-        }
-        self.claimed(|state| state.set_kick(file));
+        self.claimed(|state| state.set_kick(event(file, "kick")));
     }
 
     /// By the worker. The event may be another by now than the one that was readable, and have nothing to say: a guest that
     /// resets its device under load. An error would end the crate's thread, in silence.
     fn read_kick(&self) -> io::Result<bool> {
-        match self.state.read_kick() {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                Ok(self.state.get_ref().is_enabled())
-            }
-            read => read,
+        let state = self.state.get_ref();
+        if let Some(kick) = state.get_kick() {
+            // SAFETY: the queue's own, open for as long as its lock is held.
+            consume(unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) })?;
         }
+        Ok(state.is_enabled())
     }
 
     fn set_call(&self, file: Option<File>) {
-        self.claimed(|state| state.set_call(file));
+        self.claimed(|state| state.set_call(event(file, "interrupt")));
     }
 
     fn set_err(&self, file: Option<File>) {

@@ -8,6 +8,7 @@
 use crate::completion::{Finished, give_back, in_memory};
 use crate::counters::Counters;
 use crate::executor::{Executor, Outcome};
+use crate::fault;
 use crate::flusher::Flusher;
 use crate::pace::Pace;
 use crate::parked::{Parked, Why};
@@ -279,6 +280,7 @@ impl Worker {
         let Some(chain) = state.get_queue_mut().iter(mem.clone())?.next() else { return Ok(None) };
         let head = chain.head_index();
         let outcome = match self.request.parse(&**mem, chain) {
+            Ok(()) if fault::region_lost() => Outcome::Failed,
             Ok(())
                 if self.medium_failed
                     && matches!(self.request.kind(), Kind::Write | Kind::Flush) =>
@@ -376,9 +378,15 @@ impl Worker {
         M: Deref<Target = GuestMemoryMmap>,
     {
         let mut len = finished.len;
+        // Found out by carrying it out, perhaps.
+        let code = if fault::region_lost() {
+            Finished::failed(finished.head).status
+        } else {
+            finished.status
+        };
         // What was parked is still in `request`: nothing else was parsed since.
-        if let Some(status) = self.request.status()
-            && mem.write_obj(finished.status, status).is_ok()
+        if let Some(at) = self.request.status()
+            && mem.write_obj(code, at).is_ok()
         {
             len += 1;
         }

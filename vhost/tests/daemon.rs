@@ -8,6 +8,7 @@ use nix::sys::signal::Signal;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
+use std::os::fd::BorrowedFd;
 use std::process::Output;
 use std::time::Duration;
 
@@ -94,6 +95,29 @@ fn the_region_goes_to_one_consumer_at_a_time() {
         other => panic!("{other:?}"),
     }
     consumer.detach();
+    scene.connect(Role::Consumer).unwrap();
+}
+
+#[test]
+fn a_role_ends_with_its_device_whoever_has_its_descriptors() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let device = scene.connect(Role::Consumer).unwrap();
+    // As a process has them that is being started meanwhile.
+    let ring = scene.path("ring").canonicalize().unwrap();
+    let inherited: Vec<_> = std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|descriptor| std::fs::read_link(descriptor).is_ok_and(|target| target == ring))
+        .map(|descriptor| {
+            let number = descriptor.file_name().unwrap().to_str().unwrap().parse().unwrap();
+            // SAFETY: it is open as long as the device, and only duplicated here.
+            let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+            borrowed.try_clone_to_owned().unwrap()
+        })
+        .collect();
+    assert!(!inherited.is_empty());
+    drop(device);
     scene.connect(Role::Consumer).unwrap();
 }
 

@@ -1,22 +1,18 @@
 //! Pushes or pops random items, and hashes what it saw: run at both ends of a ring, the hashes must agree.
 
 use clap::{Parser, Subcommand};
+use qemu_tests::load::{self, Device, Random};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
-use shared_block_ring::device::{AlignedBuf, find_by_serial};
+use shared_block_ring::device::AlignedBuf;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{
-    BlockDevice, Consumer, Durability, Error, OpenOptions, Position, Producer, UnixDevice,
-};
+use shared_block_ring::{BlockDevice, Consumer, Durability, Error, Position, Producer};
 use std::fmt::Write;
 use std::io::IoSliceMut;
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
-
-type Device = Box<dyn BlockDevice>;
 
 /// A load of random items for a ring
 #[derive(Parser)]
@@ -119,14 +115,7 @@ fn run(arguments: &Arguments) -> Result<Report, Error> {
 }
 
 fn open(address: &str, role: Role) -> Result<Device, Error> {
-    if let Some(path) = address.strip_prefix("unix:") {
-        return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
-    }
-    let path = match address.strip_prefix("serial:") {
-        Some(serial) => find_by_serial(serial).unwrap_or_else(|e| panic!("{address}: {e}")),
-        None => PathBuf::from(address),
-    };
-    Ok(Box::new(OpenOptions::default().open(&path)?))
+    load::open(address, role, None)
 }
 
 fn produce(
@@ -138,11 +127,11 @@ fn produce(
     push_only: bool,
     patience: Duration,
 ) -> Result<Report, Error> {
-    let mut random = Random(seed);
+    let mut random = Random::new(seed);
     let mut tally = Tally::default();
     let mut pending: Vec<Vec<u8>> = Vec::new();
     for number in 1..=items {
-        let item = random.item(max);
+        let item = random_item(&mut random, max);
         tally.add(&item);
         pending.push(item);
         if pending.len() < batch && number < items {
@@ -241,25 +230,9 @@ impl Tally {
     }
 }
 
-/// `SplitMix64`: eight bytes a step, the same everywhere for a seed.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn item(&mut self, max: u64) -> Vec<u8> {
-        let len = usize::try_from(self.next() % (max + 1)).unwrap_or(0);
-        let mut item = vec![0; len];
-        for chunk in item.chunks_mut(8) {
-            let bytes = self.next().to_le_bytes();
-            chunk.copy_from_slice(&bytes[..chunk.len()]);
-        }
-        item
-    }
+fn random_item(random: &mut Random, max: u64) -> Vec<u8> {
+    let len = usize::try_from(random.below(max + 1)).unwrap_or(0);
+    let mut item = vec![0; len];
+    random.fill(&mut item);
+    item
 }

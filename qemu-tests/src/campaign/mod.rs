@@ -1,0 +1,123 @@
+//! Crash campaigns: the ends of rings are killed at random instants, or the power fails, and logs outside the rings tell whether
+//! everything that was promised holds.
+
+pub mod check;
+mod cut;
+mod cuts;
+mod host;
+mod kills;
+mod power;
+mod report;
+mod rig;
+mod served;
+mod stream;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use shared_block_ring::format::Side;
+
+use crate::load::Random;
+use crate::load::item::Recipe;
+
+pub use check::{Tally, Violation};
+pub use power::Flushes;
+pub use report::{Plan, Report, run};
+
+/// Of every ring: so small that the load meets its end, and its being full, all the time; large enough for a batch.
+const RING_BYTES: u64 = 64 << 10;
+
+/// How a campaign fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// A promise is broken.
+    #[error("{0}")]
+    Violation(Violation),
+    /// Something ended, or did not move, that had to.
+    #[error("{0}")]
+    Unsound(String),
+    /// The campaign could not do what it was about to do.
+    #[error("{0}")]
+    Helper(#[from] crate::Error),
+    /// The ring library has refused what it must not refuse.
+    #[error("{0}")]
+    Ring(#[from] shared_block_ring::Error),
+    /// Where the logs are that show it.
+    #[error("{failure}\n(its logs are in {})", folder.display())]
+    Kept {
+        /// The failure.
+        failure: Box<Failure>,
+        /// A folder that is nobody's now.
+        folder: PathBuf,
+    },
+}
+
+type Result<T> = std::result::Result<T, Failure>;
+
+fn unsound<T>(text: String) -> Result<T> {
+    Err(Failure::Unsound(text))
+}
+
+/// What dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The producer on the host.
+    Producer,
+    /// The consumer on the host.
+    Consumer,
+    /// The backend.
+    Backend,
+    /// QEMU.
+    Qemu,
+    /// QEMU, backend and the process on the host at once.
+    All,
+    /// The power, of a guest with both ends in it.
+    Cuts,
+}
+
+impl Kind {
+    /// The end that is killed, if it is one on the host.
+    fn victim(self) -> Option<Side> {
+        match self {
+            Self::Producer => Some(Side::Producer),
+            Self::Consumer => Some(Side::Consumer),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Producer => "producer",
+            Self::Consumer => "consumer",
+            Self::Backend => "backend",
+            Self::Qemu => "qemu",
+            Self::All => "all",
+            Self::Cuts => "cuts",
+        })
+    }
+}
+
+/// What one stream came to.
+#[derive(Debug, Default)]
+struct Outcome {
+    tally: Tally,
+    stalls: Vec<Duration>,
+}
+
+/// Called after every death.
+type Killed<'a> = &'a (dyn Fn() + Sync);
+
+fn recipe(random: &mut Random) -> Recipe {
+    Recipe { seed: random.next_u64() }
+}
+
+/// Runs `work` in a folder of its own, which stays only if it fails.
+fn in_a_folder<T>(work: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let folder = tempfile::Builder::new().prefix("blockring-campaign-").tempdir();
+    let folder = folder.map_err(crate::Error::io("making a temporary folder"))?;
+    work(folder.path())
+        .map_err(|failure| Failure::Kept { failure: Box::new(failure), folder: folder.keep() })
+}

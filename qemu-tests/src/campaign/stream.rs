@@ -1,0 +1,184 @@
+//! One ring's stream over the lives of its ends: their logs as they grow, and the verdict at the end.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::str;
+use std::time::Duration;
+
+use shared_block_ring::format::Side;
+
+use super::check::{Evidence, Tally, check};
+use super::{Failure, Result, unsound};
+use crate::load::item::Recipe;
+use crate::load::log::Line;
+use crate::process::wait_until;
+
+/// For everything that takes seconds on a quiet machine.
+pub(super) const SOON: Duration = Duration::from_secs(90);
+
+/// A log that is being written.
+#[derive(Debug)]
+pub(super) struct Follower {
+    path: PathBuf,
+    read: u64,
+    /// A last line without its end.
+    rest: Vec<u8>,
+    lines: Vec<Line>,
+    /// How many lines say that an `advance` has returned.
+    progress: u64,
+}
+
+impl Follower {
+    fn new(path: &Path) -> Self {
+        let path = path.to_owned();
+        Self { path, read: 0, rest: Vec::new(), lines: Vec::new(), progress: 0 }
+    }
+
+    /// Reads what has come.
+    fn catch_up(&mut self) -> Result<()> {
+        let Ok(mut file) = File::open(&self.path) else {
+            // Its writer has not begun.
+            return Ok(());
+        };
+        let read = |file: &mut File, bytes: &mut Vec<u8>| {
+            file.seek(SeekFrom::Start(self.read)).and_then(|_| file.read_to_end(bytes))
+        };
+        let count =
+            read(&mut file, &mut self.rest).map_err(crate::Error::file("reading", &self.path))?;
+        self.read += count as u64;
+        let whole = self.rest.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
+        let bad = |line: &str| {
+            let text = format!("{} has a line that no load writes: {line:?}", self.path.display());
+            Failure::Unsound(text)
+        };
+        let text = str::from_utf8(&self.rest[..whole]).map_err(|_| bad("no UTF-8"))?;
+        for text in text.lines() {
+            let line = text.parse().map_err(|_| bad(text))?;
+            self.progress += u64::from(matches!(line, Line::Done(_) | Line::Freed(_)));
+            self.lines.push(line);
+        }
+        self.rest.drain(..whole);
+        Ok(())
+    }
+}
+
+/// A ring's stream.
+#[derive(Debug)]
+pub(super) struct Stream {
+    recipe: Recipe,
+    power_cuts: bool,
+    producers: Vec<Follower>,
+    consumers: Vec<Follower>,
+    runs: u32,
+}
+
+impl Stream {
+    pub fn new(recipe: Recipe) -> Self {
+        Self { recipe, power_cuts: false, producers: Vec::new(), consumers: Vec::new(), runs: 0 }
+    }
+
+    /// The power will fail between runs.
+    pub fn with_power_cuts(mut self) -> Self {
+        self.power_cuts = true;
+        self
+    }
+
+    pub fn recipe(&self) -> Recipe {
+        self.recipe
+    }
+
+    /// A number for the next run of either end.
+    pub fn next_run(&mut self) -> u32 {
+        self.runs += 1;
+        self.runs
+    }
+
+    /// Begins a run of `side` that logs to `path`.
+    pub fn follow(&mut self, side: Side, path: &Path) {
+        self.logs(side).push(Follower::new(path));
+    }
+
+    fn logs(&mut self, side: Side) -> &mut Vec<Follower> {
+        match side {
+            Side::Producer => &mut self.producers,
+            Side::Consumer => &mut self.consumers,
+        }
+    }
+
+    /// How often the last run of `side` has advanced: what a consumer is given may come out of its own memory.
+    pub fn progress(&mut self, side: Side) -> Result<u64> {
+        let Some(log) = self.logs(side).last_mut() else { return Ok(0) };
+        log.catch_up()?;
+        Ok(log.progress)
+    }
+
+    /// Waits until the last run of `side` has come further than `from` by `steps`.
+    pub fn wait_for_progress(&mut self, side: Side, from: u64, steps: u64) -> Result<()> {
+        self.wait(&format!("the {side} moves"), |stream| Ok(stream.progress(side)? >= from + steps))
+    }
+
+    /// Waits until the last run of both ends has advanced.
+    pub fn wait_for_flow(&mut self) -> Result<()> {
+        self.wait_for_progress(Side::Producer, 0, 1)?;
+        self.wait_for_progress(Side::Consumer, 0, 1)
+    }
+
+    /// Waits for something that cannot come any more when an end has given up.
+    pub fn wait_while_alive(&mut self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
+        self.wait(what, |_| Ok(condition()))
+    }
+
+    fn wait(
+        &mut self,
+        what: &str,
+        mut condition: impl FnMut(&mut Self) -> Result<bool>,
+    ) -> Result<()> {
+        let mut outcome = Ok(());
+        let over = wait_until(SOON, || match self.look(&mut condition) {
+            Ok(met) => met,
+            Err(failure) => {
+                outcome = Err(failure);
+                true
+            }
+        });
+        if over {
+            return outcome;
+        }
+        let [producer, consumer] = [&self.producers, &self.consumers]
+            .map(|logs| logs.last().and_then(|log| log.lines.last()));
+        unsound(format!(
+            "{what}: not within {SOON:?}; the producer says {producer:?}, the consumer {consumer:?}"
+        ))
+    }
+
+    fn look(&mut self, condition: &mut impl FnMut(&mut Self) -> Result<bool>) -> Result<bool> {
+        if condition(self)? {
+            return Ok(true);
+        }
+        for (side, logs) in
+            [(Side::Producer, &mut self.producers), (Side::Consumer, &mut self.consumers)]
+        {
+            let Some(log) = logs.last_mut() else { continue };
+            log.catch_up()?;
+            if let Some(Line::Failed(text)) = log.lines.last() {
+                return unsound(format!("the {side} has given up: {text}"));
+            }
+        }
+        Ok(false)
+    }
+
+    /// The verdict, when the last run of both ends has ended.
+    pub fn judge(mut self) -> Result<Tally> {
+        for log in self.producers.iter_mut().chain(&mut self.consumers) {
+            log.catch_up()?;
+        }
+        let lines =
+            |logs: Vec<Follower>| -> Vec<_> { logs.into_iter().map(|log| log.lines).collect() };
+        let (producers, consumers) = (lines(self.producers), lines(self.consumers));
+        let (recipe, power_cuts) = (self.recipe, self.power_cuts);
+        let evidence =
+            Evidence { recipe, producers: &producers, consumers: &consumers, power_cuts };
+        check(&evidence).map_err(Failure::Violation)
+    }
+}

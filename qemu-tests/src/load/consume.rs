@@ -1,0 +1,68 @@
+//! The load's consumer.
+
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{Consumer, Error, Stop};
+use std::collections::VecDeque;
+
+use super::item::{Stamp, hash};
+use super::log::{Line, Log};
+use super::{Device, Failure, PATIENCE, Random, Temper};
+
+/// Items given and not freed, at most.
+const MOST_HELD: usize = 12;
+
+/// Takes items until `stop`, and then what is left. Frees some of what it has, sometimes all.
+pub fn consume(
+    consumer: &mut Consumer<Device>,
+    random: &mut Random,
+    log: &mut Log,
+    stop: &Stop,
+) -> Result<(), Failure> {
+    let temper = Temper::of(random);
+    let mut at = consumer.position();
+    let mut held = VecDeque::new();
+    let mut freed = 0;
+    let mut wait = Wait::new(Some(PATIENCE));
+    let mut target = 1;
+    loop {
+        match consumer.pop(at) {
+            Ok(item) => {
+                let length = item.bytes.len();
+                log.write(&match Stamp::of(item.bytes) {
+                    Some(stamp) => Line::Item { stamp, length, hash: hash(item.bytes) },
+                    None => Line::Scrap(length),
+                })?;
+                at = item.next;
+                held.push_back(at);
+                wait = Wait::new(Some(PATIENCE));
+            }
+            Err(Error::Retry) if held.is_empty() => {
+                // In this order: what came before we were asked to stop was visible when we looked.
+                if stop.requested() && matches!(consumer.pop(at), Err(Error::Retry)) {
+                    return Ok(());
+                }
+                if wait.pause(consumer.device(), &[stop.fd()])? == Woken::TimedOut {
+                    return Err(Failure::Stuck);
+                }
+                continue;
+            }
+            Err(Error::Retry) => target = 0,
+            Err(e) => return Err(e.into()),
+        }
+        if held.len() < target {
+            continue;
+        }
+        // All of it when the ring is empty: what we keep may be what the producer waits for.
+        let count = if target == 0 { held.len() } else { 1 + random.count(held.len()) };
+        let Some(&end) = held.get(count - 1) else { continue };
+        freed += count as u64;
+        log.write(&Line::Free(freed))?;
+        consumer.advance(end)?;
+        log.write(&Line::Freed(freed))?;
+        held.drain(..count);
+        target = 1 + random.count(MOST_HELD);
+        if !stop.requested() {
+            temper.pause(random);
+        }
+    }
+}

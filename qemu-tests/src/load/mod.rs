@@ -1,0 +1,95 @@
+//! What the load programs share, in the guest and on the host.
+//!
+//! `ringload` carries random items once and compares digests. `crashload` is for streams whose ends die again and again: each
+//! [`item`] can be judged alone, and a [`log`] outside the ring says what was meant and what was promised.
+
+mod consume;
+pub mod item;
+pub mod log;
+mod produce;
+mod random;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
+
+use shared_block_ring::device::{DeviceError, find_by_serial};
+use shared_block_ring::format::SectorSize;
+use shared_block_ring::handover::Role;
+use shared_block_ring::{BlockDevice, Error, OpenOptions, UnixDevice};
+
+pub use consume::consume;
+pub use produce::produce;
+pub use random::Random;
+
+/// Any device that an address can name.
+pub type Device = Box<dyn BlockDevice>;
+
+/// How long a load waits for the other end of its ring. Guests boot and backends come back meanwhile.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Why a load ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The ring library.
+    #[error("{0}")]
+    Ring(#[from] Error),
+    /// The log cannot be written: what is not logged must not happen.
+    #[error("the log: {0}")]
+    Log(#[from] io::Error),
+    /// The other end does nothing.
+    #[error("nothing has moved for {PATIENCE:?}")]
+    Stuck,
+}
+
+impl From<DeviceError> for Failure {
+    fn from(error: DeviceError) -> Self {
+        Self::Ring(error.into())
+    }
+}
+
+/// How an end of a ring goes about it, in one run: if both are quick they meet at the ring's edges; if one dawdles the ring is
+/// empty, or full, nearly all the time.
+#[derive(Debug, Clone, Copy)]
+struct Temper {
+    /// A pause once in so many steps.
+    once_in: u64,
+    /// At most that long.
+    micros: u64,
+}
+
+impl Temper {
+    fn of(random: &mut Random) -> Self {
+        if random.one_in(3) {
+            Self { once_in: 2, micros: 20_000 }
+        } else {
+            Self { once_in: 32, micros: 4000 }
+        }
+    }
+
+    fn pause(self, random: &mut Random) {
+        if random.one_in(self.once_in) {
+            thread::sleep(Duration::from_micros(random.below(self.micros)));
+        }
+    }
+}
+
+/// Opens a path, serial:NAME or unix:PATH for `role`.
+pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Result<Device, Error> {
+    if let Some(path) = address.strip_prefix("unix:") {
+        return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
+    }
+    let path = match address.strip_prefix("serial:") {
+        Some(serial) => find_by_serial(serial).map_err(|source| DeviceError {
+            name: address.to_owned(),
+            operation: "open",
+            sector: None,
+            source,
+        })?,
+        None => PathBuf::from(address),
+    };
+    let options = OpenOptions::default();
+    let options = sector_size.map_or(options, |size| options.sector_size(size));
+    Ok(Box::new(options.open(&path)?))
+}

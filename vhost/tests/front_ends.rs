@@ -1,0 +1,421 @@
+//! Front ends of bad faith, by their bare messages: none of them ends the daemon, and the next one is served.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::daemon::{Daemon, Scene};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::unistd::Pid;
+use shared_block_ring::device::bell::new_event;
+use shared_block_ring::handover::Role;
+use std::fs::File;
+use std::io::{ErrorKind, IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+const SOON: Duration = Duration::from_secs(20);
+
+const GET_FEATURES: u32 = 1;
+const SET_FEATURES: u32 = 2;
+const SET_OWNER: u32 = 3;
+const SET_MEM_TABLE: u32 = 5;
+const SET_VRING_NUM: u32 = 8;
+const SET_VRING_ADDR: u32 = 9;
+const SET_VRING_BASE: u32 = 10;
+const GET_VRING_BASE: u32 = 11;
+const SET_VRING_KICK: u32 = 12;
+const SET_VRING_CALL: u32 = 13;
+const SET_PROTOCOL_FEATURES: u32 = 16;
+const SET_VRING_ENABLE: u32 = 18;
+const GET_CONFIG: u32 = 24;
+const ADD_MEM_REG: u32 = 37;
+
+/// The version of the protocol, which every message says.
+const VERSION: u32 = 1;
+
+/// Where the memory is, as the front end's process has it.
+const USER_ADDRESS: u64 = 0x7000_0000;
+
+/// The queue's parts and one request, in guest memory: all of them on different pages.
+const DESCRIPTORS: u64 = 0;
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x2000;
+const HEADER: u64 = 0x3000;
+const DATA: u64 = 0x4000;
+const STATUS: u64 = 0x5000;
+const MEMORY: u64 = 0x8000;
+
+struct FrontEnd(UnixStream);
+
+impl FrontEnd {
+    fn connect(scene: &Scene) -> Self {
+        let stream = UnixStream::connect(scene.path("s")).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        stream.set_write_timeout(Some(SOON)).unwrap();
+        Self(stream)
+    }
+
+    fn raw(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> nix::Result<usize> {
+        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
+        let rights = [ControlMessage::ScmRights(&raw)];
+        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
+        let buffers = [IoSlice::new(bytes)];
+        sendmsg::<()>(self.0.as_raw_fd(), &buffers, control, MsgFlags::MSG_NOSIGNAL, None)
+    }
+
+    fn send(&self, code: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
+        let size = u32::try_from(body.len()).unwrap();
+        let head = [code, VERSION, size].map(u32::to_ne_bytes).concat();
+        // It may have hung up on us already: that is what many of these tests wait for.
+        let _ = self.raw(&[&head, body].concat(), files);
+    }
+
+    fn answer(&mut self) -> Vec<u8> {
+        let mut head = [0; 12];
+        self.0.read_exact(&mut head).unwrap();
+        let size = u32::from_ne_bytes(head[8..].try_into().unwrap());
+        let mut body = vec![0; size as usize];
+        self.0.read_exact(&mut body).unwrap();
+        body
+    }
+
+    fn answers(&mut self) {
+        self.send(GET_FEATURES, &[], &[]);
+        assert_eq!(self.answer().len(), 8);
+    }
+
+    fn ends(mut self) {
+        let mut rest = Vec::new();
+        match self.0.read_to_end(&mut rest) {
+            Ok(_) => {}
+            Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+            Err(e) => panic!("still connected: {e}"),
+        }
+    }
+
+    /// Shares `memory` and starts the queue.
+    fn start(&self, memory: &File, kick: &OwnedFd, call: &OwnedFd) {
+        self.send(SET_OWNER, &[], &[]);
+        // VERSION_1 and the protocol features' own bit.
+        self.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
+        // CONFIG.
+        self.send(SET_PROTOCOL_FEATURES, &(1u64 << 9).to_ne_bytes(), &[]);
+        self.send(SET_MEM_TABLE, &table(&[(0, MEMORY)]), &[memory.as_fd()]);
+        self.send(SET_VRING_NUM, &words(&[0, 8]), &[]);
+        let addresses = [DESCRIPTORS, USED, AVAILABLE].map(|at| (USER_ADDRESS + at).to_ne_bytes());
+        let addresses = [&words(&[0, 0]), &addresses.concat(), &[0; 8][..]].concat();
+        self.send(SET_VRING_ADDR, &addresses, &[]);
+        self.send(SET_VRING_BASE, &words(&[0, 0]), &[]);
+        self.send(SET_VRING_CALL, &0u64.to_ne_bytes(), &[call.as_fd()]);
+        self.send(SET_VRING_KICK, &0u64.to_ne_bytes(), &[kick.as_fd()]);
+        self.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
+    }
+}
+
+fn words(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
+}
+
+/// A memory table: guest address and size of each region.
+fn table(regions: &[(u64, u64)]) -> Vec<u8> {
+    let mut bytes = words(&[u32::try_from(regions.len()).unwrap(), 0]);
+    for &(address, size) in regions {
+        let user = USER_ADDRESS.wrapping_add(address);
+        bytes.extend([address, size, user, 0].map(u64::to_ne_bytes).concat());
+    }
+    bytes
+}
+
+fn memory() -> File {
+    let memory = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
+    memory.set_len(MEMORY).unwrap();
+    memory
+}
+
+/// Makes the request number `index` available: one sector, read from sector `sector` of 512 bytes.
+fn ask(memory: &File, index: u16, sector: u64) {
+    let read = 0u32;
+    let header = [&read.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
+    memory.write_all_at(&header, HEADER).unwrap();
+    memory.write_all_at(&[0xff], STATUS).unwrap();
+    let (next, write) = (1u16, 2u16);
+    let chain = [(HEADER, 16u32, next, 1u16), (DATA, 512, next | write, 2), (STATUS, 1, write, 0)];
+    for (at, (address, len, flags, then)) in (0..).zip(chain) {
+        let descriptor = [
+            &address.to_le_bytes()[..],
+            &len.to_le_bytes(),
+            &flags.to_le_bytes(),
+            &then.to_le_bytes(),
+        ];
+        memory.write_all_at(&descriptor.concat(), DESCRIPTORS + 16 * at).unwrap();
+    }
+    let slot = AVAILABLE + 4 + 2 * u64::from(index % 8);
+    memory.write_all_at(&0u16.to_le_bytes(), slot).unwrap();
+    memory.write_all_at(&(index + 1).to_le_bytes(), AVAILABLE + 2).unwrap();
+}
+
+fn kick(event: &OwnedFd) {
+    nix::unistd::write(event, &1u64.to_ne_bytes()).unwrap();
+}
+
+/// Waits for the answer to request `index`, and gives its status.
+fn status(memory: &File, index: u16) -> u8 {
+    let start = Instant::now();
+    loop {
+        let mut used = [0; 2];
+        memory.read_exact_at(&mut used, USED + 2).unwrap();
+        if u16::from_le_bytes(used) == index + 1 {
+            let mut status = [0];
+            memory.read_exact_at(&mut status, STATUS).unwrap();
+            return status[0];
+        }
+        assert!(start.elapsed() < SOON, "no answer");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// An honest one gets an honest answer.
+fn works(scene: &Scene) {
+    let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
+    let front_end = FrontEnd::connect(scene);
+    ask(&memory, 0, 0);
+    front_end.start(&memory, &kicks, &calls);
+    kick(&kicks);
+    assert_eq!(status(&memory, 0), 0);
+}
+
+fn ends_well(mut daemon: Daemon) {
+    kill(Pid::from_raw(daemon.0.id().cast_signed()), Signal::SIGTERM).unwrap();
+    let start = Instant::now();
+    while daemon.0.try_wait().unwrap().is_none() {
+        assert!(start.elapsed() < SOON, "it does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert!(daemon.0.wait().unwrap().success());
+}
+
+#[test]
+fn malformed_messages_end_their_connection_and_nothing_else() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let garbage: &[&[u8]] = &[
+        &[0xff; 12],
+        &[0xff; 400],
+        &[0; 12],
+        // Another version; a reply; a size beyond every message; a body that does not come whole.
+        &words(&[GET_FEATURES, 2, 0]),
+        &words(&[GET_FEATURES, VERSION | 4, 0]),
+        &words(&[GET_FEATURES, VERSION, u32::MAX]),
+        &words(&[GET_FEATURES, VERSION, 8, 1, 1]),
+        &words(&[SET_FEATURES, VERSION, 4, 1]),
+        &words(&[SET_VRING_NUM, VERSION, 8, 1]),
+        &words(&[1000, VERSION, 0]),
+        b"GET / HTTP/1.1\r\n\r\n",
+    ];
+    for bytes in garbage {
+        let front_end = FrontEnd::connect(&scene);
+        let _ = front_end.raw(bytes, &[]);
+        front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+        front_end.ends();
+    }
+    // Well formed, and wrong: each with a stop behind it, since some are answered by silence alone.
+    let many = words(&[9, 0]);
+    let wrong: &[(u32, Vec<u8>)] = &[
+        (SET_MEM_TABLE, table(&[])),
+        (SET_MEM_TABLE, many),
+        (SET_MEM_TABLE, table(&[(0, MEMORY)])),
+        (ADD_MEM_REG, [&[0; 8][..], &table(&[(u64::MAX - 4095, 8192)])[8..]].concat()),
+        (SET_VRING_NUM, words(&[0, 0])),
+        (SET_VRING_NUM, words(&[0, 3])),
+        (SET_VRING_NUM, words(&[7, 8])),
+        (SET_VRING_BASE, words(&[0, 77])),
+        (SET_VRING_ADDR, [words(&[0, 0]), vec![0xff; 32]].concat()),
+        (SET_VRING_ENABLE, words(&[9, 1])),
+        (GET_VRING_BASE, words(&[u32::MAX, 0])),
+        (GET_CONFIG, words(&[u32::MAX, 4, 0, 0])),
+        (GET_CONFIG, words(&[250, 100, 0, 0])),
+        (SET_VRING_KICK, 0u64.to_ne_bytes().to_vec()),
+    ];
+    for (code, body) in wrong {
+        let front_end = FrontEnd::connect(&scene);
+        front_end.send(SET_OWNER, &[], &[]);
+        front_end.send(*code, body, &[]);
+        front_end.send(GET_FEATURES, &[], &[]);
+        front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+        front_end.ends();
+    }
+    works(&scene);
+    ends_well(daemon);
+}
+
+#[test]
+fn descriptors_that_do_not_belong_there_are_closed() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let before = open_files(&daemon);
+    let (file, event) = (memory(), new_event().unwrap());
+    let one = &[file.as_fd()][..];
+    let many: Vec<_> = std::iter::repeat_n(file.as_fd(), 32).collect();
+    let cases: &[(u32, Vec<u8>, &[BorrowedFd<'_>])] = &[
+        (GET_FEATURES, vec![], one),
+        (SET_OWNER, vec![], &many),
+        (SET_MEM_TABLE, table(&[(0, MEMORY)]), &many[..2]),
+        (SET_MEM_TABLE, table(&[(0, MEMORY), (MEMORY, MEMORY)]), one),
+        // Overlapping; larger than its file; not memory at all.
+        (SET_MEM_TABLE, table(&[(0, MEMORY), (4096, MEMORY)]), &many[..2]),
+        (SET_MEM_TABLE, table(&[(0, 2 * MEMORY)]), one),
+        (SET_MEM_TABLE, table(&[(0, MEMORY)]), &[event.as_fd()]),
+        (SET_VRING_KICK, 0u64.to_ne_bytes().to_vec(), &many[..2]),
+        (SET_VRING_KICK, 9u64.to_ne_bytes().to_vec(), one),
+        // A file is nothing to wait for.
+        (SET_VRING_KICK, 0u64.to_ne_bytes().to_vec(), one),
+    ];
+    for (code, body, files) in cases {
+        let front_end = FrontEnd::connect(&scene);
+        front_end.send(SET_OWNER, &[], &[]);
+        front_end.send(*code, body, files);
+        front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+        front_end.ends();
+    }
+    works(&scene);
+    let start = Instant::now();
+    // One of those before was that of a client which had just gone, perhaps.
+    while open_files(&daemon) > before {
+        assert!(start.elapsed() < SOON, "{before} descriptors became {}", open_files(&daemon));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    ends_well(daemon);
+}
+
+fn open_files(daemon: &Daemon) -> usize {
+    std::fs::read_dir(format!("/proc/{}/fd", daemon.0.id())).unwrap().count()
+}
+
+#[test]
+fn memory_that_is_taken_back_ends_the_connection_alone() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    for left in [0, DATA, HEADER, USED] {
+        let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
+        let front_end = FrontEnd::connect(&scene);
+        front_end.start(&memory, &kicks, &calls);
+        ask(&memory, 0, 0);
+        kick(&kicks);
+        assert_eq!(status(&memory, 0), 0);
+        ask(&memory, 1, 0);
+        memory.set_len(left).unwrap();
+        kick(&kicks);
+        front_end.ends();
+    }
+    works(&scene);
+    ends_well(daemon);
+}
+
+#[test]
+fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
+    let front_end = FrontEnd::connect(&scene);
+    front_end.start(&memory, &kicks, &calls);
+    ask(&memory, 0, 8);
+    kick(&kicks);
+    assert_eq!(status(&memory, 0), 0);
+    File::options().write(true).open(scene.path("ring")).unwrap().set_len(4096).unwrap();
+    for (index, sector) in [(1, 8), (2, 0), (3, 64)] {
+        ask(&memory, index, sector);
+        kick(&kicks);
+        assert_eq!(status(&memory, index), 1, "VIRTIO_BLK_S_IOERR for sector {sector}");
+    }
+    // The client finds the file too short; the daemon is there to give it.
+    assert!(scene.connect(Role::Consumer).is_err());
+    ends_well(daemon);
+}
+
+#[test]
+fn a_front_end_that_does_not_read_keeps_nobody_from_anything() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
+    let front_end = FrontEnd::connect(&scene);
+    front_end.start(&memory, &kicks, &calls);
+    front_end.0.set_nonblocking(true).unwrap();
+    let question = words(&[GET_FEATURES, VERSION, 0]);
+    let start = Instant::now();
+    // Until both directions are full, and stay so.
+    let mut refused = 0;
+    while refused < 20 {
+        assert!(start.elapsed() < SOON, "it reads and reads");
+        if front_end.raw(&question, &[]).is_err() {
+            refused += 1;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    // The queue goes on without it, and the host gets the region.
+    ask(&memory, 0, 0);
+    kick(&kicks);
+    assert_eq!(status(&memory, 0), 0);
+    scene.connect(Role::Consumer).unwrap();
+    ends_well(daemon);
+}
+
+#[test]
+fn a_second_front_end_waits_for_the_first_to_leave() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let mut first = FrontEnd::connect(&scene);
+    first.send(SET_OWNER, &[], &[]);
+    first.send(SET_FEATURES, &0u64.to_ne_bytes(), &[]);
+    first.answers();
+    let mut second = FrontEnd::connect(&scene);
+    second.send(GET_FEATURES, &[], &[]);
+    second.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    assert!(second.0.read(&mut [0]).is_err());
+    first.answers();
+    drop(first);
+    second.0.set_read_timeout(Some(SOON)).unwrap();
+    assert_eq!(second.answer().len(), 8);
+    ends_well(daemon);
+}
+
+#[test]
+fn who_connects_and_says_nothing_makes_way() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let silent = FrontEnd::connect(&scene);
+    let mut half = FrontEnd::connect(&scene);
+    half.send(SET_OWNER, &[], &[]);
+    half.answers();
+    silent.ends();
+    works(&scene);
+    half.ends();
+    ends_well(daemon);
+}
+
+#[test]
+fn descriptors_that_block_hold_nobody_up() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let blocking = || OwnedFd::from(EventFd::from_flags(EfdFlags::EFD_CLOEXEC).unwrap());
+    // No interrupt fits into it any more.
+    let full = blocking();
+    nix::unistd::write(&full, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    let (pipe, one_byte) = nix::unistd::pipe().unwrap();
+    nix::unistd::write(&one_byte, &[1]).unwrap();
+    for (kicks, calls) in [(blocking(), full), (pipe, blocking())] {
+        let memory = memory();
+        let front_end = FrontEnd::connect(&scene);
+        ask(&memory, 0, 0);
+        front_end.start(&memory, &kicks, &calls);
+        let _ = nix::unistd::write(&kicks, &1u64.to_ne_bytes());
+        front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+        front_end.ends();
+        works(&scene);
+    }
+    ends_well(daemon);
+}

@@ -1,0 +1,81 @@
+//! Random operations on a ring that a backend hands over (`unix:`) against a queue of vectors. The guest's end is played on the file
+//! itself, past the lock that the backend holds for the guest.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::daemon::Scene;
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
+use ring_simulation::model::{follow, operations};
+use shared_block_ring::device::DeviceError;
+use shared_block_ring::format::{Geometry, SectorSize, Side};
+use shared_block_ring::handover::Role;
+use shared_block_ring::{BlockDevice, FileDevice, OpenOptions};
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+
+/// A file without locks.
+struct Unlocked(FileDevice);
+
+impl BlockDevice for Unlocked {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.0.geometry()
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        self.0.read(first, bufs)
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        self.0.write(first, bufs)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.0.flush()
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// Rings of one data sector and of four; one daemon serves all the cases of a ring, each of which begins where the one before has ended.
+fn is_a_queue(guest: Side, guest_word: &str, host: Role) {
+    for (bytes, sectors) in [(512, 4), (512, 7), (4096, 4), (4096, 7)] {
+        let sector_size = SectorSize::new(bytes).unwrap();
+        let scene = Scene::new();
+        let size = (u64::from(bytes) * sectors).to_string();
+        let bytes = bytes.to_string();
+        let _daemon =
+            scene.start(&["--size", &size, "--sector-size", &bytes, "--guest", guest_word]);
+        let file = OpenOptions::default().sector_size(sector_size);
+        let open = |side| -> Box<dyn BlockDevice> {
+            if side == guest {
+                Box::new(Unlocked(file.open(&scene.path("ring")).unwrap()))
+            } else {
+                Box::new(scene.connect(host).unwrap())
+            }
+        };
+        let config = ProptestConfig { cases: 25, failure_persistence: None, ..Default::default() };
+        let outcome = TestRunner::new(config).run(&operations(sector_size), |operations| {
+            follow(open, operations);
+            Ok(())
+        });
+        outcome.unwrap_or_else(|e| panic!("{sectors} sectors of {bytes} bytes: {e}"));
+    }
+}
+
+#[test]
+fn a_ring_handed_to_the_host_s_consumer_is_a_queue() {
+    is_a_queue(Side::Producer, "producer", Role::Consumer);
+}
+
+#[test]
+fn a_ring_handed_to_the_host_s_producer_is_a_queue() {
+    is_a_queue(Side::Consumer, "consumer", Role::Producer);
+}
