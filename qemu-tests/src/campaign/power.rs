@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ring_simulation::Disk;
 use vhost_device_blockring::request::{Kind, Request};
-use vhost_device_blockring::worker::{Memory, Vring};
+use vhost_device_blockring::vring::{Memory, Vring};
 use vhost_user_backend::{VringState, VringT as _};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
