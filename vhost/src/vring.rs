@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::MutexGuard;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
@@ -34,13 +34,20 @@ fn event(file: Option<File>, use_of_it: &str) -> Option<File> {
     Some(file)
 }
 
-/// Takes what is in the event; whether it could be looked at.
-fn consume(raw: i32) -> nix::Result<()> {
+/// Takes what is in the event.
+fn consume(event: BorrowedFd<'_>) -> nix::Result<()> {
     let mut count = [0u8; 8];
     let part = libc::iovec { iov_base: count.as_mut_ptr().cast(), iov_len: count.len() };
+    // Whatever the flags of the description are by now.
+    let flags = libc::RWF_NOWAIT;
     // SAFETY: one part, a local of that length; an event is read from no offset (-1).
-    let read = unsafe { libc::preadv2(raw, &raw const part, 1, -1, libc::RWF_NOWAIT) };
+    let read = unsafe { libc::preadv2(event.as_raw_fd(), &raw const part, 1, -1, flags) };
     match Errno::result(read) {
+        // A kernel whose events do not know this.
+        Err(Errno::EOPNOTSUPP) => match nix::unistd::read(event, &mut count) {
+            Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+            Err(e) => Err(e),
+        },
         // Emptied by somebody else, or by an earlier look.
         Ok(_) | Err(Errno::EAGAIN) => Ok(()),
         Err(e) => Err(e),
@@ -136,7 +143,8 @@ impl VringT<Memory> for Vring {
     fn read_kick(&self) -> io::Result<bool> {
         let state = self.0.get_ref();
         if let Some(kick) = state.get_kick() {
-            consume(kick.as_raw_fd())?;
+            // SAFETY: the queue's own, open for as long as its lock is held.
+            consume(unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) })?;
         }
         Ok(state.is_enabled())
     }
