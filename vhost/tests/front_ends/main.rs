@@ -161,7 +161,15 @@ fn memory_that_is_taken_back_ends_the_connection_alone() {
 #[test]
 fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     let scene = Scene::new();
-    let daemon = scene.start(&[]);
+    let mut command = scene.command(&["--socket-path", "s", "--blk-file", "ring"]);
+    command.args(["--size", "64K", "--consumer-socket", "c"]);
+    let log = File::create(scene.path("log")).unwrap();
+    let daemon = Daemon(command.stderr(log).spawn().unwrap());
+    let start = Instant::now();
+    while scene.connect(Role::Control).is_err() {
+        assert!(start.elapsed() < SOON, "the daemon does not come up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
     let front_end = FrontEnd::connect(&scene);
     front_end.start(&memory, &kicks, &calls);
@@ -177,6 +185,8 @@ fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     // The client finds the file too short; the daemon is there to give it.
     assert!(scene.connect(Role::Consumer).is_err());
     ends_well(daemon);
+    let log = std::fs::read_to_string(scene.path("log")).unwrap();
+    assert!(log.contains("ring: the file was cut short"), "{log}");
 }
 
 #[test]
