@@ -118,17 +118,18 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     let mut clients: Vec<Client> = Vec::new();
     let mut turned_away = TurnedAway::default();
     loop {
-        let mut waited = vec![stop, listening.fd().as_fd()];
+        let now = Instant::now();
+        clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
+        // Those who are in come before those who want to be: nobody keeps them from being heard by connecting all the time.
+        let mut waited = vec![stop];
         waited.extend(clients.iter().map(|client| client.socket.as_fd()));
+        waited.push(listening.fd().as_fd());
         let deadline = clients.iter().filter_map(Client::deadline).min();
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
         match wait_readable(&waited, timeout) {
-            Ok(None) => {
-                let now = Instant::now();
-                clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
-            }
+            Ok(None) => {}
             Ok(Some(0)) => return,
-            Ok(Some(1)) => match accept(listening, estate) {
+            Ok(Some(index)) if index > clients.len() => match accept(listening, estate) {
                 Ok(client) => {
                     if let Err(client) = admit(&mut clients, client) {
                         turned_away.note(&client.peer, "too many clients", &estate.counters);
@@ -142,7 +143,7 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
             },
             // A client that has the region says nothing more: this is its end.
             Ok(Some(index)) => {
-                let mut client = clients.swap_remove(index - 2);
+                let mut client = clients.swap_remove(index - 1);
                 if client.deadline().is_none() {
                     continue;
                 }
