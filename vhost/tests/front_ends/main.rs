@@ -139,6 +139,43 @@ fn open_files(daemon: &Daemon) -> usize {
 }
 
 #[test]
+fn addresses_that_overflow_end_their_connection_and_nothing_else() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let file = memory();
+    let region = |address: u64, user: u64, offset: u64| {
+        [address, MEMORY, user, offset].map(u64::to_ne_bytes).concat()
+    };
+    let last = u64::MAX - 4095;
+    for region in [
+        region(last, USER_ADDRESS, 0),
+        region(0, last, 0),
+        region(0, USER_ADDRESS, last),
+        region(0, USER_ADDRESS, 1),
+        region(last, last, last),
+    ] {
+        let table = [words(&[1, 0]), region.clone()].concat();
+        let addition = [vec![0; 8], region].concat();
+        for (code, body) in [(SET_MEM_TABLE, &table), (ADD_MEM_REG, &addition)] {
+            let front_end = FrontEnd::connect(&scene);
+            front_end.send(SET_OWNER, &[], &[]);
+            front_end.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
+            // CONFIG and CONFIGURE_MEM_SLOTS.
+            front_end.send(SET_PROTOCOL_FEATURES, &(1u64 << 9 | 1 << 15).to_ne_bytes(), &[]);
+            front_end.send(code, body, &[file.as_fd()]);
+            let addresses = [last, 0, u64::MAX].map(u64::to_ne_bytes).concat();
+            let addresses = [&words(&[0, 0]), &addresses, &[0; 8][..]].concat();
+            front_end.send(SET_VRING_ADDR, &addresses, &[]);
+            front_end.send(GET_FEATURES, &[], &[]);
+            front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+            front_end.ends();
+        }
+    }
+    works(&scene);
+    ends_well(daemon);
+}
+
+#[test]
 fn memory_that_is_taken_back_ends_the_connection_alone() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
