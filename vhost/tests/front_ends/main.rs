@@ -4,6 +4,7 @@
 mod bare;
 #[path = "../common/mod.rs"]
 mod common;
+mod random;
 
 use bare::*;
 
