@@ -115,19 +115,25 @@ impl Client {
 fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     let mut clients: Vec<Client> = Vec::new();
     let mut pace = Pace::default();
+    let mut turned_away = TurnedAway::default();
     loop {
-        let mut waited = vec![stop, listening.fd().as_fd()];
+        let now = Instant::now();
+        clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
+        // Those who are in come before those who want to be: nobody keeps them from being heard by connecting all the time.
+        let mut waited = vec![stop];
         waited.extend(clients.iter().map(|client| client.socket.as_fd()));
+        waited.push(listening.fd().as_fd());
         let deadline = clients.iter().filter_map(Client::deadline).min();
-        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = deadline.map(|deadline| deadline.saturating_duration_since(now));
         match wait_readable(&waited, timeout) {
-            Ok(None) => {
-                let now = Instant::now();
-                clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
-            }
+            Ok(None) => {}
             Ok(Some(0)) => return,
-            Ok(Some(1)) => match accept(listening, estate) {
-                Ok(client) => admit(&mut clients, client, &estate.counters),
+            Ok(Some(index)) if index > clients.len() => match accept(listening, estate) {
+                Ok(client) => {
+                    if let Err(client) = admit(&mut clients, client) {
+                        turned_away.note(&client.peer, "too many clients", &estate.counters);
+                    }
+                }
                 Err(e) => {
                     if pace.due() {
                         log::warn!("a client of the consumer socket was lost: {e}");
@@ -138,13 +144,14 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
             },
             // A client that has the region says nothing more: this is its end.
             Ok(Some(index)) => {
-                let mut client = clients.swap_remove(index - 2);
-                if client.deadline().is_some() {
-                    match estate.greet(&mut client, &clients) {
-                        Ok(true) => clients.push(client),
-                        Ok(false) => estate.counters.turned_away.count(),
-                        Err(e) => log::info!("process {}: {e}", client.peer.pid),
-                    }
+                let mut client = clients.swap_remove(index - 1);
+                if client.deadline().is_none() {
+                    continue;
+                }
+                match estate.greet(&mut client, &clients) {
+                    Ok(None) => clients.push(client),
+                    Ok(Some(reason)) => turned_away.note(&client.peer, &reason, &estate.counters),
+                    Err(e) => turned_away.note(&client.peer, &e.to_string(), &estate.counters),
                 }
             }
             Err(e) => {
@@ -169,15 +176,29 @@ fn accept(listening: &Listening, estate: &Estate) -> io::Result<Client> {
     Ok(Client { socket, peer, state })
 }
 
-/// Those who may not attach have few places of their own, so that they cannot take those of the others.
-fn admit(clients: &mut Vec<Client>, client: Client, counters: &Counters) {
+/// Takes a client in, or gives it back. Those who may not attach have few places of their own, so that they cannot take those of the
+/// others.
+fn admit(clients: &mut Vec<Client>, client: Client) -> Result<(), Client> {
     let unwanted = client.is_unwanted();
     let most = if unwanted { MAX_UNWANTED } else { MAX_CLIENTS };
-    if clients.iter().filter(|other| other.is_unwanted() == unwanted).count() < most {
-        clients.push(client);
-    } else {
+    if clients.iter().filter(|other| other.is_unwanted() == unwanted).count() >= most {
+        return Err(client);
+    }
+    clients.push(client);
+    Ok(())
+}
+
+/// Tells the operator of some, and counts all: whoever can connect could fill the log.
+#[derive(Default)]
+struct TurnedAway(Pace);
+
+impl TurnedAway {
+    fn note(&mut self, peer: &Peer, reason: &str, counters: &Counters) {
         counters.turned_away.count();
-        log::warn!("too many clients: process {} is turned away", client.peer.pid);
+        if self.0.due() {
+            let all = counters.turned_away.get();
+            log::warn!("process {} was turned away ({all} so far): {reason}", peer.pid);
+        }
     }
 }
 
@@ -189,8 +210,8 @@ fn refusal(reason: &str) -> Answer {
 }
 
 impl Estate {
-    /// Hears what a client wants and answers it. Whether it has the region now.
-    fn greet(&self, client: &mut Client, others: &[Client]) -> io::Result<bool> {
+    /// Hears what a client wants and answers it. Why it does not have the region now, if it has not.
+    fn greet(&self, client: &mut Client, others: &[Client]) -> io::Result<Option<String>> {
         // What comes is read in any case: a client that is hung up on with its words unread may not see our answer.
         let (hello, _) = receive::<Hello>(client.socket.as_fd())?;
         let answered = match &client.state {
@@ -208,14 +229,14 @@ impl Estate {
                 send(client.socket.as_fd(), &answer, &descriptors)?;
                 client.state = State::Served(side);
                 log::debug!("process {} has the region", client.peer.pid);
-                Ok(true)
+                Ok(None)
             }
             Err(answer) => {
                 send(client.socket.as_fd(), &answer, &[])?;
-                if let Answer::Refused { reason, .. } = answer {
-                    log::info!("process {} was turned away: {reason}", client.peer.pid);
+                match answer {
+                    Answer::Refused { reason, .. } => Ok(Some(reason)),
+                    Answer::Welcome { .. } => Ok(None),
                 }
-                Ok(false)
             }
         }
     }

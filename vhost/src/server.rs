@@ -105,6 +105,9 @@ const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
 /// Between looks at a handshake that is not over.
 const HANDSHAKE_PAUSE: Duration = Duration::from_secs(1);
 
+/// After a front end that was served badly, before the next one.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
 /// Serves the ring until SIGTERM or SIGINT. Whatever was answered is then in the region, and durable.
 pub fn run(settings: &Settings) -> Result<(), Failure> {
     let stop = Stop::on_signal().map_err(system("set up signals"))?;
@@ -269,8 +272,14 @@ impl Server {
             }
             match self.connection() {
                 Ok(()) if told => log::info!("the front end has left"),
-                Err(e) if paces[1].due() => log::warn!("the front end was let go: {e}"),
-                Ok(()) | Err(_) => {}
+                Ok(()) => {}
+                Err(e) => {
+                    if paces[1].due() {
+                        log::warn!("the front end was let go: {e}");
+                    }
+                    // If it could not even be accepted, it still waits, and is not to keep us busy.
+                    wait_readable(&[self.stop.fd()], Some(RETRY_PAUSE)).map_err(system("wait"))?;
+                }
             }
             self.backend.disconnect();
             self.faults.forget_guest();

@@ -7,8 +7,9 @@ use common::daemon::{Daemon, Scene};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
 use shared_block_ring::Error;
-use shared_block_ring::handover::Role;
-use std::os::fd::AsRawFd;
+use shared_block_ring::handover::{Answer, Hello, Role, VERSION, receive, send};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -214,4 +215,25 @@ fn a_front_end_of_another_group_gets_in_by_mode() {
     let connect = || UnixStream::connect(scene.path("s"));
     assert!(as_user(USER, 1, connect).is_err());
     as_user(USER, GROUP, connect).unwrap();
+}
+
+#[test]
+fn who_has_the_region_cannot_cut_it_short() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let address = UnixAddr::new(&scene.path("c")).unwrap();
+    let client =
+        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(client.as_raw_fd(), &address).unwrap();
+    send(client.as_fd(), &Hello { version: VERSION, role: Role::Consumer }, &[]).unwrap();
+    let (_, mut descriptors) = receive::<Answer>(client.as_fd()).unwrap();
+    let region = File::from(descriptors.remove(0));
+    let size = region.metadata().unwrap().len();
+    // A kernel without Landlock cannot keep it from that.
+    if region.set_len(0).is_ok() {
+        region.set_len(size).unwrap();
+        return;
+    }
+    assert_eq!(region.set_len(0).unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(region.metadata().unwrap().len(), size);
 }

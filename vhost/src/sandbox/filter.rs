@@ -91,9 +91,8 @@ const FCNTL: &[libc::c_int] = &[
     libc::F_OFD_SETLK,
 ];
 
-/// `getsockopt` and `setsockopt`: who a client is, and how long it may keep us waiting.
-const SOCKET_OPTIONS: &[libc::c_int] =
-    &[libc::SO_PEERCRED, libc::SO_PEERGROUPS, libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
+/// `setsockopt`: how long a client may keep us waiting.
+const SOCKET_OPTIONS: &[libc::c_int] = &[libc::SO_RCVTIMEO, libc::SO_SNDTIMEO];
 
 /// What a thread has in common with the others, and what no process of its own has.
 const THREAD: libc::c_int = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
@@ -147,9 +146,10 @@ fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
         allow(libc::SYS_fcntl, &[(1, Eq, command)])?;
     }
     for &option in SOCKET_OPTIONS {
-        allow(libc::SYS_getsockopt, &[(1, Eq, libc::SOL_SOCKET), (2, Eq, option)])?;
         allow(libc::SYS_setsockopt, &[(1, Eq, libc::SOL_SOCKET), (2, Eq, option)])?;
     }
+    // Who a client is; what kind of socket a front end sends.
+    allow(libc::SYS_getsockopt, &[(1, Eq, libc::SOL_SOCKET)])?;
     // A fresh description of the region for every client; which files there are is Landlock's to say.
     allow(libc::SYS_openat, &[(2, none_of(CREATING), 0)])?;
     // Our sockets at the end.

@@ -1,183 +1,26 @@
 //! Front ends of bad faith, by their bare messages: none of them ends the daemon, and the next one is served.
 #![allow(clippy::unwrap_used)]
 
+mod bare;
+#[path = "../common/mod.rs"]
 mod common;
+mod random;
+
+use bare::*;
 
 use common::daemon::{Daemon, Scene};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::unistd::Pid;
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::handover::Role;
 use std::fs::File;
-use std::io::{ErrorKind, IoSlice, Read};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::io::Read;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 const SOON: Duration = Duration::from_secs(20);
-
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_OWNER: u32 = 3;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const SET_PROTOCOL_FEATURES: u32 = 16;
-const SET_VRING_ENABLE: u32 = 18;
-const GET_CONFIG: u32 = 24;
-const ADD_MEM_REG: u32 = 37;
-
-/// The version of the protocol, which every message says.
-const VERSION: u32 = 1;
-
-/// Where the memory is, as the front end's process has it.
-const USER_ADDRESS: u64 = 0x7000_0000;
-
-/// The queue's parts and one request, in guest memory: all of them on different pages.
-const DESCRIPTORS: u64 = 0;
-const AVAILABLE: u64 = 0x1000;
-const USED: u64 = 0x2000;
-const HEADER: u64 = 0x3000;
-const DATA: u64 = 0x4000;
-const STATUS: u64 = 0x5000;
-const MEMORY: u64 = 0x8000;
-
-struct FrontEnd(UnixStream);
-
-impl FrontEnd {
-    fn connect(scene: &Scene) -> Self {
-        let stream = UnixStream::connect(scene.path("s")).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.set_write_timeout(Some(SOON)).unwrap();
-        Self(stream)
-    }
-
-    fn raw(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> nix::Result<usize> {
-        let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
-        let rights = [ControlMessage::ScmRights(&raw)];
-        let control: &[ControlMessage<'_>] = if raw.is_empty() { &[] } else { &rights };
-        let buffers = [IoSlice::new(bytes)];
-        sendmsg::<()>(self.0.as_raw_fd(), &buffers, control, MsgFlags::MSG_NOSIGNAL, None)
-    }
-
-    fn send(&self, code: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
-        let size = u32::try_from(body.len()).unwrap();
-        let head = [code, VERSION, size].map(u32::to_ne_bytes).concat();
-        // It may have hung up on us already: that is what many of these tests wait for.
-        let _ = self.raw(&[&head, body].concat(), files);
-    }
-
-    fn answer(&mut self) -> Vec<u8> {
-        let mut head = [0; 12];
-        self.0.read_exact(&mut head).unwrap();
-        let size = u32::from_ne_bytes(head[8..].try_into().unwrap());
-        let mut body = vec![0; size as usize];
-        self.0.read_exact(&mut body).unwrap();
-        body
-    }
-
-    fn answers(&mut self) {
-        self.send(GET_FEATURES, &[], &[]);
-        assert_eq!(self.answer().len(), 8);
-    }
-
-    fn ends(mut self) {
-        let mut rest = Vec::new();
-        match self.0.read_to_end(&mut rest) {
-            Ok(_) => {}
-            Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
-            Err(e) => panic!("still connected: {e}"),
-        }
-    }
-
-    /// Shares `memory` and starts the queue.
-    fn start(&self, memory: &File, kick: &OwnedFd, call: &OwnedFd) {
-        self.send(SET_OWNER, &[], &[]);
-        // VERSION_1 and the protocol features' own bit.
-        self.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
-        // CONFIG.
-        self.send(SET_PROTOCOL_FEATURES, &(1u64 << 9).to_ne_bytes(), &[]);
-        self.send(SET_MEM_TABLE, &table(&[(0, MEMORY)]), &[memory.as_fd()]);
-        self.send(SET_VRING_NUM, &words(&[0, 8]), &[]);
-        let addresses = [DESCRIPTORS, USED, AVAILABLE].map(|at| (USER_ADDRESS + at).to_ne_bytes());
-        let addresses = [&words(&[0, 0]), &addresses.concat(), &[0; 8][..]].concat();
-        self.send(SET_VRING_ADDR, &addresses, &[]);
-        self.send(SET_VRING_BASE, &words(&[0, 0]), &[]);
-        self.send(SET_VRING_CALL, &0u64.to_ne_bytes(), &[call.as_fd()]);
-        self.send(SET_VRING_KICK, &0u64.to_ne_bytes(), &[kick.as_fd()]);
-        self.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
-    }
-}
-
-fn words(words: &[u32]) -> Vec<u8> {
-    words.iter().flat_map(|word| word.to_ne_bytes()).collect()
-}
-
-/// A memory table: guest address and size of each region.
-fn table(regions: &[(u64, u64)]) -> Vec<u8> {
-    let mut bytes = words(&[u32::try_from(regions.len()).unwrap(), 0]);
-    for &(address, size) in regions {
-        let user = USER_ADDRESS.wrapping_add(address);
-        bytes.extend([address, size, user, 0].map(u64::to_ne_bytes).concat());
-    }
-    bytes
-}
-
-fn memory() -> File {
-    let memory = File::from(memfd_create("guest", MFdFlags::MFD_CLOEXEC).unwrap());
-    memory.set_len(MEMORY).unwrap();
-    memory
-}
-
-/// Makes the request number `index` available: one sector, read from sector `sector` of 512 bytes.
-fn ask(memory: &File, index: u16, sector: u64) {
-    let read = 0u32;
-    let header = [&read.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-    memory.write_all_at(&header, HEADER).unwrap();
-    memory.write_all_at(&[0xff], STATUS).unwrap();
-    let (next, write) = (1u16, 2u16);
-    let chain = [(HEADER, 16u32, next, 1u16), (DATA, 512, next | write, 2), (STATUS, 1, write, 0)];
-    for (at, (address, len, flags, then)) in (0..).zip(chain) {
-        let descriptor = [
-            &address.to_le_bytes()[..],
-            &len.to_le_bytes(),
-            &flags.to_le_bytes(),
-            &then.to_le_bytes(),
-        ];
-        memory.write_all_at(&descriptor.concat(), DESCRIPTORS + 16 * at).unwrap();
-    }
-    let slot = AVAILABLE + 4 + 2 * u64::from(index % 8);
-    memory.write_all_at(&0u16.to_le_bytes(), slot).unwrap();
-    memory.write_all_at(&(index + 1).to_le_bytes(), AVAILABLE + 2).unwrap();
-}
-
-fn kick(event: &OwnedFd) {
-    nix::unistd::write(event, &1u64.to_ne_bytes()).unwrap();
-}
-
-/// Waits for the answer to request `index`, and gives its status.
-fn status(memory: &File, index: u16) -> u8 {
-    let start = Instant::now();
-    loop {
-        let mut used = [0; 2];
-        memory.read_exact_at(&mut used, USED + 2).unwrap();
-        if u16::from_le_bytes(used) == index + 1 {
-            let mut status = [0];
-            memory.read_exact_at(&mut status, STATUS).unwrap();
-            return status[0];
-        }
-        assert!(start.elapsed() < SOON, "no answer");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
 
 /// An honest one gets an honest answer.
 fn works(scene: &Scene) {
@@ -297,6 +140,43 @@ fn open_files(daemon: &Daemon) -> usize {
 }
 
 #[test]
+fn addresses_that_overflow_end_their_connection_and_nothing_else() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let file = memory();
+    let region = |address: u64, user: u64, offset: u64| {
+        [address, MEMORY, user, offset].map(u64::to_ne_bytes).concat()
+    };
+    let last = u64::MAX - 4095;
+    for region in [
+        region(last, USER_ADDRESS, 0),
+        region(0, last, 0),
+        region(0, USER_ADDRESS, last),
+        region(0, USER_ADDRESS, 1),
+        region(last, last, last),
+    ] {
+        let table = [words(&[1, 0]), region.clone()].concat();
+        let addition = [vec![0; 8], region].concat();
+        for (code, body) in [(SET_MEM_TABLE, &table), (ADD_MEM_REG, &addition)] {
+            let front_end = FrontEnd::connect(&scene);
+            front_end.send(SET_OWNER, &[], &[]);
+            front_end.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
+            // CONFIG and CONFIGURE_MEM_SLOTS.
+            front_end.send(SET_PROTOCOL_FEATURES, &(1u64 << 9 | 1 << 15).to_ne_bytes(), &[]);
+            front_end.send(code, body, &[file.as_fd()]);
+            let addresses = [last, 0, u64::MAX].map(u64::to_ne_bytes).concat();
+            let addresses = [&words(&[0, 0]), &addresses, &[0; 8][..]].concat();
+            front_end.send(SET_VRING_ADDR, &addresses, &[]);
+            front_end.send(GET_FEATURES, &[], &[]);
+            front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
+            front_end.ends();
+        }
+    }
+    works(&scene);
+    ends_well(daemon);
+}
+
+#[test]
 fn memory_that_is_taken_back_ends_the_connection_alone() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
@@ -319,7 +199,15 @@ fn memory_that_is_taken_back_ends_the_connection_alone() {
 #[test]
 fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     let scene = Scene::new();
-    let daemon = scene.start(&[]);
+    let mut command = scene.command(&["--socket-path", "s", "--blk-file", "ring"]);
+    command.args(["--size", "64K", "--consumer-socket", "c"]);
+    let log = File::create(scene.path("log")).unwrap();
+    let daemon = Daemon(command.stderr(log).spawn().unwrap());
+    let start = Instant::now();
+    while scene.connect(Role::Control).is_err() {
+        assert!(start.elapsed() < SOON, "the daemon does not come up");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
     let front_end = FrontEnd::connect(&scene);
     front_end.start(&memory, &kicks, &calls);
@@ -335,6 +223,8 @@ fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     // The client finds the file too short; the daemon is there to give it.
     assert!(scene.connect(Role::Consumer).is_err());
     ends_well(daemon);
+    let log = std::fs::read_to_string(scene.path("log")).unwrap();
+    assert!(log.contains("ring: the file was cut short"), "{log}");
 }
 
 #[test]
@@ -418,4 +308,20 @@ fn descriptors_that_block_hold_nobody_up() {
         works(&scene);
     }
     ends_well(daemon);
+}
+
+#[test]
+fn front_ends_come_by_an_inherited_socket_too() {
+    let scene = Scene::new();
+    let listener = std::os::unix::net::UnixListener::bind(scene.path("s")).unwrap();
+    let daemon = scene.command(&["--fd", "3", "--blk-file", "ring", "--size", "64K"]);
+    // As systemd passes it: by number.
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"exec "$@" 3<&0 </dev/null"#, "sh"]).arg(daemon.get_program());
+    shell.args(daemon.get_args()).current_dir(scene.path(".")).stdin(OwnedFd::from(listener));
+    let daemon = Daemon(shell.stderr(Stdio::null()).spawn().unwrap());
+    works(&scene);
+    works(&scene);
+    ends_well(daemon);
+    assert!(scene.path("s").exists(), "it is whose who made it");
 }
