@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, a C compiler, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, a C and a C++ compiler, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -50,6 +50,8 @@ refresh_lists() {
 missing_packages() {
     have qemu-system-x86_64 || echo qemu-system-x86
     have cc || echo gcc
+    # libFuzzer is C++.
+    have c++ || echo g++
     # The guest's programs are linked statically; without its recommended packages gcc brings no libc.a.
     if ! have cc || [ ! -e "$(cc -print-file-name=libc.a)" ]; then echo libc6-dev; fi
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates

@@ -80,6 +80,10 @@ pub enum Answer {
     },
 }
 
+/// Descriptors that the kernel passes with one message at most (`SCM_MAX_FD`). There is room for all of them: of those that do not fit, some would
+/// be open in this process, and nobody would know their numbers.
+const MAX_DESCRIPTORS: usize = 253;
+
 /// Sends one message, with descriptors.
 pub fn send<T: Serialize>(
     socket: BorrowedFd<'_>,
@@ -105,7 +109,7 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = cmsg_space!([RawFd; DESCRIPTORS]);
+    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
     let (len, descriptors) = {
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         let message = loop {
@@ -126,7 +130,8 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
                 descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }
-        if message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+        if cut || descriptors.len() > DESCRIPTORS {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
         }
         (message.bytes, descriptors)
@@ -135,4 +140,29 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((serde_json::from_slice(&bytes[..len])?, descriptors))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn descriptors_that_nobody_asked_for_are_closed() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let hello = Hello { version: VERSION, role: Role::Control };
+        for count in [0, 1, DESCRIPTORS, DESCRIPTORS + 1, MAX_DESCRIPTORS] {
+            send(theirs.as_fd(), &hello, &vec![writer.as_fd(); count]).unwrap();
+            let received = receive::<Hello>(ours.as_fd()).map(|(_, descriptors)| descriptors.len());
+            assert_eq!(received.ok(), (count <= DESCRIPTORS).then_some(count));
+        }
+        // Its other end hears of the end: ours was the last one open.
+        drop(writer);
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+    }
 }

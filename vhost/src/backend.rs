@@ -1,8 +1,8 @@
 //! What a vhost-user front end asks of the device, and the events of its thread.
 
 use crate::request::MAX_SEGMENTS;
-use crate::vring::Vring;
-use crate::worker::{Memory, Worker};
+use crate::vring::{Claims, Memory, Vring};
+use crate::worker::Worker;
 use shared_block_ring::format::Geometry;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -50,6 +50,8 @@ enum Event {
 /// The device, shared by the thread that answers the front end and the one that drives the queue.
 pub struct Backend {
     worker: Mutex<Worker>,
+    /// Of those who wait for the worker.
+    claims: Claims,
     control: Mutex<Control>,
     config: [u8; CONFIG_BYTES],
     read_only: bool,
@@ -77,7 +79,13 @@ impl Backend {
         config[20..24].copy_from_slice(&geometry.sector_size().get().to_le_bytes());
         config[34..36].copy_from_slice(&QUEUES.to_le_bytes());
         let control = Control { writeback: true, ..Control::default() };
-        Self { worker: Mutex::new(worker), control: Mutex::new(control), config, read_only }
+        Self {
+            worker: Mutex::new(worker),
+            claims: Claims::default(),
+            control: Mutex::new(control),
+            config,
+            read_only,
+        }
     }
 
     /// Has the thread of a new connection listen to our events too.
@@ -112,7 +120,13 @@ impl Backend {
         self.control().established
     }
 
+    /// For whoever does not drive the queue.
     fn worker(&self) -> MutexGuard<'_, Worker> {
+        let _claim = self.claims.claim();
+        self.lock()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Worker> {
         // A panic while a request was carried out leaves the region as it is, which is judged afresh at every request.
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -234,7 +248,8 @@ impl VhostUserBackend for Backend {
     ) -> io::Result<()> {
         let Some(vring) = vrings.first() else { return Ok(()) };
         let Some(memory) = self.control().memory.clone() else { return Ok(()) };
-        let mut worker = self.worker();
+        self.claims.give_way();
+        let mut worker = self.lock();
         match event {
             e if e == Event::Flushed as u16 => worker.flushed(vring, &memory),
             e if e == Event::Bell as u16 => worker.rung(vring, &memory),

@@ -47,6 +47,8 @@ pub struct Counters {
     pub held: Counter,
     /// Times that the process on the host slept and was woken.
     pub wakeups: Counter,
+    /// Times that a queue was stopped because its rings or indices could not be true.
+    pub broken: Counter,
     /// Front ends served.
     pub connections: Counter,
     /// Clients of the consumer socket that were turned away.
@@ -83,6 +85,7 @@ impl Counters {
             "published": self.published.get(),
             "held": self.held.get(),
             "wakeups": self.wakeups.get(),
+            "broken": self.broken.get(),
             "connections": self.connections.get(),
             "turned_away": self.turned_away.get(),
             "refused": refused,

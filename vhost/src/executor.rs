@@ -1,10 +1,9 @@
 //! One request, from judgement to the region: the way of every guest byte.
 //!
-//! A request is judged whole before anything of it is stored, as the sequence of its sectors: a pointer sector that it
-//! contains is judged first, and the data behind it by the pointers as they will be then.
+//! The guard judges a request whole before anything of it is stored. Here is what it sees by, and what is done then.
 
 use crate::counters::Counters;
-use crate::guard::{Guard, Host, Mine, Move, Piece, Progress, Reason, Walk};
+use crate::guard::{Denied, Grant, Guard, Judgement, Mine, Reason, SECTOR_UNIT, Sight, Verdict};
 use crate::refusals::Refusals;
 use crate::region::{BadAddress, Region};
 use crate::request::{Kind, Request, Segment};
@@ -21,12 +20,6 @@ pub const SERIAL_BYTES: usize = 20;
 /// Items of a new batch that are walked before other work gets its turn: about a millisecond.
 const WALK_BUDGET: usize = 64 * 1024;
 
-/// The unit of a request's sector, whatever the block size (5.2.6).
-const SECTOR_UNIT: u64 = 512;
-
-/// What the page cache of a guest writes at a time.
-const PAGE: u64 = 4096;
-
 /// How a request stands.
 #[derive(Debug)]
 pub enum Outcome {
@@ -37,19 +30,11 @@ pub enum Outcome {
     /// A read that has nothing new to tell.
     Hold,
     /// A write whose items are not all looked at.
-    Walking(Box<PointerWrite>),
+    Walking(Box<Judgement>),
     /// Not offered: `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
     /// Not carried out: `VIRTIO_BLK_S_IOERR`.
     Failed,
-}
-
-/// A new pointer sector on its way into the region.
-#[derive(Debug)]
-pub struct PointerWrite {
-    change: Move,
-    sector: Vec<u8>,
-    walk: Walk,
 }
 
 enum Fault {
@@ -66,6 +51,15 @@ impl From<Reason> for Fault {
 impl From<BadAddress> for Fault {
     fn from(_: BadAddress) -> Self {
         Self::BadAddress
+    }
+}
+
+impl From<Denied<BadAddress>> for Fault {
+    fn from(denied: Denied<BadAddress>) -> Self {
+        match denied {
+            Denied::Refused(reason) => reason.into(),
+            Denied::Fault(fault) => fault.into(),
+        }
     }
 }
 
@@ -140,12 +134,9 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        pointer: Box<PointerWrite>,
+        judgement: Box<Judgement>,
     ) -> Outcome {
-        let outcome = self
-            .range(request)
-            .map_err(Fault::from)
-            .and_then(|range| self.finish(mem, request, &range, Some(pointer)));
+        let outcome = self.judge(mem, request, *judgement);
         self.settle(request, outcome)
     }
 
@@ -153,11 +144,6 @@ impl Executor {
         match outcome {
             Ok(outcome) => outcome,
             Err(Fault::Refused(reason)) => {
-                let reason = if self.is_buffered_page(request, reason) {
-                    Reason::BufferedPage
-                } else {
-                    reason
-                };
                 self.refusals.refuse(reason, Some(request.sector));
                 Outcome::Failed
             }
@@ -168,35 +154,13 @@ impl Executor {
         }
     }
 
-    /// Nobody writes the first page whole who knows that it holds both pointers: part of it is stale, or meant for elsewhere.
-    fn is_buffered_page(&self, request: &Request, reason: Reason) -> bool {
-        let page = request.kind() == Kind::Write && request.sector == 0 && request.data_len >= PAGE;
-        let about_bytes =
-            !matches!(reason, Reason::ReadOnly | Reason::OutOfRange | Reason::HostCorrupt);
-        page && about_bytes && u64::from(self.region.geometry().sector_size().get()) < PAGE
-    }
-
-    /// Device bytes that a request is about.
-    fn range(&self, request: &Request) -> Result<Range<u64>, Reason> {
-        let geometry = self.region.geometry();
-        let size = u64::from(geometry.sector_size().get());
-        let start = request.sector.checked_mul(SECTOR_UNIT).ok_or(Reason::OutOfRange)?;
-        let end = start.checked_add(request.data_len).ok_or(Reason::OutOfRange)?;
-        let whole = start.is_multiple_of(size) && end.is_multiple_of(size);
-        if whole && end <= geometry.total_bytes() {
-            Ok(start..end)
-        } else {
-            Err(Reason::OutOfRange)
-        }
-    }
-
     fn read<M: GuestMemoryBackend>(
         &mut self,
         mem: &M,
         request: &Request,
         patient: bool,
     ) -> Result<Outcome, Fault> {
-        let range = self.range(request)?;
+        let range = self.guard.range(request.sector, request.data_len)?;
         let host = self.guard.host();
         let size = u64::from(self.region.geometry().sector_size().get());
         if request.idle
@@ -237,78 +201,45 @@ impl Executor {
         mem: &M,
         request: &Request,
     ) -> Result<Outcome, Fault> {
-        let range = self.range(request)?;
+        let range = self.guard.range(request.sector, request.data_len)?;
         if self.service.read_only {
             return Err(Reason::ReadOnly.into());
         }
-        let pointer = self.judge_head(mem, request, &range)?;
-        self.finish(mem, request, &range, pointer)
+        let judgement = self.guard.begin(range);
+        self.judge(mem, request, judgement)
     }
 
-    /// Judges what of a write lies in front of the data area.
-    fn judge_head<M: GuestMemoryBackend>(
-        &self,
-        mem: &M,
-        request: &Request,
-        range: &Range<u64>,
-    ) -> Result<Option<Box<PointerWrite>>, Fault> {
-        let geometry = self.region.geometry();
-        let size = u64::from(geometry.sector_size().get());
-        let mut pointer = None;
-        for index in range.start / size..range.end.min(geometry.data_start()).div_ceil(size) {
-            let within = index * size - range.start;
-            let mut theirs = vec![0; geometry.sector_size().bytes()];
-            Region::from_guest(mem, &request.data, within..within + size, &mut theirs)?;
-            let mut ours = vec![0; theirs.len()];
-            self.region.head_sector(index, &mut ours);
-            if theirs == ours {
-                continue;
-            }
-            if let Some(reason) = self.guard.immutable(index) {
-                return Err(reason.into());
-            }
-            let change = self.guard.judge_pointer(self.mine, self.host()?, &ours, &theirs)?;
-            pointer =
-                Some(Box::new(PointerWrite { change, sector: theirs, walk: Walk::new(change) }));
-        }
-        Ok(pointer)
-    }
-
-    fn host_position(&self) -> Result<Position, Reason> {
-        self.region.position(self.guard.host()).ok_or(Reason::HostCorrupt)
-    }
-
-    fn host(&self) -> Result<Host, Reason> {
-        let position = self.host_position()?;
-        let mut sector = vec![0; self.region.geometry().sector_size().bytes()];
-        self.region.head_sector(self.guard.host().sector(), &mut sector);
-        Ok(Host { position, tally: self.guard.host_tally(position, &sector) })
-    }
-
-    /// Walks the items that a new position covers, judges the data by it, and only then stores.
-    fn finish<M: GuestMemoryBackend>(
+    fn judge<M: GuestMemoryBackend>(
         &mut self,
         mem: &M,
         request: &Request,
-        range: &Range<u64>,
-        mut pointer: Option<Box<PointerWrite>>,
+        judgement: Judgement,
     ) -> Result<Outcome, Fault> {
-        if let Some(write) = &mut pointer {
-            let geometry = self.region.geometry();
-            if write.walk.step(geometry, WALK_BUDGET, |offset| self.region.word(offset))?
-                == Progress::Unfinished
-            {
-                return Ok(pointer.map_or(Outcome::Failed, Outcome::Walking));
+        let view = View { region: &self.region, mem, request };
+        match self.guard.judge(self.mine, judgement, WALK_BUDGET, &view)? {
+            Verdict::Unfinished(judgement) => Ok(Outcome::Walking(Box::new(judgement))),
+            Verdict::Granted(grant) => self.store(mem, request, grant),
+        }
+    }
+
+    /// Stores what is granted: all of it, since nothing can fail any more once it has begun.
+    fn store<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        grant: Grant,
+    ) -> Result<Outcome, Fault> {
+        let view = View { region: &self.region, mem, request };
+        if request.data.iter().any(|segment| !mem.check_range(segment.address, segment.len)) {
+            return Err(Fault::BadAddress);
+        }
+        for piece in grant.stored {
+            if !piece.is_empty() {
+                self.region.store(mem, &request.data, view.part(&piece), piece.start)?;
             }
         }
-        let start = range.start.max(self.region.geometry().data_start());
-        if start < range.end {
-            let mine = pointer.as_ref().map_or(self.mine, |write| write.change.mine());
-            self.write_data(mem, request, range, start..range.end, mine.pointer.position)?;
-        }
-        if let Some(write) = pointer {
-            self.region.store_pointer(self.guard.guest(), &write.sector);
-            let mine = write.change.mine();
+        if let Some((sector, mine)) = grant.pointer {
+            self.region.store_pointer(self.guard.guest(), &sector);
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;
@@ -320,34 +251,44 @@ impl Executor {
         self.counters.written_bytes.add(request.data_len);
         Ok(Outcome::Done(0))
     }
+}
 
-    fn write_data<M: GuestMemoryBackend>(
-        &self,
-        mem: &M,
-        request: &Request,
-        range: &Range<u64>,
-        data: Range<u64>,
-        mine: Position,
-    ) -> Result<(), Fault> {
-        let host = self.host_position()?;
-        let (producer, consumer) = match self.guard.guest() {
-            Side::Producer => (mine, host),
-            Side::Consumer => (host, mine),
-        };
-        let pieces = self.guard.data_pieces(&data, producer, consumer)?;
-        let within = |piece: &Range<u64>| piece.start - range.start..piece.end - range.start;
-        for piece in &pieces {
-            if let Piece::Same(piece, reason) = piece
-                && !self.region.same(mem, &request.data, within(piece), piece.start)?
-            {
-                return Err((*reason).into());
-            }
-        }
-        for piece in &pieces {
-            if let Piece::Store(piece) = piece {
-                self.region.store(mem, &request.data, within(piece), piece.start)?;
-            }
-        }
-        Ok(())
+/// What the guard sees of the region and of a request's bytes in guest memory.
+struct View<'a, M> {
+    region: &'a Region,
+    mem: &'a M,
+    request: &'a Request,
+}
+
+impl<M> View<'_, M> {
+    /// Device bytes as bytes of the request's data.
+    fn part(&self, range: &Range<u64>) -> Range<u64> {
+        // Within 64 bits: the guard has looked at the request's range.
+        let start = self.request.sector * SECTOR_UNIT;
+        range.start - start..range.end - start
+    }
+}
+
+impl<M: GuestMemoryBackend> Sight for View<'_, M> {
+    type Fault = BadAddress;
+
+    fn head_sector(&self, index: u64, sector: &mut [u8]) {
+        self.region.head_sector(index, sector);
+    }
+
+    fn position(&self, side: Side) -> Option<Position> {
+        self.region.position(side)
+    }
+
+    fn word(&self, offset: u64) -> [u8; 4] {
+        self.region.word(offset)
+    }
+
+    fn written(&self, range: Range<u64>, private: &mut [u8]) -> Result<(), BadAddress> {
+        Region::from_guest(self.mem, &self.request.data, self.part(&range), private)
+    }
+
+    fn same(&self, range: Range<u64>) -> Result<bool, BadAddress> {
+        self.region.same(self.mem, &self.request.data, self.part(&range), range.start)
     }
 }

@@ -1,6 +1,7 @@
 //! Handing the region to one process on the host.
 
 use crate::counters::Counters;
+use crate::pace::Pace;
 use crate::peer::{Admission, Peer};
 use crate::sockets::{Listening, limit_patience};
 use nix::sys::socket::{SockFlag, accept4};
@@ -27,9 +28,6 @@ const MAX_UNWANTED: usize = 4;
 
 /// Connections at a time.
 pub const MAX_CONNECTIONS: usize = MAX_CLIENTS + MAX_UNWANTED;
-
-/// At most one line about clients that were turned away in this time.
-const LOG_PERIOD: Duration = Duration::from_secs(1);
 
 /// After a connection that could not be accepted.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -117,6 +115,7 @@ impl Client {
 fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     let mut clients: Vec<Client> = Vec::new();
     let mut turned_away = TurnedAway::default();
+    let mut pace = Pace::default();
     loop {
         let now = Instant::now();
         clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));
@@ -136,7 +135,9 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
                     }
                 }
                 Err(e) => {
-                    log::warn!("a client of the consumer socket was lost: {e}");
+                    if pace.due() {
+                        log::warn!("a client of the consumer socket was lost: {e}");
+                    }
                     // Out of descriptors, perhaps: it stays in the queue, and is not to keep us busy.
                     std::thread::sleep(ACCEPT_PAUSE);
                 }
@@ -189,13 +190,12 @@ fn admit(clients: &mut Vec<Client>, client: Client) -> Result<(), Client> {
 
 /// Tells the operator of some, and counts all: whoever can connect could fill the log.
 #[derive(Default)]
-struct TurnedAway(Option<Instant>);
+struct TurnedAway(Pace);
 
 impl TurnedAway {
     fn note(&mut self, peer: &Peer, reason: &str, counters: &Counters) {
         counters.turned_away.count();
-        if self.0.is_none_or(|last| last.elapsed() >= LOG_PERIOD) {
-            self.0 = Some(Instant::now());
+        if self.0.due() {
             let all = counters.turned_away.get();
             log::warn!("process {} was turned away ({all} so far): {reason}", peer.pid);
         }

@@ -6,6 +6,7 @@
 //! that others share.
 
 pub mod backend;
+mod completion;
 pub mod config;
 pub mod counters;
 pub mod executor;
@@ -13,6 +14,9 @@ pub mod fault;
 pub mod flusher;
 pub mod guard;
 pub mod handover;
+mod notifier;
+mod pace;
+mod parked;
 pub mod peer;
 mod refusals;
 pub mod region;

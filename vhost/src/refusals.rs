@@ -2,33 +2,27 @@
 
 use crate::counters::Counters;
 use crate::guard::Reason;
+use crate::pace::Pace;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-/// At most one line per reason in this time.
-const PERIOD: Duration = Duration::from_secs(1);
 
 /// Counts every refusal, and logs some.
 pub struct Refusals {
     counters: Arc<Counters>,
-    logged: [Option<Instant>; Reason::ALL.len()],
+    paces: [Pace; Reason::ALL.len()],
 }
 
 impl Refusals {
     /// None so far.
     pub fn new(counters: Arc<Counters>) -> Self {
-        Self { counters, logged: [None; Reason::ALL.len()] }
+        Self { counters, paces: [Pace::default(); Reason::ALL.len()] }
     }
 
     /// Counts one; `sector` is where the request began, in units of 512 bytes.
     pub fn refuse(&mut self, reason: Reason, sector: Option<u64>) {
         self.counters.refuse(reason);
-        let now = Instant::now();
-        let logged = &mut self.logged[reason.index()];
-        if logged.is_some_and(|last| now.duration_since(last) < PERIOD) {
+        if !self.paces[reason.index()].due() {
             return;
         }
-        *logged = Some(now);
         let hint = match reason {
             Reason::BufferedPage => {
                 ": the guest writes through its page cache, it must use O_DIRECT"

@@ -82,7 +82,7 @@ impl Request {
         mem: &M,
         chain: impl Iterator<Item = Descriptor>,
     ) -> Result<(), Reason> {
-        (self.kind, self.status, self.idle) = (None, None, false);
+        (self.kind, self.status, self.idle, self.data_len) = (None, None, false, 0);
         self.data.clear();
         self.readable.clear();
         let mut ends = false;

@@ -7,6 +7,7 @@ use crate::fault::Faults;
 use crate::flusher::Flusher;
 use crate::guard::Guard;
 use crate::handover::{Estate, Handover, reopen};
+use crate::pace::Pace;
 use crate::region::Region;
 use crate::ring::{self, Opened};
 use crate::sandbox::{self, Policy};
@@ -22,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -167,7 +168,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         None => None,
     };
     log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
-    let server = Server { backend, entrance, stop, faults, counters, ring: name };
+    let server =
+        Server { backend, entrance, stop, faults, counters, ring: name, waiting: Mutex::default() };
     server.serve()?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");
@@ -251,11 +253,14 @@ struct Server {
     faults: Faults,
     counters: Arc<Counters>,
     ring: String,
+    /// Of the line that says that somebody waits.
+    waiting: Mutex<Pace>,
 }
 
 impl Server {
     /// One front end after the other.
     fn serve(&self) -> Result<(), Failure> {
+        let mut paces = [Pace::default(); 2];
         while !self.stop.requested() {
             wait_readable(&[self.stop.fd(), self.entrance.fd()], None)
                 .map_err(system("wait for a front end"))?;
@@ -263,10 +268,18 @@ impl Server {
                 continue;
             }
             self.counters.connections.count();
+            // One that comes again and again is counted, not told of each time.
+            let told = paces[0].due();
+            if told {
+                log::info!("a front end has come");
+            }
             match self.connection() {
-                Ok(()) => log::info!("the front end has left"),
+                Ok(()) if told => log::info!("the front end has left"),
+                Ok(()) => {}
                 Err(e) => {
-                    log::warn!("the front end was let go: {e}");
+                    if paces[1].due() {
+                        log::warn!("the front end was let go: {e}");
+                    }
                     // If it could not even be accepted, it still waits, and is not to keep us busy.
                     wait_readable(&[self.stop.fd()], Some(RETRY_PAUSE)).map_err(system("wait"))?;
                 }
@@ -288,7 +301,6 @@ impl Server {
         let accepting =
             self.entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
         daemon.start(&mut Listener::from(UnixListener::from(accepting)))?;
-        log::info!("a front end has come");
         let over = new_event().map_err(|e| system("make an event")(e.into()))?;
         let shutdown = daemon.shutdown_handle();
         let outcome = std::thread::scope(|scope| {
@@ -340,8 +352,10 @@ impl Server {
                     );
                 }
                 Ok(Some(_)) => {
-                    log::warn!("another front end waits: one is served at a time");
                     told = true;
+                    if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).due() {
+                        log::warn!("another front end waits: one is served at a time");
+                    }
                 }
                 Ok(None) if !established && start.elapsed() >= HANDSHAKE_PATIENCE => {
                     if matches!(self.entrance.somebody_waits(), Ok(true)) {

@@ -5,12 +5,15 @@
 //! and what is replayed then is idempotent. A stop needs no waiting for the same reason: a parked request is
 //! given back to the available ring.
 
+use crate::completion::{Finished, give_back, in_memory};
 use crate::counters::Counters;
-use crate::executor::{Executor, Outcome, PointerWrite};
+use crate::executor::{Executor, Outcome};
 use crate::fault;
 use crate::flusher::Flusher;
-use crate::request::{Kind, Request};
-pub use crate::vring::Vring;
+use crate::pace::Pace;
+use crate::parked::{Parked, Why};
+use crate::request::{Kind, MAX_BYTES, Request};
+use crate::vring::{Memory, Vring};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use shared_block_ring::device::bell::Bell;
@@ -19,33 +22,15 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 use vhost_user_backend::{VringState, VringT};
-use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
-
-/// Guest memory, replaced as a whole when the front end changes it.
-pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 
 /// Requests in a turn: a guest that never pauses must not keep the front end's messages waiting.
 const TURN: usize = 256;
 
-/// A request between its descriptor and its completion.
-struct Parked {
-    head: u16,
-    why: Why,
-}
-
-enum Why {
-    /// Until everything stored is durable. `len` bytes were written to the guest.
-    Flush { ticket: u64, len: u32 },
-    /// Until the host's pointer moves, the time is up, or any request follows.
-    Held,
-    /// Until all items under a new pointer are looked at.
-    Walking(Box<PointerWrite>),
-}
+/// Bytes of data in a turn, likewise: some milliseconds. It is over when they are exceeded.
+const TURN_BYTES: u64 = 2 * MAX_BYTES;
 
 /// The thread's state: one queue, and the ring behind it.
 pub struct Worker {
@@ -64,6 +49,8 @@ pub struct Worker {
     write_through: bool,
     /// After a failed flush nothing is known about what is on the medium, and a second try would only hide it.
     medium_failed: bool,
+    broken: Pace,
+    unsignalled: Pace,
     vring: Option<Vring>,
 }
 
@@ -90,6 +77,8 @@ impl Worker {
             tickets: 0,
             write_through: false,
             medium_failed: false,
+            broken: Pace::default(),
+            unsignalled: Pace::default(),
             vring: None,
         })
     }
@@ -189,7 +178,7 @@ impl Worker {
 
     /// Works until the queue is empty, a request parks, or the turn is over.
     fn turn(&mut self, vring: &Vring, memory: &Memory, finished: Option<Finished>) {
-        let mut state = vring.get_mut();
+        let mut state = vring.turn();
         if !state.is_enabled() || !state.get_queue().ready() {
             if finished.is_some() {
                 give_back(&mut state);
@@ -198,17 +187,39 @@ impl Worker {
         }
         let mem = memory.memory();
         let mut answered = 0;
-        if let Err(e) = self.drive(&mut state, &mem, finished, &mut answered) {
-            // Addresses or indices that no driver of good faith writes: silent until the guest resets the queue.
-            log::error!("the queue is broken and stopped until the guest resets it: {e}");
-            state.get_queue_mut().set_ready(false);
+        let driven = if vring.is_odd() {
+            Err(virtio_queue::Error::InvalidSize)
+        } else if in_memory(state.get_queue(), &mem) {
+            self.drive(&mut state, &mem, finished, &mut answered)
+        } else {
+            Err(virtio_queue::Error::FindMemoryRegion)
+        };
+        if let Err(e) = driven {
+            self.stop_broken(&mut state, &e);
         }
         if answered > 0
             && state.needs_notification().unwrap_or(true)
             && let Err(e) = state.signal_used_queue()
+            && self.unsignalled.due()
         {
             log::warn!("cannot interrupt the guest: {e}");
         }
+    }
+
+    /// Addresses or indices that no driver of good faith writes: the queue is not looked at until the guest resets it.
+    fn stop_broken(&mut self, state: &mut VringState<Memory>, error: &virtio_queue::Error) {
+        self.counters.broken.count();
+        if self.broken.due() {
+            let times = self.counters.broken.get();
+            log::error!(
+                "the queue is broken and stopped until the guest resets it: {error} ({times} so far)"
+            );
+        }
+        if self.parked.take().is_some() {
+            self.unhold();
+        }
+        give_back(state);
+        state.get_queue_mut().set_ready(false);
     }
 
     fn drive<M>(
@@ -225,6 +236,7 @@ impl Worker {
             self.answer(state, mem, &finished)?;
             *answered += 1;
         }
+        let mut bytes = 0;
         for _ in 0..TURN {
             let (head, outcome) = match self.parked.take() {
                 Some(parked) => match self.unpark(state, mem, parked)? {
@@ -237,16 +249,18 @@ impl Worker {
                     None => return Ok(()),
                 },
             };
+            bytes += self.request.data_len;
             if !self.park(head, &outcome) {
-                match outcome {
-                    Outcome::Walking(pointer) => {
-                        self.parked = Some(Parked { head, why: Why::Walking(pointer) });
-                    }
-                    outcome => {
-                        self.answer(state, mem, &Finished::from(head, &outcome))?;
-                        *answered += 1;
-                    }
+                if let Outcome::Walking(judgement) = outcome {
+                    // Its budget is a turn's.
+                    self.parked = Some(Parked { head, why: Why::Walking(judgement) });
+                    break;
                 }
+                self.answer(state, mem, &Finished::from(head, &outcome))?;
+                *answered += 1;
+            }
+            if bytes > TURN_BYTES {
+                break;
             }
         }
         // Through the event loop, so that the front end's messages get their turn.
@@ -322,8 +336,8 @@ impl Worker {
     {
         let head = parked.head;
         match parked.why {
-            Why::Walking(pointer) => {
-                Ok(Some((head, self.executor.resume(&**mem, &self.request, pointer))))
+            Why::Walking(judgement) => {
+                Ok(Some((head, self.executor.resume(&**mem, &self.request, judgement))))
             }
             Why::Flush { .. } => {
                 self.parked = Some(parked);
@@ -365,7 +379,11 @@ impl Worker {
     {
         let mut len = finished.len;
         // Found out by carrying it out, perhaps.
-        let code = if fault::region_lost() { status(VIRTIO_BLK_S_IOERR) } else { finished.status };
+        let code = if fault::region_lost() {
+            Finished::failed(finished.head).status
+        } else {
+            finished.status
+        };
         // What was parked is still in `request`: nothing else was parsed since.
         if let Some(at) = self.request.status()
             && mem.write_obj(code, at).is_ok()
@@ -374,42 +392,4 @@ impl Worker {
         }
         state.add_used(finished.head, len)
     }
-}
-
-/// Completion is in order, so everything behind the used index is unanswered: it is found again when the queue starts.
-fn give_back(state: &mut VringState<Memory>) {
-    let queue = state.get_queue_mut();
-    queue.set_next_avail(queue.next_used());
-}
-
-/// A completion.
-struct Finished {
-    head: u16,
-    status: u8,
-    len: u32,
-}
-
-impl Finished {
-    fn ok(head: u16, len: u32) -> Self {
-        Self { head, status: status(VIRTIO_BLK_S_OK), len }
-    }
-
-    fn failed(head: u16) -> Self {
-        Self { head, status: status(VIRTIO_BLK_S_IOERR), len: 0 }
-    }
-
-    fn from(head: u16, outcome: &Outcome) -> Self {
-        match outcome {
-            Outcome::Done(len) => Self::ok(head, *len),
-            Outcome::Unsupported => Self { head, status: status(VIRTIO_BLK_S_UNSUPP), len: 0 },
-            Outcome::Failed | Outcome::Flush | Outcome::Hold | Outcome::Walking(_) => {
-                Self::failed(head)
-            }
-        }
-    }
-}
-
-/// The constants are small, and generated as 32 bits wide.
-fn status(constant: u32) -> u8 {
-    u8::try_from(constant).unwrap_or(u8::MAX)
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Daemon, Scene};
+use common::daemon::{Daemon, Scene};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
 use shared_block_ring::Error;

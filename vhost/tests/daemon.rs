@@ -3,19 +3,14 @@
 
 mod common;
 
-use common::{Daemon, Scene};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use common::daemon::Scene;
+use nix::sys::signal::Signal;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
 use std::os::fd::BorrowedFd;
 use std::process::Output;
 use std::time::Duration;
-
-fn signal(daemon: &Daemon, signal: Signal) {
-    kill(Pid::from_raw(daemon.0.id().cast_signed()), signal).unwrap();
-}
 
 fn fails(output: &Output, code: i32, words: &str) {
     let text = String::from_utf8_lossy(&output.stderr);
@@ -73,7 +68,7 @@ fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
     drop(daemon);
     assert!(scene.path("s").exists(), "SIGKILL leaves its sockets behind");
     let mut daemon = scene.start(&[]);
-    signal(&daemon, Signal::SIGTERM);
+    daemon.signal(Signal::SIGTERM);
     assert!(daemon.0.wait().unwrap().success());
     assert!(!scene.path("s").exists() && !scene.path("c").exists());
 }
@@ -160,7 +155,7 @@ fn a_consumer_finds_the_next_daemon_by_itself() {
     let mut daemon = scene.start(&[]);
     let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
     for end in [Signal::SIGKILL, Signal::SIGTERM] {
-        signal(&daemon, end);
+        daemon.signal(end);
         daemon.0.wait().unwrap();
         let waiting = std::thread::spawn(move || {
             let mut wait = Wait::new(Some(Duration::from_secs(20)));

@@ -1,132 +1,21 @@
 //! Requests against a region, with no front end between: what a guest may change, and what it may not.
 #![allow(clippy::unwrap_used)]
 
-use shared_block_ring::device::DeviceError;
-use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
-use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side};
-use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, MappedDevice, OpenOptions, Position, Producer, create,
-};
-use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+mod common;
+
+use common::daemon::PATIENCE;
+use common::disk::{DATA_AT, Disk, Driver, IDLE};
+use shared_block_ring::format::{PointerSector, Side};
+use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use vhost_device_blockring::counters::Counters;
-use vhost_device_blockring::executor::{Executor, Outcome, Service};
-use vhost_device_blockring::guard::{Guard, Reason};
-use vhost_device_blockring::region::Region;
-use vhost_device_blockring::request::Request;
-use vhost_device_blockring::ring::guest_side;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+use vhost_device_blockring::executor::Outcome;
+use vhost_device_blockring::guard::Reason;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
-use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
-use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
-
-const DATA_AT: u64 = 0x10000;
-const STATUS_AT: u64 = 0x1000;
-const IDLE: u32 = 3 << 13;
-
-/// A guest's disk: a file ring of ten data sectors behind an executor.
-struct Disk {
-    _dir: tempfile::TempDir,
-    path: PathBuf,
-    geometry: Geometry,
-    executor: Executor,
-    counters: Arc<Counters>,
-    request: Request,
-    mem: GuestMemoryMmap,
-}
-
-impl Disk {
-    fn new(guest: Side) -> Self {
-        Self::with(guest, false, 13, |_| ())
-    }
-
-    /// `prepare` works on the ring's file before it is served.
-    fn with(guest: Side, read_only: bool, sectors: usize, prepare: impl Fn(&PathBuf)) -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("ring");
-        std::fs::write(&path, vec![0; sectors * 512]).unwrap();
-        create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
-        prepare(&path);
-        let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
-        let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
-        let (uuid, mine) = guest_side(&device, guest).unwrap();
-        let guard = Guard::new(geometry, guest, uuid);
-        let region = Region::new(open(&path), "ring", geometry).unwrap();
-        let counters = Arc::new(Counters::default());
-        let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
-        let serial = *b"ring\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        let service = Service { read_only, serial };
-        let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
-        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        Self { _dir: dir, path, geometry, executor, counters, request: Request::default(), mem }
-    }
-
-    fn run(&mut self, kind: u32, priority: u32, sector: u64, len: usize, patient: bool) -> Outcome {
-        self.mem.write_obj(kind, GuestAddress(0)).unwrap();
-        self.mem.write_obj(priority, GuestAddress(4)).unwrap();
-        self.mem.write_obj(sector, GuestAddress(8)).unwrap();
-        let writes = if kind == VIRTIO_BLK_T_OUT { 0 } else { VRING_DESC_F_WRITE };
-        let descriptor = |address, len: usize, flags: u32| {
-            Descriptor::new(address, u32::try_from(len).unwrap(), u16::try_from(flags).unwrap(), 0)
-        };
-        let chain = [
-            descriptor(0, 16, VRING_DESC_F_NEXT),
-            descriptor(DATA_AT, len, VRING_DESC_F_NEXT | writes),
-            descriptor(STATUS_AT, 1, VRING_DESC_F_WRITE),
-        ];
-        match self.request.parse(&self.mem, chain.into_iter()) {
-            Ok(()) => self.executor.execute(&self.mem, &self.request, patient),
-            Err(reason) => self.executor.refuse(reason),
-        }
-    }
-
-    fn write(&mut self, sector: u64, bytes: &[u8]) -> Outcome {
-        self.mem.write_slice(bytes, GuestAddress(DATA_AT)).unwrap();
-        self.run(VIRTIO_BLK_T_OUT, 0, sector, bytes.len(), true)
-    }
-
-    fn read(&mut self, sector: u64, len: usize) -> Vec<u8> {
-        let outcome = self.run(VIRTIO_BLK_T_IN, 0, sector, len, true);
-        assert!(matches!(outcome, Outcome::Done(done) if done as usize == len), "{outcome:?}");
-        let mut bytes = vec![0; len];
-        self.mem.read_slice(&mut bytes, GuestAddress(DATA_AT)).unwrap();
-        bytes
-    }
-
-    /// A refused write must be counted under its reason, and leave the region as it was.
-    fn refused(&mut self, sector: u64, bytes: &[u8], reason: Reason) {
-        let (before, count) = (self.bytes(), self.counters.refused(reason));
-        let outcome = self.write(sector, bytes);
-        assert!(matches!(outcome, Outcome::Failed), "{outcome:?} instead of {reason}");
-        assert_eq!(self.counters.refused(reason), count + 1, "{}", self.counters.to_json());
-        assert!(self.bytes() == before, "{reason} changed the region");
-    }
-
-    fn accepted(&mut self, sector: u64, bytes: &[u8]) {
-        let outcome = self.write(sector, bytes);
-        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", self.counters.to_json());
-        let at = usize::try_from(sector * 512).unwrap();
-        assert!(self.bytes()[at..at + bytes.len()] == *bytes, "not stored");
-    }
-
-    fn bytes(&self) -> Vec<u8> {
-        std::fs::read(&self.path).unwrap()
-    }
-
-    fn consumer(&self) -> Consumer<MappedDevice> {
-        let device = MappedDevice::new(open(&self.path), "ring", self.geometry).unwrap();
-        Consumer::attach(device, "queue", "consumer").unwrap()
-    }
-}
-
-fn open(path: &PathBuf) -> File {
-    File::options().read(true).write(true).open(path).unwrap()
-}
+use vm_memory::{Bytes, GuestAddress};
 
 fn at(bytes: u64) -> Position {
     Position::new(bytes).unwrap()
@@ -161,49 +50,6 @@ fn an_honest_producer_is_served() {
     consumer.advance(at(12)).unwrap();
     assert_eq!(disk.read(2, 512), disk.bytes()[1024..1536]);
     assert_eq!(disk.counters.published.get(), 1);
-}
-
-/// The disk as a driver in the guest has it: every request goes past the guard, and a refusal is an I/O error.
-struct Driver<'a>(Mutex<&'a mut Disk>);
-
-impl BlockDevice for &Driver<'_> {
-    fn name(&self) -> &'static str {
-        "disk"
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.0.lock().unwrap().geometry
-    }
-
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        let mut sector = first;
-        for buf in bufs {
-            let bytes = self.0.lock().unwrap().read(sector, buf.len());
-            buf.copy_from_slice(&bytes);
-            sector += bytes.len() as u64 / 512;
-        }
-        Ok(())
-    }
-
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        let mut disk = self.0.lock().unwrap();
-        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-        let mut outcome = disk.write(first, &bytes);
-        while let Outcome::Walking(write) = outcome {
-            let disk = &mut **disk;
-            outcome = disk.executor.resume(&disk.mem, &disk.request, write);
-        }
-        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", disk.counters.to_json());
-        Ok(())
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        Ok(())
-    }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
 /// Pushes numbered items of growing length in batches, attaching anew now and then; each batch is popped with steps of `stride` items.
@@ -248,9 +94,8 @@ fn what_the_library_writes_in_a_guest_is_never_refused() {
         [(Side::Producer, 1), (Side::Producer, 7), (Side::Consumer, 1), (Side::Consumer, 7)]
     {
         let mut disk = Disk::new(guest);
-        let mapped = (disk.path.clone(), disk.geometry);
-        let host = || MappedDevice::new(open(&mapped.0), "ring", mapped.1).unwrap();
-        let shared = Driver(Mutex::new(&mut disk));
+        let host = disk.outside();
+        let shared = Driver::new(&mut disk, || ());
         match guest {
             Side::Producer => laps(|| &shared, host, stride),
             Side::Consumer => laps(host, || &shared, stride),
@@ -411,4 +256,72 @@ fn a_long_batch_is_walked_in_turns() {
     }
     assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
     assert_eq!(turns, 4);
+}
+
+/// Another processor of the guest, which writes one and the other of these at the place until the test is over.
+fn racing<T>(
+    disk: &mut Disk,
+    place: u64,
+    bytes: [[u8; 4]; 2],
+    test: impl FnOnce(&mut Disk) -> T,
+) -> T {
+    let (mem, stop) = (disk.mem.clone(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for bytes in bytes {
+                    mem.write_slice(&bytes, GuestAddress(DATA_AT + place)).unwrap();
+                }
+            }
+        });
+        let _stop = Stop(&stop);
+        test(disk)
+    })
+}
+
+/// Ends the other processor, also when the test fails.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Many times, and until the other processor has been met: it may have to wait for its turn.
+fn raced(disk: &mut Disk, refused: Reason, mut attempt: impl FnMut(&mut Disk)) {
+    let start = Instant::now();
+    let mut attempts = 0;
+    while attempts < 20_000 || disk.counters.refused(refused) == 0 {
+        attempt(disk);
+        attempts += 1;
+        assert!(start.elapsed() < PATIENCE, "the race was no race");
+    }
+}
+
+#[test]
+fn what_changes_while_it_is_judged_is_stored_as_it_was_judged() {
+    let mut disk = Disk::new(Side::Producer);
+    let items = [&item(8, 7)[..12], &item(200, 9)[..500]].concat();
+    disk.accepted(3, &items);
+    // Position 12 ends an item, 16 does not.
+    let sector = pointer(Side::Producer, 12);
+    disk.mem.write_slice(&sector, GuestAddress(DATA_AT)).unwrap();
+    let published = racing(&mut disk, 0, [[12, 0, 0, 0], [16, 0, 0, 0]], |disk| {
+        raced(disk, Reason::ItemFraming, |disk| {
+            disk.run(VIRTIO_BLK_T_OUT, 0, 1, 512, true);
+            let position = disk.bytes()[512];
+            assert!(position == 0 || position == 12, "{position}");
+        });
+        disk.counters.published.get()
+    });
+    assert_eq!(published, 1);
+    // Bytes 4 to 8 are published.
+    disk.mem.write_slice(&items, GuestAddress(DATA_AT)).unwrap();
+    racing(&mut disk, 4, [[7; 4], [8; 4]], |disk| {
+        raced(disk, Reason::PublishedData, |disk| {
+            disk.run(VIRTIO_BLK_T_OUT, 0, 3, 512, true);
+            assert_eq!(disk.bytes()[1536 + 4..1536 + 8], [7; 4]);
+        });
+    });
 }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::Scene;
+use common::daemon::Scene;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use ring_simulation::model::{follow, operations};

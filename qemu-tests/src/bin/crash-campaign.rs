@@ -18,8 +18,8 @@ delivered, in order and unchanged; nothing that was never pushed, or is torn, is
 whose consumer's `advance` returned is delivered again; a batch is visible whole or not at all;
 attaching succeeds.
 
-Without a number the full form runs: about 15 minutes on two quiet processors, up to 70 on busy
-ones. The short form takes 2 to 4 minutes. Where a number is given, only what is named runs.
+Without a number the full form runs: about 10 minutes on two processors, longer (an hour or so) on
+very busy ones. The short form takes 2 to 4 minutes. Where a number is given, only what is named runs.
 The programs and the guest's image are built first if need be; scripts/crash-campaign.sh prepares
 everything. A failure leaves the logs that show it, and says where.
 

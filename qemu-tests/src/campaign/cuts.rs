@@ -7,8 +7,9 @@ use ring_simulation::{Disk, DiskDevice};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::{CreateOptions, create};
 
+use super::cut::Cut;
 use super::kills::in_parallel;
-use super::power::{Cut, Flushes, PoweredDisk};
+use super::power::{Flushes, PoweredDisk};
 use super::rig::{end_job, start_job, with_ports};
 use super::served::Served;
 use super::stream::Stream;

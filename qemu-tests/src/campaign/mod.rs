@@ -2,6 +2,7 @@
 //! everything that was promised holds.
 
 pub mod check;
+mod cut;
 mod cuts;
 mod host;
 mod kills;
@@ -24,8 +25,8 @@ pub use check::{Tally, Violation};
 pub use power::Flushes;
 pub use report::{Plan, Report, run};
 
-/// Of every ring: so small that the load meets its end, and its being full, all the time.
-const RING_BYTES: u64 = 128 << 10;
+/// Of every ring: so small that the load meets its end, and its being full, all the time; large enough for a batch.
+const RING_BYTES: u64 = 64 << 10;
 
 /// How a campaign fails.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! A disk whose power can fail: requests, the simulated medium behind them, and the instant of the cut.
+//! A disk whose power can fail: requests, and the simulated medium behind them.
 //!
 //! What was answered is in the disk's cache, or on its medium; after the cut nothing is answered, and nothing is carried out.
 
@@ -6,10 +6,9 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ring_simulation::{Adversary, Disk};
-use shared_block_ring::format::Side;
+use ring_simulation::Disk;
 use vhost_device_blockring::request::{Kind, Request};
-use vhost_device_blockring::worker::{Memory, Vring};
+use vhost_device_blockring::vring::{Memory, Vring};
 use vhost_user_backend::{VringState, VringT as _};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -18,19 +17,14 @@ use virtio_queue::{Error as QueueError, QueueOwnedT as _};
 use vm_memory::{Bytes as _, GuestAddressSpace as _, GuestMemoryMmap};
 use vmm_sys_util::timerfd::TimerFd;
 
+use super::cut::{Cut, Loss};
 use crate::load::Random;
 
 /// What the guest finds the disk by.
 const SERIAL: &[u8] = b"ring";
 
-/// Sectors in front of the ring's data: those that the adversary likes.
-const HEAD_SECTORS: u64 = 3;
-
 /// A flush may take as long as a real one. Meanwhile the other end of the ring goes on, over what is not durable.
 const SLOW_FLUSH_US: u64 = 3000;
-
-/// Requests that the right one is waited for, when it is time for the cut: the ends may be busy with others.
-const WAIT: u64 = 1000;
 
 /// Whether a flush makes anything durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,56 +33,6 @@ pub enum Flushes {
     Honest,
     /// It is answered, and that is all: for a campaign that has to fail.
     Lies,
-}
-
-/// When the power fails.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Cut {
-    /// Requests before.
-    requests: u64,
-    /// The kind of the request that is the last one, and how many were of another kind when it was due.
-    last: Last,
-    waited: u64,
-    /// Whether that one is answered, too, or only carried out.
-    answered: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
-    Any,
-    /// A pointer has arrived, and is not flushed.
-    Pointer,
-    /// The same, while a flush of the other end is still under way: neither end's pointer need be durable.
-    Overtaking,
-    /// A flush, which is not even carried out: as much as can be is at stake.
-    Flush,
-}
-
-impl Cut {
-    /// Within the next `requests`.
-    pub fn at_random(requests: u64, random: &mut Random) -> Self {
-        let kinds = [Last::Any, Last::Pointer, Last::Overtaking, Last::Flush];
-        let last = kinds[random.count(kinds.len())];
-        Self { requests: random.below(requests), last, waited: 0, answered: random.one_in(2) }
-    }
-
-    /// Whether this request, carried out while a flush is under way or not, is the last one.
-    fn is_due(&mut self, request: &Request, flushing: bool) -> bool {
-        if let Some(left) = self.requests.checked_sub(1) {
-            self.requests = left;
-            return false;
-        }
-        self.waited += 1;
-        let pointers = Side::Producer.sector()..=Side::Consumer.sector();
-        let pointer = request.kind() == Kind::Write && pointers.contains(&request.sector);
-        match self.last {
-            _ if self.waited > WAIT => true,
-            Last::Any => true,
-            Last::Pointer => pointer,
-            Last::Overtaking => pointer && flushing,
-            Last::Flush => request.kind() == Kind::Flush,
-        }
-    }
 }
 
 /// A disk with a power supply.
@@ -155,18 +99,10 @@ impl PoweredDisk {
         !self.power().on
     }
 
-    /// What an adversary likes of what was not flushed is gone; to be called when QEMU is.
+    /// Of what was not flushed something is gone; to be called when QEMU is.
     pub fn lose(&self, seed: u64) {
-        let mut random = Random::new(seed);
-        let mut adversary = Adversary::new(random.next_u64(), HEAD_SECTORS);
-        // What rests on both pointers is best shaken by keeping one of them.
-        let one_pointer = random.one_in(3);
-        let kept = [Side::Producer, Side::Consumer][random.count(2)].sector();
-        self.disk.crash(|sector, versions| match sector {
-            1 | 2 if one_pointer && sector == kept => versions - 1,
-            1 | 2 if one_pointer => 0,
-            _ => adversary.choose(sector, versions),
-        });
+        let mut loss = Loss::new(self.power().cut, Random::new(seed));
+        self.disk.crash(|sector, versions| loss.choose(sector, versions));
     }
 
     /// Carries out what is in the available ring, in its order.
@@ -224,16 +160,15 @@ impl PoweredDisk {
         memory: &GuestMemoryMmap,
         (head, request, parsed): (u16, &Request, bool),
     ) -> Result<(), QueueError> {
-        let cut = power.cut.as_mut();
-        let flushing = power.slow.is_some();
-        let cut = cut.and_then(|cut| cut.is_due(request, flushing).then_some(*cut));
+        let pending = |sector| self.disk.choices().iter().any(|&(dirty, _)| dirty == sector);
+        let cut = power.cut.as_mut().and_then(|cut| cut.is_due(request, pending).then_some(*cut));
         power.on = cut.is_none();
-        if cut.is_some_and(|cut| cut.last == Last::Flush && request.kind() == Kind::Flush) {
+        if request.kind() == Kind::Flush && cut.is_some_and(Cut::forestalls_a_flush) {
             return Ok(());
         }
         let (status, len) =
             if parsed { self.carry_out(request, memory) } else { (VIRTIO_BLK_S_IOERR, 0) };
-        let answered = cut.is_none_or(|cut| cut.answered);
+        let answered = cut.is_none_or(Cut::is_answered);
         if let Some(address) = request.status().filter(|_| answered) {
             // The constants are small, and generated as 32 bits wide.
             let status = u8::try_from(status).unwrap_or(u8::MAX);

@@ -12,7 +12,7 @@ use shared_block_ring::wait::wait_readable;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_device_blockring::request::MAX_SEGMENTS;
-use vhost_device_blockring::worker::{Memory, Vring};
+use vhost_device_blockring::vring::{Memory, Vring};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX,

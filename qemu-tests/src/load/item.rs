@@ -8,7 +8,7 @@ const STAMP_BYTES: usize = 20;
 /// Items in a batch at most.
 pub const MAX_BATCH: u32 = 8;
 
-/// Bytes of an item at most. Two whole batches (one is visible, the next one pushed already) fit into the rings of the campaigns.
+/// Bytes of an item at most. A whole batch fits into the rings of the campaigns.
 pub const MAX_ITEM: usize = 6000;
 
 /// Which item it is.

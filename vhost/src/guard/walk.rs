@@ -1,61 +1,49 @@
 //! The items under a new position: framed exactly, and as many as its slot says.
 
-use super::{Move, Reason};
+use super::Reason;
 use shared_block_ring::Position;
-use shared_block_ring::format::{Geometry, Header, Tally};
+use shared_block_ring::format::{Geometry, Header};
 
-/// What a new slot says of the items before its position.
+/// What a slot's number of items is held against: counting from `start` at `since`, there must be `expected` at `end`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Claim {
-    pub tally: Tally,
-    pub counts: Counts,
+pub(super) struct Count {
+    pub since: Position,
+    pub start: u64,
+    pub end: Position,
+    pub expected: u64,
 }
 
-/// Where its counting starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Counts {
-    /// As many as were known before the walked items.
-    On(u64),
-    /// At a place among the walked items.
-    Since(Position),
-    /// Not at all: it repeats what the other side says of the same position.
-    Repeated,
-}
-
-/// A walk over the items that a new position covers, a budget at a time.
+/// A walk over the items that a new position covers, and over those behind it that its slot is judged by, a budget at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Walk {
     at: Position,
     to: Position,
+    end: Position,
     published: Position,
-    claim: Option<Claim>,
-    /// Items since the place where counting starts; none before that is reached.
+    count: Option<Count>,
+    /// None before the place where counting starts is reached.
     counted: Option<u64>,
 }
 
 /// How a walk stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Every item ends where the next begins, the last one at the new position.
+    /// Every item ends where the next begins, one of them at the new position.
     Sound,
     /// The budget is used up.
     Unfinished,
 }
 
 impl Walk {
-    /// Over what `change` covers.
-    pub fn new(change: Move) -> Self {
-        let counted = match change.claim.map(|claim| claim.counts) {
-            Some(Counts::On(items)) => Some(items),
-            _ => None,
-        };
-        Self {
-            at: change.from.position,
-            to: change.to.position,
-            published: change.published,
-            claim: change.claim,
-            counted,
-        }
+    /// From `from` to a new position `to`; no item reaches beyond `published`.
+    pub(super) fn new(
+        from: Position,
+        to: Position,
+        published: Position,
+        count: Option<Count>,
+    ) -> Self {
+        let end = count.map_or(to, |count| count.end.max(to));
+        Self { at: from, to, end, published, count, counted: None }
     }
 
     /// Looks at up to `budget` items; `header_at` reads four bytes of the region at a device offset.
@@ -66,38 +54,34 @@ impl Walk {
         header_at: impl Fn(u64) -> [u8; 4],
     ) -> Result<Progress, Reason> {
         for _ in 0..budget {
-            if self.at >= self.to {
+            if self.at >= self.end {
                 break;
             }
+            self.start_counting();
             let offset = geometry.data_start() + geometry.data_offset(self.at.get());
             let header = Header::decode(self.at, header_at(offset), self.published)
                 .map_err(|_| Reason::ItemFraming)?;
-            self.start_counting();
+            if self.at < self.to && header.next > self.to {
+                return Err(Reason::ItemFraming);
+            }
             self.counted = self.counted.map(|counted| counted.saturating_add(1));
             self.at = header.next;
         }
-        match self.at.cmp(&self.to) {
-            std::cmp::Ordering::Less => Ok(Progress::Unfinished),
-            std::cmp::Ordering::Equal => self.count_is_true(),
-            std::cmp::Ordering::Greater => Err(Reason::ItemFraming),
+        if self.at < self.end {
+            return Ok(Progress::Unfinished);
+        }
+        self.start_counting();
+        match self.count {
+            Some(count) if self.counted != Some(count.expected) => Err(Reason::ItemCount),
+            _ => Ok(Progress::Sound),
         }
     }
 
     fn start_counting(&mut self) {
-        if self.claim.is_some_and(|claim| claim.counts == Counts::Since(self.at)) {
-            self.counted = Some(0);
-        }
-    }
-
-    fn count_is_true(&mut self) -> Result<Progress, Reason> {
-        self.start_counting();
-        match self.claim {
-            Some(Claim { tally, counts })
-                if counts != Counts::Repeated && self.counted != Some(tally.items) =>
-            {
-                Err(Reason::ItemCount)
-            }
-            _ => Ok(Progress::Sound),
+        if let Some(count) = self.count
+            && count.since == self.at
+        {
+            self.counted = Some(count.start);
         }
     }
 }
@@ -105,24 +89,44 @@ impl Walk {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::tests::{START, at, guard, pointer};
     use super::*;
-    use shared_block_ring::format::Side;
+    use shared_block_ring::format::SectorSize;
+
+    fn at(bytes: u64) -> Position {
+        Position::new(bytes).unwrap()
+    }
+
+    fn walk(
+        to: u64,
+        count: Option<Count>,
+        lengths: &[(u64, u32)],
+        budget: usize,
+    ) -> Result<Progress, Reason> {
+        let geometry = Geometry::new(SectorSize::DEFAULT, 5).unwrap();
+        Walk::new(at(0), at(to), at(24), count).step(geometry, budget, |offset| {
+            let found = lengths.iter().find(|(at, _)| *at == offset - geometry.data_start());
+            found.map_or([0xff; 4], |(_, length)| length.to_le_bytes())
+        })
+    }
 
     #[test]
     fn a_walk_ends_exactly_at_the_new_position() {
-        let guard = guard(Side::Producer);
-        let geometry = guard.geometry();
-        let walk = |to: u64, lengths: &[(u64, u32)], budget| {
-            let change = Move { from: pointer(0), to: pointer(to), published: at(to), claim: None };
-            Walk::new(change).step(geometry, budget, |offset| {
-                let found = lengths.iter().find(|(at, _)| *at == offset - START);
-                found.map_or([0xff; 4], |(_, length)| length.to_le_bytes())
-            })
-        };
+        let walk = |to, lengths: &[_], budget| walk(to, None, lengths, budget);
         assert_eq!(walk(24, &[(0, 5), (12, 8)], 9), Ok(Progress::Sound));
+        assert_eq!(walk(12, &[(0, 5)], 9), Ok(Progress::Sound));
         assert_eq!(walk(24, &[(0, 5), (12, 8)], 1), Ok(Progress::Unfinished));
         assert_eq!(walk(20, &[(0, 5), (12, 8)], 9), Err(Reason::ItemFraming));
         assert_eq!(walk(24, &[(0, u32::MAX)], 9), Err(Reason::ItemFraming));
+    }
+
+    #[test]
+    fn counting_may_go_on_behind_the_new_position() {
+        let lengths = [(0, 5), (12, 0), (16, 4)];
+        let walk = |start, expected| {
+            let count = Count { since: at(12), start, end: at(24), expected };
+            walk(12, Some(count), &lengths, 9)
+        };
+        assert_eq!(walk(7, 9), Ok(Progress::Sound));
+        assert_eq!(walk(7, 8), Err(Reason::ItemCount));
     }
 }

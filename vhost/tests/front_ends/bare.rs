@@ -2,7 +2,7 @@
 #![allow(missing_docs)]
 
 use crate::SOON;
-use crate::common::Scene;
+use crate::common::daemon::Scene;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::fs::File;

@@ -8,7 +8,7 @@ mod random;
 
 use bare::*;
 
-use common::{Daemon, Scene};
+use common::daemon::{Daemon, Scene};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

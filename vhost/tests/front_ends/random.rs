@@ -1,7 +1,7 @@
 //! Conversations of no sense, over descriptors of every kind.
 
 use crate::bare::{FrontEnd, MEMORY, USER_ADDRESS, memory, words};
-use crate::common::Scene;
+use crate::common::daemon::Scene;
 use crate::{ends_well, works};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;

@@ -1,0 +1,256 @@
+//! Judging a whole request, as the sequence of its sectors: all or nothing.
+
+use super::data::Pieces;
+use super::pointer::Move;
+use super::walk::{Progress, Walk};
+use super::{Guard, Host, Mine, Reason};
+use shared_block_ring::Position;
+use shared_block_ring::format::{Side, find_slot};
+use std::ops::Range;
+
+/// The unit of a request's sector, whatever the block size (virtio 1.3, 5.2.6).
+pub const SECTOR_UNIT: u64 = 512;
+
+/// What the page cache of a guest writes at a time.
+const PAGE: u64 = 4096;
+
+/// Readings of the host's pointer sector, which can be halfway through a change: more than a writer can disturb by chance.
+const READINGS: u32 = 1000;
+
+/// Readings that bring the same bytes before it is given up.
+const SAME_READINGS: u32 = 3;
+
+/// What there is to be seen when a write is judged. Nothing changes by looking.
+pub trait Sight {
+    /// The guest's bytes cannot be read.
+    type Fault;
+
+    /// The region's sector `index`, in front of the data area; what its position promises is read after it.
+    fn head_sector(&self, index: u64, sector: &mut [u8]);
+
+    /// One side's position in the region; `None` when it is no position.
+    fn position(&self, side: Side) -> Option<Position>;
+
+    /// Four bytes of the region's data area, at a device offset that is a multiple of 4.
+    fn word(&self, offset: u64) -> [u8; 4];
+
+    /// Copies what the guest wants to write to device bytes `range`: once, since it can change them.
+    fn written(&self, range: Range<u64>, private: &mut [u8]) -> Result<(), Self::Fault>;
+
+    /// Whether the guest wants to write to device bytes `range` what the region holds there.
+    fn same(&self, range: Range<u64>) -> Result<bool, Self::Fault>;
+}
+
+/// A write that is being judged.
+#[derive(Debug)]
+pub struct Judgement {
+    /// Device bytes.
+    range: Range<u64>,
+    /// The sector to be looked at next, as long as it lies in front of the data area.
+    next: u64,
+    pointer: Option<NewPointer>,
+}
+
+/// The guest's pointer sector as it is to be.
+#[derive(Debug)]
+struct NewPointer {
+    change: Move,
+    sector: Vec<u8>,
+    walk: Walk,
+}
+
+/// How a judgement stands, if nothing speaks against the write.
+#[derive(Debug)]
+pub enum Verdict {
+    /// To be gone on with: the budget is used up.
+    Unfinished(Judgement),
+    /// To be stored.
+    Granted(Grant),
+}
+
+/// What is to be stored of a write, in this order.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// Device bytes of the data area.
+    pub stored: [Range<u64>; 3],
+    /// The guest's pointer sector, and its side once that is stored.
+    pub pointer: Option<(Vec<u8>, Mine)>,
+}
+
+/// What speaks against a write.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Denied<F> {
+    /// A rule.
+    Refused(Reason),
+    /// It cannot be read.
+    Fault(F),
+}
+
+impl<F> From<Reason> for Denied<F> {
+    fn from(reason: Reason) -> Self {
+        Self::Refused(reason)
+    }
+}
+
+impl Guard {
+    /// Device bytes that a request of `len` bytes at `sector` (in units of 512 bytes) is about.
+    pub fn range(&self, sector: u64, len: u64) -> Result<Range<u64>, Reason> {
+        let size = u64::from(self.geometry.sector_size().get());
+        let start = sector.checked_mul(SECTOR_UNIT).ok_or(Reason::OutOfRange)?;
+        let end = start.checked_add(len).ok_or(Reason::OutOfRange)?;
+        let whole = start.is_multiple_of(size) && end.is_multiple_of(size);
+        if whole && end <= self.geometry.total_bytes() {
+            Ok(start..end)
+        } else {
+            Err(Reason::OutOfRange)
+        }
+    }
+
+    /// Begins to judge a write to `range`, which [`Guard::range`] has answered.
+    pub fn begin(&self, range: Range<u64>) -> Judgement {
+        let next = range.start / u64::from(self.geometry.sector_size().get());
+        Judgement { range, next, pointer: None }
+    }
+
+    /// Goes on with a judgement; `mine` is the guest's side as the region has it, `budget` the number of items to look at.
+    ///
+    /// Sectors are judged in their order, each by what the region would be after those in front of it. An answer is final: there is
+    /// nothing left to be judged when it is carried out.
+    pub fn judge<S: Sight>(
+        &self,
+        mine: Mine,
+        judgement: Judgement,
+        budget: usize,
+        sight: &S,
+    ) -> Result<Verdict, Denied<S::Fault>> {
+        let range = judgement.range.clone();
+        self.judge_sectors(mine, judgement, budget, sight).map_err(|denied| match denied {
+            Denied::Refused(reason) => Denied::Refused(self.named(&range, reason)),
+            Denied::Fault(fault) => Denied::Fault(fault),
+        })
+    }
+
+    fn judge_sectors<S: Sight>(
+        &self,
+        mine: Mine,
+        mut judgement: Judgement,
+        budget: usize,
+        sight: &S,
+    ) -> Result<Verdict, Denied<S::Fault>> {
+        let size = u64::from(self.geometry.sector_size().get());
+        loop {
+            if let Some(pointer) = &mut judgement.pointer
+                && pointer.walk.step(self.geometry, budget, |at| sight.word(at))?
+                    == Progress::Unfinished
+            {
+                return Ok(Verdict::Unfinished(judgement));
+            }
+            let start = judgement.next * size;
+            if start >= judgement.range.end.min(self.geometry.data_start()) {
+                break;
+            }
+            if let Some(pointer) = self.judge_head(mine, judgement.next, sight)? {
+                // At most once: sectors come in their order, and all but one never change.
+                judgement.pointer = Some(pointer);
+            }
+            judgement.next += 1;
+        }
+        let pointer = judgement.pointer.map(|pointer| (pointer.sector, pointer.change.mine()));
+        let mine = pointer.as_ref().map_or(mine, |&(_, mine)| mine);
+        let data = judgement.range.start.max(self.geometry.data_start())..judgement.range.end;
+        let pieces = self.judge_data(mine, data, sight)?;
+        Ok(Verdict::Granted(Grant { stored: pieces.stored, pointer }))
+    }
+
+    /// Judges one sector in front of the data area, but for the items; `None` when it stays as it is.
+    fn judge_head<S: Sight>(
+        &self,
+        mine: Mine,
+        index: u64,
+        sight: &S,
+    ) -> Result<Option<NewPointer>, Denied<S::Fault>> {
+        let size = u64::from(self.geometry.sector_size().get());
+        let mut theirs = vec![0; self.geometry.sector_size().bytes()];
+        sight.written(index * size..(index + 1) * size, &mut theirs).map_err(Denied::Fault)?;
+        let mut ours = vec![0; theirs.len()];
+        sight.head_sector(index, &mut ours);
+        if theirs == ours {
+            return Ok(None);
+        }
+        if let Some(reason) = self.immutable(index) {
+            return Err(reason.into());
+        }
+        let change = self.judge_pointer(mine, self.look_at_host(sight)?, &ours, &theirs)?;
+        Ok(Some(NewPointer { change, sector: theirs, walk: change.walk() }))
+    }
+
+    fn judge_data<S: Sight>(
+        &self,
+        mine: Mine,
+        data: Range<u64>,
+        sight: &S,
+    ) -> Result<Pieces, Denied<S::Fault>> {
+        if data.is_empty() {
+            return Ok(Pieces::NONE);
+        }
+        let host = sight.position(self.host()).ok_or(Reason::HostCorrupt)?;
+        let (producer, consumer) = match self.guest {
+            Side::Producer => (mine.pointer.position, host),
+            Side::Consumer => (host, mine.pointer.position),
+        };
+        let pieces = self.data_pieces(&data, producer, consumer)?;
+        for piece in &pieces.compared {
+            if !piece.is_empty() && !sight.same(piece.clone()).map_err(Denied::Fault)? {
+                return Err(pieces.reason.into());
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// The host's side. What its slot says matters only for a guest that reads what the host writes.
+    fn look_at_host<S: Sight>(&self, sight: &S) -> Result<Host, Reason> {
+        let side = self.host();
+        let position = sight.position(side).ok_or(Reason::HostCorrupt)?;
+        let Some(uuid) = self.uuid.filter(|_| self.guest == Side::Consumer) else {
+            return Ok(Host { position, tally: Ok(None) });
+        };
+        let mut sector = vec![0; self.geometry.sector_size().bytes()];
+        let (mut before, mut same) = (Vec::new(), 0);
+        let mut host = Host { position, tally: Err(Reason::HostCorrupt) };
+        for _ in 0..READINGS {
+            sight.head_sector(side.sector(), &mut sector);
+            host.position = position_of(&sector).ok_or(Reason::HostCorrupt)?;
+            let again = before == sector;
+            same = if again { same + 1 } else { 0 };
+            match find_slot(uuid, side, &sector, host.position) {
+                Ok(Some(slot)) => return Ok(Host { tally: Ok(Some(slot.tally)), ..host }),
+                // One reading does not show that there is none: the host can be two positions further on by now, and this one's slot
+                // absent while the next is written over it.
+                Ok(None) if again => return Ok(Host { tally: Ok(None), ..host }),
+                Err(_) if same == SAME_READINGS => break,
+                Ok(None) | Err(_) => {}
+            }
+            before.clone_from(&sector);
+        }
+        Ok(host)
+    }
+
+    /// Nobody writes the first page whole who knows that it holds both pointers: part of it is stale, or meant for elsewhere.
+    fn named(&self, range: &Range<u64>, reason: Reason) -> Reason {
+        let page = range.start == 0 && range.end >= PAGE;
+        if page
+            && u64::from(self.geometry.sector_size().get()) < PAGE
+            && reason != Reason::HostCorrupt
+        {
+            Reason::BufferedPage
+        } else {
+            reason
+        }
+    }
+}
+
+fn position_of(sector: &[u8]) -> Option<Position> {
+    let mut word = [0; 8];
+    word.copy_from_slice(&sector[..8]);
+    Position::new(u64::from_le_bytes(word))
+}

@@ -1,0 +1,26 @@
+//! The one request of a queue that may be unfinished.
+
+use crate::guard::Judgement;
+
+/// A request between its descriptor and its completion.
+pub struct Parked {
+    /// The chain's first descriptor.
+    pub head: u16,
+    /// What it waits for.
+    pub why: Why,
+}
+
+/// What a request waits for.
+pub enum Why {
+    /// Until everything stored is durable. `len` bytes were written to the guest.
+    Flush {
+        /// By which the flusher names it.
+        ticket: u64,
+        /// For the used ring.
+        len: u32,
+    },
+    /// Until the host's pointer moves, the time is up, or any request follows.
+    Held,
+    /// Until all items under a new pointer are looked at.
+    Walking(Box<Judgement>),
+}

@@ -1,0 +1,42 @@
+//! Before and after an attack.
+
+use super::daemon::{Daemon, Scene, eventually};
+use super::front_end::{FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
+use std::time::Duration;
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
+
+/// What is said of a queue that is stopped.
+pub const BROKEN: &str = "the queue is broken";
+
+/// A daemon, and a guest that it has served.
+pub fn start() -> (Scene, Daemon, FrontEnd) {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let mut guest = FrontEnd::new(&scene);
+    guest.honest(&scene);
+    (scene, daemon, guest)
+}
+
+/// The queue is stopped and reported; a kick changes nothing; after a reset it works.
+pub fn broken(scene: &Scene, guest: &mut FrontEnd) {
+    eventually("the queue is stopped", || scene.counter("broken") == 1);
+    let used = guest.used_index();
+    guest.kick();
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (1, 1));
+    assert_eq!(guest.used_index(), used);
+    guest.reset();
+    guest.honest(scene);
+}
+
+/// One write after the other to the first sector of the free part, from `data`: those in the queue now.
+pub fn writes(guest: &mut FrontEnd, count: u16, data: u64) {
+    guest.header(VIRTIO_BLK_T_OUT, 20);
+    for request in 0..count {
+        let head = request * 3;
+        let chain = [readable(HEADER, 16), readable(data, 512), writable(STATUS, 1)];
+        guest.describe(RINGS.descriptors, head, &linked(head, &chain));
+        guest.offer(head);
+    }
+    guest.kick();
+}

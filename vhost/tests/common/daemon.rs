@@ -1,0 +1,95 @@
+//! A daemon process with a ring of its own.
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use shared_block_ring::handover::Role;
+use shared_block_ring::{Error, UnixDevice};
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The longest that anything here is waited for.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A directory for the sockets, the ring, and the daemon's log.
+pub struct Scene {
+    dir: tempfile::TempDir,
+}
+
+/// Killed when the test is over, however it ends.
+pub struct Daemon(pub Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Daemon {
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+}
+
+impl Scene {
+    pub fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vhost-device-blockring"));
+        command
+            .args(arguments)
+            .current_dir(self.dir.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    pub fn start(&self, more: &[&str]) -> Daemon {
+        let usual = ["--socket-path", "s", "--blk-file", "ring", "--consumer-socket", "c"];
+        let size = if more.contains(&"--size") { &[][..] } else { &["--size", "64K"] };
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let daemon =
+            Daemon(self.command(&usual).args(size).args(more).stderr(log).spawn().unwrap());
+        // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
+        eventually("the daemon comes up", || self.connect(Role::Control).is_ok());
+        daemon
+    }
+
+    pub fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
+        UnixDevice::connect(&self.path("c"), role)
+    }
+
+    /// One of the daemon's counters, as `diagnostics` has it; a dot leads into an object.
+    pub fn counter(&self, name: &str) -> u64 {
+        let counters = self.connect(Role::Control).unwrap().counters();
+        let value = name.split('.').fold(&counters, |value, key| &value[key]);
+        value.as_u64().unwrap_or(0)
+    }
+
+    /// Lines of the daemon's log that contain these words.
+    pub fn logged(&self, words: &str) -> usize {
+        let log = std::fs::read_to_string(self.path("log")).unwrap();
+        log.lines().filter(|line| line.contains(words)).count()
+    }
+}
+
+/// Waits until it is so.
+pub fn eventually(what: &str, so: impl Fn() -> bool) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,206 @@
+//! A guest's disk with no front end between: requests go straight to the executor.
+
+use shared_block_ring::device::DeviceError;
+use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
+use shared_block_ring::format::{Geometry, SectorSize, Side};
+use shared_block_ring::{BlockDevice, Consumer, CreateOptions, MappedDevice, OpenOptions, create};
+use std::fs::File;
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+use vhost_device_blockring::counters::Counters;
+use vhost_device_blockring::executor::{Executor, Outcome, Service};
+use vhost_device_blockring::guard::{Guard, Reason};
+use vhost_device_blockring::region::Region;
+use vhost_device_blockring::request::Request;
+use vhost_device_blockring::ring::guest_side;
+use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
+use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+use virtio_queue::desc::split::Descriptor;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+pub const DATA_AT: u64 = 0x10000;
+pub const STATUS_AT: u64 = 0x1000;
+pub const IDLE: u32 = 3 << 13;
+
+/// A guest's disk: a file ring of ten data sectors behind an executor.
+pub struct Disk {
+    _dir: tempfile::TempDir,
+    pub path: PathBuf,
+    pub guest: Side,
+    pub geometry: Geometry,
+    pub executor: Executor,
+    pub counters: Arc<Counters>,
+    pub request: Request,
+    pub mem: GuestMemoryMmap,
+}
+
+impl Disk {
+    pub fn new(guest: Side) -> Self {
+        Self::with(guest, false, 13, |_| ())
+    }
+
+    /// `prepare` works on the ring's file before it is served.
+    pub fn with(guest: Side, read_only: bool, sectors: usize, prepare: impl Fn(&PathBuf)) -> Self {
+        // In memory where there is such a place: nothing here is about a disk's pace.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
+        let path = dir.path().join("ring");
+        std::fs::write(&path, vec![0; sectors * 512]).unwrap();
+        create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
+        prepare(&path);
+        let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
+        let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
+        let (uuid, mine) = guest_side(&device, guest).unwrap();
+        let guard = Guard::new(geometry, guest, uuid);
+        let region = Region::new(open(&path), "ring", geometry).unwrap();
+        let counters = Arc::new(Counters::default());
+        let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
+        let serial = *b"ring\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        let service = Service { read_only, serial };
+        let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
+        let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        Self {
+            _dir: dir,
+            path,
+            guest,
+            geometry,
+            executor,
+            counters,
+            request: Request::default(),
+            mem,
+        }
+    }
+
+    pub fn run(
+        &mut self,
+        kind: u32,
+        priority: u32,
+        sector: u64,
+        len: usize,
+        patient: bool,
+    ) -> Outcome {
+        self.mem.write_obj(kind, GuestAddress(0)).unwrap();
+        self.mem.write_obj(priority, GuestAddress(4)).unwrap();
+        self.mem.write_obj(sector, GuestAddress(8)).unwrap();
+        let writes = if kind == VIRTIO_BLK_T_OUT { 0 } else { VRING_DESC_F_WRITE };
+        let descriptor = |address, len: usize, flags: u32| {
+            Descriptor::new(address, u32::try_from(len).unwrap(), u16::try_from(flags).unwrap(), 0)
+        };
+        let chain = [
+            descriptor(0, 16, VRING_DESC_F_NEXT),
+            descriptor(DATA_AT, len, VRING_DESC_F_NEXT | writes),
+            descriptor(STATUS_AT, 1, VRING_DESC_F_WRITE),
+        ];
+        match self.request.parse(&self.mem, chain.into_iter()) {
+            Ok(()) => self.executor.execute(&self.mem, &self.request, patient),
+            Err(reason) => self.executor.refuse(reason),
+        }
+    }
+
+    pub fn write(&mut self, sector: u64, bytes: &[u8]) -> Outcome {
+        self.mem.write_slice(bytes, GuestAddress(DATA_AT)).unwrap();
+        self.run(VIRTIO_BLK_T_OUT, 0, sector, bytes.len(), true)
+    }
+
+    pub fn read(&mut self, sector: u64, len: usize) -> Vec<u8> {
+        let outcome = self.run(VIRTIO_BLK_T_IN, 0, sector, len, true);
+        assert!(matches!(outcome, Outcome::Done(done) if done as usize == len), "{outcome:?}");
+        let mut bytes = vec![0; len];
+        self.mem.read_slice(&mut bytes, GuestAddress(DATA_AT)).unwrap();
+        bytes
+    }
+
+    /// A refused write must be counted under its reason, and leave the region as it was.
+    pub fn refused(&mut self, sector: u64, bytes: &[u8], reason: Reason) {
+        let (before, count) = (self.bytes(), self.counters.refused(reason));
+        let outcome = self.write(sector, bytes);
+        assert!(matches!(outcome, Outcome::Failed), "{outcome:?} instead of {reason}");
+        assert_eq!(self.counters.refused(reason), count + 1, "{}", self.counters.to_json());
+        assert!(self.bytes() == before, "{reason} changed the region");
+    }
+
+    pub fn accepted(&mut self, sector: u64, bytes: &[u8]) {
+        let outcome = self.write(sector, bytes);
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", self.counters.to_json());
+        let at = usize::try_from(sector * 512).unwrap();
+        assert!(self.bytes()[at..at + bytes.len()] == *bytes, "not stored");
+    }
+
+    pub fn bytes(&self) -> Vec<u8> {
+        std::fs::read(&self.path).unwrap()
+    }
+
+    /// The ring as processes on the host have it.
+    pub fn outside(&self) -> impl Fn() -> MappedDevice + use<> {
+        let (path, geometry) = (self.path.clone(), self.geometry);
+        move || MappedDevice::new(open(&path), "ring", geometry).unwrap()
+    }
+
+    pub fn consumer(&self) -> Consumer<MappedDevice> {
+        Consumer::attach(self.outside()(), "queue", "consumer").unwrap()
+    }
+}
+
+pub fn open(path: &PathBuf) -> File {
+    File::options().read(true).write(true).open(path).unwrap()
+}
+
+/// The disk as a driver in the guest has it: every request goes past the guard, and a refusal is an I/O error.
+pub struct Driver<'a> {
+    disk: Mutex<&'a mut Disk>,
+    /// Called before each request: whatever happens outside the guest meanwhile.
+    before: Mutex<Box<dyn FnMut() + Send + 'a>>,
+}
+
+impl<'a> Driver<'a> {
+    pub fn new(disk: &'a mut Disk, before: impl FnMut() + Send + 'a) -> Self {
+        Self { disk: Mutex::new(disk), before: Mutex::new(Box::new(before)) }
+    }
+
+    fn disk(&self) -> MutexGuard<'_, &'a mut Disk> {
+        (self.before.lock().unwrap())();
+        self.disk.lock().unwrap()
+    }
+}
+
+impl BlockDevice for &Driver<'_> {
+    fn name(&self) -> &'static str {
+        "disk"
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.disk.lock().unwrap().geometry
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        let mut sector = first;
+        for buf in bufs {
+            let bytes = self.disk().read(sector, buf.len());
+            buf.copy_from_slice(&bytes);
+            sector += bytes.len() as u64 / 512;
+        }
+        Ok(())
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        let mut disk = self.disk();
+        let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
+        let mut outcome = disk.write(first, &bytes);
+        while let Outcome::Walking(write) = outcome {
+            let disk = &mut **disk;
+            outcome = disk.executor.resume(&disk.mem, &disk.request, write);
+        }
+        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", disk.counters.to_json());
+        Ok(())
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        drop(self.disk());
+        Ok(())
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}

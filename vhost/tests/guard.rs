@@ -1,0 +1,271 @@
+//! The guard against an independent, naive oracle: every decision, its reason, and the bytes that it leaves.
+//!
+//! Every pair of positions of small rings is a state. The ordinary run takes all of those of one data sector and a part of the others;
+//! with `BLOCKRING_LONG` set it takes all of them.
+#![allow(clippy::unwrap_used)]
+
+mod oracle;
+
+use oracle::slot::Claim;
+use oracle::states::{Shape, ring};
+use oracle::{Known, Ring, SECTOR, sector_of, writes};
+use shared_block_ring::Position;
+use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, Tally};
+use std::convert::Infallible;
+use std::ops::Range;
+use uuid::Uuid;
+use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Sight, Verdict};
+
+/// A write to a ring, as the guard sees it.
+struct Write<'a> {
+    ring: &'a Ring,
+    start: usize,
+    bytes: &'a [u8],
+}
+
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).unwrap()
+}
+
+impl Write<'_> {
+    fn part(&self, range: &Range<u64>) -> &[u8] {
+        &self.bytes[index(range.start) - self.start..index(range.end) - self.start]
+    }
+}
+
+impl Sight for Write<'_> {
+    type Fault = Infallible;
+
+    fn head_sector(&self, sector: u64, bytes: &mut [u8]) {
+        bytes.copy_from_slice(oracle::sector(&self.ring.bytes, index(sector)));
+    }
+
+    fn position(&self, side: Side) -> Option<Position> {
+        Position::new(oracle::position_at(&self.ring.bytes, side))
+    }
+
+    fn word(&self, offset: u64) -> [u8; 4] {
+        self.ring.bytes[index(offset)..index(offset) + 4].try_into().unwrap()
+    }
+
+    fn written(&self, range: Range<u64>, private: &mut [u8]) -> Result<(), Infallible> {
+        private.copy_from_slice(self.part(&range));
+        Ok(())
+    }
+
+    fn same(&self, range: Range<u64>) -> Result<bool, Infallible> {
+        Ok(self.part(&range) == &self.ring.bytes[index(range.start)..index(range.end)])
+    }
+}
+
+fn guard(ring: &Ring) -> Guard {
+    let sectors = ring.bytes.len() / SECTOR;
+    let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
+    Guard::new(geometry, ring.guest, ring.uuid.map(Uuid::from_bytes))
+}
+
+fn mine(known: Known) -> Mine {
+    let position = Position::new(known.position).unwrap();
+    let Claim { items, since_base, base, crc } = known.claim;
+    let tally = Tally { items, since_base, base: Position::new(base).unwrap(), crc };
+    Mine { pointer: PointerSector { position, flag: known.flag == 1 }, tally }
+}
+
+/// What the guard makes of a write: the ring's bytes then, and the guest's side.
+fn judge(
+    guard: &Guard,
+    ring: &Ring,
+    first: usize,
+    bytes: &[u8],
+) -> Result<(Vec<u8>, Mine), Reason> {
+    let before = mine(ring.known);
+    let range = guard.range(first as u64, bytes.len() as u64)?;
+    let write = Write { ring, start: first * SECTOR, bytes };
+    let mut judgement = guard.begin(range);
+    let grant = loop {
+        // A budget so small that long walks are interrupted.
+        match guard.judge(before, judgement, 9, &write) {
+            Ok(Verdict::Granted(grant)) => break grant,
+            Ok(Verdict::Unfinished(unfinished)) => judgement = unfinished,
+            Err(Denied::Refused(reason)) => return Err(reason),
+        }
+    };
+    let mut after = ring.bytes.clone();
+    let then = grant.pointer.as_ref().map_or(before, |(_, mine)| *mine);
+    // What is frozen is never stored, not even over the same: the guest can change its bytes after they were compared.
+    let frozen = ring.frozen_by(&after, then.pointer.position.get());
+    for piece in grant.stored {
+        let frozen = |at: u64| frozen.as_ref().unwrap()[index(at) - 3 * SECTOR];
+        assert!(!piece.clone().any(frozen), "{piece:?} is to be stored");
+        if !piece.is_empty() {
+            after[index(piece.start)..index(piece.end)].copy_from_slice(write.part(&piece));
+        }
+    }
+    let Some((sector, mine)) = grant.pointer else { return Ok((after, before)) };
+    let start = sector_of(ring.guest) * SECTOR;
+    after[start..start + SECTOR].copy_from_slice(&sector);
+    Ok((after, mine))
+}
+
+/// Decisions by their outcome.
+#[derive(Default)]
+struct Tried {
+    granted: u64,
+    refused: [u64; Reason::ALL.len()],
+}
+
+impl Tried {
+    /// Tries all writes of interest on one state.
+    fn state(&mut self, shape: Shape, consumer: u64, producer: u64) {
+        let ring = ring(shape, consumer, producer);
+        let guard = guard(&ring);
+        writes::all(&ring, &mut |first, bytes| {
+            let expected = ring.judge(first, bytes).map(|(after, known)| (after, mine(known)));
+            let found = judge(&guard, &ring, first, bytes);
+            if found != expected {
+                let (found, expected) = (found.map(|it| it.1), expected.map(|it| it.1));
+                panic!(
+                    "consumer {consumer}, producer {producer}, {shape:?}\n{} sectors at {first}: guard {found:?}, oracle {expected:?}\n{:?}",
+                    bytes.len() / SECTOR,
+                    &bytes[..128]
+                );
+            }
+            match found {
+                Ok(_) => self.granted += 1,
+                Err(reason) => self.refused[reason.index()] += 1,
+            }
+        });
+    }
+
+    fn total(&self) -> u64 {
+        self.granted + self.refused.iter().sum::<u64>()
+    }
+
+    fn report(&self, what: &str, reasons: &[Reason]) {
+        let refused: Vec<_> = Reason::ALL
+            .into_iter()
+            .filter(|reason| self.refused[reason.index()] > 0)
+            .map(|reason| format!("{reason} {}", self.refused[reason.index()]))
+            .collect();
+        println!(
+            "{what}: {} decisions, {} granted, {}",
+            self.total(),
+            self.granted,
+            refused.join(", ")
+        );
+        assert!(self.granted > 0);
+        for reason in reasons {
+            assert!(self.refused[reason.index()] > 0, "{reason} never occurred");
+        }
+    }
+}
+
+/// Reasons that a sound ring's guest can meet in either role.
+const COMMON: [Reason; 10] = [
+    Reason::Signature,
+    Reason::HostPointer,
+    Reason::PointerBackwards,
+    Reason::PointerBeyond,
+    Reason::PointerMisaligned,
+    Reason::PointerFlag,
+    Reason::PointerExtension,
+    Reason::ItemCount,
+    Reason::ItemFraming,
+    Reason::OutOfRange,
+];
+
+/// Every pair of positions of laps 0 and 1, or one in `stride`. What else makes up a state changes from one to the next.
+fn every_state(guest: Side, data_sectors: u64, stride: usize) -> Tried {
+    let long = std::env::var_os("BLOCKRING_LONG").is_some();
+    let stride = if long { 1 } else { stride };
+    let capacity = data_sectors * SECTOR as u64;
+    let pairs = (0..2 * capacity).step_by(4).flat_map(|consumer| {
+        (0..=capacity).step_by(4).map(move |used| (consumer, consumer + used))
+    });
+    let mut tried = Tried::default();
+    for (number, (consumer, producer)) in pairs.enumerate().step_by(stride) {
+        let number = number / stride;
+        // Coprime periods: every combination meets every neighbourhood.
+        let shape = Shape {
+            guest,
+            data_sectors,
+            identity: number % 5 != 0,
+            framing: number % 9,
+            slots: (number / 3 % 4, number / 7 % 5),
+        };
+        tried.state(shape, consumer, producer);
+        if long && data_sectors == 1 {
+            for framing in 0..9 {
+                tried.state(Shape { framing, identity: true, ..shape }, consumer, producer);
+            }
+        }
+    }
+    tried
+}
+
+#[test]
+fn a_guest_producer_is_judged_as_the_format_says() {
+    let mut all = 0;
+    for (data_sectors, stride) in [(1, 1), (2, 17), (3, 71)] {
+        let tried = every_state(Side::Producer, data_sectors, stride);
+        tried.report(&format!("guest producer, {data_sectors} data sectors"), &COMMON);
+        assert!(tried.refused[Reason::PublishedData.index()] > 0);
+        all += tried.total();
+    }
+    assert!(all > 8_000_000, "{all}");
+}
+
+#[test]
+fn a_guest_consumer_is_judged_as_the_format_says() {
+    let mut all = 0;
+    for (data_sectors, stride) in [(1, 1), (2, 17), (3, 71)] {
+        let tried = every_state(Side::Consumer, data_sectors, stride);
+        tried.report(&format!("guest consumer, {data_sectors} data sectors"), &COMMON);
+        assert!(tried.refused[Reason::ForeignData.index()] > 0);
+        all += tried.total();
+    }
+    assert!(all > 8_000_000, "{all}");
+}
+
+/// Positions that contradict each other, a consumer that power loss has put ahead, the end of 64 bits.
+#[test]
+fn a_ring_that_is_not_sound_is_judged_as_the_format_says() {
+    let mut tried = Tried::default();
+    let top = u64::MAX - 3;
+    let pairs = [
+        (8, 4),
+        (512, 100),
+        (4, 1032),
+        (0, 2048),
+        (6, 12),
+        (8, 13),
+        (4096, 0),
+        (top, 0),
+        (0, top),
+        (top, top),
+        (top - 512, top),
+        (top - 2048, top),
+        (top - 4, top),
+        (top - 1024, top - 512),
+    ];
+    for guest in [Side::Producer, Side::Consumer] {
+        for (consumer, producer) in pairs {
+            let mine = if guest == Side::Producer { producer } else { consumer };
+            if mine % 4 != 0 {
+                // The daemon does not start.
+                continue;
+            }
+            for number in 0..90 {
+                let shape = Shape {
+                    guest,
+                    data_sectors: 2,
+                    identity: number % 5 != 0,
+                    framing: number % 4,
+                    slots: (number / 3 % 4, number / 7 % 5),
+                };
+                tried.state(shape, consumer, producer);
+            }
+        }
+    }
+    tried.report("unsound rings", &[Reason::HostCorrupt, Reason::PointerBackwards]);
+}

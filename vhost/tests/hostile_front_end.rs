@@ -1,0 +1,139 @@
+//! Messages that no front end of good faith sends: that one is let go at most, and the next is served.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::daemon::{Scene, eventually};
+use common::front_end::{FrontEnd, MEMORY, RINGS, described, region};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::VhostUserConfigFlags;
+
+#[test]
+fn memory_that_no_address_space_holds() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    for (start, size, user) in [
+        (u64::MAX - 4096, 8192, 0x7000_0000),
+        (1 << 30, 8192, u64::MAX - 4096),
+        (1 << 30, 1 << 60, 0x7000_0000),
+        (1 << 30, 0, 0x7000_0000),
+        (0, MEMORY, 0x7000_0000),
+    ] {
+        let mut guest = FrontEnd::new(&scene);
+        let more = region(1 << 29, 8192);
+        let mut info = described(&more);
+        (info.guest_phys_addr, info.memory_size, info.userspace_addr) = (start, size, user);
+        // Whatever comes of it, the daemon serves the next one.
+        let _ = guest.wire.add_mem_region(&info);
+        drop(guest);
+        FrontEnd::new(&scene).honest(&scene);
+    }
+    println!("{} panics of the crate's, contained", scene.logged("panicked"));
+}
+
+#[test]
+fn features_that_were_not_offered() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    for bit in [0, 5, 14, 25, 26, 33, 34, 35, 40, 63] {
+        let guest = FrontEnd::connect(&scene);
+        let offered = guest.wire.get_features().unwrap();
+        assert_eq!(offered & (1 << bit), 0, "bit {bit}");
+        assert!(guest.wire.set_features(offered | 1 << bit).is_err(), "bit {bit}");
+    }
+    FrontEnd::new(&scene).honest(&scene);
+}
+
+#[test]
+fn the_configuration_space_is_read_in_any_piece_and_written_in_one_place() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let mut guest = FrontEnd::new(&scene);
+    let flags = VhostUserConfigFlags::empty();
+    for (offset, len) in [(0, 60), (0, 1), (31, 2), (34, 2), (60, 100), (255, 1), (0, 256)] {
+        let buffer = vec![0; usize::try_from(len).unwrap()];
+        let (_, bytes) = guest.wire.get_config(offset, len, flags, &buffer).unwrap();
+        assert_eq!(bytes.len(), buffer.len());
+    }
+    guest.wire.set_config(32, VhostUserConfigFlags::WRITABLE, &[0]).unwrap();
+    guest.honest(&scene);
+    drop(guest);
+    for (offset, bytes) in [(0, &[0xff; 8][..]), (12, &[0xff; 4]), (20, &[1; 4]), (32, &[1; 2])] {
+        let mut guest = FrontEnd::new(&scene);
+        assert!(guest.wire.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes).is_err());
+        drop(guest);
+        let mut guest = FrontEnd::new(&scene);
+        let (_, space) = guest.wire.get_config(0, 8, flags, &[0; 8]).unwrap();
+        assert_eq!(space[..], 128u64.to_le_bytes());
+        guest.honest(&scene);
+    }
+}
+
+#[test]
+fn rings_that_there_are_not() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let messages: [fn(&mut FrontEnd) -> bool; 5] = [
+        |guest| guest.wire.set_vring_num(0, 0).is_ok(),
+        |guest| guest.wire.set_vring_num(0, 512).is_ok(),
+        |guest| guest.wire.set_vring_num(1, 16).is_ok(),
+        |guest| guest.wire.set_vring_base(1, 0).is_ok(),
+        |guest| guest.wire.set_vring_enable(1, true).is_ok(),
+    ];
+    for message in messages {
+        let mut guest = FrontEnd::new(&scene);
+        assert!(!message(&mut guest));
+        drop(guest);
+        FrontEnd::new(&scene).honest(&scene);
+    }
+}
+
+#[test]
+fn a_queue_that_is_started_twice_or_stopped_twice() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let mut guest = FrontEnd::new(&scene);
+    guest.start(RINGS);
+    guest.honest(&scene);
+    guest.stop();
+    guest.stop();
+    guest.start(RINGS);
+    guest.honest(&scene);
+    assert_eq!(scene.counter("broken"), 0);
+}
+
+#[test]
+fn bytes_that_are_no_message() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    for bytes in [&[0xff; 64][..], &[0; 12], &[1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
+        let mut stream = UnixStream::connect(scene.path("s")).unwrap();
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
+        let _ = stream.write_all(bytes);
+        // Let go, or answered: what counts is that it does not matter to the next one.
+        let _ = stream.read(&mut [0; 64]);
+        drop(stream);
+        FrontEnd::new(&scene).honest(&scene);
+    }
+}
+
+#[test]
+fn front_ends_that_come_and_go_leave_nothing_behind() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let entries =
+        |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", daemon.0.id())).unwrap().count();
+    let come_and_go = || FrontEnd::new(&scene).honest(&scene);
+    come_and_go();
+    let (threads, descriptors) = (entries("task"), entries("fd"));
+    for _ in 0..40 {
+        come_and_go();
+    }
+    // The last one's end a little after its connection.
+    eventually("threads and descriptors are as they were", || {
+        entries("task") <= threads && entries("fd") <= descriptors
+    });
+}

@@ -1,0 +1,176 @@
+//! What a guest can make the backend spend: time in a turn, memory, lines of the log.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::attack::{BROKEN, start};
+use common::daemon::{PATIENCE, Scene};
+use common::front_end::{DATA, FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+use vm_memory::{Bytes, GuestAddress};
+
+#[test]
+fn a_storm_of_kicks() {
+    let (scene, _daemon, mut guest) = start();
+    let served = scene.counter("served");
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(500) {
+        for _ in 0..100 {
+            guest.kick();
+        }
+    }
+    // Nothing was asked for, nothing came of it, and nobody waits longer for it.
+    assert_eq!(scene.counter("served"), served);
+    guest.honest(&scene);
+    assert!(start.elapsed() < Duration::from_secs(10));
+}
+
+#[test]
+fn a_busy_guest_does_not_keep_its_front_end_waiting() {
+    let (scene, _daemon, mut guest) = start();
+    guest.header(VIRTIO_BLK_T_IN, 3);
+    let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    guest.describe(RINGS.descriptors, 0, &linked(0, &chain));
+    for _ in 0..RINGS.size {
+        guest.offer(0);
+    }
+    // Another processor of the guest, which never lets the queue run dry.
+    let memory = guest.memory.clone();
+    let kick = guest.kick_event.try_clone().unwrap();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let busy = std::thread::spawn(move || {
+        use std::sync::atomic::Ordering;
+        while !stopped.load(Ordering::Relaxed) {
+            let used: u16 = memory.load(GuestAddress(RINGS.used + 2), Ordering::Acquire).unwrap();
+            let at = GuestAddress(RINGS.available + 2);
+            memory.store(used.wrapping_add(RINGS.size), at, Ordering::Release).unwrap();
+            kick.write(1).unwrap();
+        }
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let mut longest = Duration::ZERO;
+    for _ in 0..20 {
+        let start = Instant::now();
+        guest.change_call();
+        longest = longest.max(start.elapsed());
+    }
+    let start = Instant::now();
+    guest.stop();
+    println!(
+        "a message {longest:?}, the stop {:?}, {} reads",
+        start.elapsed(),
+        scene.counter("reads")
+    );
+    assert!(scene.counter("reads") > 1000, "the guest was not busy");
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    busy.join().unwrap();
+    assert!(longest < Duration::from_secs(1) && start.elapsed() < Duration::from_secs(1));
+    guest.start(RINGS);
+    guest.honest(&scene);
+}
+
+#[test]
+fn a_turn_ends_although_every_request_is_as_large_as_can_be() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--size", "64M"]);
+    let mut guest = FrontEnd::new(&scene);
+    let mut chain = vec![readable(HEADER, 16)];
+    chain.extend(vec![writable(DATA, 1 << 20); 16]);
+    chain.push(writable(STATUS, 1));
+    guest.header(VIRTIO_BLK_T_IN, 3);
+    guest.describe(RINGS.descriptors, 0, &linked(0, &chain));
+    // 4 GiB in all.
+    for _ in 0..RINGS.size {
+        guest.offer(0);
+    }
+    guest.kick();
+    guest.completion().expect("no answer");
+    let start = Instant::now();
+    guest.change_call();
+    let message = start.elapsed();
+    let done = guest.stop();
+    println!("a message {message:?}, the stop {:?}, {done} requests by then", start.elapsed());
+    assert!(done < RINGS.size.into(), "the backend was done before it was asked to stop");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    guest.start(RINGS);
+    assert_eq!(guest.read(0, &mut [0; 512]), 0);
+}
+
+#[test]
+fn neither_log_nor_memory_grows_with_what_a_guest_does() {
+    let (scene, daemon, mut guest) = start();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
+        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap().to_owned();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
+    };
+    let before = resident();
+    let start = Instant::now();
+    for _ in 0..2000 {
+        assert_eq!(u32::from(guest.write(0, &[0; 512])), VIRTIO_BLK_S_IOERR);
+    }
+    let resets = 300u16;
+    for _ in 0..resets {
+        guest.set_available(guest.available().wrapping_add(1000));
+        guest.kick();
+        guest.reset();
+    }
+    for _ in 0..300 {
+        // As good as a reset, to the backend: the guest masks an interrupt.
+        guest.set_available(guest.available().wrapping_add(1000));
+        guest.kick();
+        guest.change_call();
+    }
+    guest.reset();
+    guest.honest(&scene);
+    drop(guest);
+    for _ in 0..50 {
+        drop(FrontEnd::new(&scene));
+    }
+    FrontEnd::new(&scene).honest(&scene);
+    let seconds = usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
+    assert_eq!(scene.counter("refused.signature"), 2000);
+    assert!(scene.counter("broken") > 100, "{}", scene.counter("broken"));
+    let (refused, broken) = (scene.logged("refused a request"), scene.logged(BROKEN));
+    let after = resident();
+    println!("{before} KiB before, {after} KiB after");
+    assert!(after < before + 2048, "memory grows: {before} KiB, {after} KiB");
+    println!("in {seconds} s: {refused} and {broken} lines, {} in all", scene.logged(""));
+    assert!((1..=seconds).contains(&refused), "{refused}");
+    assert!((1..=seconds).contains(&broken), "{broken}");
+    assert!(scene.logged("") < 6 * seconds + 5, "{}", scene.logged(""));
+    assert!(start.elapsed() < 3 * PATIENCE);
+}
+
+/// Two million empty items are published at once; a reset in the middle, and once more to the end.
+#[test]
+fn a_long_batch_does_not_keep_the_front_end_waiting() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--size", "8M"]);
+    let mut guest = FrontEnd::new(&scene);
+    let mut sector = [0; 512];
+    sector[..8].copy_from_slice(&(8_000_000u64).to_le_bytes());
+    sector[8] = 2;
+    guest.memory.write_slice(&sector, GuestAddress(DATA)).unwrap();
+    let chain = [readable(HEADER, 16), readable(DATA, 512), writable(STATUS, 1)];
+    let begin = |guest: &mut FrontEnd| {
+        guest.header(VIRTIO_BLK_T_OUT, 1);
+        guest.describe(RINGS.descriptors, 0, &linked(0, &chain));
+        guest.offer(0);
+        guest.kick();
+    };
+    begin(&mut guest);
+    let start = Instant::now();
+    guest.change_call();
+    guest.reset();
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert_eq!(scene.counter("published"), 0, "two million items in no time");
+    begin(&mut guest);
+    guest.completion().expect("no answer");
+    assert_eq!((guest.status(), scene.counter("published")), (0, 1));
+}
