@@ -114,8 +114,8 @@ impl Client {
 /// The thread: it never waits for one client, but for all of them.
 fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) {
     let mut clients: Vec<Client> = Vec::new();
-    let mut pace = Pace::default();
     let mut turned_away = TurnedAway::default();
+    let mut pace = Pace::default();
     loop {
         let now = Instant::now();
         clients.retain(|client| client.deadline().is_none_or(|deadline| deadline > now));

@@ -23,7 +23,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
@@ -168,7 +168,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         None => None,
     };
     log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
-    let server = Server { backend, entrance, stop, faults, counters, ring: name };
+    let server =
+        Server { backend, entrance, stop, faults, counters, ring: name, waiting: Mutex::default() };
     server.serve()?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");
@@ -252,6 +253,8 @@ struct Server {
     faults: Faults,
     counters: Arc<Counters>,
     ring: String,
+    /// Of the line that says that somebody waits.
+    waiting: Mutex<Pace>,
 }
 
 impl Server {
@@ -349,8 +352,10 @@ impl Server {
                     );
                 }
                 Ok(Some(_)) => {
-                    log::warn!("another front end waits: one is served at a time");
                     told = true;
+                    if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).due() {
+                        log::warn!("another front end waits: one is served at a time");
+                    }
                 }
                 Ok(None) if !established && start.elapsed() >= HANDSHAKE_PATIENCE => {
                     if matches!(self.entrance.somebody_waits(), Ok(true)) {
