@@ -121,19 +121,29 @@ fn bytes_that_are_no_message() {
 }
 
 #[test]
-fn front_ends_that_come_and_go_leave_nothing_behind() {
+fn a_thousand_front_ends_that_come_and_go_leave_nothing_behind() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let entries =
-        |what: &str| std::fs::read_dir(format!("/proc/{}/{what}", daemon.0.id())).unwrap().count();
+    let process = format!("/proc/{}", daemon.0.id());
+    let entries = |what: &str| std::fs::read_dir(format!("{process}/{what}")).unwrap().count();
+    let resident = || {
+        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
     let come_and_go = || FrontEnd::new(&scene).honest(&scene);
-    come_and_go();
-    let (threads, descriptors) = (entries("task"), entries("fd"));
-    for _ in 0..40 {
+    // What is allocated once, and what the allocator keeps, is there after some.
+    for _ in 0..50 {
+        come_and_go();
+    }
+    let (threads, descriptors, memory) = (entries("task"), entries("fd"), resident());
+    for _ in 0..1000 {
         come_and_go();
     }
     // The last one's end a little after its connection.
     eventually("threads and descriptors are as they were", || {
         entries("task") <= threads && entries("fd") <= descriptors
     });
+    let grown = resident().saturating_sub(memory);
+    assert!(grown < 512, "{grown} KiB more than {memory}");
 }
