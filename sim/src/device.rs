@@ -20,7 +20,11 @@ impl DiskDevice {
     }
 }
 
-fn failed(operation: &'static str, sector: Option<u64>) -> impl Fn(io::Error) -> DeviceError {
+/// What the library is told of a failure.
+pub(crate) fn failed(
+    operation: &'static str,
+    sector: Option<u64>,
+) -> impl Fn(io::Error) -> DeviceError {
     move |source| DeviceError { name: "simulated disk".to_owned(), operation, sector, source }
 }
 

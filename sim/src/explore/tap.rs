@@ -1,5 +1,6 @@
 //! A side's opening of the disk, where things befall it.
 
+use crate::device::{DiskDevice, failed};
 use crate::disk::Disk;
 use crate::explore::control::{Access, Control, Way};
 use crate::explore::mutant::Mutant;
@@ -53,10 +54,6 @@ fn failure() -> io::Error {
     io::Error::from_raw_os_error(5)
 }
 
-fn failed(operation: &'static str, sector: Option<u64>) -> impl Fn(io::Error) -> DeviceError {
-    move |source| DeviceError { name: "simulated disk".to_owned(), operation, sector, source }
-}
-
 impl BlockDevice for Tap {
     fn name(&self) -> &'static str {
         "simulated disk"
@@ -67,21 +64,15 @@ impl BlockDevice for Tap {
     }
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        let fail = failed("read", Some(first));
         if matches!(self.control.enter(Access::Read), Way::Fail(_)) {
-            return Err(fail(failure()));
+            return Err(failed("read", Some(first))(failure()));
         }
-        let mut bytes = vec![0; bufs.iter().map(|buf| buf.len()).sum()];
-        self.disk.read(first, &mut bytes).map_err(fail)?;
+        DiskDevice::new(&self.disk).read(first, bufs)?;
         // In a push, data is read only to be kept.
         if self.control.mutant_in("push") == Some(Mutant::TailNotKept) && first > 2 {
-            bytes.fill(0);
-        }
-        let mut rest = &bytes[..];
-        for buf in bufs {
-            let (now, later) = rest.split_at(buf.len());
-            buf.copy_from_slice(now);
-            rest = later;
+            for buf in bufs.iter_mut() {
+                buf.fill(0);
+            }
         }
         Ok(())
     }
