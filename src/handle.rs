@@ -8,9 +8,9 @@ use crate::format::{
 };
 use crate::rules::Mark;
 use serde::Serialize;
-use std::cell::Cell;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
@@ -92,14 +92,14 @@ pub(crate) struct Handle<D> {
     attachment: Attachment,
     sector: AlignedBuf,
     /// A flush or a pointer's write has failed.
-    failed: Cell<bool>,
+    failed: AtomicBool,
 }
 
 /// Without device and scratch sector, in one line.
 impl<D> fmt::Debug for Handle<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { attachment, durability, failed, .. } = self;
-        write!(f, "Handle({attachment:?}, {durability:?}, failed: {})", failed.get())
+        write!(f, "Handle({attachment:?}, {durability:?}, failed: {failed:?})")
     }
 }
 
@@ -137,7 +137,7 @@ impl<D: BlockDevice> Handle<D> {
             client: client.to_owned(),
             attachment: Attachment::Guest,
             sector,
-            failed: Cell::new(false),
+            failed: AtomicBool::new(false),
         })
     }
 
@@ -149,7 +149,7 @@ impl<D: BlockDevice> Handle<D> {
     pub fn attached(&self) -> Result<()> {
         match self.attachment {
             Attachment::Detached => Err(Error::Detached),
-            _ if self.failed.get() => Err(Error::Failed),
+            _ if self.failed.load(Ordering::Relaxed) => Err(Error::Failed),
             Attachment::Role(_) | Attachment::Guest => Ok(()),
         }
     }
@@ -222,7 +222,7 @@ impl<D: BlockDevice> Handle<D> {
 
     /// Without it, nothing may be acknowledged any more.
     fn vital(&self, result: std::result::Result<(), DeviceError>) -> Result<()> {
-        Ok(result.inspect_err(|_| self.failed.set(true))?)
+        Ok(result.inspect_err(|_| self.failed.store(true, Ordering::Relaxed))?)
     }
 
     pub fn flush(&self) -> Result<()> {
