@@ -16,6 +16,7 @@ mod explore;
 mod image;
 pub mod model;
 mod process;
+mod unlocked;
 mod watching;
 
 pub use adversary::Adversary;
@@ -24,4 +25,5 @@ pub use disk::{Disk, Fault, Operation};
 pub use explore::{Bounds, Counts, Explorer, Failure, Mutant, Op, Setting, Size, Step, wander};
 pub use image::Image;
 pub use process::fail_flushes;
+pub use unlocked::Unlocked;
 pub use watching::Watching;

@@ -7,42 +7,11 @@ mod common;
 use common::daemon::Scene;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
+use ring_simulation::Unlocked;
 use ring_simulation::model::{follow, operations};
-use shared_block_ring::device::DeviceError;
-use shared_block_ring::format::{Geometry, SectorSize, Side};
+use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, FileDevice, OpenOptions};
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
-
-/// A file without locks.
-struct Unlocked(FileDevice);
-
-impl BlockDevice for Unlocked {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        self.0.read(first, bufs)
-    }
-
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        self.0.write(first, bufs)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.0.flush()
-    }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
+use shared_block_ring::{BlockDevice, OpenOptions};
 
 /// Rings of one data sector and of four; one daemon serves all the cases of a ring, each of which begins where the one before has ended.
 fn is_a_queue(guest: Side, guest_word: &str, host: Role) {

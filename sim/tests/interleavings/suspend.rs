@@ -4,43 +4,13 @@ use crate::explore::{Bound, caught, explore};
 use crate::memory::{Plan, Shared, Who};
 use crate::ring::{Fresh, PAIR, SECTOR_PAYLOAD, payload};
 use loom::thread;
-use shared_block_ring::device::{DeviceError, MappedDevice, Memory, Orders};
-use shared_block_ring::format::{Geometry, Side};
+use ring_simulation::Unlocked;
+use shared_block_ring::device::{MappedDevice, Memory, Orders};
+use shared_block_ring::format::Side;
 use shared_block_ring::{BlockDevice, Consumer, Control, Error, Position, State};
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
 
 const ITEM: u64 = SECTOR_PAYLOAD as u64 + 4;
-
-/// A mutant: changes a pointer sector as one whole, as on a file but without the lock.
-struct WholeSectors(MappedDevice<Shared>);
-
-impl BlockDevice for WholeSectors {
-    fn name(&self) -> &str {
-        self.0.name()
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.0.geometry()
-    }
-
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        self.0.read(first, bufs)
-    }
-
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        self.0.write(first, bufs)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.0.flush()
-    }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
 
 /// A consumer that advances over two items, and a suspend from elsewhere meanwhile.
 fn two_writers<D: BlockDevice + 'static>(
@@ -80,7 +50,7 @@ fn suspend_and_advance_do_not_undo_each_other() {
 #[test]
 fn whoever_writes_the_whole_sector_undoes_the_other() {
     let fresh = Fresh::new(2, false);
-    caught(&["stores another's bytes"], move || two_writers(&fresh, WholeSectors));
+    caught(&["stores another's bytes"], move || two_writers(&fresh, Unlocked));
 }
 
 /// A consumer that suspends a producer at work, and once that is acknowledged, takes what it sees for everything.
