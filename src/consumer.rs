@@ -114,11 +114,9 @@ impl<D: BlockDevice> Consumer<D> {
 
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
-            self.edit(|pointer, _| pointer.flag = suspend)
-        } else {
-            // Whoever set it so may have died before it was durable.
-            self.handle.flush()
+            self.edit(|pointer, _| pointer.flag = suspend)?;
         }
+        Ok(())
     }
 
     /// The item at `from`. The same item every time, until it is advanced over.

@@ -51,10 +51,8 @@ impl<D: BlockDevice> Control<D> {
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
             // The text is the consumer's to write; the flag alone is what counts.
-            self.handle.edit_consumer(|_, sector| sector[FLAG_AT] = if suspend { 1 } else { 2 })
-        } else {
-            // Whoever set it so may have died before it was durable.
-            self.handle.flush()
+            self.handle.edit_consumer(|_, sector| sector[FLAG_AT] = if suspend { 1 } else { 2 })?;
         }
+        Ok(())
     }
 }

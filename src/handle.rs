@@ -194,12 +194,19 @@ impl<D: BlockDevice> Handle<D> {
         Ok(State::of(self.read_pointer(Side::Producer)?.flag))
     }
 
-    /// Whether `suspend` remains to be written: [`Error::Retry`] while the previous change is not acknowledged.
+    /// Whether `suspend` remains to be written (else it is durable): [`Error::Retry`] while the previous change is not acknowledged.
     pub fn change_wanted(&mut self, suspend: bool) -> Result<bool> {
         self.attached()?;
         let acknowledged = self.read_pointer(Side::Producer)?.flag;
         let current = self.read_pointer(Side::Consumer)?.flag;
-        if acknowledged == current { Ok(current != suspend) } else { Err(Error::Retry) }
+        if acknowledged != current {
+            return Err(Error::Retry);
+        }
+        if current == suspend {
+            // Whoever set it so may have died before it was durable.
+            self.flush()?;
+        }
+        Ok(current != suspend)
     }
 
     /// Changes sector 2, keeping what another process changed meanwhile.
