@@ -304,6 +304,7 @@ fn a_damaged_span_stops_the_consumer_or_is_skipped_and_counted() {
 fn wrong_use_answers_in_words() {
     let scene = Scene::with_ring("64K");
     assert_fails(&scene.run(&["consume", "missing"], b""), 1, "missing: cannot open: No such file");
+    assert_fails(&scene.run(&["produce", "missing"], b""), 1, "create --size 8M missing");
     assert_fails(&scene.run(&["consume", "serial:nothing-has-this"], b""), 1, "serial number");
     assert_fails(
         &scene.run(&["consume", "--sector-size", "4096", "ring"], b""),

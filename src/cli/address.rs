@@ -5,6 +5,7 @@ use shared_block_ring::device::{DeviceError, LockRange, RangeLock, find_by_seria
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The arguments that name a ring.
@@ -59,6 +60,10 @@ impl Address {
             })?,
         };
         options.open(&path).map_err(|e| match e {
+            Error::Device(e) if e.source.kind() == ErrorKind::NotFound && self.path().is_some() => {
+                let name = &self.address;
+                Failure::Refused(format!("{e} (blockring create --size 8M {name} makes a ring)"))
+            }
             Error::Device(_) => e.into(),
             source => Failure::During { what: self.address.clone(), source },
         })
