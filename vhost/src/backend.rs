@@ -1,15 +1,20 @@
-//! What a vhost-user front end asks of the device, and the events of its thread.
+//! What a vhost-user front end asks of the device, and the thread that drives its queue.
 
+use crate::notifier::consume;
 use crate::request::MAX_SEGMENTS;
-use crate::vring::{Claims, Memory, Vring};
-use crate::worker::Worker;
+use crate::vring::{self, Claims, Memory, Vring};
+use crate::worker::{Rest, Worker};
 use shared_block_ring::format::Geometry;
+use shared_block_ring::wait::wait_readable;
+use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
-use vhost_user_backend::{VhostUserBackend, VringEpollHandler};
+use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
@@ -19,9 +24,6 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{
-    EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
-};
 
 /// One queue: it is served by one thread in any case, so that judging and copying are one step.
 const QUEUES: u16 = 1;
@@ -38,20 +40,17 @@ const CONFIG_LIMIT: usize = 256;
 /// Where `writeback` lies in it.
 const WRITEBACK_AT: usize = 32;
 
-/// Events of the thread beside the queue's (0) and the exit event (1).
-#[derive(Clone, Copy)]
-enum Event {
-    Flushed = 2,
-    Bell = 3,
-    Timer = 4,
-    Again = 5,
-}
+/// After a wait that has failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The device, shared by the thread that answers the front end and the one that drives the queue.
 pub struct Backend {
     worker: Mutex<Worker>,
-    /// Of those who wait for the worker.
+    /// Of those who wait for the worker, or for its queue.
     claims: Claims,
+    /// Readable when a flush has finished, and when the host has moved while a read is held.
+    heard: [OwnedFd; 2],
+    over: AtomicBool,
     control: Mutex<Control>,
     config: [u8; CONFIG_BYTES],
     read_only: bool,
@@ -60,59 +59,87 @@ pub struct Backend {
 /// What the front end has set.
 #[derive(Default)]
 struct Control {
-    memory: Option<Memory>,
     features: u64,
     writeback: bool,
     /// It has asked for the disk's properties, or set something.
     established: bool,
-    /// The crate's event loop leaves the exit event that it was given open when it ends.
-    exit: Option<RawFd>,
 }
 
 impl Backend {
     /// For a ring shaped so.
-    pub fn new(worker: Worker, geometry: Geometry, read_only: bool) -> Self {
+    pub fn new(worker: Worker, geometry: Geometry, read_only: bool) -> io::Result<Self> {
         let mut config = [0; CONFIG_BYTES];
         // Capacity is in units of 512 bytes, whatever the block size.
         config[..8].copy_from_slice(&(geometry.total_bytes() / 512).to_le_bytes());
         config[12..16].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
         config[20..24].copy_from_slice(&geometry.sector_size().get().to_le_bytes());
         config[34..36].copy_from_slice(&QUEUES.to_le_bytes());
-        let control = Control { writeback: true, ..Control::default() };
-        Self {
+        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
+        let heard = [own(worker.flusher().event())?, own(worker.bell().fd())?];
+        Ok(Self {
             worker: Mutex::new(worker),
-            claims: Claims::default(),
-            control: Mutex::new(control),
+            claims: Claims::new()?,
+            heard,
+            over: AtomicBool::new(false),
+            control: Mutex::new(Control { writeback: true, ..Control::default() }),
             config,
             read_only,
+        })
+    }
+
+    /// Drives the queues of one front end after the other, on this thread, until [`finish`](Self::finish).
+    pub fn drive(&self) {
+        while !self.over.load(Ordering::Acquire) {
+            self.claims.give_way();
+            let mut worker = self.lock();
+            let rest = worker.turn(&self.claims);
+            let kick = worker.kick();
+            drop(worker);
+            if let Rest::Sleep(until) = rest
+                && let Err(e) = self.sleep(kick.as_deref(), until)
+            {
+                log::error!("cannot wait for the guest: {e}");
+                std::thread::sleep(RETRY_PAUSE);
+            }
         }
     }
 
-    /// Has the thread of a new connection listen to our events too.
-    pub fn listen(&self, handler: &VringEpollHandler<Arc<Self>>) -> io::Result<()> {
-        let worker = self.worker();
-        for (fd, event) in [
-            (worker.flush_event().as_raw_fd(), Event::Flushed),
-            (worker.bell().fd().as_raw_fd(), Event::Bell),
-            (worker.timer().as_fd().as_raw_fd(), Event::Timer),
-            (worker.again_event().as_raw_fd(), Event::Again),
-        ] {
-            handler.register_listener(fd, EventSet::IN, event as u64)?;
+    /// Ends [`drive`](Self::drive), whenever that is.
+    pub fn finish(&self) {
+        self.over.store(true, Ordering::Release);
+        drop(self.claims.claim());
+    }
+
+    /// Until something is to be heard, or this time.
+    fn sleep(&self, kick: Option<&File>, until: Option<Instant>) -> io::Result<()> {
+        let [flushed, moved] = &self.heard;
+        let mut heard = vec![self.claims.changed(), flushed.as_fd(), moved.as_fd()];
+        heard.extend(kick.map(AsFd::as_fd));
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if let Some(first) = wait_readable(&heard, timeout)? {
+            // Of more than one the next sleep tells. The host's bell is the worker's to look at.
+            if heard[first].as_raw_fd() != moved.as_raw_fd() {
+                consume(heard[first])?;
+            }
         }
         Ok(())
     }
 
-    /// The front end is gone and its thread has ended.
+    /// Makes what the library needs to serve a front end, with a queue that is driven by us.
+    pub fn connect<T>(&self, make: impl FnOnce() -> T) -> T {
+        let (value, vrings) = vring::making(&self.claims, make);
+        for vring in vrings {
+            self.worker().connect(vring);
+        }
+        value
+    }
+
+    /// The front end is gone.
     pub fn disconnect(&self) {
         self.worker().disconnect();
         let mut control = self.control();
-        control.memory = None;
         control.writeback = true;
         control.established = false;
-        if let Some(fd) = control.exit.take() {
-            // SAFETY: the event loop took the descriptor out of its owner (`into_raw_fd`) and has ended; nobody else has it.
-            drop(unsafe { OwnedFd::from_raw_fd(fd) });
-        }
     }
 
     /// Whether the front end has got beyond the start of its handshake.
@@ -219,18 +246,15 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
+    /// What is shared no longer is unmapped when the turn that may be using it is over, so before this returns.
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        self.control().memory = Some(memory);
+        self.worker().set_memory(memory);
         Ok(())
     }
 
-    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        let (consumer, notifier) =
-            new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)
-                .inspect_err(|e| log::error!("no exit event for a connection's thread: {e}"))
-                .ok()?;
-        self.control().exit = Some(consumer.as_raw_fd());
-        Some((consumer, notifier))
+    /// No event loop of the library's: our own thread drives the queue.
+    fn queues_per_thread(&self) -> Vec<u64> {
+        Vec::new()
     }
 
     fn stop_vring(&self, _queue_index: u32) -> io::Result<()> {
@@ -238,24 +262,8 @@ impl VhostUserBackend for Backend {
         Ok(())
     }
 
-    /// Never an error: the crate's thread would end, in silence.
-    fn handle_event(
-        &self,
-        event: u16,
-        _set: EventSet,
-        vrings: &[Vring],
-        _thread: usize,
-    ) -> io::Result<()> {
-        let Some(vring) = vrings.first() else { return Ok(()) };
-        let Some(memory) = self.control().memory.clone() else { return Ok(()) };
-        self.claims.give_way();
-        let mut worker = self.lock();
-        match event {
-            e if e == Event::Flushed as u16 => worker.flushed(vring, &memory),
-            e if e == Event::Bell as u16 => worker.rung(vring, &memory),
-            e if e == Event::Timer as u16 => worker.timed_out(vring, &memory),
-            _ => worker.kicked(vring, &memory),
-        }
+    /// Not called, for lack of such a loop.
+    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
         Ok(())
     }
 }

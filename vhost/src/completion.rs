@@ -1,13 +1,9 @@
-//! The end of a request: its status byte, and its place in the used ring.
+//! The end of a request: what its status byte says, and the used ring.
 
 use crate::executor::Outcome;
-use crate::vring::Memory;
-use vhost_user_backend::VringState;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
-use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 /// A completion.
 pub struct Finished {
@@ -45,19 +41,4 @@ impl Finished {
 /// The constants are small, and generated as 32 bits wide.
 fn status(constant: u32) -> u8 {
     u8::try_from(constant).unwrap_or(u8::MAX)
-}
-
-/// Completion is in order, so everything behind the used index is unanswered: it is found again when the queue starts.
-pub fn give_back(state: &mut VringState<Memory>) {
-    let queue = state.get_queue_mut();
-    queue.set_next_avail(queue.next_used());
-}
-
-/// Whether all three parts of a queue lie in guest memory, to their last byte (virtio 1.3, 2.7): whatever is looked up in them then is there.
-pub fn in_memory(queue: &Queue, mem: &GuestMemoryMmap) -> bool {
-    let size = usize::from(queue.size());
-    let there = |start, len| mem.check_range(GuestAddress(start), len);
-    there(queue.desc_table(), 16 * size)
-        && there(queue.avail_ring(), 6 + 2 * size)
-        && there(queue.used_ring(), 6 + 8 * size)
 }

@@ -76,6 +76,18 @@ pub struct Arguments {
     /// How long an idle-class read of the other side's pointer is held, in milliseconds
     #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
     pub hold_ms: Duration,
+    /// How long to look for more requests before sleeping, in microseconds; 0 does not look
+    #[arg(long, value_name = "N", default_value = "50", value_parser = microseconds)]
+    pub poll_us: Duration,
+    /// Never sleep while there is a front end: takes a processor of its own
+    #[arg(
+        long,
+        value_enum,
+        value_name = "always",
+        hide_possible_values = true,
+        conflicts_with = "poll_us"
+    )]
+    pub poll: Option<Poll>,
     /// Run as this user once everything is open; the ring has to be readable and writable for it
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,
@@ -100,6 +112,13 @@ pub enum Switch {
     On,
     /// Do not
     Off,
+}
+
+/// When to look for more requests instead of sleeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Poll {
+    /// At all times
+    Always,
 }
 
 /// Which end the guest is.
@@ -142,6 +161,13 @@ fn mode(text: &str) -> Result<Mode, String> {
         .filter(|mode| *mode <= 0o777)
         .and_then(Mode::from_bits)
         .ok_or_else(|| "must be octal digits up to 777, such as 660".to_owned())
+}
+
+fn microseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(us @ 0..=1_000_000) => Ok(Duration::from_micros(us)),
+        _ => Err("must be 0 to 1000000".to_owned()),
+    }
 }
 
 fn milliseconds(text: &str) -> Result<Duration, String> {

@@ -85,6 +85,8 @@ pub struct Executor {
     mine: Mine,
     /// What the last idle-class read of the host's pointer sector was told.
     told: Option<Vec<u8>>,
+    /// Room for what it says now.
+    now: Vec<u8>,
 }
 
 impl Executor {
@@ -98,12 +100,19 @@ impl Executor {
         mine: Mine,
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
-        Self { region, guard, service, counters, refusals, host, mine, told: None }
+        let now = vec![0; region.geometry().sector_size().bytes()];
+        Self { region, guard, service, counters, refusals, host, mine, told: None, now }
     }
 
     /// A new front end, or a reset one, has been told nothing.
     pub fn forget(&mut self) {
         self.told = None;
+    }
+
+    /// Whether the host's pointer sector differs from what the last idle-class read was told.
+    pub fn has_news(&mut self) -> bool {
+        self.region.head_sector(self.guard.host().sector(), &mut self.now);
+        self.told.as_ref() != Some(&self.now)
     }
 
     /// Counts and reports a chain that was not a request.
@@ -167,13 +176,11 @@ impl Executor {
             && range.start == self.region.geometry().pointer_start(host)
             && range.end == range.start + size
         {
-            let mut sector = vec![0; self.region.geometry().sector_size().bytes()];
-            self.region.head_sector(host.sector(), &mut sector);
-            if patient && self.told.as_ref() == Some(&sector) {
+            if !self.has_news() && patient {
                 return Ok(Outcome::Hold);
             }
             self.region.to_guest(mem, &request.data, range.start)?;
-            self.told = Some(sector);
+            self.told.get_or_insert_default().clone_from(&self.now);
         } else {
             self.region.to_guest(mem, &request.data, range.start)?;
         }

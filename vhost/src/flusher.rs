@@ -1,10 +1,11 @@
 //! `fdatasync` on a thread of its own: it takes milliseconds, and the queue's thread must stay able to answer a stop.
 
+use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// The thread, and the two ends of the line to it.
 #[derive(Debug)]
@@ -12,7 +13,9 @@ pub struct Flusher {
     // An option, so that it can be hung up before the thread is joined.
     requests: Option<Sender<u64>>,
     answers: Receiver<(u64, io::Result<()>)>,
-    done: EventFd,
+    /// Asked for, and not heard of.
+    outstanding: usize,
+    done: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -22,34 +25,40 @@ impl Flusher {
     pub fn start(file: File) -> io::Result<Self> {
         let (requests, todo) = channel::<u64>();
         let (results, answers) = channel();
-        let done = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
+        let done = new_event()?;
         let ring = done.try_clone()?;
         let thread = std::thread::Builder::new().name("flusher".to_owned()).spawn(move || {
             for ticket in todo {
                 // Either fails only when the worker is gone, and with it everybody who would care.
-                if results.send((ticket, file.sync_data())).is_err() || ring.write(1).is_err() {
+                if results.send((ticket, file.sync_data())).is_err()
+                    || nix::unistd::write(&ring, &1u64.to_ne_bytes()).is_err()
+                {
                     return;
                 }
             }
         })?;
-        Ok(Self { requests: Some(requests), answers, done, thread: Some(thread) })
+        Ok(Self { requests: Some(requests), answers, outstanding: 0, done, thread: Some(thread) })
     }
 
     /// Asks for a flush of everything stored before. False when the thread is gone.
-    pub fn request(&self, ticket: u64) -> bool {
+    pub fn request(&mut self, ticket: u64) -> bool {
+        self.outstanding += 1;
         self.requests.as_ref().is_some_and(|requests| requests.send(ticket).is_ok())
     }
 
-    /// The next finished flush.
-    pub fn finished(&self) -> Option<(u64, io::Result<()>)> {
-        // Not readable: nothing was finished since.
-        let _ = self.done.read();
-        self.answers.try_recv().ok()
+    /// The next finished flush. No system call, and nothing at all if none was asked for.
+    pub fn finished(&mut self) -> Option<(u64, io::Result<()>)> {
+        if self.outstanding == 0 {
+            return None;
+        }
+        let answer = self.answers.try_recv().ok()?;
+        self.outstanding -= 1;
+        Some(answer)
     }
 
     /// Readable when a flush has finished.
-    pub fn event(&self) -> &EventFd {
-        &self.done
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.done.as_fd()
     }
 }
 

@@ -1,6 +1,6 @@
 //! A vhost-user-blk backend that shows a shared block ring to a virtual machine.
 //!
-//! The way of a guest's byte: [`worker`] takes a descriptor chain off the queue, [`request`] takes it apart, [`guard`] judges
+//! The way of a guest's byte: [`worker`] takes a descriptor chain off the [`queue`], [`request`] takes it apart, [`guard`] judges
 //! it, [`executor`] stores it in the [`region`] and wakes the host. Around it: [`backend`] answers the front end's messages,
 //! [`handover`] gives the region to a process on the host, [`server`] is the daemon's life, in a [`sandbox`] that survives a [`fault`] of memory
 //! that others share.
@@ -18,6 +18,8 @@ mod notifier;
 mod pace;
 mod parked;
 pub mod peer;
+pub mod polling;
+pub mod queue;
 mod refusals;
 pub mod region;
 pub mod request;

@@ -1,6 +1,7 @@
 //! The one request of a queue that may be unfinished.
 
 use crate::guard::Judgement;
+use std::time::Instant;
 
 /// A request between its descriptor and its completion.
 pub struct Parked {
@@ -18,9 +19,14 @@ pub enum Why {
         ticket: u64,
         /// For the used ring.
         len: u32,
+        /// Whether it is, once that is known.
+        durable: Option<bool>,
     },
-    /// Until the host's pointer moves, the time is up, or any request follows.
-    Held,
+    /// Until the host's pointer moves, any request follows, or the time is up.
+    Held {
+        /// When that is.
+        until: Instant,
+    },
     /// Until all items under a new pointer are looked at.
     Walking(Box<Judgement>),
 }

@@ -2,12 +2,14 @@
 
 use crate::request::Segment;
 use shared_block_ring::Position;
-use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, Memory};
+use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, Memory, Orders};
 use shared_block_ring::format::{Geometry, Side};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
-use vm_memory::{Bytes, GuestMemoryBackend};
+use std::sync::atomic::fence;
+use vm_memory::bitmap::MS;
+use vm_memory::{Address, Bytes, GuestMemoryBackend, VolatileSlice};
 
 /// Bytes of guest memory looked at in one go: fits the stack and the first-level cache.
 const CHUNK: usize = 4096;
@@ -63,6 +65,17 @@ impl Region {
         word
     }
 
+    /// The mapping, for copies that need no detour.
+    fn bytes(&self, range: Range<u64>) -> Option<VolatileSlice<'_>> {
+        let addresses = self.device.memory().addresses();
+        let start = std::ptr::with_exposed_provenance_mut(addresses.start);
+        // SAFETY: the addresses are those of a mapping that lives as long as `self`, and that is shared: nobody has it but as
+        // memory that changes at any time, as this slice does.
+        let whole = unsafe { VolatileSlice::new(start, addresses.len()) };
+        let len = usize::try_from(range.end.checked_sub(range.start)?).ok()?;
+        whole.subslice(usize::try_from(range.start).ok()?, len).ok()
+    }
+
     /// Copies device bytes to the guest.
     pub fn to_guest<M: GuestMemoryBackend>(
         &self,
@@ -71,6 +84,14 @@ impl Region {
         start: u64,
     ) -> Result<(), BadAddress> {
         let len: usize = data.iter().map(|segment| segment.len).sum();
+        if start >= self.geometry().data_start() {
+            return each_slice(mem, data, 0..len as u64, |slice, within| {
+                let at = start + within;
+                let ours = self.bytes(at..at + slice.len() as u64).ok_or(BadAddress)?;
+                ours.copy_to_volatile_slice(slice);
+                Ok(())
+            });
+        }
         each_chunk(data, 0..len as u64, |address, within, len| {
             let mut chunk = [0; CHUNK];
             self.read(start + within, &mut chunk[..len]);
@@ -119,10 +140,12 @@ impl Region {
         start: u64,
     ) -> Result<(), BadAddress> {
         let base = part.start;
-        each_chunk(data, part, |address, within, len| {
-            let mut chunk = [0; CHUNK];
-            mem.read_slice(&mut chunk[..len], address).map_err(|_| BadAddress)?;
-            self.device.memory().write(start + (within - base), &chunk[..len]);
+        // Behind everything that was stored before: what is free now was consumed before.
+        fence(Orders::RING.before_write);
+        each_slice(mem, data, part, |slice, within| {
+            let at = start + (within - base);
+            let ours = self.bytes(at..at + slice.len() as u64).ok_or(BadAddress)?;
+            slice.copy_to_volatile_slice(ours);
             Ok(())
         })
     }
@@ -148,13 +171,39 @@ impl Region {
     }
 }
 
+/// Calls `f` with each stretch of `part` that lies side by side in our address space, and its place within the data.
+fn each_slice<'m, M: GuestMemoryBackend>(
+    mem: &'m M,
+    data: &[Segment],
+    part: Range<u64>,
+    mut f: impl FnMut(VolatileSlice<'m, MS<'m, M>>, u64) -> Result<(), BadAddress>,
+) -> Result<(), BadAddress> {
+    let mut at = 0;
+    for segment in data {
+        let end = at + segment.len as u64;
+        let mut from = part.start.clamp(at, end);
+        let to = part.end.clamp(from, end);
+        if from < to {
+            let address = segment.address.checked_add(from - at).ok_or(BadAddress)?;
+            let len = usize::try_from(to - from).map_err(|_| BadAddress)?;
+            for slice in mem.get_slices(address, len) {
+                let slice = slice.map_err(|_| BadAddress)?;
+                let within = from;
+                from += slice.len() as u64;
+                f(slice, within)?;
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}
+
 /// Calls `f` with the guest address, the place within the data, and the length of each stretch of `part` that lies in one segment.
 fn each_chunk(
     data: &[Segment],
     part: Range<u64>,
     mut f: impl FnMut(vm_memory::GuestAddress, u64, usize) -> Result<(), BadAddress>,
 ) -> Result<(), BadAddress> {
-    use vm_memory::Address;
     let mut at = 0;
     for segment in data {
         let end = at + segment.len as u64;

@@ -147,9 +147,16 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let executor =
         Executor::new(region, guard, service, Arc::clone(&counters), host_bell, opened.mine);
     let flusher = Flusher::start(duplicate()?).map_err(system("start a thread"))?;
-    let worker = Worker::new(executor, Arc::clone(&counters), flusher, backend_bell, settings.hold)
-        .map_err(system("make a timer"))?;
-    let backend = Arc::new(Backend::new(worker, opened.geometry, settings.read_only));
+    let worker = Worker::new(
+        executor,
+        Arc::clone(&counters),
+        flusher,
+        backend_bell,
+        settings.hold,
+        settings.polling,
+    );
+    let backend = Backend::new(worker, opened.geometry, settings.read_only);
+    let backend = Arc::new(backend.map_err(system("make an event"))?);
     let _handover = match consumers {
         Some((listening, admission)) => {
             let counters = Arc::clone(&counters);
@@ -170,10 +177,33 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
     let server =
         Server { backend, entrance, stop, faults, counters, ring: name, waiting: Mutex::default() };
-    server.serve()?;
+    std::thread::scope(|scope| {
+        let driver = std::thread::Builder::new().name("queue".to_owned());
+        let driving = Arc::clone(&server.backend);
+        driver.spawn_scoped(scope, move || drive(&driving)).map_err(system("start a thread"))?;
+        let outcome = server.serve();
+        server.backend.finish();
+        outcome
+    })?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");
     Ok(())
+}
+
+/// The queue's thread. A panic in it, which is a fault of ours, ends the daemon: whoever starts it again finds everything as it was
+/// answered, and a queue that nobody drives would help nobody.
+fn drive(backend: &Backend) {
+    struct Alarm;
+    impl Drop for Alarm {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                log::error!("the queue's thread has died of a fault of its own: ended");
+                std::process::abort();
+            }
+        }
+    }
+    let _alarm = Alarm;
+    backend.drive();
 }
 
 /// From here on nothing is opened that was not open before, but the region. No other thread runs yet: each inherits it.
@@ -293,11 +323,9 @@ impl Server {
     /// Serves one front end to its end, or to ours.
     fn connection(&self) -> Result<(), Failure> {
         let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon =
-            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&self.backend), memory)?;
-        for handler in daemon.get_epoll_handlers() {
-            self.backend.listen(&handler).map_err(system("listen to events"))?;
-        }
+        let mut daemon = self.backend.connect(|| {
+            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&self.backend), memory)
+        })?;
         let accepting =
             self.entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
         daemon.start(&mut Listener::from(UnixListener::from(accepting)))?;

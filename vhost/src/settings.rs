@@ -1,8 +1,9 @@
 //! What the daemon is told, found sound: names are numbers, and what depends on each other agrees.
 
-use crate::config::{Arguments, Switch};
+use crate::config::{Arguments, Poll, Switch};
 use crate::executor::SERIAL_BYTES;
 use crate::peer::Admission;
+use crate::polling::Polling;
 use crate::sandbox::Identity;
 use crate::sockets::Access;
 use nix::sys::stat::Mode;
@@ -84,6 +85,8 @@ pub struct Settings {
     pub serial: [u8; SERIAL_BYTES],
     /// How long a read is held.
     pub hold: Duration,
+    /// How long to look for more.
+    pub polling: Polling,
     /// Who to be once everything is open.
     pub identity: Option<Identity>,
     /// Whether to give up what is not needed then.
@@ -148,6 +151,10 @@ impl TryFrom<Arguments> for Settings {
             guest: arguments.guest.into(),
             serial: arguments.serial,
             hold: arguments.hold_ms,
+            polling: match arguments.poll {
+                Some(Poll::Always) => Polling::Always,
+                None => Polling::For(arguments.poll_us),
+            },
             identity,
             confined: arguments.sandbox == Switch::On,
         })

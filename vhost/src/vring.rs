@@ -3,54 +3,90 @@
 //! A standard mutex is not fair: a guest that keeps its queue busy would have the worker take it again and again, while the front
 //! end's thread waits for it (and QEMU's main loop for that thread). So the front end's thread says that it waits, and the worker gives way.
 
-use crate::notifier::{consume, event};
+use crate::notifier::event;
+use shared_block_ring::device::bell::new_event;
+use std::cell::RefCell;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::MutexGuard;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+/// Guest memory as it is at one time.
+pub type GuestMemory = GuestMemoryMmap;
+
 /// Guest memory, replaced as a whole when the front end changes it.
-pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub type Memory = GuestMemoryAtomic<GuestMemory>;
 
 /// The longest that a worker gives way: the other thread needs microseconds, unless it is not given a processor.
 const GIVE_WAY: Duration = Duration::from_millis(20);
 
-/// How many wait for something that the worker holds most of the time.
-#[derive(Debug, Clone, Default)]
-pub struct Claims(Arc<AtomicU32>);
+/// How many wait for something that the worker holds most of the time, and what wakes it when they have changed something.
+#[derive(Debug, Clone)]
+pub struct Claims(Arc<(AtomicU32, OwnedFd)>);
 
-/// One of them, until it has what it waits for.
-pub struct Claim<'a>(&'a AtomicU32);
+/// One of them, until it has what it waits for and has done with it.
+pub struct Claim<'a>(&'a Claims);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        let (waiting, changed) = &*self.0.0;
+        // A full counter means that the worker is about to wake up anyway.
+        let _ = nix::unistd::write(changed, &1u64.to_ne_bytes());
+        waiting.fetch_sub(1, Ordering::Release);
     }
 }
 
 impl Claims {
-    /// Says that somebody waits.
-    pub fn claim(&self) -> Claim<'_> {
-        self.0.fetch_add(1, Ordering::Relaxed);
-        Claim(&self.0)
+    /// Nobody waits.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new((AtomicU32::new(0), new_event()?))))
     }
 
-    /// Waits until nobody does. For the worker, while it holds nothing; one load when nobody waits.
+    /// Says that somebody waits.
+    pub fn claim(&self) -> Claim<'_> {
+        self.0.0.fetch_add(1, Ordering::Relaxed);
+        Claim(self)
+    }
+
+    /// Whether the worker has to let go of what it holds. One load.
+    pub fn pending(&self) -> bool {
+        self.0.0.load(Ordering::Relaxed) > 0
+    }
+
+    /// Waits until nobody does. For the worker, while it holds nothing.
     pub fn give_way(&self) {
-        if self.0.load(Ordering::Relaxed) == 0 {
+        if !self.pending() {
             return;
         }
         let start = Instant::now();
-        while self.0.load(Ordering::Relaxed) > 0 && start.elapsed() < GIVE_WAY {
+        while self.pending() && start.elapsed() < GIVE_WAY {
             std::thread::sleep(Duration::from_micros(50));
         }
     }
+
+    /// Readable when somebody has changed something.
+    pub fn changed(&self) -> BorrowedFd<'_> {
+        self.0.1.as_fd()
+    }
+}
+
+thread_local! {
+    /// Of the queues that are being made by this thread: the library makes them, and neither asks for anything nor gives them out
+    /// to anybody but its own event loop.
+    static MAKING: RefCell<Option<(Claims, Vec<Vring>)>> = const { RefCell::new(None) };
+}
+
+/// The queues that the library makes in `make`, on behalf of a worker that takes notice of `claims`.
+pub fn making<T>(claims: &Claims, make: impl FnOnce() -> T) -> (T, Vec<Vring>) {
+    MAKING.replace(Some((claims.clone(), Vec::new())));
+    let value = make();
+    let vrings = MAKING.take().map(|(_, vrings)| vrings);
+    (value, vrings.unwrap_or_default())
 }
 
 /// The queue as the vhost-user side has it.
@@ -58,6 +94,8 @@ impl Claims {
 pub struct Vring {
     state: VringMutex<Memory>,
     claims: Claims,
+    /// What kicks arrive on, for a worker that sleeps and holds no lock.
+    kick: Arc<Mutex<Option<Arc<File>>>>,
     /// The front end has passed on a size that the crate did not take.
     odd: Arc<AtomicBool>,
 }
@@ -65,8 +103,12 @@ pub struct Vring {
 impl Vring {
     /// For the worker, which gives way first to those who wait.
     pub fn turn(&self) -> MutexGuard<'_, VringState<Memory>> {
-        self.claims.give_way();
         self.state.get_mut()
+    }
+
+    /// What the driver kicks, if it does.
+    pub fn kick(&self) -> Option<Arc<File>> {
+        self.kick.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether its size is none that a split queue can have (virtio 1.3, 2.7: a power of two).
@@ -91,10 +133,13 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 
 impl VringT<Memory> for Vring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
-        Ok(Self {
-            state: VringMutex::new(mem, max_queue_size)?,
-            claims: Claims::default(),
-            odd: Arc::default(),
+        let state = VringMutex::new(mem, max_queue_size)?;
+        MAKING.with_borrow_mut(|making| {
+            let (claims, made) = making.as_mut().ok_or(Error::QueueNotReady)?;
+            let vring =
+                Self { state, claims: claims.clone(), kick: Arc::default(), odd: Arc::default() };
+            made.push(vring.clone());
+            Ok(vring)
         })
     }
 
@@ -172,18 +217,20 @@ impl VringT<Memory> for Vring {
     }
 
     fn set_kick(&self, file: Option<File>) {
-        self.claimed(|state| state.set_kick(event(file, "kick")));
+        let file = event(file, "kick");
+        let ours = file.as_ref().and_then(|file| {
+            let ours = file.try_clone();
+            ours.inspect_err(|e| log::error!("the guest's kicks are not heard: {e}")).ok()
+        });
+        self.claimed(|state| {
+            *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = ours.map(Arc::new);
+            state.set_kick(file);
+        });
     }
 
-    /// By the worker. The event may be another by now than the one that was readable, and have nothing to say: a guest that
-    /// resets its device under load. An error would end the crate's thread, in silence.
+    /// For an event loop of the library's, which we do without.
     fn read_kick(&self) -> io::Result<bool> {
-        let state = self.state.get_ref();
-        if let Some(kick) = state.get_kick() {
-            // SAFETY: the queue's own, open for as long as its lock is held.
-            consume(unsafe { BorrowedFd::borrow_raw(kick.as_raw_fd()) })?;
-        }
-        Ok(state.is_enabled())
+        Ok(self.state.get_ref().is_enabled())
     }
 
     fn set_call(&self, file: Option<File>) {
@@ -199,32 +246,29 @@ impl VringT<Memory> for Vring {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::fd::{FromRawFd, IntoRawFd};
-    use vmm_sys_util::eventfd::EventFd;
-
-    fn vring() -> Vring {
-        Vring::new(Memory::new(GuestMemoryMmap::new()), 256).unwrap()
-    }
 
     #[test]
-    fn a_kick_that_somebody_else_has_read_is_no_error_and_is_not_waited_for() {
-        let vring = vring();
-        let event = EventFd::new(0).unwrap();
-        // SAFETY: the descriptor has just been taken out of its only owner.
-        vring.set_kick(Some(unsafe { File::from_raw_fd(event.into_raw_fd()) }));
+    fn the_worker_hears_of_every_change() {
+        let claims = Claims::new().unwrap();
+        let new = || Vring::new(Memory::new(GuestMemory::new()), 256).unwrap();
+        let (vring, vrings) = making(&claims, new);
+        assert_eq!(vrings.len(), 1);
+        let heard = || nix::unistd::read(claims.changed(), &mut [0; 8]).is_ok();
+        vring.set_kick(Some(File::from(new_event().unwrap())));
+        assert!(vrings[0].kick().is_some() && heard());
         vring.set_enabled(true);
-        assert!(vring.read_kick().unwrap());
+        assert!(vrings[0].turn().is_enabled() && heard() && !heard());
     }
 
     #[test]
     fn a_worker_gives_way_for_a_bounded_time() {
-        let claims = Claims::default();
+        let claims = Claims::new().unwrap();
         claims.give_way();
         let claim = claims.claim();
         let start = Instant::now();
         claims.give_way();
-        assert!(start.elapsed() >= GIVE_WAY);
+        assert!(start.elapsed() >= GIVE_WAY && claims.pending());
         drop(claim);
-        assert_eq!(claims.0.load(Ordering::Relaxed), 0);
+        assert!(!claims.pending());
     }
 }

@@ -5,32 +5,35 @@
 //! and what is replayed then is idempotent. A stop needs no waiting for the same reason: a parked request is
 //! given back to the available ring.
 
-use crate::completion::{Finished, give_back, in_memory};
+use crate::completion::Finished;
 use crate::counters::Counters;
 use crate::executor::{Executor, Outcome};
 use crate::fault;
 use crate::flusher::Flusher;
 use crate::pace::Pace;
 use crate::parked::{Parked, Why};
-use crate::request::{Kind, MAX_BYTES, Request};
-use crate::vring::{Memory, Vring};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use crate::polling::{Polling, Spin};
+use crate::queue::{Broken, Chain, Split};
+use crate::request::{Kind, Request};
+use crate::vring::{Claims, GuestMemory, Memory, Vring};
 use shared_block_ring::device::bell::Bell;
-use std::io;
-use std::ops::Deref;
 use std::sync::Arc;
-use std::time::Duration;
-use vhost_user_backend::{VringState, VringT};
-use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
-use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+use std::time::{Duration, Instant};
+use vhost_user_backend::VringState;
+use virtio_queue::QueueT;
+use vm_memory::{Bytes, GuestAddressSpace};
 
-/// Requests in a turn: a guest that never pauses must not keep the front end's messages waiting.
-const TURN: usize = 256;
+/// Completions that the driver may have to wait to be told of: an interrupt is decided on once for so many, or when the queue is empty.
+const BATCH: u16 = 32;
 
-/// Bytes of data in a turn, likewise: some milliseconds. It is over when they are exceeded.
-const TURN_BYTES: u64 = 2 * MAX_BYTES;
+/// How a turn ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Somebody waits for what the worker holds.
+    GiveWay,
+    /// There is nothing to do until an event, or this time.
+    Sleep(Option<Instant>),
+}
 
 /// The thread's state: one queue, and the ring behind it.
 pub struct Worker {
@@ -39,9 +42,8 @@ pub struct Worker {
     flusher: Flusher,
     /// On which the host says that it moved, while a read is held.
     bell: Bell,
-    timer: TimerFd,
-    again: EventFd,
     hold: Duration,
+    polling: Polling,
     request: Request,
     parked: Option<Parked>,
     tickets: u64,
@@ -52,6 +54,9 @@ pub struct Worker {
     broken: Pace,
     unsignalled: Pace,
     vring: Option<Vring>,
+    memory: Option<Memory>,
+    /// See [`Split::told`].
+    told: Option<u16>,
 }
 
 impl Worker {
@@ -62,16 +67,15 @@ impl Worker {
         flusher: Flusher,
         bell: Bell,
         hold: Duration,
-    ) -> io::Result<Self> {
-        let flags = TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC;
-        Ok(Self {
+        polling: Polling,
+    ) -> Self {
+        Self {
             executor,
             counters,
             flusher,
             bell,
-            timer: TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?,
-            again: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
             hold,
+            polling,
             request: Request::default(),
             parked: None,
             tickets: 0,
@@ -80,27 +84,19 @@ impl Worker {
             broken: Pace::default(),
             unsignalled: Pace::default(),
             vring: None,
-        })
+            memory: None,
+            told: None,
+        }
     }
 
-    /// Readable when a flush has finished.
-    pub fn flush_event(&self) -> &EventFd {
-        self.flusher.event()
+    /// Tells when a flush has finished.
+    pub fn flusher(&self) -> &Flusher {
+        &self.flusher
     }
 
-    /// Readable when the host has moved while a read is held.
+    /// Rung when the host has moved while a read is held.
     pub fn bell(&self) -> &Bell {
         &self.bell
-    }
-
-    /// Readable when a read has been held long enough.
-    pub fn timer(&self) -> &TimerFd {
-        &self.timer
-    }
-
-    /// Readable when a turn was cut short.
-    pub fn again_event(&self) -> &EventFd {
-        &self.again
     }
 
     /// What the front end has negotiated.
@@ -108,178 +104,190 @@ impl Worker {
         self.write_through = on;
     }
 
+    /// The front end has shared other memory.
+    pub fn set_memory(&mut self, memory: Memory) {
+        self.memory = Some(memory);
+    }
+
+    /// A front end has come, with a queue.
+    pub fn connect(&mut self, vring: Vring) {
+        self.vring = Some(vring);
+    }
+
     /// Gives the parked request back: whoever starts the queue next finds it first in the available ring.
     pub fn stop(&mut self) {
-        if self.parked.take().is_some() {
-            self.unhold();
-            if let Some(vring) = &self.vring {
-                give_back(&mut vring.get_mut());
-            }
+        if self.unpark()
+            && let Some(vring) = &self.vring
+        {
+            give_back(&mut vring.turn());
         }
+        self.told = None;
         self.executor.forget();
     }
 
     /// Lets go of a front end that is gone.
     pub fn disconnect(&mut self) {
         self.stop();
-        self.vring = None;
+        (self.vring, self.memory) = (None, None);
     }
 
-    /// The queue was kicked, or a turn was cut short.
-    pub fn kicked(&mut self, vring: &Vring, memory: &Memory) {
-        // Not readable unless a turn was cut short.
-        let _ = self.again.read();
-        self.vring = Some(vring.clone());
-        self.turn(vring, memory, None);
+    /// What the driver kicks, if there is one.
+    pub fn kick(&self) -> Option<Arc<std::fs::File>> {
+        self.vring.as_ref().and_then(Vring::kick)
     }
 
-    /// Flushes have finished.
-    pub fn flushed(&mut self, vring: &Vring, memory: &Memory) {
-        while let Some((ticket, result)) = self.flusher.finished() {
-            if let Err(e) = &result
-                && !self.medium_failed
-            {
-                log::error!(
-                    "cannot make the region durable: {e}; writes and flushes fail from here on"
-                );
-                self.medium_failed = true;
-            }
-            let durable = result.is_ok();
-            // Unless a stop has given its request back meanwhile.
-            let awaited = |parked: &mut Parked| matches!(parked.why, Why::Flush { ticket: awaited, .. } if awaited == ticket);
-            if let Some(Parked { head, why: Why::Flush { len, .. } }) = self.parked.take_if(awaited)
-            {
-                self.counters.flushes.add(u64::from(durable));
-                let finished =
-                    if durable { Finished::ok(head, len) } else { Finished::failed(head) };
-                self.turn(vring, memory, Some(finished));
-            }
-        }
-    }
-
-    /// The host has moved.
-    pub fn rung(&mut self, vring: &Vring, memory: &Memory) {
-        self.bell.awake();
-        self.turn(vring, memory, None);
-    }
-
-    /// A read was held long enough.
-    pub fn timed_out(&mut self, vring: &Vring, memory: &Memory) {
-        if nix::unistd::read(&self.timer, &mut [0; 8]).is_err() {
-            // Disarmed since.
-            return;
-        }
-        if let Some(parked) = self.parked.take_if(|parked| matches!(parked.why, Why::Held)) {
-            self.bell.awake();
-            let outcome = self.executor.execute(&*memory.memory(), &self.request, false);
-            self.turn(vring, memory, Some(Finished::from(parked.head, &outcome)));
-        }
-    }
-
-    /// Works until the queue is empty, a request parks, or the turn is over.
-    fn turn(&mut self, vring: &Vring, memory: &Memory, finished: Option<Finished>) {
+    /// Works, and looks for more as long as it may, until there is nothing to do or somebody has to be given way.
+    pub fn turn(&mut self, claims: &Claims) -> Rest {
+        self.hear_flushes();
+        let (Some(vring), Some(memory)) = (self.vring.clone(), self.memory.clone()) else {
+            return Rest::Sleep(None);
+        };
         let mut state = vring.turn();
         if !state.is_enabled() || !state.get_queue().ready() {
-            if finished.is_some() {
-                give_back(&mut state);
-            }
-            return;
+            return Rest::Sleep(None);
         }
+        // Held for the whole turn: memory that the front end takes back is unmapped when it ends, which is waited for.
         let mem = memory.memory();
-        let mut answered = 0;
         let driven = if vring.is_odd() {
-            Err(virtio_queue::Error::InvalidSize)
-        } else if in_memory(state.get_queue(), &mem) {
-            self.drive(&mut state, &mem, finished, &mut answered)
+            Err(Broken::Size)
         } else {
-            Err(virtio_queue::Error::FindMemoryRegion)
+            Split::open(state.get_queue(), &mem, self.told).and_then(|mut queue| {
+                let driven = self.drive(&mut queue, &mem, claims, &state);
+                queue.close(state.get_queue_mut());
+                self.told = queue.told();
+                driven
+            })
         };
-        if let Err(e) = driven {
-            self.stop_broken(&mut state, &e);
+        driven.unwrap_or_else(|broken| {
+            self.stop_broken(&mut state, broken);
+            Rest::Sleep(None)
+        })
+    }
+
+    /// Addresses or indices that no driver of good faith writes: the queue is not looked at until the guest resets it.
+    fn stop_broken(&mut self, state: &mut VringState<Memory>, broken: Broken) {
+        self.counters.broken.count();
+        if self.broken.due() {
+            let times = self.counters.broken.get();
+            log::error!(
+                "the queue is broken and stopped until the guest resets it: {broken} ({times} so far)"
+            );
         }
-        if answered > 0
-            && state.needs_notification().unwrap_or(true)
+        self.unpark();
+        self.told = None;
+        give_back(state);
+        state.get_queue_mut().set_ready(false);
+    }
+
+    fn drive(
+        &mut self,
+        queue: &mut Split<'_>,
+        mem: &GuestMemory,
+        claims: &Claims,
+        state: &VringState<Memory>,
+    ) -> Result<Rest, Broken> {
+        queue.stop_listening()?;
+        if self.is_holding() {
+            self.bell.awake();
+        }
+        let mut spin = Spin::new(self.polling);
+        let rest = loop {
+            let worked = self.step(queue, mem)?;
+            if claims.pending() {
+                break Rest::GiveWay;
+            }
+            if worked {
+                spin.again();
+                if queue.untold() >= BATCH {
+                    self.interrupt(queue, state)?;
+                }
+                continue;
+            }
+            self.interrupt(queue, state)?;
+            if spin.goes_on() {
+                continue;
+            }
+            if queue.listen()? || self.news_while_falling_asleep() {
+                queue.stop_listening()?;
+                continue;
+            }
+            let until = match &self.parked {
+                Some(Parked { why: Why::Held { until }, .. }) => Some(*until),
+                _ => None,
+            };
+            break Rest::Sleep(until);
+        };
+        self.interrupt(queue, state)?;
+        Ok(rest)
+    }
+
+    /// Once for everything answered since the last time.
+    fn interrupt(
+        &mut self,
+        queue: &mut Split<'_>,
+        state: &VringState<Memory>,
+    ) -> Result<(), Broken> {
+        if queue.wants_interrupt()?
             && let Err(e) = state.signal_used_queue()
             && self.unsignalled.due()
         {
             log::warn!("cannot interrupt the guest: {e}");
         }
+        Ok(())
     }
 
-    /// Addresses or indices that no driver of good faith writes: the queue is not looked at until the guest resets it.
-    fn stop_broken(&mut self, state: &mut VringState<Memory>, error: &virtio_queue::Error) {
-        self.counters.broken.count();
-        if self.broken.due() {
-            let times = self.counters.broken.get();
-            log::error!(
-                "the queue is broken and stopped until the guest resets it: {error} ({times} so far)"
-            );
+    /// Announces that we sleep, then looks once more: the host looks for a sleeper after it has moved.
+    fn news_while_falling_asleep(&mut self) -> bool {
+        if !self.is_holding() {
+            return false;
         }
-        if self.parked.take().is_some() {
-            self.unhold();
+        self.bell.announce();
+        let news = self.executor.has_news();
+        if news {
+            self.bell.awake();
         }
-        give_back(state);
-        state.get_queue_mut().set_ready(false);
+        news
     }
 
-    fn drive<M>(
-        &mut self,
-        state: &mut VringState<Memory>,
-        mem: &M,
-        finished: Option<Finished>,
-        answered: &mut u32,
-    ) -> Result<(), virtio_queue::Error>
-    where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
-    {
-        if let Some(finished) = finished {
-            self.answer(state, mem, &finished)?;
-            *answered += 1;
-        }
-        let mut bytes = 0;
-        for _ in 0..TURN {
-            let (head, outcome) = match self.parked.take() {
-                Some(parked) => match self.unpark(state, mem, parked)? {
-                    Some(unparked) => unparked,
-                    None => return Ok(()),
-                },
-                None => match self.take(state, mem)? {
-                    Some(taken) => taken,
-                    None if state.enable_notification()? => continue,
-                    None => return Ok(()),
-                },
-            };
-            bytes += self.request.data_len;
-            if !self.park(head, &outcome) {
-                if let Outcome::Walking(judgement) = outcome {
-                    // Its budget is a turn's.
-                    self.parked = Some(Parked { head, why: Why::Walking(judgement) });
-                    break;
-                }
-                self.answer(state, mem, &Finished::from(head, &outcome))?;
-                *answered += 1;
+    /// One request, or one step of a parked one. False when there is nothing to be done now.
+    fn step(&mut self, queue: &mut Split<'_>, mem: &GuestMemory) -> Result<bool, Broken> {
+        self.hear_flushes();
+        let Some(parked) = self.parked.take() else {
+            let Some(chain) = queue.next()? else { return Ok(false) };
+            let head = chain.head();
+            let outcome = self.take(mem, chain);
+            self.settle(queue, mem, head, outcome)?;
+            return Ok(true);
+        };
+        let head = parked.head;
+        match parked.why {
+            Why::Walking(judgement) => {
+                let outcome = self.executor.resume(mem, &self.request, judgement);
+                self.settle(queue, mem, head, outcome)?;
             }
-            if bytes > TURN_BYTES {
-                break;
+            Why::Flush { len, durable: Some(durable), .. } => {
+                self.counters.flushes.add(u64::from(durable));
+                let finished =
+                    if durable { Finished::ok(head, len) } else { Finished::failed(head) };
+                self.answer(queue, mem, &finished)?;
+            }
+            Why::Held { until }
+                if self.executor.has_news() || queue.has_next()? || Instant::now() >= until =>
+            {
+                let outcome = self.executor.execute(mem, &self.request, false);
+                self.settle(queue, mem, head, outcome)?;
+            }
+            Why::Flush { .. } | Why::Held { .. } => {
+                self.parked = Some(parked);
+                return Ok(false);
             }
         }
-        // Through the event loop, so that the front end's messages get their turn.
-        self.again.write(1).map_err(|_| virtio_queue::Error::QueueNotReady)
+        Ok(true)
     }
 
-    /// The next request of the available ring, carried out as far as it goes.
-    fn take<M>(
-        &mut self,
-        state: &mut VringState<Memory>,
-        mem: &M,
-    ) -> Result<Option<(u16, Outcome)>, virtio_queue::Error>
-    where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
-    {
-        // Not `pop_descriptor_chain`: it answers "nothing" to an available index that is out of bounds.
-        let Some(chain) = state.get_queue_mut().iter(mem.clone())?.next() else { return Ok(None) };
-        let head = chain.head_index();
-        let outcome = match self.request.parse(&**mem, chain) {
+    /// Carries a request out as far as it goes.
+    fn take(&mut self, mem: &GuestMemory, chain: Chain<'_>) -> Outcome {
+        match self.request.parse(mem, chain) {
             Ok(()) if fault::region_lost() => Outcome::Failed,
             Ok(())
                 if self.medium_failed
@@ -288,31 +296,33 @@ impl Worker {
                 self.counters.failed.count();
                 Outcome::Failed
             }
-            Ok(()) => self.executor.execute(&**mem, &self.request, true),
+            Ok(()) => self.executor.execute(mem, &self.request, true),
             Err(reason) => self.executor.refuse(reason),
-        };
-        Ok(Some((head, outcome)))
+        }
     }
 
-    /// Sets a request aside that waits for somebody else.
-    fn park(&mut self, head: u16, outcome: &Outcome) -> bool {
+    /// Answers a request, or sets it aside if it waits for somebody else.
+    fn settle(
+        &mut self,
+        queue: &mut Split<'_>,
+        mem: &GuestMemory,
+        head: u16,
+        outcome: Outcome,
+    ) -> Result<(), Broken> {
         let why = match outcome {
             Outcome::Hold => {
                 self.counters.held.count();
-                let time = Expiration::OneShot(TimeSpec::from(self.hold));
-                if let Err(e) = self.timer.set(time, TimerSetTimeFlags::empty()) {
-                    log::warn!("a held read ends only with the next request: {e}");
-                }
-                Why::Held
+                Why::Held { until: Instant::now() + self.hold }
             }
+            Outcome::Walking(judgement) => Why::Walking(judgement),
             Outcome::Flush => self.flush(0),
             Outcome::Done(len) if self.write_through && self.request.kind() == Kind::Write => {
-                self.flush(*len)
+                self.flush(len)
             }
-            _ => return false,
+            outcome => return self.answer(queue, mem, &Finished::from(head, &outcome)),
         };
         self.parked = Some(Parked { head, why });
-        true
+        Ok(())
     }
 
     fn flush(&mut self, len: u32) -> Why {
@@ -321,62 +331,46 @@ impl Worker {
             // Cannot be: the thread ends with us. If it did, an unanswered flush is the safe answer.
             log::error!("the flusher thread is gone");
         }
-        Why::Flush { ticket: self.tickets, len }
+        Why::Flush { ticket: self.tickets, len, durable: None }
     }
 
-    /// The outcome of a parked request, or `None` with it parked again.
-    fn unpark<M>(
-        &mut self,
-        state: &mut VringState<Memory>,
-        mem: &M,
-        parked: Parked,
-    ) -> Result<Option<(u16, Outcome)>, virtio_queue::Error>
-    where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
-    {
-        let head = parked.head;
-        match parked.why {
-            Why::Walking(judgement) => {
-                Ok(Some((head, self.executor.resume(&**mem, &self.request, judgement))))
+    /// Takes note of flushes that have finished, whether their requests are still here or were given back by a stop.
+    fn hear_flushes(&mut self) {
+        while let Some((finished, result)) = self.flusher.finished() {
+            if let Err(e) = &result
+                && !self.medium_failed
+            {
+                log::error!(
+                    "cannot make the region durable: {e}; writes and flushes fail from here on"
+                );
+                self.medium_failed = true;
             }
-            Why::Flush { .. } => {
-                self.parked = Some(parked);
-                Ok(None)
-            }
-            Why::Held => {
-                // Announce, then look once more: the host looks for a sleeper after it has moved.
-                self.bell.announce();
-                let mut outcome = self.executor.execute(&**mem, &self.request, true);
-                if matches!(outcome, Outcome::Hold) && state.enable_notification()? {
-                    // Something follows, and must not wait for this.
-                    outcome = self.executor.execute(&**mem, &self.request, false);
-                }
-                if matches!(outcome, Outcome::Hold) {
-                    self.parked = Some(parked);
-                    return Ok(None);
-                }
-                self.unhold();
-                Ok(Some((head, outcome)))
+            if let Some(Parked { why: Why::Flush { ticket, durable, .. }, .. }) = &mut self.parked
+                && *ticket == finished
+            {
+                *durable = Some(result.is_ok());
             }
         }
     }
 
-    fn unhold(&self) {
-        self.bell.awake();
-        if let Err(e) = self.timer.unset() {
-            log::debug!("cannot disarm the timer, which then rings for nothing: {e}");
+    /// Forgets the parked request. Whether there was one.
+    fn unpark(&mut self) -> bool {
+        if self.is_holding() {
+            self.bell.awake();
         }
+        self.parked.take().is_some()
     }
 
-    fn answer<M>(
+    fn is_holding(&self) -> bool {
+        matches!(self.parked, Some(Parked { why: Why::Held { .. }, .. }))
+    }
+
+    fn answer(
         &self,
-        state: &mut VringState<Memory>,
-        mem: &M,
+        queue: &mut Split<'_>,
+        mem: &GuestMemory,
         finished: &Finished,
-    ) -> Result<(), virtio_queue::Error>
-    where
-        M: Deref<Target = GuestMemoryMmap>,
-    {
+    ) -> Result<(), Broken> {
         let mut len = finished.len;
         // Found out by carrying it out, perhaps.
         let code = if fault::region_lost() {
@@ -390,6 +384,12 @@ impl Worker {
         {
             len += 1;
         }
-        state.add_used(finished.head, len)
+        queue.answer(finished.head, len)
     }
+}
+
+/// Completion is in order, so everything behind the used index is unanswered: it is found again when the queue starts.
+fn give_back(state: &mut VringState<Memory>) {
+    let queue = state.get_queue_mut();
+    queue.set_next_avail(queue.next_used());
 }

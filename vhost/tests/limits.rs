@@ -4,7 +4,7 @@
 mod common;
 
 use common::attack::{BROKEN, start};
-use common::daemon::{PATIENCE, Scene};
+use common::daemon::{PATIENCE, Scene, eventually};
 use common::front_end::{DATA, FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -114,17 +114,17 @@ fn neither_log_nor_memory_grows_with_what_a_guest_does() {
     for _ in 0..2000 {
         assert_eq!(u32::from(guest.write(0, &[0; 512])), VIRTIO_BLK_S_IOERR);
     }
-    let resets = 300u16;
-    for _ in 0..resets {
-        guest.set_available(guest.available().wrapping_add(1000));
-        guest.kick();
-        guest.reset();
-    }
-    for _ in 0..300 {
-        // As good as a reset, to the backend: the guest masks an interrupt.
-        guest.set_available(guest.available().wrapping_add(1000));
-        guest.kick();
-        guest.change_call();
+    for times in 0..150 {
+        let before = scene.counter("broken");
+        if times % 2 == 0 {
+            guest.reset();
+            guest.set_available(guest.available().wrapping_add(1000));
+            guest.kick();
+        } else {
+            // As good as a reset, to the backend: the guest masks an interrupt. The index is as it was.
+            guest.change_call();
+        }
+        eventually("the queue is stopped", || scene.counter("broken") > before);
     }
     guest.reset();
     guest.honest(&scene);
@@ -135,7 +135,6 @@ fn neither_log_nor_memory_grows_with_what_a_guest_does() {
     FrontEnd::new(&scene).honest(&scene);
     let seconds = usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
     assert_eq!(scene.counter("refused.signature"), 2000);
-    assert!(scene.counter("broken") > 100, "{}", scene.counter("broken"));
     let (refused, broken) = (scene.logged("refused a request"), scene.logged(BROKEN));
     let after = resident();
     println!("{before} KiB before, {after} KiB after");
