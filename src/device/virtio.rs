@@ -147,14 +147,10 @@ impl Driver {
         let mut at = unit;
         let mut outcome = Ok(());
         for bytes in from {
-            let slot = match self.queue.slot() {
-                Some(slot) => slot,
-                None => {
-                    outcome = self.wait()?.result();
-                    let Some(slot) = self.queue.slot().filter(|_| outcome.is_ok()) else { break };
-                    slot
-                }
-            };
+            if self.queue.slot().is_none() {
+                outcome = self.wait()?.result();
+            }
+            let Some(slot) = self.queue.slot().filter(|_| outcome.is_ok()) else { break };
             self.queue.memory().write(self.queue.buffer(slot), bytes);
             self.submit(slot, Operation::Write, at, bytes.len())?;
             // At once, so that the device copies this one while we copy the next.

@@ -3,6 +3,7 @@
 //! A slot is a header, a buffer and a status byte, and the chain of descriptors that leads to them. The chains are written
 //! once: a request that differs from the last one of its slot only in its sector costs one store beside the ring's.
 
+use super::queue::flag;
 use super::{Broken, Descriptor, DmaMemory, Layout, Queue};
 use std::collections::VecDeque;
 use std::io;
@@ -25,12 +26,15 @@ const MAX_QUEUE: u16 = 256;
 const SLOT_BYTES: u64 = 256;
 const STATUS_AT: u64 = 128;
 
+/// Room for an indirect table.
+const TABLE_BYTES: u64 = 64;
+
 const PAGE: u64 = 4096;
 
 const HEADER_BYTES: u32 = 16;
-const NEXT: u16 = VRING_DESC_F_NEXT as u16;
-const WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+const NEXT: u16 = flag(VRING_DESC_F_NEXT);
+const WRITE: u16 = flag(VRING_DESC_F_WRITE);
+const INDIRECT: u16 = flag(VRING_DESC_F_INDIRECT);
 
 /// The I/O priority class *idle*, as `ioprio_set(2)` has it: our backend holds such a read of the other side's pointer until there
 /// is something new in it.
@@ -190,11 +194,11 @@ impl Shape {
     }
 }
 
-/// Room for an indirect table.
-const TABLE_BYTES: u64 = 64;
-
 impl BlockQueue {
     /// An empty queue in fresh memory of at least [`Shape::memory`] bytes.
+    ///
+    /// # Panics
+    /// If the memory is smaller, or there is to be no request.
     pub fn new(memory: DmaMemory, shape: Shape, event_idx: bool) -> Self {
         let plan = shape.plan();
         assert!(shape.depth > 0 && plan.end <= memory.bytes(), "memory for every slot");
@@ -254,6 +258,9 @@ impl BlockQueue {
     }
 
     /// Makes a request of the slot that [`slot`](Self::slot) gave last. The device does not see it before [`publish`](Self::publish).
+    ///
+    /// # Panics
+    /// If it is another slot, or the request is larger than its buffer.
     pub fn submit(&mut self, slot: Slot, request: Request) {
         assert_eq!(self.free.pop(), Some(slot.0), "the free slot");
         assert!(request.bytes <= self.shape.buffer, "a buffer's length");

@@ -10,8 +10,14 @@ use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_U
 /// Parts that different sides write, apart by two lines: processors fetch them in pairs.
 const APART: u64 = 128;
 
-const NO_INTERRUPT: u16 = VRING_AVAIL_F_NO_INTERRUPT as u16;
-const NO_NOTIFY: u16 = VRING_USED_F_NO_NOTIFY as u16;
+const NO_INTERRUPT: u16 = flag(VRING_AVAIL_F_NO_INTERRUPT);
+const NO_NOTIFY: u16 = flag(VRING_USED_F_NO_NOTIFY);
+
+/// A flag as the ring has it.
+#[expect(clippy::cast_possible_truncation, reason = "flags of rings and descriptors have 16 bits")]
+pub(super) const fn flag(bit: u32) -> u16 {
+    bit as u16
+}
 
 /// Words of the available and the used ring in front of their entries: flags and index.
 const FLAGS: usize = 0;
@@ -35,6 +41,9 @@ pub struct Layout {
 
 impl Layout {
     /// For `size` descriptors, from the first suitable offset at or behind `at`.
+    ///
+    /// # Panics
+    /// If `size` is no power of two.
     pub fn new(size: u16, at: u64) -> Self {
         assert!(size.is_power_of_two(), "2.7: the queue size is a power of two");
         let count = u64::from(size);

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const QUEUE: usize = 0;
 
 /// Of `struct virtio_blk_config`, up to the number of queues (virtio 1.3, 5.2.4).
-const CONFIG_BYTES: usize = 36;
+const CONFIG_BYTES: u32 = 36;
 
 /// What is used of a device where it has it.
 const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
@@ -173,7 +173,7 @@ fn handshake(wire: &mut Frontend) -> vhost::Result<(u64, Vec<u8>)> {
         wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
     let flags = VhostUserConfigFlags::empty();
-    let (_, config) = wire.get_config(0, CONFIG_BYTES as u32, flags, &[0; CONFIG_BYTES])?;
+    let (_, config) = wire.get_config(0, CONFIG_BYTES, flags, &[0; CONFIG_BYTES as usize])?;
     wire.set_features(features)?;
     Ok((features, config))
 }
