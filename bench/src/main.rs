@@ -92,7 +92,9 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::Usage("no row has such a name (--list names them)".to_owned()));
     }
     if arguments.list {
-        rows.iter().for_each(|row| println!("{}", row.name()));
+        for row in rows {
+            println!("{}", row.name());
+        }
         return Ok(());
     }
     let outcomes = requests(arguments, &rows)?;

@@ -225,7 +225,7 @@ impl<'a> Runner<'a> {
         self.front.round(&self.row, WARM_UP)?;
         let before = self.backend.cpu_time()?;
         let mut round = self.front.round(&self.row, bench.plan.time)?;
-        let processor = self.backend.cpu_time()? - before;
+        let processor = self.backend.cpu_time()?.saturating_sub(before);
         self.backend.halt()?;
         Ok(figures(&mut round, processor, &self.row, bench.clock))
     }

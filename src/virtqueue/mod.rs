@@ -7,6 +7,8 @@
 mod block;
 mod memory;
 mod queue;
+#[cfg(test)]
+mod tests;
 mod vhost_user;
 
 pub use block::{BlockQueue, Chains, Completion, IDLE, Operation, Request, Shape, Slot};
