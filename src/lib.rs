@@ -39,6 +39,7 @@ mod producer;
 mod repair;
 pub mod rules;
 mod stop;
+pub mod virtqueue;
 pub mod wait;
 mod window;
 
@@ -48,7 +49,7 @@ pub use control::Control;
 pub use create::{
     CreateOptions, Created, allocate, create, first_used, make_file, parse_size, sync_name,
 };
-pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, UnixDevice};
+pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, UnixDevice, VirtioDevice};
 pub use error::{Error, Result};
 pub use format::Position;
 pub use handle::{DebugInfo, Durability, State, read_slot};

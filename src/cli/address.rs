@@ -4,14 +4,15 @@ use super::failure::Failure;
 use shared_block_ring::device::{DeviceError, LockRange, RangeLock, find_by_serial, holder};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice};
+use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice, VirtioDevice};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 /// The arguments that name a ring.
 #[derive(clap::Args)]
 pub struct Address {
-    /// Path of a file or block device, serial:NAME, or unix:PATH of a backend's consumer socket
+    /// Path of a file or block device, serial:NAME, unix:PATH of a backend's consumer socket, or
+    /// vhost-user:PATH of a backend's own socket
     address: String,
     /// Bytes in a sector of a file that was not made with 512
     #[arg(long, value_name = "N", value_parser = sector_size)]
@@ -24,20 +25,29 @@ pub type Device = Box<dyn BlockDevice>;
 impl Address {
     /// For `role`; a backend hands it over to one producer or consumer at a time.
     pub fn open(&self, role: Role) -> Result<Device, Failure> {
-        match self.socket() {
-            Some(_) => Ok(Box::new(self.connect(role)?)),
-            None => Ok(Box::new(self.open_as(self.options())?)),
-        }
+        self.device(role, self.options())
     }
 
     pub fn open_read_only(&self) -> Result<Device, Failure> {
-        match self.socket() {
-            Some(_) => Ok(Box::new(self.connect(Role::Control)?)),
-            None => Ok(Box::new(self.open_as(self.options().read_only())?)),
+        self.device(Role::Control, self.options().read_only())
+    }
+
+    fn device(&self, role: Role, options: OpenOptions) -> Result<Device, Failure> {
+        if self.socket().is_some() {
+            return Ok(Box::new(self.connect(role)?));
+        }
+        match front_end(Path::new(&self.address)) {
+            Some(path) => Ok(Box::new(VirtioDevice::connect(path, self.sector_size)?)),
+            None => Ok(Box::new(self.open_as(options)?)),
         }
     }
 
-    /// The backend's socket, if the address names one.
+    /// Whether a backend serves it.
+    pub fn is_served(&self) -> bool {
+        self.socket().is_some() || front_end(Path::new(&self.address)).is_some()
+    }
+
+    /// The socket that a backend hands its ring over at, if the address names one.
     pub fn socket(&self) -> Option<&Path> {
         self.address.strip_prefix("unix:").map(Path::new)
     }
@@ -76,7 +86,8 @@ impl Address {
 
     /// The path, of what is named by its path.
     pub fn path(&self) -> Option<&Path> {
-        let other = ["unix:", "serial:"].iter().any(|prefix| self.address.starts_with(prefix));
+        let other = ["unix:", "serial:", FRONT_END];
+        let other = other.iter().any(|prefix| self.address.starts_with(prefix));
         (!other).then(|| Path::new(&self.address))
     }
 
@@ -85,8 +96,16 @@ impl Address {
     }
 }
 
+/// A backend to be the front end of.
+const FRONT_END: &str = "vhost-user:";
+
+/// The socket of such a backend, if that is what the address names.
+pub fn front_end(address: &Path) -> Option<&Path> {
+    Some(Path::new(address.to_str()?.strip_prefix(FRONT_END)?))
+}
+
 /// Keeps producer and consumer away; refused while one is there.
-pub fn both_roles(device: &FileDevice) -> Result<[RangeLock; 2], Failure> {
+pub fn both_roles<D: BlockDevice + ?Sized>(device: &D) -> Result<[RangeLock; 2], Failure> {
     let take = |side| {
         let lock = RangeLock::try_acquire(device, LockRange::Role(side)).map_err(Error::from)?;
         lock.ok_or_else(|| Error::Held { role: side, holder: holder(device, side) })

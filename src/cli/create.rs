@@ -1,10 +1,10 @@
 //! `blockring create`.
 
-use super::address::{both_roles, sector_size};
+use super::address::{Device, both_roles, front_end, sector_size};
 use super::failure::{Failure, Outcome};
 use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize};
 use shared_block_ring::{
-    BlockDevice, CreateOptions, Error, FileDevice, OpenOptions, create, first_used, make_file,
+    BlockDevice, CreateOptions, Error, OpenOptions, VirtioDevice, create, first_used, make_file,
     parse_size,
 };
 use std::io::{IoSlice, IoSliceMut};
@@ -14,13 +14,14 @@ const EXAMPLES: &str = "\
 Examples:
   blockring create --size 8M /var/lib/rings/web-1   make a file of 8 MiB with an empty ring
   blockring create /dev/vg0/ring                    make a ring on an empty block device
-  blockring create --plain --size 1M shared.img     byte for byte as the OCaml program makes it";
+  blockring create --plain --size 1M shared.img     byte for byte as the OCaml program makes it
+  blockring create vhost-user:/run/disk.sock        make a ring on the empty disk that a backend serves there";
 
 /// Make an empty ring
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Create {
-    /// File or block device
+    /// File, block device, or vhost-user:PATH of a backend's socket
     path: PathBuf,
     /// Make a new file of this size (K, M and G are powers of 1024), all of it allocated
     #[arg(long, value_parser = parse_size)]
@@ -38,21 +39,31 @@ pub struct Create {
 
 impl Create {
     pub fn run(self) -> Outcome {
-        let mut options = OpenOptions::default();
-        if let Some(size) = self.sector_size {
-            options = options.sector_size(size);
-        }
         let made = match self.size {
+            Some(_) if front_end(&self.path).is_some() => {
+                let text = "a backend's disk has its size: leave out --size";
+                return Err(Failure::Refused(text.to_owned()));
+            }
             Some(bytes) => self.make_file(bytes)?,
             None => false,
         };
-        let outcome =
-            options.open(&self.path).map_err(Failure::from).and_then(|device| self.fill(&device));
+        let outcome = self.open().and_then(|device| self.fill(&device));
         if outcome.is_err() && made {
             // Ours, and of no use to anybody.
             let _ = std::fs::remove_file(&self.path);
         }
         outcome
+    }
+
+    fn open(&self) -> Result<Device, Failure> {
+        if let Some(socket) = front_end(&self.path) {
+            return Ok(Box::new(VirtioDevice::connect(socket, self.sector_size)?));
+        }
+        let mut options = OpenOptions::default();
+        if let Some(size) = self.sector_size {
+            options = options.sector_size(size);
+        }
+        Ok(Box::new(options.open(&self.path)?))
     }
 
     /// Whether a new file was made.
@@ -74,7 +85,7 @@ impl Create {
         Ok(true)
     }
 
-    fn fill(&self, device: &FileDevice) -> Outcome {
+    fn fill(&self, device: &Device) -> Outcome {
         let _alone = both_roles(device)?;
         let path = self.path.display();
         let size = device.geometry().sector_size().bytes();

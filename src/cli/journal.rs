@@ -105,7 +105,7 @@ enum End {
 
 impl Journal {
     pub fn run(self) -> Outcome {
-        if self.address.socket().is_some() {
+        if self.address.is_served() {
             let text = "a journal is in a file or on a block device: a backend's ring has its other end in the guest";
             return Err(Failure::Refused(text.to_owned()));
         }

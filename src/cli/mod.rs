@@ -21,7 +21,8 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 normal end, 1 error, 2 usage, 3 timed out, 4 suspended, 5 not a ring or corrupt.
 
 ADDRESS is the path of a file or a block device, serial:NAME for the disk with that serial number,
-or unix:PATH for a ring that vhost-device-blockring serves with --consumer-socket PATH.";
+unix:PATH for a ring that vhost-device-blockring serves with --consumer-socket PATH, or
+vhost-user:PATH for the disk that a vhost-user-blk backend serves there, without a virtual machine.";
 
 /// A crash-safe queue on a block device
 #[derive(Parser)]

@@ -43,7 +43,7 @@ struct Report<'a> {
 impl Repair {
     pub fn run(self) -> Outcome {
         let name = self.address.name().to_owned();
-        if self.address.socket().is_some() {
+        if self.address.is_served() {
             return Err(Failure::Refused(format!(
                 "{name}: a ring is repaired while no backend serves it: name its file"
             )));

@@ -7,9 +7,17 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU8, AtomicU64, fence};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, fence};
 
-/// Every access is bounds-checked, copies, and never lends.
+/// An integer that several processes may load and store: atomic, without padding, and valid whatever its bytes are.
+pub(crate) trait Word {}
+
+impl Word for AtomicU8 {}
+impl Word for AtomicU16 {}
+impl Word for AtomicU32 {}
+impl Word for AtomicU64 {}
+
+/// Every access is bounds-checked. Bytes are copied and never lent; what is lent is atomic.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
@@ -54,11 +62,20 @@ impl Mapping {
         unsafe { self.start.add(offset) }
     }
 
+    /// `count` integers from `offset` on, which is a multiple of their size.
+    pub(crate) fn words<T: Word>(&self, offset: u64, count: usize) -> &[T] {
+        assert!(
+            offset.is_multiple_of(align_of::<T>() as u64),
+            "a word lies at a multiple of its size"
+        );
+        let at = self.at(offset, count.saturating_mul(size_of::<T>())).cast::<T>();
+        // SAFETY: `at` has checked the bytes, which live as long as `self`; a mapping starts at a page, so a multiple of the
+        // size is aligned; a word is atomic, so that other processes may store to it meanwhile, and any bytes are a valid one.
+        unsafe { std::slice::from_raw_parts(at.as_ptr(), count) }
+    }
+
     fn u64_at(&self, offset: u64) -> &AtomicU64 {
-        assert!(offset.is_multiple_of(8), "a position lies at a multiple of 8");
-        let at = self.at(offset, 8).cast::<u64>();
-        // SAFETY: `at` has checked the eight bytes; a mapping starts at a page, so a multiple of 8 in it is aligned.
-        unsafe { AtomicU64::from_ptr(at.as_ptr()) }
+        &self.words(offset, 1)[0]
     }
 }
 

@@ -9,15 +9,18 @@ mod mapping;
 mod memory;
 mod serial;
 mod unix;
+mod virtio;
 
 pub use buffer::AlignedBuf;
 pub use file::{FileDevice, OpenOptions};
 pub use lock::{LockRange, RangeLock, holder, holder_of};
 pub use mapped::MappedDevice;
 pub use mapping::Mapping;
+pub(crate) use mapping::Word;
 pub use memory::{Memory, Orders};
 pub use serial::find_by_serial;
 pub use unix::UnixDevice;
+pub use virtio::VirtioDevice;
 
 use crate::format::{Geometry, Side};
 use crate::wait::Woken;

@@ -1,0 +1,97 @@
+//! The daemons that are compared.
+
+use crate::error::{Result, doing};
+use crate::front::Front;
+use crate::machine::Processors;
+use nix::sys::signal::Signal;
+use qemu_tests::Daemon;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+/// Longer than any daemon takes to start.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A backend on its processor. It stands still unless it is measured: one that polls would take the processor from the other.
+pub struct Backend {
+    /// For messages.
+    pub name: &'static str,
+    daemon: Daemon,
+    socket: PathBuf,
+}
+
+impl Backend {
+    /// Our daemon with an empty ring of that many bytes.
+    pub fn ours(
+        name: &'static str,
+        program: &Path,
+        arguments: &[String],
+        bytes: u64,
+        dir: &Path,
+        processors: Processors,
+    ) -> Result<Self> {
+        let socket = dir.join(format!("{name}.sock"));
+        let mut command = on_processor(processors.back, program);
+        command.arg("--socket-path").arg(&socket);
+        command.arg("--blk-file").arg(dir.join(format!("{name}.ring")));
+        command.arg("--size").arg(bytes.to_string()).args(arguments);
+        Self::start(name, command, dir, socket)
+    }
+
+    /// The peer: QEMU's storage daemon with a file of that many bytes.
+    pub fn peer(bytes: u64, dir: &Path, processors: Processors) -> Result<Self> {
+        let (name, file, socket) = ("qsd", dir.join("qsd.img"), dir.join("qsd.sock"));
+        let what = || format!("cannot make {}", file.display());
+        let made = File::create(&file).map_err(doing(what()))?;
+        shared_block_ring::allocate(&made, bytes).map_err(doing(what()))?;
+        let mut command = on_processor(processors.back, Path::new("qemu-storage-daemon"));
+        let file = file.display();
+        command.arg("--blockdev");
+        command.arg(format!("driver=file,node-name=f,filename={file},cache.direct=off"));
+        command.arg("--blockdev").arg("driver=raw,node-name=r,file=f").arg("--export");
+        command.arg(format!(
+            "type=vhost-user-blk,id=e,node-name=r,addr.type=unix,addr.path={},writable=on",
+            socket.display()
+        ));
+        Self::start(name, command, dir, socket)
+    }
+
+    fn start(name: &'static str, command: Command, dir: &Path, socket: PathBuf) -> Result<Self> {
+        let mut daemon = Daemon::spawn(name, command, dir)?;
+        daemon.wait_for_path(&socket, PATIENCE)?;
+        let backend = Self { name, daemon, socket };
+        // Every page is there before the first figure.
+        let mut front = backend.front(64 << 10, 8)?;
+        front.walk_once()?;
+        drop(front);
+        backend.halt()?;
+        Ok(backend)
+    }
+
+    /// A front end of its own, for requests of that size, that many at once.
+    pub fn front(&self, bytes: u32, depth: u16) -> Result<Front> {
+        Front::connect(self.name, &self.socket, bytes, depth)
+    }
+
+    /// Lets it run.
+    pub fn resume(&self) -> Result<()> {
+        Ok(self.daemon.signal(Signal::SIGCONT)?)
+    }
+
+    /// Keeps it from running.
+    pub fn halt(&self) -> Result<()> {
+        Ok(self.daemon.signal(Signal::SIGSTOP)?)
+    }
+
+    /// Processor time it has used.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        Ok(self.daemon.cpu_time()?)
+    }
+}
+
+fn on_processor(processor: usize, program: &Path) -> Command {
+    let mut command = Command::new("taskset");
+    command.arg("--cpu-list").arg(processor.to_string()).arg(program);
+    command
+}

@@ -1,0 +1,138 @@
+//! The machine's own limits, measured beside every row: a figure means little without them.
+
+use crate::error::{Error, Result, doing};
+use crate::rows::{Direction, Row};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use shared_block_ring::device::{AlignedBuf, Mapping, Memory};
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+/// The two processors.
+#[derive(Debug, Clone, Copy)]
+pub struct Processors {
+    /// Where requests come from.
+    pub front: usize,
+    /// Where they are carried out.
+    pub back: usize,
+}
+
+/// Runs this thread on one processor only.
+pub fn pin(processor: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(processor)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set))
+        .map_err(|e| doing(format!("cannot run on processor {processor}"))(e.into()))
+}
+
+/// A word alone in its line, and in the one that is fetched with it.
+#[repr(align(128))]
+struct Line(AtomicU64);
+
+/// There and back between the processors, in nanoseconds: what one stores the other sees and answers. The median of many short
+/// runs, since who else is on the processors stops some of them.
+pub fn line_round_trip(processors: Processors) -> Result<f64> {
+    const TRIPS: u64 = 200;
+    const RUNS: u64 = 31;
+    let line = Line(AtomicU64::new(0));
+    let ready = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let answer = scope.spawn(|| {
+            pin(processors.back)?;
+            ready.store(true, Ordering::Release);
+            for asked in (1..=TRIPS * RUNS).map(|trip| trip * 2 - 1) {
+                // Without a pause, which costs more than the line.
+                while line.0.load(Ordering::Acquire) != asked {}
+                line.0.store(asked + 1, Ordering::Release);
+            }
+            Ok(())
+        });
+        while !ready.load(Ordering::Acquire) {
+            if answer.is_finished() {
+                return finished(answer).map(|()| f64::NAN);
+            }
+            std::thread::yield_now();
+        }
+        let mut runs = Vec::new();
+        let mut at = 0;
+        for _ in 0..RUNS {
+            let start = Instant::now();
+            for _ in 0..TRIPS {
+                line.0.store(at + 1, Ordering::Release);
+                at += 2;
+                while line.0.load(Ordering::Acquire) != at {}
+            }
+            runs.push(nanoseconds(start.elapsed()) / TRIPS as f64);
+        }
+        finished(answer)?;
+        Ok(median(&mut runs))
+    })
+}
+
+/// Copies between buffers that are used again and again and a mapping that is walked from one end to the other, as the backend has
+/// to; on its processor. Bytes in a second.
+pub fn copy_rate(
+    processors: Processors,
+    mapping: &mut Mapping,
+    region: std::ops::Range<u64>,
+    row: &Row,
+    time: Duration,
+) -> Result<f64> {
+    std::thread::scope(|scope| {
+        finished(scope.spawn(move || {
+            pin(processors.back)?;
+            let bytes = row.bytes as usize;
+            let mut buffers = AlignedBuf::zeroed(bytes * usize::from(row.depth));
+            buffers.fill(1);
+            let mut offset = region.start;
+            let mut copied = 0u64;
+            let start = Instant::now();
+            while start.elapsed() < time {
+                for buffer in buffers.chunks_mut(bytes) {
+                    match row.direction {
+                        Direction::Write => mapping.write(offset, buffer),
+                        Direction::Read => mapping.read(offset, buffer),
+                    }
+                    offset += bytes as u64;
+                    if offset + bytes as u64 > region.end {
+                        offset = region.start;
+                    }
+                }
+                copied += buffers.len() as u64;
+            }
+            Ok(copied as f64 / start.elapsed().as_secs_f64())
+        }))
+    })
+}
+
+/// What it costs to look at the clock, nanoseconds.
+pub fn clock_cost() -> f64 {
+    let mut costs: Vec<_> =
+        (0..10_000).map(|_| Instant::now()).map(|start| nanoseconds(start.elapsed())).collect();
+    median(&mut costs)
+}
+
+/// In nanoseconds.
+pub fn nanoseconds(duration: Duration) -> f64 {
+    duration.as_nanos() as f64
+}
+
+/// The middle one.
+pub fn median(values: &mut [f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
+/// The one that `part` of them do not exceed.
+pub fn quantile(values: &mut [f64], part: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let index = ((values.len() as f64 - 1.0) * part).round();
+    values.get(index as usize).copied().unwrap_or(f64::NAN)
+}
+
+fn finished<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| {
+        Err(Error::Io { what: "measuring".to_owned(), source: io::Error::other("a thread died") })
+    })
+}

@@ -1,0 +1,122 @@
+//! What is measured, and what is wanted of it.
+
+use serde::Serialize;
+use std::time::Duration;
+
+/// Of data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// From the disk.
+    Read,
+    /// To the disk.
+    Write,
+}
+
+/// How the front end waits for its completions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Waiting {
+    /// It looks at the used ring until they are there.
+    Polling,
+    /// It asks for an interrupt and sleeps.
+    Sleeping,
+}
+
+/// How the daemon is started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Settings {
+    /// With the arguments that make it fast.
+    Fast,
+    /// Without any.
+    Default,
+}
+
+/// What is wanted of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bar {
+    /// Half of the requests within so many round trips of a cache line.
+    Lines(f64),
+    /// So many times the peer's requests in a second.
+    Peer(f64),
+    /// So much of what a copy alone moves.
+    Copy(f64),
+    /// Half of the requests as fast as half of the peer's, for less of the backend's processor time.
+    Thrift,
+}
+
+/// One kind of load.
+#[derive(Debug, Clone, Copy)]
+pub struct Row {
+    /// Bytes of a request.
+    pub bytes: u32,
+    /// Reads or writes.
+    pub direction: Direction,
+    /// Requests at once.
+    pub depth: u16,
+    /// How completions are waited for.
+    pub waiting: Waiting,
+    /// Between a completion and the next request.
+    pub think: Option<Duration>,
+    /// Of the daemon.
+    pub settings: Settings,
+    /// What is wanted.
+    pub bars: &'static [Bar],
+}
+
+const ROW: Row = Row {
+    bytes: 4096,
+    direction: Direction::Write,
+    depth: 1,
+    waiting: Waiting::Polling,
+    think: None,
+    settings: Settings::Fast,
+    bars: &[],
+};
+const READ: Row = Row { direction: Direction::Read, ..ROW };
+const SLEEPING: Row = Row { waiting: Waiting::Sleeping, ..ROW };
+const DEFAULT: Row = Row { settings: Settings::Default, ..SLEEPING };
+
+/// All of them.
+pub const ROWS: &[Row] = &[
+    Row { bytes: 512, bars: &[Bar::Lines(2.4), Bar::Peer(32.0)], ..ROW },
+    Row { bytes: 512, depth: 32, bars: &[Bar::Peer(40.0)], ..ROW },
+    Row { bars: &[Bar::Peer(21.0)], ..ROW },
+    Row { depth: 32, bars: &[Bar::Peer(16.0)], ..ROW },
+    Row { bytes: 64 << 10, depth: 8, bars: &[Bar::Copy(0.85)], ..ROW },
+    Row { bytes: 512, ..READ },
+    Row { bytes: 512, depth: 32, ..READ },
+    Row { bars: &[Bar::Peer(28.0)], ..READ },
+    Row { depth: 32, ..READ },
+    Row { bytes: 64 << 10, depth: 8, ..READ },
+    Row { bars: &[Bar::Peer(11.0)], ..SLEEPING },
+    Row { depth: 32, bars: &[Bar::Peer(9.0)], ..SLEEPING },
+    Row { bars: &[Bar::Peer(8.0)], ..DEFAULT },
+    Row { think: Some(Duration::from_millis(1)), bars: &[Bar::Thrift], ..DEFAULT },
+];
+
+impl Row {
+    /// As rows are chosen by.
+    pub fn name(&self) -> String {
+        let size = match self.bytes {
+            bytes if bytes >= 1024 => format!("{}K", bytes / 1024),
+            bytes => bytes.to_string(),
+        };
+        let direction = match self.direction {
+            Direction::Read => "read",
+            Direction::Write => "write",
+        };
+        let waiting = match self.waiting {
+            Waiting::Polling => "",
+            Waiting::Sleeping => "-sleeping",
+        };
+        let settings = match self.settings {
+            Settings::Fast => "",
+            Settings::Default => "-default",
+        };
+        let think = self.think.map(|time| format!("-think{}ms", time.as_millis()));
+        let think = think.unwrap_or_default();
+        format!("{size}-{direction}-qd{}{waiting}{settings}{think}", self.depth)
+    }
+}

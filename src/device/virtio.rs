@@ -1,0 +1,281 @@
+//! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
+
+use super::{BlockDevice, DeviceError};
+use crate::error::Result as RingResult;
+use crate::format::{FormatError, Geometry, SectorSize};
+use crate::virtqueue::{
+    BlockQueue, Completion, DmaMemory, Operation, Pages, Request, Shape, Slot, VhostUser,
+};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bytes of a request at most: a long transfer is several, so that the device copies one while we copy the next.
+const BUFFER: u32 = 64 << 10;
+
+/// Requests at once: enough to keep both sides of a long transfer busy.
+const DEPTH: u16 = 8;
+
+/// How long a completion is looked for before the wait for its interrupt: longer than a device that polls needs, and about
+/// what being woken costs.
+const SPIN: Duration = Duration::from_micros(50);
+
+/// Looks between two looks at the clock.
+const LOOKS: u32 = 64;
+
+/// A block device behind a virtqueue.
+pub struct VirtioDevice {
+    name: String,
+    geometry: Geometry,
+    read_only: bool,
+    driver: Mutex<Driver>,
+}
+
+impl VirtioDevice {
+    /// Connects to the vhost-user-blk backend that listens at `path`, as its front end. `sector_size` is what the caller expects.
+    pub fn connect(path: &Path, sector_size: Option<SectorSize>) -> RingResult<Self> {
+        let name = format!("vhost-user:{}", path.display());
+        let fail =
+            |operation, source| DeviceError { name: name.clone(), operation, sector: None, source };
+        let mut transport = VhostUser::connect(path).map_err(|e| fail("connect to", e))?;
+        let disk = transport.disk();
+        let size = SectorSize::new(disk.sector_size)?;
+        if let Some(ring) = sector_size.filter(|&expected| expected != size) {
+            let (ring, device) = (ring.get(), size.get());
+            return Err(FormatError::WrongSectorSize { ring, device }.into());
+        }
+        let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
+        let shape = Shape::new(DEPTH, BUFFER);
+        let memory = DmaMemory::new(shape.memory(), Pages::Small)
+            .map_err(|e| fail("allocate memory for", e))?;
+        let queue = BlockQueue::new(memory, shape, disk.event_idx);
+        transport
+            .start(queue.memory(), queue.ring().layout())
+            .map_err(|e| fail("start the queue of", e))?;
+        let driver = Driver { transport, queue, flush: disk.flush, lost: false };
+        Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver) })
+    }
+
+    fn driver(&self) -> MutexGuard<'_, Driver> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, operation: &'static str, sector: u64, source: io::Error) -> DeviceError {
+        DeviceError { name: self.name.clone(), operation, sector: Some(sector), source }
+    }
+
+    /// The first unit of 512 bytes of a transfer within the device.
+    fn first_unit(&self, sector: u64, bytes: usize) -> io::Result<u64> {
+        let size = u64::from(self.geometry.sector_size().get());
+        let end = sector.checked_mul(size).and_then(|at| at.checked_add(bytes as u64));
+        match end {
+            Some(end) if end <= self.geometry.total_bytes() => Ok(sector * (size / 512)),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+impl fmt::Debug for VirtioDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VirtioDevice({}, {:?})", self.name, self.geometry)
+    }
+}
+
+impl BlockDevice for VirtioDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        self.first_unit(first, bytes)
+            .and_then(|unit| {
+                let chunks = bufs.iter_mut().flat_map(|buf| buf.chunks_mut(BUFFER as usize));
+                self.driver().read(unit, chunks)
+            })
+            .map_err(|e| self.error("read", first, e))
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        self.first_unit(first, bytes)
+            .and_then(|unit| {
+                if self.read_only {
+                    return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+                }
+                let chunks = bufs.iter().flat_map(|buf| buf.chunks(BUFFER as usize));
+                self.driver().write(unit, chunks)
+            })
+            .map_err(|e| self.error("write", first, e))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.driver().flush().map_err(|source| DeviceError {
+            name: self.name.clone(),
+            operation: "flush",
+            sector: None,
+            source,
+        })
+    }
+
+    /// None: a backend serves one front end at a time.
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// What one operation at a time has to itself.
+struct Driver {
+    transport: VhostUser,
+    queue: BlockQueue,
+    flush: bool,
+    /// The device is gone, or cannot be believed: what was in flight never comes back.
+    lost: bool,
+}
+
+impl Driver {
+    fn write<'a>(&mut self, unit: u64, from: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+        let mut at = unit;
+        let mut outcome = Ok(());
+        for bytes in from {
+            if self.queue.slot().is_none() {
+                outcome = self.wait()?.result();
+            }
+            let Some(slot) = self.queue.slot().filter(|_| outcome.is_ok()) else { break };
+            self.queue.memory().write(self.queue.buffer(slot), bytes);
+            self.submit(slot, Operation::Write, at, bytes.len())?;
+            // At once, so that the device copies this one while we copy the next.
+            self.publish()?;
+            at += units(bytes);
+        }
+        while self.queue.in_flight() > 0 {
+            outcome = outcome.and(self.wait()?.result());
+        }
+        outcome
+    }
+
+    fn read<'a>(
+        &mut self,
+        unit: u64,
+        mut to: impl Iterator<Item = &'a mut [u8]>,
+    ) -> io::Result<()> {
+        let mut at = unit;
+        loop {
+            let mut batch: [Option<&mut [u8]>; DEPTH as usize] = Default::default();
+            while let Some(slot) = self.queue.slot() {
+                let Some(bytes) = to.next() else { break };
+                self.submit(slot, Operation::Read, at, bytes.len())?;
+                at += units(bytes);
+                batch[self.queue.in_flight() - 1] = Some(bytes);
+            }
+            if self.queue.in_flight() == 0 {
+                return Ok(());
+            }
+            self.publish()?;
+            let mut outcome = Ok(());
+            // Requests are reaped in the order in which they were submitted.
+            for bytes in batch.into_iter().flatten() {
+                let done = self.wait()?;
+                self.queue.memory().read(self.queue.buffer(done.slot), bytes);
+                outcome = outcome.and(done.result());
+            }
+            outcome?;
+        }
+    }
+
+    /// Without that feature everything is durable when it is written.
+    fn flush(&mut self) -> io::Result<()> {
+        match self.queue.slot() {
+            Some(slot) if self.flush => {
+                self.submit(slot, Operation::Flush, 0, 0)?;
+                self.publish()?;
+                self.wait()?.result()
+            }
+            _ => self.present(),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        slot: Slot,
+        operation: Operation,
+        sector: u64,
+        bytes: usize,
+    ) -> io::Result<()> {
+        self.present()?;
+        // A buffer's length at most.
+        let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
+        self.queue.submit(slot, Request { operation, sector, bytes, priority: 0 });
+        Ok(())
+    }
+
+    fn publish(&mut self) -> io::Result<()> {
+        if self.queue.publish() { self.transport.notify() } else { Ok(()) }
+    }
+
+    fn present(&self) -> io::Result<()> {
+        if self.lost { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
+    }
+
+    /// The oldest request, when it is done.
+    fn wait(&mut self) -> io::Result<Completion> {
+        let outcome = self.spin().and_then(|done| match done {
+            Some(done) => Ok(done),
+            None => self.sleep(),
+        });
+        self.lost |= outcome.is_err();
+        outcome
+    }
+
+    fn spin(&mut self) -> io::Result<Option<Completion>> {
+        let mut deadline = None;
+        loop {
+            for _ in 0..LOOKS {
+                if let Some(done) = self.queue.reap().map_err(io::Error::other)? {
+                    return Ok(Some(done));
+                }
+                std::hint::spin_loop();
+            }
+            let now = Instant::now();
+            if now >= *deadline.get_or_insert(now + SPIN) {
+                return Ok(None);
+            }
+        }
+    }
+
+    fn sleep(&mut self) -> io::Result<Completion> {
+        loop {
+            if self.queue.ask_for_interrupt() {
+                let (interrupt, gone) = (self.transport.interrupt(), self.transport.gone());
+                let mut polled = [interrupt, gone].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+                match poll(&mut polled, PollTimeout::NONE) {
+                    Ok(_) | Err(Errno::EINTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
+                if polled[1].revents().is_some_and(|events| !events.is_empty()) {
+                    let text = "the backend is gone";
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, text));
+                }
+                self.transport.acknowledge();
+            }
+            if let Some(done) = self.queue.reap().map_err(io::Error::other)? {
+                self.queue.refuse_interrupts();
+                return Ok(done);
+            }
+        }
+    }
+}
+
+/// Units of 512 bytes.
+fn units(bytes: &[u8]) -> u64 {
+    bytes.len() as u64 / 512
+}

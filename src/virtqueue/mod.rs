@@ -1,0 +1,17 @@
+//! The driver's side of a virtio block device: a split virtqueue (virtio 1.3, 2.7) and the requests on it (5.2.6).
+//!
+//! [`DmaMemory`] is what driver and device share, [`Queue`] the ring in it, [`BlockQueue`] requests with their buffers, and
+//! [`VhostUser`] the way to a device in another process. The ring knows nothing of who is at its other end: whoever calls
+//! [`Queue::publish`] has the device told if the answer is yes.
+
+mod block;
+mod memory;
+mod queue;
+#[cfg(test)]
+mod tests;
+mod vhost_user;
+
+pub use block::{BlockQueue, Chains, Completion, IDLE, Operation, Request, Shape, Slot};
+pub use memory::{DmaMemory, Pages};
+pub use queue::{Broken, Descriptor, Layout, Queue, Used};
+pub use vhost_user::{Disk, VhostUser};

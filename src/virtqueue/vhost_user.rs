@@ -1,0 +1,207 @@
+//! The front end of vhost-user: a block device in another process, which works on our memory.
+
+use super::{DmaMemory, Layout};
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+/// How long a backend may take for an answer. One that serves another front end does not answer at all.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The one queue that is used.
+const QUEUE: usize = 0;
+
+/// Of `struct virtio_blk_config`, up to the number of queues (virtio 1.3, 5.2.4).
+const CONFIG_BYTES: u32 = 36;
+
+/// What is used of a device where it has it.
+const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | 1 << VIRTIO_BLK_F_BLK_SIZE
+    | 1 << VIRTIO_BLK_F_FLUSH
+    | 1 << VIRTIO_BLK_F_RO;
+
+/// What a device says of itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes in a sector.
+    pub sector_size: u32,
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Writes are durable only after a flush.
+    pub flush: bool,
+    /// Chains may be indirect.
+    pub indirect: bool,
+    /// Notifications and interrupts by index.
+    pub event_idx: bool,
+}
+
+/// A connection, and the two events that go with its queue.
+pub struct VhostUser {
+    wire: Frontend,
+    /// The wire's own socket: it says when the backend is gone.
+    connection: UnixStream,
+    disk: Disk,
+    kick: EventFd,
+    call: EventFd,
+}
+
+impl VhostUser {
+    /// Connects to a backend and agrees on features with it. The queue does not run before [`start`](Self::start).
+    pub fn connect(path: &Path) -> io::Result<Self> {
+        let connection = UnixStream::connect(path)?;
+        let mut wire = Frontend::from_stream(connection.try_clone()?, 1);
+        let (features, config) = within_patience(&connection, || handshake(&mut wire))?;
+        let has = |bit: u32| features & (1 << bit) != 0;
+        if !has(VIRTIO_F_VERSION_1) {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a device from before virtio 1",
+            ));
+        }
+        let mut capacity = [0; 8];
+        capacity.copy_from_slice(&config[..8]);
+        let mut block = [0; 4];
+        block.copy_from_slice(&config[20..24]);
+        let disk = Disk {
+            // In units of 512 bytes, whatever the block size.
+            bytes: u64::from_le_bytes(capacity).saturating_mul(512),
+            sector_size: if has(VIRTIO_BLK_F_BLK_SIZE) { u32::from_le_bytes(block) } else { 512 },
+            read_only: has(VIRTIO_BLK_F_RO),
+            flush: has(VIRTIO_BLK_F_FLUSH),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
+            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
+        };
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        Ok(Self { wire, connection, disk, kick: event()?, call: event()? })
+    }
+
+    /// What the device says of itself.
+    pub fn disk(&self) -> Disk {
+        self.disk
+    }
+
+    /// Gives the memory to the backend, and starts the queue that lies in it.
+    pub fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+        let region = VhostUserMemoryRegionInfo {
+            guest_phys_addr: memory.device_address(0),
+            memory_size: memory.bytes(),
+            userspace_addr: memory.host_address(0),
+            mmap_offset: 0,
+            mmap_handle: memory.fd().as_raw_fd(),
+        };
+        let rings = VringConfigData {
+            queue_max_size: layout.size,
+            queue_size: layout.size,
+            desc_table_addr: memory.host_address(layout.descriptors),
+            avail_ring_addr: memory.host_address(layout.available),
+            used_ring_addr: memory.host_address(layout.used),
+            ..VringConfigData::default()
+        };
+        let Self { wire, connection, call, kick, .. } = self;
+        within_patience(connection, || {
+            // One region: the table says it in one message that every backend understands.
+            wire.set_mem_table(&[region])?;
+            wire.set_vring_num(QUEUE, layout.size)?;
+            wire.set_vring_addr(QUEUE, &rings)?;
+            wire.set_vring_base(QUEUE, 0)?;
+            wire.set_vring_call(QUEUE, call)?;
+            wire.set_vring_kick(QUEUE, kick)?;
+            wire.set_vring_enable(QUEUE, true)
+        })
+    }
+
+    /// Tells the device that there is something in the queue.
+    pub fn notify(&self) -> io::Result<()> {
+        match self.kick.write(1) {
+            // A full counter says the same.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Readable after an interrupt of the device.
+    pub fn interrupt(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor is the event's, which lives as long as the borrow.
+        unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) }
+    }
+
+    /// Readable when the backend is gone: it never says anything that it was not asked.
+    pub fn gone(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+
+    /// Forgets interrupts that came.
+    pub fn acknowledge(&self) {
+        // None is the common case of one that raced with another reason to wake up.
+        let _ = self.call.read();
+    }
+}
+
+/// Features that both sides have, and the configuration space.
+fn handshake(wire: &mut Frontend) -> vhost::Result<(u64, Vec<u8>)> {
+    wire.set_owner()?;
+    let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+    let features = wire.get_features()? & (WANTED | protocol);
+    let wanted = VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::MQ;
+    let agreed = wire.get_protocol_features()? & wanted;
+    wire.set_protocol_features(agreed)?;
+    if agreed.contains(VhostUserProtocolFeatures::REPLY_ACK) {
+        // From here on what the backend refuses is an error of the message that it refuses.
+        wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    }
+    let flags = VhostUserConfigFlags::empty();
+    let (_, config) = wire.get_config(0, CONFIG_BYTES, flags, &[0; CONFIG_BYTES as usize])?;
+    wire.set_features(features)?;
+    Ok((features, config))
+}
+
+/// Ends the connection of a backend that does not answer: the library below waits for ever.
+fn within_patience<T>(
+    connection: &UnixStream,
+    talk: impl FnOnce() -> vhost::Result<T>,
+) -> io::Result<T> {
+    let (finished, watched) = mpsc::channel::<()>();
+    std::thread::scope(|scope| {
+        let watch = scope.spawn(move || {
+            let late = watched.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
+            if late {
+                let _ = connection.shutdown(Shutdown::Both);
+            }
+            late
+        });
+        let answer = talk();
+        drop(finished);
+        match (answer, watch.join()) {
+            (Ok(answer), Ok(false)) => Ok(answer),
+            (_, Ok(true)) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the backend does not answer (it may be serving another front end)",
+            )),
+            (Err(e), _) => Err(io::Error::other(e)),
+            (Ok(_), Err(_)) => Err(io::Error::other("the watch over the backend has died")),
+        }
+    })
+}
