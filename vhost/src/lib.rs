@@ -19,6 +19,7 @@ mod pace;
 mod parked;
 pub mod peer;
 pub mod polling;
+mod prefetch;
 pub mod queue;
 mod refusals;
 pub mod region;

@@ -7,6 +7,7 @@ mod chain;
 
 pub use chain::Chain;
 
+use crate::prefetch;
 use crate::vring::GuestMemory;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
@@ -100,6 +101,11 @@ impl<'m> Split<'m> {
     /// Whether the driver has offered a chain that was not taken.
     pub fn has_next(&mut self) -> Result<bool, Broken> {
         if self.offered == self.next_available {
+            // The driver writes the entry, then the index: we wait for both at once.
+            let entry = ENTRIES + HEAD_BYTES * usize::from(self.next_available & (self.size - 1));
+            if let Ok(entry) = self.available.subslice(entry, HEAD_BYTES) {
+                prefetch::to_read(&entry);
+            }
             self.offered = load(&self.available, INDEX, Ordering::Acquire)?;
             if self.offered.wrapping_sub(self.next_available) > self.size {
                 return Err(Broken::Index);
