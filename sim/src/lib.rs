@@ -15,7 +15,9 @@ mod disk;
 mod explore;
 mod image;
 pub mod model;
+pub mod oracle;
 mod process;
+pub mod requests;
 mod unlocked;
 mod watching;
 
