@@ -1,10 +1,9 @@
-//! A front end that sends what it is told to, and the memory of a guest with one request in it.
-#![allow(missing_docs)]
+//! A vhost-user front end that sends what it is told to, and the memory of a guest with one request in it.
+#![allow(missing_docs, clippy::unwrap_used)]
 
-use crate::SOON;
-use crate::common::daemon::Scene;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -27,6 +26,9 @@ pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
 pub const ADD_MEM_REG: u32 = 37;
 
+/// The longest that anything is waited for.
+pub const SOON: Duration = Duration::from_secs(20);
+
 /// The version of the protocol, which every message says.
 pub const VERSION: u32 = 1;
 
@@ -45,11 +47,19 @@ pub const MEMORY: u64 = 0x8000;
 pub struct FrontEnd(pub UnixStream);
 
 impl FrontEnd {
-    pub fn connect(scene: &Scene) -> Self {
-        let stream = UnixStream::connect(scene.path("s")).unwrap();
+    pub fn over(stream: UnixStream) -> Self {
         stream.set_read_timeout(Some(SOON)).unwrap();
         stream.set_write_timeout(Some(SOON)).unwrap();
         Self(stream)
+    }
+
+    /// An honest one, with one request that has to succeed.
+    pub fn works(self) {
+        let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
+        ask(&memory, 0, 0);
+        self.start(&memory, &kicks, &calls);
+        kick(&kicks);
+        assert_eq!(status(&memory, 0), 0);
     }
 
     pub fn raw(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> nix::Result<usize> {
@@ -92,21 +102,34 @@ impl FrontEnd {
 
     /// Shares `memory` and starts the queue.
     pub fn start(&self, memory: &File, kick: &OwnedFd, call: &OwnedFd) {
-        self.send(SET_OWNER, &[], &[]);
-        // VERSION_1 and the protocol features' own bit.
-        self.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
-        // CONFIG.
-        self.send(SET_PROTOCOL_FEATURES, &(1u64 << 9).to_ne_bytes(), &[]);
-        self.send(SET_MEM_TABLE, &table(&[(0, MEMORY)]), &[memory.as_fd()]);
-        self.send(SET_VRING_NUM, &words(&[0, 8]), &[]);
-        let addresses = [DESCRIPTORS, USED, AVAILABLE].map(|at| (USER_ADDRESS + at).to_ne_bytes());
-        let addresses = [&words(&[0, 0]), &addresses.concat(), &[0; 8][..]].concat();
-        self.send(SET_VRING_ADDR, &addresses, &[]);
-        self.send(SET_VRING_BASE, &words(&[0, 0]), &[]);
-        self.send(SET_VRING_CALL, &0u64.to_ne_bytes(), &[call.as_fd()]);
-        self.send(SET_VRING_KICK, &0u64.to_ne_bytes(), &[kick.as_fd()]);
-        self.send(SET_VRING_ENABLE, &words(&[0, 1]), &[]);
+        for (code, body, files) in opening(memory, kick, call) {
+            self.send(code, &body, &files);
+        }
     }
+}
+
+/// A message's code, its body, and the descriptors that go with it.
+pub type Message<'a> = (u32, Vec<u8>, Vec<BorrowedFd<'a>>);
+
+/// What an honest front end starts with.
+pub fn opening<'a>(memory: &'a File, kick: &'a OwnedFd, call: &'a OwnedFd) -> Vec<Message<'a>> {
+    let addresses = [DESCRIPTORS, USED, AVAILABLE].map(|at| (USER_ADDRESS + at).to_ne_bytes());
+    let addresses = [&words(&[0, 0]), &addresses.concat(), &[0; 8][..]].concat();
+    let first = || 0u64.to_ne_bytes().to_vec();
+    vec![
+        (SET_OWNER, vec![], vec![]),
+        // VERSION_1 and the protocol features' own bit.
+        (SET_FEATURES, (1u64 << 32 | 1 << 30).to_ne_bytes().to_vec(), vec![]),
+        // CONFIG.
+        (SET_PROTOCOL_FEATURES, (1u64 << 9).to_ne_bytes().to_vec(), vec![]),
+        (SET_MEM_TABLE, table(&[(0, MEMORY)]), vec![memory.as_fd()]),
+        (SET_VRING_NUM, words(&[0, 8]), vec![]),
+        (SET_VRING_ADDR, addresses, vec![]),
+        (SET_VRING_BASE, words(&[0, 0]), vec![]),
+        (SET_VRING_CALL, first(), vec![call.as_fd()]),
+        (SET_VRING_KICK, first(), vec![kick.as_fd()]),
+        (SET_VRING_ENABLE, words(&[0, 1]), vec![]),
+    ]
 }
 
 pub fn words(words: &[u32]) -> Vec<u8> {
@@ -148,7 +171,7 @@ pub fn ask(memory: &File, index: u16, sector: u64) {
     }
     let slot = AVAILABLE + 4 + 2 * u64::from(index % 8);
     memory.write_all_at(&0u16.to_le_bytes(), slot).unwrap();
-    memory.write_all_at(&(index + 1).to_le_bytes(), AVAILABLE + 2).unwrap();
+    memory.write_all_at(&index.wrapping_add(1).to_le_bytes(), AVAILABLE + 2).unwrap();
 }
 
 pub fn kick(event: &OwnedFd) {
@@ -167,6 +190,6 @@ pub fn status(memory: &File, index: u16) -> u8 {
             return status[0];
         }
         assert!(start.elapsed() < SOON, "no answer");
-        std::thread::sleep(Duration::from_millis(2));
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
