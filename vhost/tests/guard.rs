@@ -182,8 +182,8 @@ const RINGS: [(usize, u64, usize); 5] =
 
 /// Every pair of positions of laps 0 and 1, or one in `stride`. What else makes up a state changes from one to the next.
 fn every_state(guest: Side, size: usize, data_sectors: u64, stride: usize) -> Tried {
-    // Of large sectors there would be too many.
-    let long = std::env::var_os("BLOCKRING_LONG").is_some() && size == UNIT;
+    // Of larger rings there would be too many.
+    let long = std::env::var_os("BLOCKRING_LONG").is_some() && size == UNIT && data_sectors <= 3;
     let stride = if long { 1 } else { stride };
     let capacity = data_sectors * size as u64;
     let pairs = (0..2 * capacity).step_by(4).flat_map(|consumer| {

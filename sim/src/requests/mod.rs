@@ -111,7 +111,8 @@ impl Sequence {
                     let bytes = written(&ring, unit, len, pointer.as_ref(), patches);
                     let found = backend.write(unit, &bytes);
                     let expected = judge(&ring, unit, &bytes);
-                    assert_eq!(found, expected.as_ref().map(|_| ()).map_err(|why| *why));
+                    let decision = expected.as_ref().map(|_| ()).map_err(|why| *why);
+                    assert_eq!(found, decision, "{step:?}");
                     match expected {
                         Ok(after) => {
                             ring.becomes(after);
