@@ -16,10 +16,12 @@ New inputs of interest go to fuzz/corpus/TARGET, whose committed part every ordi
 Installs cargo-fuzz where it is missing; works on the stable tool chain. Needs a C++ compiler.
 
 Targets:
-  image     damage to a ring: what is read from it was pushed, or there is an error with a name
-  format    heads and headers of any bytes: decoded and encoded again the same, or an error with a name
-  request   a virtqueue and guest memory of any content: requests within their bounds, or refusals
-  handover  messages of the consumer's socket, with descriptors: a message or an error, nothing left open
+  image       damage to a ring: what is read from it was pushed, or there is an error with a name
+  format      heads and headers of any bytes: decoded and encoded again the same, or an error with a name
+  request     a virtqueue and guest memory of any content: requests within their bounds, or refusals
+  guard       a guest's requests while its host moves: each becomes what the oracle says, byte for byte
+  vhost_user  conversations on the front ends' socket, with descriptors: none ends the backend or leaves anything open
+  handover    messages of the consumer's socket, with descriptors: a message or an error, nothing left open
 
 Examples:
   scripts/fuzz.sh image 60

@@ -9,13 +9,17 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod adversary;
+pub mod conversation;
 pub mod corrupt;
 mod device;
 mod disk;
 mod explore;
+pub mod front_end;
 mod image;
 pub mod model;
+pub mod oracle;
 mod process;
+pub mod requests;
 mod unlocked;
 mod watching;
 

@@ -2,14 +2,17 @@
 //!
 //! The way of a guest's byte: [`worker`] takes a descriptor chain off the [`queue`], [`request`] takes it apart, [`guard`] judges
 //! it, [`executor`] stores it in the [`region`] and wakes the host. Around it: [`backend`] answers the front end's messages,
-//! [`handover`] gives the region to a process on the host, [`server`] is the daemon's life, in a [`sandbox`] that survives a [`fault`] of memory
+//! [`handover`] gives the region to a process on the host, [`connections`] serves one front end after the other, [`server`] is the daemon's life, in a [`sandbox`] that survives a [`fault`] of memory
 //! that others share.
 
 pub mod backend;
 mod completion;
 pub mod config;
+pub mod connections;
 pub mod counters;
+pub mod driver;
 pub mod executor;
+pub mod failure;
 pub mod fault;
 pub mod flusher;
 pub mod guard;

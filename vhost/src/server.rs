@@ -1,13 +1,15 @@
-//! The daemon's life: one front end after the other, until it is asked to stop.
+//! The daemon's life: everything is opened, confined, and served until it is asked to stop.
 
 use crate::backend::Backend;
+use crate::connections::Connections;
 use crate::counters::Counters;
+use crate::driver::Driver;
 use crate::executor::{Executor, Service};
+use crate::failure::{Failure, system};
 use crate::fault::Faults;
 use crate::flusher::Flusher;
 use crate::guard::Guard;
 use crate::handover::{Estate, Handover, reopen};
-use crate::pace::Pace;
 use crate::region::Region;
 use crate::ring::{self, Opened};
 use crate::sandbox::{self, Policy};
@@ -15,98 +17,13 @@ use crate::settings::{ConsumerSocket, FrontEnds, Settings};
 use crate::sockets::{self, Listening};
 use crate::worker::Worker;
 use nix::sys::socket::SockType;
-use nix::unistd::{Uid, geteuid};
+use nix::unistd::geteuid;
+use shared_block_ring::Stop;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
-use shared_block_ring::wait::wait_readable;
-use shared_block_ring::{Error, Stop};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
-use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-
-/// Why the daemon could not start, or could not go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The ring.
-    #[error("{path}: {source}{}", remedy(source))]
-    Ring {
-        /// As given.
-        path: String,
-        /// What is wrong with it.
-        source: Error,
-    },
-    /// A socket, by its path or number.
-    #[error("{name}: {source}")]
-    Socket {
-        /// As given.
-        name: String,
-        /// Why it cannot be served.
-        source: io::Error,
-    },
-    /// The kernel refused something that does not depend on what was asked.
-    #[error("cannot {what}: {source}")]
-    System {
-        /// Of the daemon's own needs.
-        what: &'static str,
-        /// The operating system's error.
-        source: io::Error,
-    },
-    /// The ring cannot be opened again by whom the daemon has become.
-    #[error("{path}: {source}: it must be readable and writable for the daemon's user, {user}")]
-    Reopen {
-        /// As given.
-        path: String,
-        /// The operating system's error.
-        source: io::Error,
-        /// Who that is.
-        user: Uid,
-    },
-    /// The sandbox.
-    #[error("sandbox: {0} (--sandbox off does without)")]
-    Sandbox(sandbox::Failure),
-    /// Another user.
-    #[error("--user, --group: {0}")]
-    Identity(sandbox::Failure),
-    /// The vhost-user library.
-    #[error("vhost-user: {0}")]
-    VhostUser(DaemonError),
-}
-
-impl From<DaemonError> for Failure {
-    fn from(error: DaemonError) -> Self {
-        Self::VhostUser(error)
-    }
-}
-
-fn remedy(error: &Error) -> &'static str {
-    match error {
-        Error::Device(device) if device.source.kind() == io::ErrorKind::NotFound => {
-            " (--size 8M makes it)"
-        }
-        Error::Format(shared_block_ring::format::FormatError::NotARing) => {
-            " (blockring create makes one)"
-        }
-        _ => "",
-    }
-}
-
-fn system(what: &'static str) -> impl Fn(io::Error) -> Failure {
-    move |source| Failure::System { what, source }
-}
-
-/// How long a front end may take to ask for the disk's properties while another one waits. QEMU does so within milliseconds.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Between looks at a handshake that is not over.
-const HANDSHAKE_PAUSE: Duration = Duration::from_secs(1);
-
-/// After a front end that was served badly, before the next one.
-const RETRY_PAUSE: Duration = Duration::from_millis(50);
+use std::sync::Arc;
 
 /// Serves the ring until SIGTERM or SIGINT. Whatever was answered is then in the region, and durable.
 pub fn run(settings: &Settings) -> Result<(), Failure> {
@@ -175,35 +92,12 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         None => None,
     };
     log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
-    let server =
-        Server { backend, entrance, stop, faults, counters, ring: name, waiting: Mutex::default() };
-    std::thread::scope(|scope| {
-        let driver = std::thread::Builder::new().name("queue".to_owned());
-        let driving = Arc::clone(&server.backend);
-        driver.spawn_scoped(scope, move || drive(&driving)).map_err(system("start a thread"))?;
-        let outcome = server.serve();
-        server.backend.finish();
-        outcome
-    })?;
+    let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
+    let driver = Driver::start(backend).map_err(system("start a thread"))?;
+    Connections::new(driver, listening, stop, faults, counters, name).serve()?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");
     Ok(())
-}
-
-/// The queue's thread. A panic in it, which is a fault of ours, ends the daemon: whoever starts it again finds everything as it was
-/// answered, and a queue that nobody drives would help nobody.
-fn drive(backend: &Backend) {
-    struct Alarm;
-    impl Drop for Alarm {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                log::error!("the queue's thread has died of a fault of its own: ended");
-                std::process::abort();
-            }
-        }
-    }
-    let _alarm = Alarm;
-    backend.drive();
 }
 
 /// From here on nothing is opened that was not open before, but the region. No other thread runs yet: each inherits it.
@@ -264,143 +158,11 @@ impl Entrance {
             Self::Inherited(_) => None,
         }
     }
-
-    fn somebody_waits(&self) -> io::Result<bool> {
-        Ok(wait_readable(&[self.fd()], Some(Duration::ZERO))?.is_some())
-    }
 }
 
 fn named(path: &Path) -> impl Fn(io::Error) -> Failure {
     let name = path.display().to_string();
     move |source| Failure::Socket { name: name.clone(), source }
-}
-
-/// What front ends are served with.
-struct Server {
-    backend: Arc<Backend>,
-    entrance: Entrance,
-    stop: Stop,
-    faults: Faults,
-    counters: Arc<Counters>,
-    ring: String,
-    /// Of the line that says that somebody waits.
-    waiting: Mutex<Pace>,
-}
-
-impl Server {
-    /// One front end after the other.
-    fn serve(&self) -> Result<(), Failure> {
-        let mut paces = [Pace::default(); 2];
-        while !self.stop.requested() {
-            wait_readable(&[self.stop.fd(), self.entrance.fd()], None)
-                .map_err(system("wait for a front end"))?;
-            if self.stop.requested() || !self.entrance.somebody_waits().map_err(system("wait"))? {
-                continue;
-            }
-            self.counters.connections.count();
-            // One that comes again and again is counted, not told of each time.
-            let told = paces[0].due();
-            if told {
-                log::info!("a front end has come");
-            }
-            match self.connection() {
-                Ok(()) if told => log::info!("the front end has left"),
-                Ok(()) => {}
-                Err(e) => {
-                    if paces[1].due() {
-                        log::warn!("the front end was let go: {e}");
-                    }
-                    // If it could not even be accepted, it still waits, and is not to keep us busy.
-                    wait_readable(&[self.stop.fd()], Some(RETRY_PAUSE)).map_err(system("wait"))?;
-                }
-            }
-            self.backend.disconnect();
-            self.faults.forget_guest();
-        }
-        Ok(())
-    }
-
-    /// Serves one front end to its end, or to ours.
-    fn connection(&self) -> Result<(), Failure> {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-        let mut daemon = self.backend.connect(|| {
-            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&self.backend), memory)
-        })?;
-        let accepting =
-            self.entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
-        daemon.start(&mut Listener::from(UnixListener::from(accepting)))?;
-        let over = new_event().map_err(|e| system("make an event")(e.into()))?;
-        let shutdown = daemon.shutdown_handle();
-        let outcome = std::thread::scope(|scope| {
-            scope.spawn(|| {
-                if self.watch(over.as_fd())
-                    && let Some(shutdown) = &shutdown
-                {
-                    shutdown.shutdown();
-                }
-            });
-            let outcome = daemon.wait();
-            // The counter of a fresh event takes a one.
-            let _ = nix::unistd::write(&over, &1u64.to_ne_bytes());
-            outcome
-        });
-        match outcome {
-            // How front ends usually leave.
-            Err(DaemonError::HandleRequest(
-                VhostUserError::Disconnected | VhostUserError::PartialMessage,
-            )) => Ok(()),
-            other => Ok(other?),
-        }
-    }
-
-    /// Waits until the connection is over, which answers false, or we have to end it.
-    fn watch(&self, over: BorrowedFd<'_>) -> bool {
-        let start = Instant::now();
-        let mut told = false;
-        loop {
-            let established = self.backend.established();
-            let mut waited = vec![over, self.stop.fd(), self.faults.fd()];
-            if established && !told {
-                waited.push(self.entrance.fd());
-            }
-            let timeout = (!established).then_some(HANDSHAKE_PAUSE);
-            match wait_readable(&waited, timeout) {
-                Ok(Some(0)) => return false,
-                Ok(Some(1)) => return true,
-                Ok(Some(2)) => {
-                    if self.faults.guest_lost() {
-                        log::error!(
-                            "the front end has taken back memory that it shared: it is let go"
-                        );
-                        return true;
-                    }
-                    log::error!(
-                        "{}: the file was cut short, or its medium cannot be read: every request fails from here on",
-                        self.ring
-                    );
-                }
-                Ok(Some(_)) => {
-                    told = true;
-                    if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).due() {
-                        log::warn!("another front end waits: one is served at a time");
-                    }
-                }
-                Ok(None) if !established && start.elapsed() >= HANDSHAKE_PATIENCE => {
-                    if matches!(self.entrance.somebody_waits(), Ok(true)) {
-                        log::warn!(
-                            "the front end does not say what it wants, and another one waits"
-                        );
-                        return true;
-                    }
-                }
-                Ok(None) => {}
-                Err(e) => {
-                    log::error!("a front end is served without supervision: {e}");
-                    return false;
-                }
-            }
-        }
-    }
 }
 
 /// What management software asks for (vhost-user, "Backend program conventions").

@@ -1,36 +1,22 @@
 //! The executor, with a mapped region and guest memory, against the oracle that the guard alone is held against in `guard.rs`.
 #![allow(clippy::unwrap_used)]
-#![allow(dead_code, reason = "a part of the oracle is for the guard alone")]
 
 mod common;
-mod oracle;
 
+use arbitrary::{Arbitrary, Unstructured};
 use common::disk::Disk;
-use oracle::states::{Shape, UUID, ring};
-use oracle::{Ring, SECTOR, writes};
 use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
+use rand::{Rng, RngExt, SeedableRng};
+use ring_simulation::oracle::states::{Shape, UUID, ring};
+use ring_simulation::oracle::{Ring, UNIT, writes};
+use ring_simulation::requests::{Backend, Sequence};
 use shared_block_ring::format::{FormatError, Side};
 use shared_block_ring::{Error, Producer, check};
+use std::path::Path;
 use vhost_device_blockring::executor::Outcome;
-use vhost_device_blockring::guard::Reason;
 
 /// States tried; each has some two hundred writes.
 const STATES: usize = 600;
-
-fn disk(ring: &Ring) -> Disk {
-    Disk::with(ring.guest, false, ring.bytes.len() / SECTOR, |path| {
-        std::fs::write(path, &ring.bytes).unwrap();
-    })
-}
-
-/// The reason of a refusal that was just counted.
-fn reason(disk: &Disk, before: &[u64]) -> Reason {
-    Reason::ALL
-        .into_iter()
-        .find(|&reason| disk.counters.refused(reason) > before[reason.index()])
-        .expect("a failure for no reason")
-}
 
 #[test]
 fn the_executor_does_what_the_oracle_says() {
@@ -39,9 +25,11 @@ fn the_executor_does_what_the_oracle_says() {
     let mut tried = (0, 0);
     for state in 0..STATES {
         let data_sectors = random.random_range(1..4);
-        let capacity = data_sectors * SECTOR as u64;
+        let size = if state % 16 < 14 { UNIT } else { 4096 };
+        let capacity = data_sectors * size as u64;
         let shape = Shape {
             guest: if state % 2 == 0 { Side::Producer } else { Side::Consumer },
+            size,
             data_sectors,
             identity: random.random_range(0..5) > 0,
             framing: random.random_range(0..9),
@@ -50,23 +38,21 @@ fn the_executor_does_what_the_oracle_says() {
         let consumer = random.random_range(0..capacity) * 4;
         let producer = consumer + random.random_range(0..=capacity / 4) * 4;
         let ring = ring(shape, consumer, producer);
-        let mut guest = disk(&ring);
+        let mut guest = Disk::of(&ring);
         writes::all(&ring, &mut |first, bytes| {
             let place = format!("seed {seed}, state {state}, sector {first}, {shape:?}");
-            let before = Reason::ALL.map(|reason| guest.counters.refused(reason));
-            let outcome = guest.write(first as u64, bytes);
+            let found = Backend::write(&mut guest, first as u64, bytes);
             match ring.judge(first, bytes) {
                 Ok((after, _)) => {
-                    assert!(matches!(outcome, Outcome::Done(0)), "{outcome:?}, {place}");
+                    assert_eq!(found, Ok(()), "{place}");
                     assert!(guest.bytes() == after, "{place}");
                     tried.0 += 1;
                     if after != ring.bytes {
-                        guest = disk(&ring);
+                        guest = Disk::of(&ring);
                     }
                 }
                 Err(expected) => {
-                    assert!(matches!(outcome, Outcome::Failed), "{outcome:?}, {place}");
-                    assert_eq!(reason(&guest, &before), expected, "{place}");
+                    assert_eq!(found, Err(expected), "{place}");
                     assert!(guest.bytes() == ring.bytes, "{place}");
                     tried.1 += 1;
                 }
@@ -75,6 +61,40 @@ fn the_executor_does_what_the_oracle_says() {
     }
     println!("{} writes carried out, {} refused", tried.0, tried.1);
     assert!(tried.0 > 10_000 && tried.1 > 50_000);
+}
+
+fn sequence(input: &[u8]) -> (u64, u64) {
+    let sequence = Sequence::arbitrary(&mut Unstructured::new(input)).unwrap();
+    sequence.judge(&mut Disk::of(&sequence.ring()))
+}
+
+#[test]
+fn any_sequence_of_requests_becomes_what_the_oracle_says() {
+    let (mut done, mut refused) = (0, 0);
+    for seed in 0..3000 {
+        let mut random = SmallRng::seed_from_u64(seed);
+        let mut input = vec![0; random.random_range(100..1000)];
+        random.fill_bytes(&mut input);
+        let outcome = std::panic::catch_unwind(|| sequence(&input));
+        let outcome = outcome.unwrap_or_else(|_| panic!("with seed {seed}"));
+        (done, refused) = (done + outcome.0, refused + outcome.1);
+    }
+    println!("{done} writes carried out, {refused} refused");
+    assert!(done > 5000 && refused > 5000);
+}
+
+#[test]
+fn what_the_fuzzer_has_found_becomes_what_the_oracle_says() {
+    let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/guard");
+    let mut inputs = 0;
+    for entry in std::fs::read_dir(corpus).unwrap() {
+        let path = entry.unwrap().path();
+        let input = std::fs::read(&path).unwrap();
+        let outcome = std::panic::catch_unwind(|| sequence(&input));
+        assert!(outcome.is_ok(), "{}", path.display());
+        inputs += 1;
+    }
+    assert!(inputs > 20, "{inputs} inputs are no corpus");
 }
 
 /// The host moves on: what is published is consumed now and then, or something is published.
@@ -113,11 +133,12 @@ fn nothing_that_is_granted_keeps_a_backend_from_starting() {
     let (mut changes, mut lies) = (0, 0);
     for round in 0..600 {
         let guest = if round % 2 == 0 { Side::Producer } else { Side::Consumer };
-        let shape = Shape { guest, data_sectors: 2, identity: true, framing: 0, slots: (0, 0) };
-        let mut disk = disk(&ring(shape, 0, 0));
+        let shape =
+            Shape { guest, size: UNIT, data_sectors: 2, identity: true, framing: 0, slots: (0, 0) };
+        let mut disk = Disk::of(&ring(shape, 0, 0));
         for _ in 0..20 {
             host_moves(&disk, &mut random);
-            let ring = Ring::new(guest, Some(UUID), disk.bytes());
+            let ring = Ring::new(guest, Some(UUID), UNIT, disk.bytes());
             let mut tries = Vec::new();
             writes::all(&ring, &mut |first, bytes| tries.push((first, bytes.to_vec())));
             for _ in 0..40 {

@@ -41,25 +41,7 @@ pub enum Reason {
 
 impl std::fmt::Display for Reason {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Signature => "signature",
-            Self::HostPointer => "host_pointer",
-            Self::BufferedPage => "buffered_page",
-            Self::PointerBackwards => "pointer_backwards",
-            Self::PointerBeyond => "pointer_beyond",
-            Self::PointerMisaligned => "pointer_misaligned",
-            Self::PointerFlag => "pointer_flag",
-            Self::PointerExtension => "pointer_extension",
-            Self::ItemCount => "item_count",
-            Self::ItemFraming => "item_framing",
-            Self::PublishedData => "published_data",
-            Self::ForeignData => "foreign_data",
-            Self::HostCorrupt => "host_corrupt",
-            Self::ReadOnly => "read_only",
-            Self::OutOfRange => "out_of_range",
-            Self::Malformed => "malformed",
-            Self::TooLarge => "too_large",
-        })
+        f.write_str(self.name())
     }
 }
 
@@ -84,6 +66,29 @@ impl Reason {
         Self::Malformed,
         Self::TooLarge,
     ];
+
+    /// As log and diagnostics name it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Signature => "signature",
+            Self::HostPointer => "host_pointer",
+            Self::BufferedPage => "buffered_page",
+            Self::PointerBackwards => "pointer_backwards",
+            Self::PointerBeyond => "pointer_beyond",
+            Self::PointerMisaligned => "pointer_misaligned",
+            Self::PointerFlag => "pointer_flag",
+            Self::PointerExtension => "pointer_extension",
+            Self::ItemCount => "item_count",
+            Self::ItemFraming => "item_framing",
+            Self::PublishedData => "published_data",
+            Self::ForeignData => "foreign_data",
+            Self::HostCorrupt => "host_corrupt",
+            Self::ReadOnly => "read_only",
+            Self::OutOfRange => "out_of_range",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too_large",
+        }
+    }
 
     /// Its place among [`Reason::ALL`].
     pub fn index(self) -> usize {

@@ -1,12 +1,16 @@
 //! A guest's disk with no front end between: requests go straight to the executor.
 
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use ring_simulation::oracle::{Refusal, Ring};
+use ring_simulation::requests::Backend;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::format::{Geometry, SectorSize, Side};
 use shared_block_ring::{BlockDevice, Consumer, CreateOptions, MappedDevice, OpenOptions, create};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use vhost_device_blockring::counters::Counters;
@@ -26,7 +30,9 @@ pub const IDLE: u32 = 3 << 13;
 
 /// A guest's disk: a file ring of ten data sectors behind an executor.
 pub struct Disk {
-    _dir: tempfile::TempDir,
+    /// In memory: nothing here is about a disk's pace.
+    file: File,
+    /// By which it is opened again.
     pub path: PathBuf,
     pub guest: Side,
     pub geometry: Geometry,
@@ -43,13 +49,22 @@ impl Disk {
 
     /// `prepare` works on the ring's file before it is served.
     pub fn with(guest: Side, read_only: bool, sectors: usize, prepare: impl Fn(&PathBuf)) -> Self {
-        // In memory where there is such a place: nothing here is about a disk's pace.
-        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
-        let path = dir.path().join("ring");
-        std::fs::write(&path, vec![0; sectors * 512]).unwrap();
+        let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
+        let (file, path) = in_memory(&vec![0; sectors * 512]);
         create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
         prepare(&path);
-        let geometry = Geometry::new(SectorSize::DEFAULT, sectors as u64).unwrap();
+        Self::serve(guest, read_only, geometry, file, path)
+    }
+
+    /// A ring in this state.
+    pub fn of(ring: &Ring) -> Self {
+        let size = SectorSize::new(u32::try_from(ring.size).unwrap()).unwrap();
+        let geometry = Geometry::new(size, (ring.bytes.len() / ring.size) as u64).unwrap();
+        let (file, path) = in_memory(&ring.bytes);
+        Self::serve(ring.guest, false, geometry, file, path)
+    }
+
+    fn serve(guest: Side, read_only: bool, geometry: Geometry, file: File, path: PathBuf) -> Self {
         let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
         let (uuid, mine) = guest_side(&device, guest).unwrap();
         let guard = Guard::new(geometry, guest, uuid);
@@ -60,16 +75,7 @@ impl Disk {
         let service = Service { read_only, serial };
         let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        Self {
-            _dir: dir,
-            path,
-            guest,
-            geometry,
-            executor,
-            counters,
-            request: Request::default(),
-            mem,
-        }
+        Self { file, path, guest, geometry, executor, counters, request: Request::default(), mem }
     }
 
     pub fn run(
@@ -96,6 +102,22 @@ impl Disk {
             Ok(()) => self.executor.execute(&self.mem, &self.request, patient),
             Err(reason) => self.executor.refuse(reason),
         }
+    }
+
+    /// The reason of what was refused; none if it was carried out.
+    fn refusal(&self, before: &[u64], outcome: &Outcome) -> Option<Reason> {
+        let refused = |reason: &Reason| self.counters.refused(*reason) > before[reason.index()];
+        let reason = Reason::ALL.into_iter().find(refused);
+        match outcome {
+            Outcome::Done(_) => assert_eq!(reason, None),
+            Outcome::Failed => assert!(reason.is_some(), "a failure for no reason"),
+            other => panic!("{other:?}"),
+        }
+        reason
+    }
+
+    fn refused_so_far(&self) -> Vec<u64> {
+        Reason::ALL.map(|reason| self.counters.refused(reason)).into()
     }
 
     pub fn write(&mut self, sector: u64, bytes: &[u8]) -> Outcome {
@@ -128,7 +150,9 @@ impl Disk {
     }
 
     pub fn bytes(&self) -> Vec<u8> {
-        std::fs::read(&self.path).unwrap()
+        let mut bytes = vec![0; usize::try_from(self.geometry.total_bytes()).unwrap()];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
     }
 
     /// The ring as processes on the host have it.
@@ -140,6 +164,41 @@ impl Disk {
     pub fn consumer(&self) -> Consumer<MappedDevice> {
         Consumer::attach(self.outside()(), "queue", "consumer").unwrap()
     }
+}
+
+impl Backend for Disk {
+    fn write(&mut self, unit: u64, bytes: &[u8]) -> Result<(), Refusal> {
+        let before = self.refused_so_far();
+        let outcome = Self::write(self, unit, bytes);
+        self.refusal(&before, &outcome).map_or(Ok(()), |reason| Err(reason.name()))
+    }
+
+    fn read(&mut self, unit: u64, len: usize) -> Result<Vec<u8>, Refusal> {
+        let before = self.refused_so_far();
+        let outcome = self.run(VIRTIO_BLK_T_IN, 0, unit, len, true);
+        if let Some(reason) = self.refusal(&before, &outcome) {
+            return Err(reason.name());
+        }
+        let mut bytes = vec![0; len];
+        self.mem.read_slice(&mut bytes, GuestAddress(DATA_AT)).unwrap();
+        Ok(bytes)
+    }
+
+    fn host_stores(&mut self, at: usize, bytes: &[u8]) {
+        self.file.write_all_at(bytes, at as u64).unwrap();
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        Self::bytes(self)
+    }
+}
+
+/// A file that holds these bytes, and its path.
+fn in_memory(bytes: &[u8]) -> (File, PathBuf) {
+    let file = File::from(memfd_create("ring", MFdFlags::MFD_CLOEXEC).unwrap());
+    file.write_all_at(bytes, 0).unwrap();
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+    (file, path)
 }
 
 pub fn open(path: &PathBuf) -> File {

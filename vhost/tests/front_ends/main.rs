@@ -1,35 +1,31 @@
 //! Front ends of bad faith, by their bare messages: none of them ends the daemon, and the next one is served.
 #![allow(clippy::unwrap_used)]
 
-mod bare;
 #[path = "../common/mod.rs"]
 mod common;
 mod random;
-
-use bare::*;
 
 use common::daemon::{Daemon, Scene};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ring_simulation::front_end::*;
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::handover::Role;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-const SOON: Duration = Duration::from_secs(20);
+fn connect(scene: &Scene) -> FrontEnd {
+    FrontEnd::over(UnixStream::connect(scene.path("s")).unwrap())
+}
 
 /// An honest one gets an honest answer.
 fn works(scene: &Scene) {
-    let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
-    let front_end = FrontEnd::connect(scene);
-    ask(&memory, 0, 0);
-    front_end.start(&memory, &kicks, &calls);
-    kick(&kicks);
-    assert_eq!(status(&memory, 0), 0);
+    connect(scene).works();
 }
 
 fn ends_well(mut daemon: Daemon) {
@@ -61,7 +57,7 @@ fn malformed_messages_end_their_connection_and_nothing_else() {
         b"GET / HTTP/1.1\r\n\r\n",
     ];
     for bytes in garbage {
-        let front_end = FrontEnd::connect(&scene);
+        let front_end = connect(&scene);
         let _ = front_end.raw(bytes, &[]);
         front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
         front_end.ends();
@@ -85,7 +81,7 @@ fn malformed_messages_end_their_connection_and_nothing_else() {
         (SET_VRING_KICK, 0u64.to_ne_bytes().to_vec()),
     ];
     for (code, body) in wrong {
-        let front_end = FrontEnd::connect(&scene);
+        let front_end = connect(&scene);
         front_end.send(SET_OWNER, &[], &[]);
         front_end.send(*code, body, &[]);
         front_end.send(GET_FEATURES, &[], &[]);
@@ -119,7 +115,7 @@ fn descriptors_that_do_not_belong_there_are_closed() {
         (SET_VRING_KICK, 0u64.to_ne_bytes().to_vec(), one),
     ];
     for (code, body, files) in cases {
-        let front_end = FrontEnd::connect(&scene);
+        let front_end = connect(&scene);
         front_end.send(SET_OWNER, &[], &[]);
         front_end.send(*code, body, files);
         front_end.0.shutdown(std::net::Shutdown::Write).unwrap();
@@ -158,7 +154,7 @@ fn addresses_that_overflow_end_their_connection_and_nothing_else() {
         let table = [words(&[1, 0]), region.clone()].concat();
         let addition = [vec![0; 8], region].concat();
         for (code, body) in [(SET_MEM_TABLE, &table), (ADD_MEM_REG, &addition)] {
-            let front_end = FrontEnd::connect(&scene);
+            let front_end = connect(&scene);
             front_end.send(SET_OWNER, &[], &[]);
             front_end.send(SET_FEATURES, &(1u64 << 32 | 1 << 30).to_ne_bytes(), &[]);
             // CONFIG and CONFIGURE_MEM_SLOTS.
@@ -182,7 +178,7 @@ fn memory_that_is_taken_back_ends_the_connection_alone() {
     let daemon = scene.start(&[]);
     for left in [0, DATA, HEADER, USED] {
         let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
-        let front_end = FrontEnd::connect(&scene);
+        let front_end = connect(&scene);
         front_end.start(&memory, &kicks, &calls);
         ask(&memory, 0, 0);
         kick(&kicks);
@@ -209,7 +205,7 @@ fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
         std::thread::sleep(Duration::from_millis(10));
     }
     let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
-    let front_end = FrontEnd::connect(&scene);
+    let front_end = connect(&scene);
     front_end.start(&memory, &kicks, &calls);
     ask(&memory, 0, 8);
     kick(&kicks);
@@ -232,7 +228,7 @@ fn a_front_end_that_does_not_read_keeps_nobody_from_anything() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
-    let front_end = FrontEnd::connect(&scene);
+    let front_end = connect(&scene);
     front_end.start(&memory, &kicks, &calls);
     front_end.0.set_nonblocking(true).unwrap();
     let question = words(&[GET_FEATURES, VERSION, 0]);
@@ -258,11 +254,11 @@ fn a_front_end_that_does_not_read_keeps_nobody_from_anything() {
 fn a_second_front_end_waits_for_the_first_to_leave() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let mut first = FrontEnd::connect(&scene);
+    let mut first = connect(&scene);
     first.send(SET_OWNER, &[], &[]);
     first.send(SET_FEATURES, &0u64.to_ne_bytes(), &[]);
     first.answers();
-    let mut second = FrontEnd::connect(&scene);
+    let mut second = connect(&scene);
     second.send(GET_FEATURES, &[], &[]);
     second.0.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(second.0.read(&mut [0]).is_err());
@@ -277,8 +273,8 @@ fn a_second_front_end_waits_for_the_first_to_leave() {
 fn who_connects_and_says_nothing_makes_way() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let silent = FrontEnd::connect(&scene);
-    let mut half = FrontEnd::connect(&scene);
+    let silent = connect(&scene);
+    let mut half = connect(&scene);
     half.send(SET_OWNER, &[], &[]);
     half.answers();
     silent.ends();
@@ -299,7 +295,7 @@ fn descriptors_that_block_hold_nobody_up() {
     nix::unistd::write(&one_byte, &[1]).unwrap();
     for (kicks, calls) in [(blocking(), full), (pipe, blocking())] {
         let memory = memory();
-        let front_end = FrontEnd::connect(&scene);
+        let front_end = connect(&scene);
         ask(&memory, 0, 0);
         front_end.start(&memory, &kicks, &calls);
         let _ = nix::unistd::write(&kicks, &1u64.to_ne_bytes());

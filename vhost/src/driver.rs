@@ -1,0 +1,52 @@
+//! The thread that drives the queues of one front end after the other.
+
+use crate::backend::Backend;
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+/// The thread; it ends with this.
+pub struct Driver {
+    backend: Arc<Backend>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A panic there, which is a fault of ours, ends the daemon: whoever starts it again finds everything that was answered, and a queue that
+/// nobody drives would help nobody.
+struct Alarm;
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the queue's thread has died of a fault of its own");
+            std::process::abort();
+        }
+    }
+}
+
+impl Driver {
+    /// Starts it.
+    pub fn start(backend: Arc<Backend>) -> io::Result<Self> {
+        let driven = Arc::clone(&backend);
+        let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || {
+            let _alarm = Alarm;
+            driven.drive();
+        })?;
+        Ok(Self { backend, thread: Some(thread) })
+    }
+
+    /// What it drives.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.backend.finish();
+        if let Some(thread) = self.thread.take() {
+            // It cannot have panicked.
+            let _ = thread.join();
+        }
+    }
+}
