@@ -319,16 +319,21 @@ impl BlockQueue {
 
     /// What the device gives back next: slot and status.
     fn take(&mut self) -> Result<Option<(u16, u8)>, Broken> {
-        let Some(used) = self.queue.take_used()? else { return Ok(None) };
+        let Some(used) = self.queue.take_used()? else {
+            if let Some(&oldest) = self.order.front() {
+                self.memory().prefetch(self.status(oldest));
+            }
+            return Ok(None);
+        };
         let index = match self.shape.chains {
             Chains::Direct if used.head % CHAIN != 0 => return Err(Broken::Head(used.head.into())),
             Chains::Direct => used.head / CHAIN,
             Chains::Indirect => used.head,
         };
+        let status_at = self.status(index);
         match self.places.get_mut(usize::from(index)) {
             Some(place) if place.owner == Owner::Device => {
-                let status = self.headers + u64::from(index) * SLOT_BYTES + STATUS_AT;
-                let status: &[AtomicU8] = self.queue.memory().words(status, 1);
+                let status: &[AtomicU8] = self.queue.memory().words(status_at, 1);
                 let status = status[0].load(Ordering::Relaxed);
                 place.owner = Owner::Nobody(status);
                 Ok(Some((index, status)))
@@ -346,6 +351,11 @@ impl BlockQueue {
     /// Asks for no interrupts.
     pub fn refuse_interrupts(&self) {
         self.queue.refuse_interrupts();
+    }
+
+    /// Where the device puts a slot's status.
+    fn status(&self, slot: u16) -> u64 {
+        self.headers + u64::from(slot) * SLOT_BYTES + STATUS_AT
     }
 
     /// The table that a slot's chain lies in, and the place of its first descriptor there.

@@ -71,6 +71,11 @@ impl DmaMemory {
         self.file.as_fd()
     }
 
+    /// Asks for the cache line at `offset` ahead of reading it.
+    pub(crate) fn prefetch(&self, offset: u64) {
+        self.mapping.prefetch(offset);
+    }
+
     /// Copies out.
     pub fn read(&self, offset: u64, bytes: &mut [u8]) {
         self.mapping.read(offset, bytes);

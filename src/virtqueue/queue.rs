@@ -154,7 +154,8 @@ impl Queue {
         self.published = self.offered;
         // The device stores whether it wants a notification and then looks at the index; we store the index and then look at
         // that. All four in one order: at least one of us sees the other (2.7.13.3.1).
-        self.available()[INDEX].store(self.published.to_le(), Ordering::SeqCst);
+        self.available()[INDEX].store(self.published.to_le(), Ordering::Release);
+        fence(Ordering::SeqCst);
         if self.event_idx {
             let at = self.layout.used + 4 + 8 * u64::from(self.layout.size);
             let event: &[AtomicU16] = self.memory.words(at, 1);
@@ -170,6 +171,9 @@ impl Queue {
             // What the device wrote before it stored the index is seen after this.
             self.seen = u16::from_le(self.used()[INDEX].load(Ordering::Acquire));
             if self.seen == self.taken {
+                // The device writes the entry, then the index: we wait for both at once.
+                let place = u64::from(self.taken & (self.layout.size - 1));
+                self.memory.prefetch(self.layout.used + 4 + 8 * place);
                 return Ok(None);
             }
             let outstanding = self.published.wrapping_sub(self.taken);
