@@ -61,7 +61,7 @@ fuzz_target!(|bytes: &[u8]| {
     let mut request = Request::default();
     let Ok(mut split) = Split::open(&queue, &memory, None) else { return };
     for _ in 0..MOST {
-        let Ok(Some(chain)) = split.next() else { break };
+        let Ok(Some(chain)) = split.take() else { break };
         let head = chain.head();
         assert!(head < size);
         if request.parse(&memory, chain).is_ok() {

@@ -253,7 +253,7 @@ impl Worker {
     fn step(&mut self, queue: &mut Split<'_>, mem: &GuestMemory) -> Result<bool, Broken> {
         self.hear_flushes();
         let Some(parked) = self.parked.take() else {
-            let Some(chain) = queue.next()? else { return Ok(false) };
+            let Some(chain) = queue.take()? else { return Ok(false) };
             let head = chain.head();
             let outcome = self.take(mem, chain);
             self.settle(queue, mem, head, outcome)?;

@@ -115,7 +115,7 @@ impl<'m> Split<'m> {
     }
 
     /// Takes the next chain.
-    pub fn next(&mut self) -> Result<Option<Chain<'m>>, Broken> {
+    pub fn take(&mut self) -> Result<Option<Chain<'m>>, Broken> {
         if !self.has_next()? {
             return Ok(None);
         }
