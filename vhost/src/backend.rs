@@ -102,6 +102,11 @@ impl Backend {
         Ok(())
     }
 
+    /// The connection is about to be ended by us: nothing is answered any more.
+    pub fn close(&self) {
+        self.worker().close();
+    }
+
     /// The front end is gone and its thread has ended.
     pub fn disconnect(&self) {
         self.worker().disconnect();

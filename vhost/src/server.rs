@@ -91,6 +91,7 @@ fn remedy(error: &Error) -> &'static str {
         Error::Format(shared_block_ring::format::FormatError::NotARing) => {
             " (blockring create makes one)"
         }
+        Error::Held { .. } => " (end that one first: SIGTERM loses nothing)",
         _ => "",
     }
 }
@@ -308,6 +309,7 @@ impl Server {
                 if self.watch(over.as_fd())
                     && let Some(shutdown) = &shutdown
                 {
+                    self.backend.close();
                     shutdown.shutdown();
                 }
             });

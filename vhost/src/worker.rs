@@ -52,6 +52,8 @@ pub struct Worker {
     broken: Pace,
     unsignalled: Pace,
     vring: Option<Vring>,
+    /// The connection is about to end.
+    closed: bool,
 }
 
 impl Worker {
@@ -80,6 +82,7 @@ impl Worker {
             broken: Pace::default(),
             unsignalled: Pace::default(),
             vring: None,
+            closed: false,
         })
     }
 
@@ -119,10 +122,18 @@ impl Worker {
         self.executor.forget();
     }
 
+    /// Answers nothing more to this front end. It looks at the used index when the connection ends, and has the next backend go on
+    /// from there: what was answered after that look would be answered twice.
+    pub fn close(&mut self) {
+        self.stop();
+        self.closed = true;
+    }
+
     /// Lets go of a front end that is gone.
     pub fn disconnect(&mut self) {
         self.stop();
         self.vring = None;
+        self.closed = false;
     }
 
     /// The queue was kicked, or a turn was cut short.
@@ -179,7 +190,7 @@ impl Worker {
     /// Works until the queue is empty, a request parks, or the turn is over.
     fn turn(&mut self, vring: &Vring, memory: &Memory, finished: Option<Finished>) {
         let mut state = vring.turn();
-        if !state.is_enabled() || !state.get_queue().ready() {
+        if self.closed || !state.is_enabled() || !state.get_queue().ready() {
             if finished.is_some() {
                 give_back(&mut state);
             }
