@@ -5,9 +5,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use qemu_tests::Guest;
+use qemu_tests::binaries::{self, Binaries};
 use qemu_tests::campaign::restarts::{Chardev, Host, tell};
 use qemu_tests::campaign::{Failure, Rig};
-use qemu_tests::{Guest, binaries};
 use shared_block_ring::format::Side;
 
 /// On a quiet machine it takes as long as a guest boots, at most: some seconds. Test machines are not quiet.
@@ -30,8 +31,8 @@ fn report(event: &str, host: Host, took: Duration) {
 
 /// Two builds of the backend.
 fn builds() -> [PathBuf; 2] {
-    let builds = [binaries::host().unwrap(), binaries::debug().unwrap()]
-        .map(|build| build.vhost_device_blockring());
+    let builds = [binaries::host().unwrap(), binaries::debug().unwrap()];
+    let builds = builds.map(Binaries::vhost_device_blockring);
     assert!(fs::read(&builds[0]).unwrap() != fs::read(&builds[1]).unwrap(), "{builds:?}");
     builds
 }

@@ -37,7 +37,7 @@ pub struct Rig {
 
 impl fmt::Debug for Rig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Rig").field("side", &self.side).field("folder", &self.folder).finish()
+        f.debug_struct("Rig").field("side", &self.side).finish_non_exhaustive()
     }
 }
 
