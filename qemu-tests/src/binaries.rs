@@ -51,8 +51,19 @@ pub fn host() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
     let packages = ["-p", "shared-block-ring", "-p", "vhost-device-blockring", "-p", "qemu-tests"];
     once(&BUILT, || {
-        build(&packages, |_| {})?;
+        build(&packages, |cargo| {
+            cargo.arg("--release");
+        })?;
         Ok(Binaries { folder: target_dir().join("release") })
+    })
+}
+
+/// The host's back end, and nothing else, as another build: not optimized, with assertions.
+pub fn debug() -> Result<&'static Binaries> {
+    static BUILT: OnceLock<Binaries> = OnceLock::new();
+    once(&BUILT, || {
+        build(&["-p", "vhost-device-blockring"], |_| {})?;
+        Ok(Binaries { folder: target_dir().join("debug") })
     })
 }
 
@@ -64,7 +75,7 @@ pub fn guest() -> Result<&'static Binaries> {
         // A folder of its own, so that other flags do not throw away the host's build.
         let folder = target_dir().join("guest");
         build(&packages, |cargo| {
-            cargo.arg("--target-dir").arg(&folder);
+            cargo.arg("--release").arg("--target-dir").arg(&folder);
             cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
             cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
         })?;
@@ -84,7 +95,7 @@ fn once(cell: &OnceLock<Binaries>, run: impl FnOnce() -> Result<Binaries>) -> Re
 fn build(arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Result<()> {
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut cargo = Command::new(&program);
-    cargo.args(["build", "--release", "--bins"]).args(arguments).current_dir(workspace());
+    cargo.args(["build", "--bins"]).args(arguments).current_dir(workspace());
     cargo.env("CARGO_TARGET_DIR", target_dir()).env_remove("CARGO_BUILD_TARGET");
     adjust(&mut cargo);
     let output = cargo.output().map_err(Error::io(format!("starting {}", program.display())))?;

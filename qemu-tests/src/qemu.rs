@@ -25,6 +25,7 @@ pub struct GuestBuilder {
     memory_mib: u32,
     processors: u32,
     disks: Vec<Disk>,
+    slots: Vec<String>,
     image: Option<ImageSpec>,
     script: Option<String>,
     reboots: bool,
@@ -40,6 +41,7 @@ impl Default for GuestBuilder {
             memory_mib: 256,
             processors: 1,
             disks: Vec::new(),
+            slots: Vec::new(),
             image: None,
             script: None,
             reboots: false,
@@ -75,6 +77,13 @@ impl GuestBuilder {
     #[must_use]
     pub fn disk(mut self, disk: Disk) -> Self {
         self.disks.push(disk);
+        self
+    }
+
+    /// Adds a slot that a device can be unplugged from and plugged into while the guest runs: `bus=NAME` puts it there.
+    #[must_use]
+    pub fn slot(mut self, name: &str) -> Self {
+        self.slots.push(name.to_owned());
         self
     }
 
@@ -179,6 +188,10 @@ impl GuestBuilder {
             arguments.push("-no-reboot".to_owned());
         }
         arguments.extend(accelerator());
+        for (number, name) in (1..).zip(&self.slots) {
+            let port = format!("pcie-root-port,id={name},chassis={number}");
+            arguments.extend(["-device".to_owned(), port]);
+        }
         for (index, disk) in self.disks.iter().enumerate() {
             arguments.extend(disk.arguments(index));
         }

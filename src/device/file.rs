@@ -3,6 +3,7 @@
 use super::{AlignedBuf, BlockDevice, DeviceError};
 use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize};
+use nix::errno::Errno;
 use nix::sys::uio::{preadv, pwritev};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -90,7 +91,13 @@ impl FileDevice {
         sector: Option<u64>,
         source: io::Error,
     ) -> DeviceError {
+        let source = if self.is_gone() { Errno::ENODEV.into() } else { source };
         DeviceError { name: self.name.clone(), operation, sector, source }
+    }
+
+    /// A disk that was unplugged has no bytes left. For the kernel it is full (ENOSPC), then, or ends before what is read.
+    fn is_gone(&self) -> bool {
+        self.direct && block_shape(&self.file).is_ok_and(|(_, bytes)| bytes == 0)
     }
 
     fn byte_of(&self, sector: u64) -> u64 {
@@ -177,7 +184,7 @@ fn read_all(file: &File, mut at: u64, mut bufs: &mut [IoSliceMut<'_>]) -> io::Re
                 at += n as u64;
                 IoSliceMut::advance_slices(&mut bufs, n);
             }
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
     }
@@ -195,7 +202,7 @@ fn write_all(file: &File, mut at: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
                 at += n as u64;
                 IoSlice::advance_slices(&mut bufs, n);
             }
-            Err(nix::errno::Errno::EINTR) => {}
+            Err(Errno::EINTR) => {}
             Err(e) => return Err(e.into()),
         }
     }

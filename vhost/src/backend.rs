@@ -134,6 +134,11 @@ impl Backend {
         value
     }
 
+    /// The connection is about to be ended by us: nothing is answered any more.
+    pub fn close(&self) {
+        self.worker().close();
+    }
+
     /// The front end is gone.
     pub fn disconnect(&self) {
         self.worker().disconnect();

@@ -109,6 +109,7 @@ impl Connections {
                 if self.watch(over.as_fd())
                     && let Some(shutdown) = &shutdown
                 {
+                    backend.close();
                     shutdown.shutdown();
                 }
             });

@@ -68,6 +68,7 @@ fn remedy(error: &Error) -> &'static str {
         Error::Format(shared_block_ring::format::FormatError::NotARing) => {
             " (blockring create makes one)"
         }
+        Error::Held { .. } => " (end that one first: SIGTERM loses nothing)",
         _ => "",
     }
 }

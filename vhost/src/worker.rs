@@ -57,6 +57,8 @@ pub struct Worker {
     memory: Option<Memory>,
     /// See [`Split::told`].
     told: Option<u16>,
+    /// The connection is about to end.
+    closed: bool,
 }
 
 impl Worker {
@@ -86,6 +88,7 @@ impl Worker {
             vring: None,
             memory: None,
             told: None,
+            closed: false,
         }
     }
 
@@ -125,10 +128,18 @@ impl Worker {
         self.executor.forget();
     }
 
+    /// Answers nothing more to this front end. It looks at the used index when the connection ends, and has the next backend go on
+    /// from there: what was answered after that look would be answered twice.
+    pub fn close(&mut self) {
+        self.stop();
+        self.closed = true;
+    }
+
     /// Lets go of a front end that is gone.
     pub fn disconnect(&mut self) {
         self.stop();
         (self.vring, self.memory) = (None, None);
+        self.closed = false;
     }
 
     /// What the driver kicks, if there is one.
@@ -143,7 +154,7 @@ impl Worker {
             return Rest::Sleep(None);
         };
         let mut state = vring.turn();
-        if !state.is_enabled() || !state.get_queue().ready() {
+        if self.closed || !state.is_enabled() || !state.get_queue().ready() {
             return Rest::Sleep(None);
         }
         // Held for the whole turn: memory that the front end takes back is unmapped when it ends, which is waited for.

@@ -62,9 +62,12 @@ fn wrong_use_is_answered_in_words() {
 fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "in use");
-    let pid = format!("process {}", daemon.0.id());
-    fails(&scene.run(&["--socket-path", "other", "--blk-file", "ring"]), 1, &pid);
+    for (socket, words) in [("s", "in use"), ("other", "already has a producer")] {
+        let second = scene.run(&["--socket-path", socket, "--blk-file", "ring"]);
+        for words in [words, &format!("process {}", daemon.0.id()), "end", "SIGTERM"] {
+            fails(&second, 1, words);
+        }
+    }
     drop(daemon);
     assert!(scene.path("s").exists(), "SIGKILL leaves its sockets behind");
     let mut daemon = scene.start(&[]);

@@ -8,9 +8,10 @@ use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::{CreateOptions, create};
 
 use super::cut::Cut;
+use super::inside::{Manner, end_job, start_job, with_ports};
 use super::kills::in_parallel;
 use super::power::{Flushes, PoweredDisk};
-use super::rig::{end_job, start_job, with_ports};
+
 use super::served::Served;
 use super::stream::Stream;
 use super::{Killed, Kind, Outcome, RING_BYTES, Result, in_a_folder, recipe};
@@ -94,8 +95,8 @@ impl Boot {
         let builder = GuestBuilder::new().disk(crate::Disk::vhost_user(&socket));
         let ports = [("producer", logs[0].as_path()), ("consumer", logs[1].as_path())];
         let guest = with_ports(builder, &ports)?.boot()?;
-        let producer = start_job(&guest, Side::Producer, "producer", run, stream)?;
-        let consumer = start_job(&guest, Side::Consumer, "consumer", run, stream)?;
+        let producer = start_job(&guest, Side::Producer, Manner::Plain, "producer", run, stream)?;
+        let consumer = start_job(&guest, Side::Consumer, Manner::Plain, "consumer", run, stream)?;
         stream.follow(Side::Producer, &logs[0]);
         stream.follow(Side::Consumer, &logs[1]);
         Ok(Self { guest, producer, consumer, served })

@@ -7,6 +7,7 @@ use std::thread;
 use shared_block_ring::format::{SectorSize, Side};
 
 use super::host::on_a_file;
+use super::inside::Manner;
 use super::rig::{Rig, other};
 use super::{Killed, Kind, Outcome, Result, in_a_folder, recipe};
 use crate::load::Random;
@@ -87,7 +88,7 @@ fn in_a_rig(
     random: &mut Random,
 ) -> Result<Outcome> {
     in_a_folder(|folder| {
-        let mut rig = Rig::start(folder, side, recipe(random))?;
+        let mut rig = Rig::start(folder, side, Manner::Plain, recipe(random))?;
         if kind.victim().is_some() {
             rig.kill_host(kills, random, killed)?;
             return rig.finish();

@@ -5,9 +5,11 @@ pub mod check;
 mod cut;
 mod cuts;
 mod host;
+mod inside;
 mod kills;
 mod power;
 mod report;
+pub mod restarts;
 mod rig;
 mod served;
 mod stream;
@@ -24,6 +26,7 @@ use crate::load::item::Recipe;
 pub use check::{Tally, Violation};
 pub use power::Flushes;
 pub use report::{Plan, Report, run};
+pub use rig::Rig;
 
 /// Of every ring: so small that the load meets its end, and its being full, all the time; large enough for a batch.
 const RING_BYTES: u64 = 64 << 10;

@@ -129,6 +129,58 @@ impl Stream {
         self.wait(what, |_| Ok(condition()))
     }
 
+    /// The last batch that was to be pushed so far: its run, and its number there.
+    pub fn pushed(&mut self) -> Result<(u32, u32)> {
+        let mut last = (0, 0);
+        for log in &mut self.producers {
+            log.catch_up()?;
+            let mut run = 0;
+            for line in &log.lines {
+                match *line {
+                    Line::Run(id) => run = id,
+                    Line::Push { batch, .. } => last = last.max((run, batch)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(last)
+    }
+
+    /// Waits until an item has arrived that was not to be pushed yet when [`Stream::pushed`] has answered `mark`.
+    pub fn wait_for_arrival(&mut self, mark: (u32, u32)) -> Result<()> {
+        self.wait("something new arrives", |stream| {
+            let is_new = |line: &Line| matches!(line, Line::Item { stamp, .. } if (stamp.run, stamp.batch) > mark);
+            // The one that was there before may have got it, too, on its way out.
+            for log in stream.consumers.iter_mut().rev() {
+                log.catch_up()?;
+                if log.lines.iter().rev().any(is_new) {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    /// Waits until the last run of `side` gives up with these words, which is not held against it.
+    pub fn expect_failure(&mut self, side: Side, words: &str) -> Result<()> {
+        let mut said = None;
+        wait_until(SOON, || {
+            let Some(log) = self.logs(side).last_mut() else { return false };
+            if let Err(failure) = log.catch_up() {
+                said = Some(Err(failure));
+            } else if let Some(Line::Failed(text)) = log.lines.last() {
+                said = Some(Ok(text.clone()));
+                log.lines.pop();
+            }
+            said.is_some()
+        });
+        match said.transpose()? {
+            Some(text) if text.contains(words) => Ok(()),
+            Some(text) => unsound(format!("the {side} has given up: {text:?} lacks {words:?}")),
+            None => unsound(format!("the {side} does not give up within {SOON:?}")),
+        }
+    }
+
     fn wait(
         &mut self,
         what: &str,

@@ -129,6 +129,11 @@ impl Place {
     /// Whether what is under the name is a socket that we may replace, since its owner is gone.
     fn check_stale(&self, about: &FileStat, kind: SockType, owner: Option<Uid>) -> io::Result<()> {
         let refuse = |text: String| Err(io::Error::new(io::ErrorKind::AddrInUse, text));
+        let in_use = |who: &str| {
+            refuse(format!(
+                "in use: {who} listens there (choose another path, or end it first: SIGTERM costs a backend's guest nothing)"
+            ))
+        };
         if !kind_is(about, SFlag::S_IFSOCK) {
             return refuse(
                 "there is a file that is not a socket: choose another path, or remove it"
@@ -153,11 +158,9 @@ impl Place {
                 // Of who listens there.
                 let pid = getsockopt(&probe, sockopt::PeerCredentials).map(|peer| peer.pid());
                 let who = pid.map_or("another process".to_owned(), |pid| format!("process {pid}"));
-                refuse(format!("in use: {who} listens there"))
+                in_use(&who)
             }
-            Err(Errno::EPROTOTYPE | Errno::EAGAIN) => {
-                refuse("in use: another process listens there".to_owned())
-            }
+            Err(Errno::EPROTOTYPE | Errno::EAGAIN) => in_use("another process"),
             Err(e) => Err(e.into()),
         }
     }

@@ -197,6 +197,11 @@ impl FrontEnd {
         self.wire.set_vring_call(0, &self.call).unwrap();
     }
 
+    /// Interrupts since the last look.
+    pub fn interrupts(&self) -> u64 {
+        self.call.read().unwrap_or(0)
+    }
+
     pub fn kick(&self) {
         self.kick_event.write(1).unwrap();
     }

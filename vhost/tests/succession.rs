@@ -1,0 +1,57 @@
+//! What one backend leaves to the next: a front end that outlives it goes on from the used index, and from nothing else.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::attack::writes;
+use common::daemon::{Scene, eventually};
+use common::front_end::{DATA, FrontEnd, RINGS};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use vhost::VhostBackend;
+
+/// Requests that are under way at a time.
+const DEPTH: u16 = 80;
+
+/// Whether the backend has closed the connection.
+fn is_over(guest: &FrontEnd) -> bool {
+    // SAFETY: the front end's own, open for as long as this borrow of it.
+    let wire = unsafe { BorrowedFd::borrow_raw(guest.wire.as_raw_fd()) };
+    let mut polled = [PollFd::new(wire, PollFlags::POLLIN)];
+    poll(&mut polled, PollTimeout::ZERO).unwrap() > 0
+}
+
+#[test]
+fn nothing_is_answered_after_the_connection_has_ended() {
+    for _ in 0..10 {
+        let scene = Scene::new();
+        let mut daemon = scene.start(&[]);
+        let mut guest = FrontEnd::new(&scene);
+        guest.honest(&scene);
+        daemon.signal(Signal::SIGTERM);
+        // Busy to its last moment.
+        while !is_over(&guest) {
+            if guest.available() == guest.used_index() {
+                writes(&mut guest, DEPTH, DATA);
+            }
+        }
+        // From here on a front end takes it for final. Its guest knows nothing of that, and goes on.
+        let seen = guest.used_index();
+        writes(&mut guest, 1, DATA);
+        assert!(daemon.0.wait().unwrap().success());
+        assert_eq!(guest.used_index(), seen, "answered behind the front end's back");
+    }
+}
+
+#[test]
+fn a_guest_is_interrupted_for_what_the_last_backend_has_answered_and_not_told() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let mut guest = FrontEnd::connect(&scene);
+    guest.place(RINGS).unwrap();
+    guest.wire.set_vring_base(0, 0).unwrap();
+    assert_eq!(guest.interrupts(), 0);
+    guest.change_call();
+    eventually("an interrupt", || guest.interrupts() == 1);
+}
