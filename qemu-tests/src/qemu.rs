@@ -179,10 +179,11 @@ impl GuestBuilder {
             arguments.push("-no-reboot".to_owned());
         }
         arguments.extend(accelerator());
+        // In front of the disks, which may lie on a bus that these make.
+        arguments.extend_from_slice(&self.arguments);
         for (index, disk) in self.disks.iter().enumerate() {
             arguments.extend(disk.arguments(index));
         }
-        arguments.extend_from_slice(&self.arguments);
         arguments
     }
 
