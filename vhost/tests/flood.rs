@@ -148,7 +148,8 @@ fn a_million_refused_requests_leave_a_short_log_and_the_daemon_as_it_was() {
     let lines = scene.logged("refused a request") as u64;
     assert!(lines <= (seconds + 1) * requests.len() as u64, "{lines} lines in {seconds} s");
     assert!(after.resident_kib <= before.resident_kib + SLACK, "{before:?} became {after:?}");
-    assert_eq!(after.descriptors, before.descriptors);
+    // A client of the hand-over that has just gone may still be there in the first of the two.
+    assert!(after.descriptors <= before.descriptors, "{before:?} became {after:?}");
     assert_eq!(after.threads, before.threads);
     guest.publish("an honest item");
     assert_eq!(scene.counter("broken"), 0);

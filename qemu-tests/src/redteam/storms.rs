@@ -39,9 +39,9 @@ const fn attack(
 }
 
 /// Honest items published meanwhile.
-const ITEMS: usize = 50;
+const ITEMS: usize = 30;
 
-const THREADS: usize = 8;
+const THREADS: usize = 6;
 
 /// Threads, and refused writes of each.
 const WRITERS: usize = 32;
