@@ -40,6 +40,11 @@ impl Binaries {
         self.folder.join("crashload")
     }
 
+    /// The attacks of a guest on its ring.
+    pub fn redteam(&self) -> PathBuf {
+        self.folder.join("redteam")
+    }
+
     /// The tests' comparison of a ring with a queue.
     pub fn ringmodel(&self) -> PathBuf {
         self.folder.join("ringmodel")

@@ -59,6 +59,7 @@ impl ImageSpec {
             ("bin/ringload", programs.ringload()),
             ("bin/crashload", programs.crashload()),
             ("bin/ringmodel", programs.ringmodel()),
+            ("bin/redteam", programs.redteam()),
         ];
         // They are no part of the product: an image without them is of use.
         let there = tools.into_iter().filter(|(_, path)| path.exists());

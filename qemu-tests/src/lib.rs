@@ -30,6 +30,7 @@ pub mod load;
 mod process;
 mod qemu;
 mod qmp;
+pub mod redteam;
 
 pub use disk::Disk;
 pub use error::{Error, Result};

@@ -192,10 +192,11 @@ impl GuestBuilder {
             let port = format!("pcie-root-port,id={name},chassis={number}");
             arguments.extend(["-device".to_owned(), port]);
         }
+        // In front of the disks, which may lie on a bus that these make.
+        arguments.extend_from_slice(&self.arguments);
         for (index, disk) in self.disks.iter().enumerate() {
             arguments.extend(disk.arguments(index));
         }
-        arguments.extend_from_slice(&self.arguments);
         arguments
     }
 

@@ -124,26 +124,20 @@ fn bytes_that_are_no_message() {
 fn a_thousand_front_ends_that_come_and_go_leave_nothing_behind() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let process = format!("/proc/{}", daemon.0.id());
-    let entries = |what: &str| std::fs::read_dir(format!("{process}/{what}")).unwrap().count();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("{process}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
     let come_and_go = || FrontEnd::new(&scene).honest(&scene);
     // What is allocated once, and what the allocator keeps, is there after some.
     for _ in 0..50 {
         come_and_go();
     }
-    let (threads, descriptors, memory) = (entries("task"), entries("fd"), resident());
+    let before = daemon.footprint();
     for _ in 0..1000 {
         come_and_go();
     }
     // The last one's end a little after its connection.
     eventually("threads and descriptors are as they were", || {
-        entries("task") <= threads && entries("fd") <= descriptors
+        let now = daemon.footprint();
+        now.threads <= before.threads && now.descriptors <= before.descriptors
     });
-    let grown = resident().saturating_sub(memory);
-    assert!(grown < 512, "{grown} KiB more than {memory}");
+    let after = daemon.footprint();
+    assert!(after.resident_kib < before.resident_kib + 512, "{before:?} became {after:?}");
 }

@@ -104,12 +104,7 @@ fn a_turn_ends_although_every_request_is_as_large_as_can_be() {
 #[test]
 fn neither_log_nor_memory_grows_with_what_a_guest_does() {
     let (scene, daemon, mut guest) = start();
-    let resident = || {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
-        let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap().to_owned();
-        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-    };
-    let before = resident();
+    let before = daemon.footprint().own_kib;
     let start = Instant::now();
     for _ in 0..2000 {
         assert_eq!(u32::from(guest.write(0, &[0; 512])), VIRTIO_BLK_S_IOERR);
@@ -136,7 +131,7 @@ fn neither_log_nor_memory_grows_with_what_a_guest_does() {
     let seconds = usize::try_from(start.elapsed().as_secs()).unwrap() + 1;
     assert_eq!(scene.counter("refused.signature"), 2000);
     let (refused, broken) = (scene.logged("refused a request"), scene.logged(BROKEN));
-    let after = resident();
+    let after = daemon.footprint().own_kib;
     println!("{before} KiB before, {after} KiB after");
     assert!(after < before + 2048, "memory grows: {before} KiB, {after} KiB");
     println!("in {seconds} s: {refused} and {broken} lines, {} in all", scene.logged(""));

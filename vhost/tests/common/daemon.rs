@@ -2,6 +2,7 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use ring_simulation::Footprint;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Error, UnixDevice};
 use std::fs::File;
@@ -30,6 +31,10 @@ impl Drop for Daemon {
 impl Daemon {
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
+    }
+
+    pub fn footprint(&self) -> Footprint {
+        Footprint::of(self.0.id())
     }
 }
 

@@ -5,7 +5,7 @@ use super::daemon::{PATIENCE, Scene};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::{Geometry, SectorSize};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, Consumer, Producer};
+use shared_block_ring::{BlockDevice, Consumer, Position, Producer};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -264,10 +264,15 @@ impl FrontEnd {
 
     /// The header of a request, as the device reads it.
     pub fn header(&self, kind: u32, sector: u64) {
-        self.memory.write_obj(kind, GuestAddress(HEADER)).unwrap();
-        self.memory.write_obj(0u32, GuestAddress(HEADER + 4)).unwrap();
-        self.memory.write_obj(sector, GuestAddress(HEADER + 8)).unwrap();
+        self.header_at(HEADER, kind, sector);
         self.memory.write_obj(0xaau8, GuestAddress(STATUS)).unwrap();
+    }
+
+    /// The same elsewhere.
+    pub fn header_at(&self, at: u64, kind: u32, sector: u64) {
+        self.memory.write_obj(kind, GuestAddress(at)).unwrap();
+        self.memory.write_obj(0u32, GuestAddress(at + 4)).unwrap();
+        self.memory.write_obj(sector, GuestAddress(at + 8)).unwrap();
     }
 
     pub fn status(&self) -> u8 {
@@ -305,13 +310,19 @@ impl FrontEnd {
         status
     }
 
+    /// A producer in the guest, and an item of its. The position behind that.
+    pub fn publish(&mut self, item: &str) -> Position {
+        let driver = Driver(Mutex::new(self));
+        let mut producer = Producer::attach(&driver, "q", "guest").unwrap();
+        let end = producer.push(item).unwrap();
+        producer.advance(end).unwrap();
+        end
+    }
+
     /// A producer in the guest, a consumer on the host, and an item from one to the other.
     pub fn honest(&mut self, scene: &Scene) {
         assert_eq!(self.request(VIRTIO_BLK_T_GET_ID, 0, writable(DATA, 20)), 0);
-        let driver = Driver(Mutex::new(self));
-        let mut producer = Producer::attach(&driver, "q", "guest").unwrap();
-        let end = producer.push("an honest item").unwrap();
-        producer.advance(end).unwrap();
+        let end = self.publish("an honest item");
         let device = scene.connect(Role::Consumer).unwrap();
         let mut consumer = Consumer::attach(device, "q", "host").unwrap();
         let mut at = consumer.position();

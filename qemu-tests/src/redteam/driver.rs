@@ -1,0 +1,111 @@
+//! Attacks on the driver and on the device themselves.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use shared_block_ring::BlockDevice as _;
+use shared_block_ring::format::Side;
+use std::io::IoSlice;
+use vhost_device_blockring::guard::Reason;
+
+use super::{Attack, Failure, Group, Raid, ensure};
+
+pub(super) const ATTACKS: &[Attack] = &[
+    attack("driver_taken_away_under_load", driver_taken_away),
+    attack("device_reset_under_load", device_reset),
+];
+
+const fn attack(name: &'static str, run: fn(&mut Raid) -> Result<(), Failure>) -> Attack {
+    Attack { name, group: Group::Driver, reasons: &[Reason::Signature], run }
+}
+
+/// Made in the guest when the device is reset: nothing that waits for it comes back, the kernel's driver least of all.
+pub const RESET_DONE: &str = "/tmp/reset-done";
+
+const ROUNDS: usize = 3;
+
+const THREADS: usize = 8;
+
+/// For the disk to come back.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Writes to sector 0 and flushes in some threads until the disk is gone, or `meanwhile` is over.
+fn under_load<T>(
+    raid: &mut Raid,
+    meanwhile: impl FnOnce(&mut Raid) -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let devices = (0..THREADS).map(|_| raid.open()).collect::<Result<Vec<_>, _>>()?;
+    let stop = AtomicBool::new(false);
+    let junk = raid.bare(0);
+    std::thread::scope(|scope| {
+        for device in devices {
+            let (stop, junk) = (&stop, &junk);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused, or for a disk that is gone: both are as they should be.
+                    let _ = device.write(0, &[IoSlice::new(junk)]);
+                    if device.flush().is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        let outcome = meanwhile(raid);
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// The device's folder among the PCI devices.
+fn device_of(raid: &Raid) -> Result<PathBuf, Failure> {
+    let node = raid.path()?;
+    let name = node.file_name().unwrap_or_default();
+    let device = fs::canonicalize(Path::new("/sys/block").join(name).join("device"))?;
+    let parent = device.parent().map(Path::to_owned);
+    parent.ok_or_else(|| Failure::Unsound("a disk of no device".into()))
+}
+
+fn driver_taken_away(raid: &mut Raid) -> Result<(), Failure> {
+    let device = device_of(raid)?;
+    let address = device.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let driver = Path::new("/sys/bus/pci/drivers/virtio-pci");
+    raid.report.at_least = true;
+    raid.report.refused.insert(Reason::Signature.to_string(), 1);
+    for _ in 0..ROUNDS {
+        // In the middle of a publication.
+        let item = raid.push()?;
+        under_load(raid, |raid| {
+            raid.producer()?.advance(item.end)?;
+            raid.published(item);
+            let next = raid.push()?;
+            fs::write(driver.join("unbind"), &address)?;
+            ensure(raid.producer()?.advance(next.end).is_err(), || "a disk that is gone".into())
+        })?;
+        raid.detach();
+        fs::write(driver.join("bind"), &address)?;
+        let begun = Instant::now();
+        while raid.reopen().is_err() {
+            ensure(begun.elapsed() < PATIENCE, || "the disk does not come back".to_owned())?;
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        ensure(raid.position(Side::Producer)? == raid.last()?.end, || "it was published".into())?;
+        raid.attach()?;
+        raid.publish(1)?;
+    }
+    Ok(())
+}
+
+/// What was under way is lost, and the driver waits for it until the guest boots again: it must not come to its end.
+fn device_reset(raid: &mut Raid) -> Result<(), Failure> {
+    let reset = device_of(raid)?.join("reset");
+    under_load(raid, |raid| {
+        raid.publish(10)?;
+        fs::write(reset, "1")?;
+        fs::write(RESET_DONE, "")?;
+        loop {
+            raid.publish(1)?;
+        }
+    })
+}

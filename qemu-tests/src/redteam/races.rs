@@ -1,0 +1,261 @@
+//! Bytes that change while the request that names them is under way.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use shared_block_ring::format::{SLOTS_AT, Side};
+use vhost_device_blockring::guard::Reason;
+
+use super::raid::Published;
+use super::{Attack, Failure, Group, Raid, ensure};
+
+pub(super) const ATTACKS: &[Attack] = &[
+    attack(
+        "pointer_changed_in_flight",
+        &[
+            Reason::PointerBackwards,
+            Reason::PointerBeyond,
+            Reason::PointerMisaligned,
+            Reason::PointerFlag,
+            Reason::PointerExtension,
+            Reason::ItemCount,
+            Reason::ItemFraming,
+        ],
+        pointer,
+    ),
+    attack("published_data_changed_in_flight", &[Reason::PublishedData], data),
+    attack(
+        "header_changed_while_it_is_published",
+        &[Reason::ItemFraming, Reason::ItemCount, Reason::PublishedData],
+        header,
+    ),
+];
+
+const fn attack(
+    name: &'static str,
+    reasons: &'static [Reason],
+    run: fn(&mut Raid) -> Result<(), Failure>,
+) -> Attack {
+    Attack { name, group: Group::Races, reasons, run }
+}
+
+/// Both outcomes must be seen so often,
+const OFTEN: u32 = 20;
+
+/// within so many tries.
+const TRIES: u32 = 20_000;
+
+const SECTOR: usize = 512;
+
+/// A sector in memory that one thread writes while the kernel reads it.
+#[repr(C, align(4096))]
+struct Shared([AtomicU64; SECTOR / 8]);
+
+impl Shared {
+    fn new() -> Self {
+        Self([const { AtomicU64::new(0) }; SECTOR / 8])
+    }
+
+    fn store(&self, bytes: &[u8]) {
+        for (word, bytes) in self.0.iter().zip(bytes.chunks_exact(8)) {
+            let mut value = [0; 8];
+            value.copy_from_slice(bytes);
+            word.store(u64::from_ne_bytes(value), Ordering::Relaxed);
+        }
+    }
+
+    /// Writes it to the disk, whatever it is at that moment.
+    fn write(&self, disk: &File, sector: u64) -> io::Result<()> {
+        let at = (sector * SECTOR as u64).cast_signed();
+        // SAFETY: the address and as many bytes behind it are those of `self`, and only the kernel reads them here; that they change
+        // meanwhile is the point, and Rust has no reference to them that is not atomic.
+        let written = unsafe { libc::pwrite(disk.as_raw_fd(), self.0.as_ptr().cast(), SECTOR, at) };
+        match usize::try_from(written) {
+            Ok(SECTOR) => Ok(()),
+            Ok(_) => Err(io::ErrorKind::WriteZero.into()),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// Runs `tries` while another thread stores one variant after the other.
+fn racing<T>(
+    shared: &Shared,
+    variants: &[Vec<u8>],
+    tries: impl FnOnce() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for bytes in variants {
+                    shared.store(bytes);
+                }
+            }
+        });
+        let outcome = tries();
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
+}
+
+/// Counts until both outcomes have been seen often enough.
+#[derive(Default)]
+struct Outcomes {
+    tries: u32,
+    passed: u32,
+    refused: u32,
+}
+
+impl Outcomes {
+    fn more(&mut self) -> Result<bool, Failure> {
+        self.tries += 1;
+        ensure(self.tries < TRIES, || {
+            format!("{} passed and {} were refused: no race", self.passed, self.refused)
+        })?;
+        Ok(self.passed < OFTEN || self.refused < OFTEN)
+    }
+
+    fn note(&mut self, passed: bool) {
+        *(if passed { &mut self.passed } else { &mut self.refused }) += 1;
+    }
+}
+
+/// One variant of the pointer sector is true, and the others are not: it is stored as it is, or nothing is.
+fn pointer(raid: &mut Raid) -> Result<(), Failure> {
+    let disk = raid.file(libc::O_DIRECT)?;
+    let shared = Shared::new();
+    let mut outcomes = Outcomes::default();
+    while outcomes.more()? {
+        let item = raid.push()?;
+        let sound = raid.publication(item)?.to_vec();
+        let far = item.end.get() + raid.geometry().capacity().get();
+        let forged = |change: &dyn Fn(&mut [u8])| {
+            let mut sector = sound.clone();
+            change(&mut sector);
+            sector
+        };
+        let variants = [
+            sound.clone(),
+            forged(&|sector| sector[..8].copy_from_slice(&far.to_le_bytes())),
+            sound.clone(),
+            forged(&|sector| sector[..8].fill(0)),
+            sound.clone(),
+            forged(&|sector| sector[0] ^= 1),
+            sound.clone(),
+            forged(&|sector| sector[8] = 0),
+            sound.clone(),
+            forged(&|sector| sector[SLOTS_AT[0]..SLOTS_AT[1]].fill(0x5a)),
+            forged(&|sector| sector[SLOTS_AT[1]..SLOTS_AT[1] + 48].fill(0x5a)),
+        ];
+        shared.store(&sound);
+        let more = &mut outcomes;
+        racing(&shared, &variants, || {
+            loop {
+                let passed = raid.by_chance(shared.write(&disk, Side::Producer.sector()))?;
+                more.note(passed);
+                if passed || !more.more()? {
+                    return Ok(());
+                }
+            }
+        })?;
+        settle(raid, item)?;
+    }
+    Ok(())
+}
+
+/// Takes note of an item that may have been published past the honest producer, which does it now if not.
+fn settle(raid: &mut Raid, item: Published) -> Result<(), Failure> {
+    let stands = raid.position(Side::Producer)?;
+    if stands == item.end {
+        raid.published(item);
+        return raid.attach();
+    }
+    ensure(stands == item.start, || format!("the pointer went to {stands}"))?;
+    raid.producer()?.advance(item.end)?;
+    raid.published(item);
+    Ok(())
+}
+
+/// A sector that is partly published and partly free.
+fn data(raid: &mut Raid) -> Result<(), Failure> {
+    let disk = raid.file(libc::O_DIRECT)?;
+    let shared = Shared::new();
+    // The last item ends within a sector.
+    while raid.place(raid.last()?.end).1 < 8 {
+        raid.publish(1)?;
+    }
+    raid.settle()?;
+    let last = raid.last()?;
+    let (sector, end) = raid.place(last.end);
+    let mut sound = raid.read(sector, 1)?.to_vec();
+    let before = raid.stream(last.start, last.end)?;
+    sound[end..].fill(0x11);
+    let mut forged = sound.clone();
+    forged[end - 4] ^= 1;
+    forged[end..].fill(0x22);
+    let mut outcomes = Outcomes::default();
+    shared.store(&sound);
+    racing(&shared, &[sound, forged], || {
+        while outcomes.more()? {
+            outcomes.note(raid.by_chance(shared.write(&disk, sector))?);
+        }
+        Ok(())
+    })?;
+    ensure(raid.stream(last.start, last.end)? == before, || "published bytes changed".to_owned())
+}
+
+/// The header of an item says now this and now that while another request publishes it: from then on it is true, and stays so.
+fn header(raid: &mut Raid) -> Result<(), Failure> {
+    let disk = raid.file(libc::O_DIRECT)?;
+    let mut outcomes = Outcomes::default();
+    while outcomes.more()? {
+        let item = raid.push()?;
+        let publication = raid.publication(item)?;
+        let (sector, byte) = raid.place(item.start);
+        let sound = raid.read(sector, 1)?.to_vec();
+        let mut forged = sound.clone();
+        // Eight bytes longer.
+        let length = raid.next_item().len() + 8;
+        let length = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
+        forged[byte..byte + 4].copy_from_slice(&length);
+        let (shared, stop) = (Shared::new(), AtomicBool::new(false));
+        let more = &mut outcomes;
+        let wrote = std::thread::scope(|scope| -> Result<(u64, u64), Failure> {
+            let writer = scope.spawn(|| {
+                let (mut passed, mut refused) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    for bytes in [&forged, &sound] {
+                        shared.store(bytes);
+                        match shared.write(&disk, sector) {
+                            Ok(()) => passed += 1,
+                            Err(_) => refused += 1,
+                        }
+                    }
+                }
+                (passed, refused)
+            });
+            let outcome = (|| {
+                loop {
+                    let passed = raid.write(Side::Producer.sector(), &publication);
+                    let passed = raid.by_chance(passed)?;
+                    more.note(passed);
+                    if passed || !more.more()? {
+                        return Ok(());
+                    }
+                }
+            })();
+            stop.store(true, Ordering::Relaxed);
+            let wrote = writer.join().map_err(|_| Failure::Unsound("the writer died".into()))?;
+            outcome.map(|()| wrote)
+        })?;
+        raid.report.passed += wrote.0;
+        raid.report.by_chance += wrote.1;
+        settle(raid, item)?;
+        let found = raid.stream(item.start, item.end)?;
+        ensure(found[..4] == sound[byte..byte + 4], || format!("a header of {:?}", &found[..4]))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,70 @@
+//! Two programs that both claim to be the producer.
+
+use ring_simulation::Unlocked;
+use shared_block_ring::{Error, Producer};
+use vhost_device_blockring::guard::Reason;
+
+use super::{Attack, Failure, Group, Raid, ensure};
+
+pub(super) const ATTACKS: &[Attack] = &[
+    attack("second_producer_by_the_library", &[], by_the_library),
+    attack("second_producer_left_behind", &[Reason::PublishedData], left_behind),
+    attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
+];
+
+const fn attack(
+    name: &'static str,
+    reasons: &'static [Reason],
+    run: fn(&mut Raid) -> Result<(), Failure>,
+) -> Attack {
+    Attack { name, group: Group::Races, reasons, run }
+}
+
+/// How often two of them meet.
+const ROUNDS: usize = 30;
+
+/// The guest's kernel keeps its lock.
+fn by_the_library(raid: &mut Raid) -> Result<(), Failure> {
+    match Producer::attach(raid.open()?, "redteam", "second") {
+        Err(Error::Held { .. }) => raid.report.barred += 1,
+        other => return Err(Failure::Unsound(format!("{other:?}"))),
+    }
+    Ok(())
+}
+
+/// One that minds no lock, and has not seen what was published since it attached.
+fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
+    for _ in 0..ROUNDS {
+        let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
+        raid.publish(1)?;
+        match second.push("no honest item") {
+            Err(Error::Device(e)) => raid.refused(Reason::PublishedData, Err(e.source))?,
+            other => return Err(Failure::Unsound(format!("{other:?}"))),
+        }
+    }
+    Ok(())
+}
+
+/// Both have the same item to publish, and do it at the same time: one of them does.
+fn at_once(raid: &mut Raid) -> Result<(), Failure> {
+    for _ in 0..ROUNDS {
+        let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
+        let item = raid.push()?;
+        let end = second.push(&raid.next_item())?;
+        ensure(end == item.end, || format!("{end} and {}", item.end))?;
+        let first = raid.producer()?;
+        let (mine, others) = std::thread::scope(|scope| {
+            let other = scope.spawn(|| second.advance(end));
+            (first.advance(end), other.join())
+        });
+        let others = others.map_err(|_| Failure::Unsound("the second one died".into()))?;
+        let refused = match (mine, others) {
+            (Ok(()), Err(Error::Device(e))) | (Err(Error::Device(e)), Ok(())) => e.source,
+            other => return Err(Failure::Unsound(format!("{other:?}"))),
+        };
+        raid.refused(Reason::PointerExtension, Err(refused))?;
+        raid.published(item);
+        raid.attach()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! What must have come of a write, and the account of it.
+
+use std::io;
+
+use nix::errno::Errno;
+use vhost_device_blockring::guard::Reason;
+
+use super::{Failure, Raid, ensure};
+
+impl Raid {
+    /// The write must have been refused, for `reason`.
+    pub fn refused(&mut self, reason: Reason, outcome: io::Result<()>) -> Result<(), Failure> {
+        *self.report.refused.entry(reason.to_string()).or_default() += 1;
+        match outcome {
+            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => Ok(()),
+            other => Err(Failure::Unsound(format!("{other:?} where {reason} was to be"))),
+        }
+    }
+
+    /// Whether the write has passed; if not it must have been refused.
+    pub fn by_chance(&mut self, outcome: io::Result<()>) -> Result<bool, Failure> {
+        match outcome {
+            Ok(()) => self.report.passed += 1,
+            Err(e) if e.raw_os_error() == Some(Errno::EIO as i32) => {
+                self.report.by_chance += 1;
+                return Ok(false);
+            }
+            Err(e) => return Err(e.into()),
+        }
+        Ok(true)
+    }
+
+    /// The write must have been carried out.
+    pub fn passed(&mut self, outcome: io::Result<()>) -> Result<(), Failure> {
+        self.report.passed += 1;
+        Ok(outcome?)
+    }
+
+    /// Writes to one sector, which must be refused and stay as it is.
+    pub fn refused_write(
+        &mut self,
+        reason: Reason,
+        sector: u64,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let count = bytes.len() / self.geometry().sector_size().bytes();
+        let before = self.read(sector, count)?;
+        let outcome = self.write(sector, bytes);
+        self.refused(reason, outcome)?;
+        let after = self.read(sector, count)?;
+        ensure(before[..] == after[..], || format!("{reason}: sector {sector} has changed"))
+    }
+
+    /// The kernel must have answered one of these by itself.
+    pub fn barred<T: std::fmt::Debug>(
+        &mut self,
+        errors: &[Errno],
+        outcome: io::Result<T>,
+    ) -> Result<(), Failure> {
+        self.report.barred += 1;
+        match outcome {
+            Err(e) if errors.iter().any(|&own| Some(own as i32) == e.raw_os_error()) => Ok(()),
+            other => Err(Failure::Unsound(format!("{other:?} where {errors:?} was to be"))),
+        }
+    }
+}
