@@ -29,7 +29,7 @@ pub struct Producer<D> {
     acknowledged: bool,
     /// Behind the last item pushed.
     pushed: Mark,
-    /// What `push` returned beyond `published`: the only places to advance to.
+    /// What `push` returned and was not advanced over: the only places to advance to. Another life may have published them.
     ends: VecDeque<Mark>,
     /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
     durable_consumer: Position,
@@ -275,7 +275,7 @@ impl<D: BlockDevice> Producer<D> {
             self.handle.flush()?;
             self.publish(mark, self.acknowledged)?;
         }
-        while self.ends.front().is_some_and(|end| end.position <= self.published.position) {
+        while self.ends.front().is_some_and(|end| end.position <= to) {
             self.ends.pop_front();
         }
         Ok(())
@@ -322,7 +322,6 @@ impl<D: BlockDevice> Producer<D> {
                 // Whoever has published it may have died before it was durable.
                 self.handle.flush()?;
                 self.published = self.pushed;
-                self.ends.clear();
             }
             History::Parted(from) => {
                 let to = self.pushed;
@@ -373,7 +372,7 @@ impl<D: BlockDevice> Producer<D> {
             return Err(error);
         }
         match self.reconcile() {
-            Ok(()) if self.published == mark => {
+            Ok(()) if self.published.position >= mark.position => {
                 self.handle.revive();
                 Ok(())
             }

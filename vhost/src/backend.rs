@@ -1,5 +1,6 @@
 //! What a vhost-user front end asks of the device, and the events of its thread.
 
+use crate::dirty::Dirty;
 use crate::request::MAX_SEGMENTS;
 use crate::vring::{Claims, Memory, Vring};
 use crate::worker::Worker;
@@ -55,6 +56,7 @@ pub struct Backend {
     control: Mutex<Control>,
     config: [u8; CONFIG_BYTES],
     read_only: bool,
+    migratable: bool,
 }
 
 /// What the front end has set.
@@ -71,7 +73,7 @@ struct Control {
 
 impl Backend {
     /// For a ring shaped so.
-    pub fn new(worker: Worker, geometry: Geometry, read_only: bool) -> Self {
+    pub fn new(worker: Worker, geometry: Geometry, read_only: bool, migratable: bool) -> Self {
         let mut config = [0; CONFIG_BYTES];
         // Capacity is in units of 512 bytes, whatever the block size.
         config[..8].copy_from_slice(&(geometry.total_bytes() / 512).to_le_bytes());
@@ -85,6 +87,7 @@ impl Backend {
             control: Mutex::new(control),
             config,
             read_only,
+            migratable,
         }
     }
 
@@ -145,7 +148,7 @@ impl Backend {
 }
 
 impl VhostUserBackend for Backend {
-    type Bitmap = ();
+    type Bitmap = Dirty;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
@@ -158,7 +161,10 @@ impl VhostUserBackend for Backend {
 
     fn features(&self) -> u64 {
         let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        // QEMU migrates and saves no guest whose backend cannot log what it writes to the guest's memory.
+        let log = if self.migratable { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
         read_only
+            | log
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -177,7 +183,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
+        let log = if self.migratable {
+            VhostUserProtocolFeatures::LOG_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        log | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::REPLY_ACK

@@ -1,5 +1,6 @@
 //! The end of a request: its status byte, and its place in the used ring.
 
+use crate::dirty::GuestMemory;
 use crate::executor::Outcome;
 use crate::vring::Memory;
 use vhost_user_backend::VringState;
@@ -7,7 +8,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
 
 /// A completion.
 pub struct Finished {
@@ -54,7 +55,7 @@ pub fn give_back(state: &mut VringState<Memory>) {
 }
 
 /// Whether all three parts of a queue lie in guest memory, to their last byte (virtio 1.3, 2.7): whatever is looked up in them then is there.
-pub fn in_memory(queue: &Queue, mem: &GuestMemoryMmap) -> bool {
+pub fn in_memory(queue: &Queue, mem: &GuestMemory) -> bool {
     let size = usize::from(queue.size());
     let there = |start, len| mem.check_range(GuestAddress(start), len);
     there(queue.desc_table(), 16 * size)

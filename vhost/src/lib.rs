@@ -9,6 +9,7 @@ pub mod backend;
 mod completion;
 pub mod config;
 pub mod counters;
+pub mod dirty;
 pub mod executor;
 pub mod fault;
 pub mod flusher;

@@ -2,6 +2,7 @@
 
 use crate::backend::Backend;
 use crate::counters::Counters;
+use crate::dirty::GuestMemory;
 use crate::executor::{Executor, Service};
 use crate::fault::Faults;
 use crate::flusher::Flusher;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryAtomic;
 
 /// Why the daemon could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -149,7 +150,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let flusher = Flusher::start(duplicate()?).map_err(system("start a thread"))?;
     let worker = Worker::new(executor, Arc::clone(&counters), flusher, backend_bell, settings.hold)
         .map_err(system("make a timer"))?;
-    let backend = Arc::new(Backend::new(worker, opened.geometry, settings.read_only));
+    let backend =
+        Arc::new(Backend::new(worker, opened.geometry, settings.read_only, settings.migratable));
     let _handover = match consumers {
         Some((listening, admission)) => {
             let counters = Arc::clone(&counters);
@@ -292,7 +294,7 @@ impl Server {
 
     /// Serves one front end to its end, or to ours.
     fn connection(&self) -> Result<(), Failure> {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let memory = GuestMemoryAtomic::new(GuestMemory::new());
         let mut daemon =
             VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(&self.backend), memory)?;
         for handler in daemon.get_epoll_handlers() {

@@ -3,6 +3,7 @@
 //! A standard mutex is not fair: a guest that keeps its queue busy would have the worker take it again and again, while the front
 //! end's thread waits for it (and QEMU's main loop for that thread). So the front end's thread says that it waits, and the worker gives way.
 
+use crate::dirty::GuestMemory;
 use crate::notifier::{consume, event};
 use std::fs::File;
 use std::io;
@@ -13,10 +14,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryAtomic;
 
 /// Guest memory, replaced as a whole when the front end changes it.
-pub type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub type Memory = GuestMemoryAtomic<GuestMemory>;
 
 /// The longest that a worker gives way: the other thread needs microseconds, unless it is not given a processor.
 const GIVE_WAY: Duration = Duration::from_millis(20);
@@ -203,7 +204,7 @@ mod tests {
     use vmm_sys_util::eventfd::EventFd;
 
     fn vring() -> Vring {
-        Vring::new(Memory::new(GuestMemoryMmap::new()), 256).unwrap()
+        Vring::new(Memory::new(GuestMemory::new()), 256).unwrap()
     }
 
     #[test]

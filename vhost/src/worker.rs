@@ -7,6 +7,7 @@
 
 use crate::completion::{Finished, give_back, in_memory};
 use crate::counters::Counters;
+use crate::dirty::GuestMemory;
 use crate::executor::{Executor, Outcome};
 use crate::fault;
 use crate::flusher::Flusher;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vhost_user_backend::{VringState, VringT};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// Requests in a turn: a guest that never pauses must not keep the front end's messages waiting.
@@ -230,7 +231,7 @@ impl Worker {
         answered: &mut u32,
     ) -> Result<(), virtio_queue::Error>
     where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
+        M: Deref<Target = GuestMemory> + Clone,
     {
         if let Some(finished) = finished {
             self.answer(state, mem, &finished)?;
@@ -274,7 +275,7 @@ impl Worker {
         mem: &M,
     ) -> Result<Option<(u16, Outcome)>, virtio_queue::Error>
     where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
+        M: Deref<Target = GuestMemory> + Clone,
     {
         // Not `pop_descriptor_chain`: it answers "nothing" to an available index that is out of bounds.
         let Some(chain) = state.get_queue_mut().iter(mem.clone())?.next() else { return Ok(None) };
@@ -332,7 +333,7 @@ impl Worker {
         parked: Parked,
     ) -> Result<Option<(u16, Outcome)>, virtio_queue::Error>
     where
-        M: Deref<Target = GuestMemoryMmap> + Clone,
+        M: Deref<Target = GuestMemory> + Clone,
     {
         let head = parked.head;
         match parked.why {
@@ -375,7 +376,7 @@ impl Worker {
         finished: &Finished,
     ) -> Result<(), virtio_queue::Error>
     where
-        M: Deref<Target = GuestMemoryMmap>,
+        M: Deref<Target = GuestMemory>,
     {
         let mut len = finished.len;
         // Found out by carrying it out, perhaps.

@@ -67,12 +67,11 @@ impl BlockDevice for &Snapshotted<'_, '_> {
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         let [buf] = bufs else { panic!("the library reads into one buffer") };
-        match self.kept() {
-            Some(kept) => buf.copy_from_slice(&kept),
-            None => {
-                self.driver.read(first, &mut [IoSliceMut::new(buf)])?;
-                self.keep(buf.to_vec());
-            }
+        if let Some(kept) = self.kept() {
+            buf.copy_from_slice(&kept);
+        } else {
+            self.driver.read(first, &mut [IoSliceMut::new(buf)])?;
+            self.keep(buf.to_vec());
         }
         Ok(())
     }
@@ -134,7 +133,8 @@ fn end_of(start: u64, item: &[u8]) -> u64 {
 enum Step {
     /// A batch of items of these lengths, or as many items popped.
     Move(Vec<usize>),
-    Advance,
+    /// Over the first so many of the pushed batches, or over all that was popped.
+    Advance(usize),
     /// The process ends and another one takes its place.
     Again,
 }
@@ -149,7 +149,7 @@ fn steps(random: &mut SmallRng, most: usize, again: bool) -> Vec<Step> {
             0..6 => Step::Move(
                 (0..random.random_range(1..4)).map(|_| random.random_range(8..longest)).collect(),
             ),
-            _ => Step::Advance,
+            _ => Step::Advance(random.random_range(1..6)),
         })
         .collect()
 }
@@ -162,6 +162,8 @@ struct Sender<'a, 'd> {
     number: u64,
     /// Not yet advanced over.
     pushed: Vec<(u64, Vec<u8>)>,
+    /// Of the batches among them.
+    ends: Vec<u64>,
     superseded: u32,
     stream: Published,
 }
@@ -170,18 +172,25 @@ impl<'a, 'd> Sender<'a, 'd> {
     fn new(device: &'a Snapshotted<'a, 'd>, stream: &Published) -> Self {
         let end = Producer::attach(device, "q", "sender").unwrap();
         let stream = Arc::clone(stream);
-        Self { device, end, life: 0, number: 0, pushed: Vec::new(), superseded: 0, stream }
+        let (pushed, ends) = (Vec::new(), Vec::new());
+        Self { device, end, life: 0, number: 0, pushed, ends, superseded: 0, stream }
+    }
+
+    fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.step(step);
+        }
     }
 
     fn step(&mut self, step: &Step) {
         let outcome = match step {
             Step::Move(lengths) => self.push(lengths),
-            Step::Advance => self.advance(),
+            Step::Advance(batches) => self.advance(*batches),
             Step::Again => {
                 // What was pushed goes first: a restored one may have it pushed, and its bytes must not be others.
-                let _ = self.advance();
+                let _ = self.advance(usize::MAX);
                 self.end = Producer::attach(self.device, "q", "again").unwrap();
-                self.pushed.clear();
+                self.forget(u64::MAX);
                 Ok(())
             }
         };
@@ -195,7 +204,7 @@ impl<'a, 'd> Sender<'a, 'd> {
                 let lost = self.account_for(from.get());
                 assert_eq!(items, Some(lost));
                 assert!(self.pushed.last().is_none_or(|(end, _)| *end == to.get()));
-                self.pushed.clear();
+                self.forget(u64::MAX);
             }
             Err(e) => panic!("{e}"),
         }
@@ -205,7 +214,9 @@ impl<'a, 'd> Sender<'a, 'd> {
     fn account_for(&self, from: u64) -> u64 {
         let stream = self.stream.lock().unwrap();
         let (known, lost): (Vec<_>, Vec<_>) = self.pushed.iter().partition(|(end, _)| *end <= from);
-        known.iter().for_each(|(end, bytes)| assert_eq!(stream.at(*end), Some(bytes)));
+        for (end, bytes) in known {
+            assert_eq!(stream.at(*end), Some(bytes));
+        }
         lost.len() as u64
     }
 
@@ -221,23 +232,29 @@ impl<'a, 'd> Sender<'a, 'd> {
             self.pushed.push((at, item));
         }
         assert_eq!(at, end.get());
+        self.ends.push(at);
         Ok(())
     }
 
-    fn advance(&mut self) -> Result<(), Error> {
-        let Some((end, _)) = self.pushed.last() else { return Ok(()) };
-        let end = *end;
+    /// What lies before `end` is published, or gone.
+    fn forget(&mut self, end: u64) {
+        self.pushed.retain(|(at, _)| *at > end);
+        self.ends.retain(|at| *at > end);
+    }
+
+    fn advance(&mut self, batches: usize) -> Result<(), Error> {
+        let Some(&end) = self.ends.iter().take(batches).next_back() else { return Ok(()) };
         // Before: the host can have consumed them when `advance` returns.
         let old = self.stream.lock().unwrap().0.len();
         if self.stream.lock().unwrap().end() < end {
             let start = self.stream.lock().unwrap().end();
-            let new = self.pushed.iter().filter(|(end, _)| *end > start).cloned();
+            let new = self.pushed.iter().filter(|(at, _)| (start + 1..=end).contains(at)).cloned();
             self.stream.lock().unwrap().0.extend(new);
         }
         match self.end.advance(Position::new(end).unwrap()) {
             Ok(()) => {
-                assert_eq!(self.account_for(end), 0);
-                self.pushed.clear();
+                self.account_for(end);
+                self.forget(end);
                 Ok(())
             }
             Err(e) => {
@@ -282,10 +299,10 @@ fn produced(seed: u64) -> u32 {
     let first = Snapshotted::first_life(&driver, &answers);
     let mut life = Sender::new(&first, &stream);
     let attached = answers.lock().unwrap().len();
-    early.iter().for_each(|step| life.step(step));
+    life.steps(&early);
     let requests = answers.lock().unwrap().len();
     life.life = 1;
-    late.iter().for_each(|step| life.step(step));
+    life.steps(&late);
     assert_eq!(life.superseded, 0, "nobody has moved what it has moved");
     drop(life);
 
@@ -293,12 +310,13 @@ fn produced(seed: u64) -> u32 {
     let second = Snapshotted::restored(&driver, &answers, before);
     let mut life = Sender::new(&second, &stream);
     life.life = 2;
-    early.iter().chain(&steps(&mut random, 12, true)).for_each(|step| life.step(step));
+    life.steps(&early);
+    life.steps(&steps(&mut random, 12, true));
     // It goes on, whatever was.
     let end = stream.lock().unwrap().end();
     for _ in 0..10_000 {
         life.step(&Step::Move(vec![8]));
-        life.step(&Step::Advance);
+        life.step(&Step::Advance(usize::MAX));
         if stream.lock().unwrap().end() > end {
             break;
         }
@@ -336,10 +354,16 @@ impl<'a, 'd> Receiver<'a, 'd> {
         Self { device, end, at, superseded: 0, stream }
     }
 
+    fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.step(step);
+        }
+    }
+
     fn step(&mut self, step: &Step) {
         let outcome = match step {
             Step::Move(lengths) => self.pop(lengths.len()),
-            Step::Advance => self.end.advance(self.at),
+            Step::Advance(_) => self.end.advance(self.at),
             Step::Again => {
                 self.end = Consumer::attach(self.device, "q", "again").unwrap();
                 self.at = self.end.position();
@@ -416,21 +440,22 @@ fn consumed(seed: u64) -> u32 {
     let first = Snapshotted::first_life(&driver, &answers);
     let mut life = Receiver::new(&first, &stream);
     let attached = answers.lock().unwrap().len();
-    early.iter().for_each(|step| life.step(step));
+    life.steps(&early);
     let requests = answers.lock().unwrap().len();
-    late.iter().for_each(|step| life.step(step));
+    life.steps(&late);
     assert_eq!(life.superseded, 0, "nobody has moved what it has moved");
     drop(life);
 
     let before = random.random_range(attached..=requests);
     let second = Snapshotted::restored(&driver, &answers, before);
     let mut life = Receiver::new(&second, &stream);
-    early.iter().chain(&steps(&mut random, 20, true)).for_each(|step| life.step(step));
+    life.steps(&early);
+    life.steps(&steps(&mut random, 20, true));
     // It gets all that is published by now, and frees it.
     let end = stream.lock().unwrap().end();
     for _ in 0..10_000 {
         life.step(&Step::Move(vec![0; 8]));
-        life.step(&Step::Advance);
+        life.step(&Step::Advance(usize::MAX));
         if life.end.position().get() >= end {
             break;
         }
