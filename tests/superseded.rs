@@ -3,11 +3,14 @@
 
 mod common;
 
+use common::RingFile;
 use common::journal::{Done, SOON, disk, entry, held, in_time, keeping, options, start, until};
-use ring_simulation::{Disk, DiskDevice, Fault, Operation};
+use ring_simulation::{Disk, DiskDevice, Fault, Operation, Unlocked};
 use shared_block_ring::{
-    Consumer, CreateOptions, Error, Position, Producer, SyncError, Synced, create,
+    Consumer, Control, CreateOptions, Error, Position, Producer, SyncError, Synced, create,
 };
+use std::io::Write;
+use std::process::{Command, Stdio};
 
 fn ring(sectors: u64, plain: bool) -> Disk {
     let disk = disk(sectors);
@@ -176,4 +179,32 @@ fn a_journal_that_was_overtaken_says_so_to_those_who_wait_and_goes_on() {
     let journal = start(&disk, options(), keeping(&done));
     journal.push(&entry(3)).unwrap();
     until(|| *done.lock().unwrap() == [entry(3)]);
+}
+
+#[test]
+fn blockring_produce_ends_with_a_code_of_its_own_and_says_which_input_is_in_doubt() {
+    let ring = RingFile::new(64 * 512, 512);
+    let program = env!("CARGO_BIN_EXE_blockring");
+    let mut produce = Command::new(program)
+        .args(["produce", ring.path.to_str().unwrap()])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = produce.stdin.take().unwrap();
+    input.write_all(b"first\n").unwrap();
+    let position = || Control::open(ring.open()).unwrap().debug_info().unwrap().producer;
+    until(|| position() > Position::ZERO);
+    // Past the locks, as a restored guest is.
+    let mut other = Producer::attach(Unlocked(ring.open()), "q", "other").unwrap();
+    let end = other.push("of the other life").unwrap();
+    other.advance(end).unwrap();
+    // Idle or not; the pipe may be closed by then.
+    let _ = input.write_all(b"second\n");
+    let output = produce.wait_with_output().unwrap();
+    let words = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(6), "{words}");
+    assert!(words.contains("superseded") && words.contains("item 2 of the input"), "{words}");
+    let left = Command::new(program).arg("consume").arg(&ring.path).output().unwrap();
+    assert_eq!(left.stdout, b"first\nof the other life\n");
 }
