@@ -2,11 +2,15 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{FormatError, Header, PointerSector, Position, Side, Tally, put_slot};
+use crate::format::{
+    EXTENSION, FormatError, Header, PointerSector, Position, Side, Tally, put_slot,
+};
 use crate::handle::{DebugInfo, Durability, Handle, State};
+use crate::history::superseded;
 use crate::item::Decode;
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::{Popped, WINDOW_BYTES, Window};
+use std::cell::Cell;
 use std::fmt;
 
 /// The only consumer of a ring.
@@ -16,6 +20,9 @@ use std::fmt;
 ///
 /// What the producer has published since we looked last is verified against its checksum before the first item of it is lent.
 /// [`FormatError::Span`] names a span that is not what the producer wrote; advancing to its end skips it.
+///
+/// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot. The consumer
+/// goes on where the ring stands; what was popped and not advanced over is delivered again, if the other life has not freed it.
 pub struct Consumer<D> {
     handle: Handle<D>,
     /// Everything before it is consumed.
@@ -47,19 +54,24 @@ impl<D> fmt::Debug for Consumer<D> {
     }
 }
 
+/// Where the ring's consumer stands.
+fn stand<D: BlockDevice>(handle: &mut Handle<D>) -> Result<Mark> {
+    let producer = handle.read_pointer(Side::Producer)?.position;
+    let (pointer, tally) = handle.read_mark(Side::Consumer)?;
+    plausible(producer, pointer.position, handle.geometry)?;
+    Ok(Mark::new(pointer.position, tally))
+}
+
 impl<D: BlockDevice> Consumer<D> {
     /// Becomes the consumer of the ring on `device`. `queue` and `client` go into the text of sector 2.
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Consumer, queue, client)?;
-        let producer = handle.read_pointer(Side::Producer)?.position;
-        let (pointer, tally) = handle.read_mark(Side::Consumer)?;
-        plausible(producer, pointer.position, handle.geometry)?;
-        let mark = Mark::new(pointer.position, tally);
+        let mark = stand(&mut handle)?;
         Ok(Self {
             handle,
             mark,
             verified: mark,
-            producer: pointer.position,
+            producer: mark.position,
             claim: None,
             unchecked: 0,
             window: Window::empty(),
@@ -166,21 +178,49 @@ impl<D: BlockDevice> Consumer<D> {
         if to == from {
             return Ok(());
         }
-        let mark = Mark { position: to, tally: self.tally_at(to)? };
+        let tally = match self.tally_at(to) {
+            Err(e @ (Error::Advance { .. } | Error::Format(_))) => return Err(self.moved(e)),
+            tally => tally?,
+        };
+        let mark = Mark { position: to, tally };
         // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
         self.handle.flush()?;
         let slot = self.handle.slot(mark);
-        self.edit(|pointer, sector| {
+        let (elsewhere, written) = (Cell::new(false), Cell::default());
+        let edited = self.edit(|pointer, sector| {
+            if pointer.position != from {
+                // Another life of ours has moved it: it stays as it is.
+                elsewhere.set(true);
+                return;
+            }
             if let Some((uuid, slot)) = &slot {
                 put_slot(*uuid, sector, pointer.position, slot);
             }
             pointer.position = to;
-        })?;
+            written.set(sector[EXTENSION].to_vec());
+        });
+        match edited {
+            Err(e) if e.is_refusal() => self.contested(to, &written.take(), e)?,
+            edited => edited?,
+        }
+        if elsewhere.get() {
+            self.ours()?;
+        }
         self.mark = mark;
         if to > self.verified.position {
             self.verified = mark;
         }
         Ok(())
+    }
+
+    /// What `error` has come of, which the write of our pointer to `to` with these slots has met: the device, or another life of ours.
+    fn contested(&mut self, to: Position, written: &[u8], error: Error) -> Result<()> {
+        let Ok(now) = self.handle.read_pointer(Side::Consumer) else { return Err(error) };
+        if now.position == self.mark.position || self.handle.last_read()[EXTENSION] == *written {
+            return Err(error);
+        }
+        self.handle.revive();
+        if now.position == to { self.handle.flush() } else { Err(self.moved(error)) }
     }
 
     /// What our slot will say of the stream before `to`.
@@ -221,11 +261,43 @@ impl<D: BlockDevice> Consumer<D> {
         if from >= producer {
             return Err(Error::Retry);
         }
-        self.window.load(&self.handle.device, from, producer)
+        let before = self.window.extent();
+        let header = match self.window.load(&self.handle.device, from, producer) {
+            Err(e @ Error::Format(_)) => return Err(self.moved(e)),
+            loaded => loaded?,
+        };
+        if self.window.extent() != before {
+            // What was read just now was verified earlier, and stays as it was only until it is freed.
+            self.ours()?;
+        }
+        Ok(header)
+    }
+
+    /// Whether the ring's pointer is where we have left it.
+    fn ours(&mut self) -> Result<()> {
+        if self.handle.read_pointer(Side::Consumer)?.position == self.mark.position {
+            return Ok(());
+        }
+        let from = self.mark;
+        let mark = stand(&mut self.handle)?;
+        (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
+        (self.window, self.aside) = (Window::empty(), Window::empty());
+        // From an older copy of the ring everything is delivered again.
+        let from = if from.position < mark.position { from } else { mark };
+        Err(superseded(Side::Consumer, mark.position, from, mark))
+    }
+
+    /// What `error` has come of: it may be that what we look at is not ours any more.
+    fn moved(&mut self, error: Error) -> Error {
+        self.ours().err().filter(Error::is_superseded).unwrap_or(error)
     }
 
     /// Sees what is published, and verifies what of it is new.
     fn look(&mut self) -> Result<()> {
+        self.look_ahead().map_err(|e| if matches!(e, Error::Format(_)) { self.moved(e) } else { e })
+    }
+
+    fn look_ahead(&mut self) -> Result<()> {
         let (pointer, claim) = self.handle.read_mark(Side::Producer)?;
         plausible(pointer.position, self.mark.position, self.handle.geometry)?;
         (self.producer, self.claim) = (pointer.position, claim);

@@ -22,6 +22,26 @@ pub enum Error {
         "a flush or a pointer's write has failed, what was done last is in doubt: nothing more is accepted (see to the device, then attach again)"
     )]
     Failed,
+    /// The ring's pointer of this side is not where this handle has left it: another life of the same process moves it, as when a
+    /// virtual machine is restored from an older snapshot, or cloned. Nothing that is published was touched. The handle
+    /// has attached again, at the ring's position, and can be used; positions from before are no longer its own.
+    #[error(
+        "superseded: the ring's {side} is at {ring} and was not moved there by this process, as after the restore of an older snapshot; {} between {from} and {to} cannot be accounted for; what comes now starts at {ring}",
+        items.map_or_else(|| "items".to_owned(), |items| format!("{items} items"))
+    )]
+    Superseded {
+        /// This side.
+        side: crate::format::Side,
+        /// Where the ring stands, and the handle now too.
+        ring: Position,
+        /// Everything before it is accounted for.
+        from: Position,
+        /// The end of what is not. A producer's: what it has pushed from `from` on; any of it may be in the ring, or not.
+        /// A consumer's: what another life has freed, and will not be delivered here.
+        to: Position,
+        /// How many items that is, as far as it can be known.
+        items: Option<u64>,
+    },
     /// Larger than an empty ring.
     #[error("{needed} bytes with framing can never fit: the ring holds {capacity}")]
     TooLarge {
@@ -80,6 +100,15 @@ impl Error {
     /// Whether the same call can succeed later without anybody repairing anything.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Retry | Self::Suspended)
+    }
+
+    pub(crate) fn is_superseded(&self) -> bool {
+        matches!(self, Self::Superseded { .. })
+    }
+
+    /// Whether a write has failed, which can be a guard's word on it.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self, Self::Device(error) if error.operation == "write")
     }
 }
 

@@ -154,6 +154,11 @@ impl<D: BlockDevice> Handle<D> {
         }
     }
 
+    /// What has failed was no failure of the device: the ring has moved, and what is in doubt is somebody else's.
+    pub fn revive(&self) {
+        self.failed.store(false, Ordering::Relaxed);
+    }
+
     pub fn owner(&self) -> (&str, &str) {
         (&self.queue, &self.client)
     }
@@ -167,6 +172,12 @@ impl<D: BlockDevice> Handle<D> {
     pub fn read_mark(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
         let (pointer, slot) = read_slot(&self.device, &self.signed, side, &mut self.sector)?;
         Ok((pointer, slot.map(|slot| slot.tally)))
+    }
+
+    /// What the slot for `position` says in a pointer sector that nobody writes meanwhile.
+    pub fn claim(&self, side: Side, sector: &[u8], position: Position) -> Option<Tally> {
+        let slot = find_slot(self.signed.uuid()?, side, sector, position).ok()?;
+        slot.map(|slot| slot.tally)
     }
 
     /// The pointer sector as it was read last.

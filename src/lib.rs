@@ -33,6 +33,7 @@ mod error;
 pub mod format;
 mod handle;
 pub mod handover;
+mod history;
 mod item;
 mod journal;
 mod producer;

@@ -4,6 +4,7 @@ use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
 use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, Tally, put_slot};
 use crate::handle::{DebugInfo, Durability, Handle, State};
+use crate::history::{History, Memory, superseded};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting, plausible};
 use std::collections::VecDeque;
@@ -15,15 +16,20 @@ use std::io::{IoSlice, IoSliceMut};
 /// [`push`](Self::push) writes an item where nobody sees it, [`advance`](Self::advance) makes everything before a position
 /// visible at once: several pushes before one advance are an atomic batch. Nothing here waits; when the ring is full
 /// or suspended the answer is [`Error::Retry`] or [`Error::Suspended`].
+///
+/// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot: what was pushed
+/// and cannot be accounted for is named, and the producer goes on behind what the ring has.
 pub struct Producer<D> {
     handle: Handle<D>,
+    /// Where we have attached.
+    start: Mark,
     /// Where the consumer may read to.
     published: Mark,
     /// Whether we have acknowledged a suspend.
     acknowledged: bool,
     /// Behind the last item pushed.
     pushed: Mark,
-    /// What `push` returned beyond `published`: the only places to advance to.
+    /// What `push` returned and was not advanced over: the only places to advance to. Another life may have published them.
     ends: VecDeque<Mark>,
     /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
     durable_consumer: Position,
@@ -33,6 +39,8 @@ pub struct Producer<D> {
     frame: AlignedBuf,
     /// Sector 1, as we have written it.
     sector: AlignedBuf,
+    /// Sectors 1 and 2, as they were read last.
+    heads: AlignedBuf,
 }
 
 /// Without the buffers that say nothing of the state.
@@ -54,36 +62,48 @@ impl<D: BlockDevice> Producer<D> {
     /// Becomes the producer of the ring on `device`. `queue` and `client` go into the text of sector 1.
     /// A pending suspend or resume is acknowledged; a suspended ring gives its handle all the same.
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
-        let mut handle = Handle::attach(device, Side::Producer, queue, client)?;
+        let handle = Handle::attach(device, Side::Producer, queue, client)?;
+        let size = handle.geometry.sector_size().bytes();
+        let nowhere = Mark::new(Position::ZERO, None);
+        let mut producer = Self {
+            start: nowhere,
+            published: nowhere,
+            acknowledged: false,
+            pushed: nowhere,
+            ends: VecDeque::new(),
+            durable_consumer: Position::ZERO,
+            head: AlignedBuf::zeroed(size),
+            frame: AlignedBuf::zeroed(0),
+            sector: AlignedBuf::zeroed(size),
+            heads: AlignedBuf::zeroed(2 * size),
+            handle,
+        };
+        let suspend = producer.begin()?;
+        producer.acknowledge(suspend)?;
+        Ok(producer)
+    }
+
+    /// Starts where the ring stands, with nothing pushed. Whether its consumer wants us to stop.
+    fn begin(&mut self) -> Result<bool> {
+        let handle = &mut self.handle;
         let (consumer, freed) = handle.read_mark(Side::Consumer)?;
         let (producer, published) = handle.read_mark(Side::Producer)?;
         plausible(producer.position, consumer.position, handle.geometry)?;
-        let size = handle.geometry.sector_size().bytes();
-        let mut sector = AlignedBuf::zeroed(size);
-        sector.copy_from_slice(handle.last_read());
+        self.sector.copy_from_slice(handle.last_read());
         let published = Mark::resumed(
             Mark::new(producer.position, published),
             Mark::new(consumer.position, freed),
         );
-        let mut head = AlignedBuf::zeroed(size);
+        let size = self.head.len() as u64;
         let at = handle.geometry.sector_floor(published.position.get());
-        let [extent, _] = handle.geometry.extents(at, size as u64);
-        handle.device.read(extent.offset / size as u64, &mut [IoSliceMut::new(&mut head)])?;
+        let [extent, _] = handle.geometry.extents(at, size);
+        handle.device.read(extent.offset / size, &mut [IoSliceMut::new(&mut self.head)])?;
         // What we read may not be durable yet, and we are about to rely on it.
         handle.flush()?;
-        let mut producer = Self {
-            published,
-            acknowledged: producer.flag,
-            pushed: published,
-            ends: VecDeque::new(),
-            durable_consumer: consumer.position,
-            head,
-            frame: AlignedBuf::zeroed(0),
-            sector,
-            handle,
-        };
-        producer.acknowledge(consumer.flag)?;
-        Ok(producer)
+        (self.start, self.published, self.pushed) = (published, published, published);
+        self.ends.clear();
+        (self.acknowledged, self.durable_consumer) = (producer.flag, consumer.position);
+        Ok(consumer.flag)
     }
 
     /// Chooses what `advance` waits for.
@@ -109,7 +129,7 @@ impl<D: BlockDevice> Producer<D> {
     /// Whether the ring is suspended, after acknowledging it.
     pub fn state(&mut self) -> Result<State> {
         self.handle.attached()?;
-        let consumer = self.handle.read_pointer(Side::Consumer)?;
+        let consumer = self.look()?;
         self.acknowledge(consumer.flag)?;
         Ok(State::of(consumer.flag))
     }
@@ -170,7 +190,13 @@ impl<D: BlockDevice> Producer<D> {
             self.handle.flush()?;
             self.durable_consumer = consumer;
         }
-        let tally = self.write(payloads, end)?;
+        let tally = match self.write(payloads, end) {
+            Ok(tally) => tally,
+            Err(e) if e.is_refusal() => {
+                return Err(self.look().err().filter(Error::is_superseded).unwrap_or(e));
+            }
+            Err(e) => return Err(e),
+        };
         self.pushed = Mark { position: end, tally };
         self.ends.push_back(self.pushed);
         Ok(end)
@@ -195,11 +221,9 @@ impl<D: BlockDevice> Producer<D> {
             at = (body + payload.len()).next_multiple_of(4);
             self.frame[body + payload.len()..at].fill(0);
         }
-        let tally = if self.handle.has_slots() {
-            self.pushed.tally.extend(payloads.bytes.len() as u64, &self.frame[start..at])
-        } else {
-            self.pushed.tally
-        };
+        // In a plain ring nobody asks for the checksum.
+        let summed = if self.handle.has_slots() { &self.frame[start..at] } else { &[] };
+        let tally = self.pushed.tally.extend(payloads.bytes.len() as u64, summed);
         let new_head = if last - first > capacity {
             // The batch ends in the sector it starts in, one lap on: its end goes in front, where the head was consumed.
             let lap = in_frame(first + capacity);
@@ -245,23 +269,71 @@ impl<D: BlockDevice> Producer<D> {
             let (from, limit) = (self.published.position, self.pushed.position);
             return Err(Error::Advance { to, from, limit });
         };
+        let mark = self.ends[index];
         self.running()?;
-        self.handle.flush()?;
-        self.publish(self.ends[index], self.acknowledged)?;
-        self.ends.drain(..=index);
+        if to > self.published.position {
+            self.handle.flush()?;
+            self.publish(mark, self.acknowledged)?;
+        }
+        while self.ends.front().is_some_and(|end| end.position <= to) {
+            self.ends.pop_front();
+        }
         Ok(())
     }
 
     /// The consumer's position, if the ring is not suspended; acknowledges a change.
     fn running(&mut self) -> Result<Position> {
         self.handle.attached()?;
-        let consumer = self.handle.read_pointer(Side::Consumer)?;
+        let consumer = self.look()?;
         self.acknowledge(consumer.flag)?;
         if consumer.flag {
             return Err(Error::Suspended);
         }
         plausible(self.pushed.position, consumer.position, self.handle.geometry)?;
         Ok(consumer.position)
+    }
+
+    /// What the consumer says, with a look at our own pointer.
+    fn look(&mut self) -> Result<PointerSector> {
+        let first = Side::Producer.sector();
+        self.handle.device.read(first, &mut [IoSliceMut::new(&mut self.heads)])?;
+        if self.heads[..self.sector.len()] != self.sector[..] {
+            self.reconcile()?;
+        }
+        Ok(PointerSector::decode(Side::Consumer, &self.heads[self.sector.len()..])?)
+    }
+
+    /// Deals with a pointer sector that is not as we have written it.
+    fn reconcile(&mut self) -> Result<()> {
+        let own = &self.heads[..self.sector.len()];
+        let remembered = PointerSector::decode(Side::Producer, &self.sector)?.position;
+        let claim = |sector: &[u8], position| self.handle.claim(Side::Producer, sector, position);
+        let ring = PointerSector::decode(Side::Producer, own)?;
+        let memory = Memory {
+            start: self.start,
+            sector: (remembered, claim(&self.sector, remembered)),
+            published: self.published,
+            ends: &self.ends,
+        };
+        match memory.compare(ring.position, claim(own, ring.position)) {
+            // Another text, or an acknowledgement.
+            History::Ours => {}
+            History::Ahead => {
+                // Whoever has published it may have died before it was durable.
+                self.handle.flush()?;
+                self.published = self.pushed;
+            }
+            History::Parted(from) => {
+                let to = self.pushed;
+                self.handle.revive();
+                self.begin()?;
+                return Err(superseded(Side::Producer, ring.position, from, to));
+            }
+        }
+        let size = self.sector.len();
+        self.sector.copy_from_slice(&self.heads[..size]);
+        self.acknowledged = ring.flag;
+        Ok(())
     }
 
     fn acknowledge(&mut self, suspend: bool) -> Result<()> {
@@ -282,9 +354,31 @@ impl<D: BlockDevice> Producer<D> {
         }
         let pointer = PointerSector { position: mark.position, flag: suspended };
         pointer.encode(Side::Producer, Some(self.handle.owner()), &mut sector);
-        self.handle.write_producer(&sector)?;
+        match self.handle.write_producer(&sector) {
+            Err(e) if e.is_refusal() => return self.contested(&sector, mark, e),
+            written => written?,
+        }
         (self.sector, self.published, self.acknowledged) = (sector, mark, suspended);
         Ok(())
+    }
+
+    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours.
+    fn contested(&mut self, sector: &[u8], mark: Mark, error: Error) -> Result<()> {
+        let first = Side::Producer.sector();
+        let heads = &mut [IoSliceMut::new(&mut self.heads)];
+        let read = self.handle.device.read(first, heads);
+        let own = &self.heads[..sector.len()];
+        if read.is_err() || own == sector || own == &self.sector[..] {
+            return Err(error);
+        }
+        match self.reconcile() {
+            Ok(()) if self.published.position >= mark.position => {
+                self.handle.revive();
+                Ok(())
+            }
+            Err(e) if e.is_superseded() => Err(e),
+            Ok(()) | Err(_) => Err(error),
+        }
     }
 }
 

@@ -54,6 +54,11 @@ impl Window {
         Popped { next: header.next, bytes: &self.bytes[start..end] }
     }
 
+    /// What is here, as stream offsets.
+    pub fn extent(&self) -> (u64, u64) {
+        (self.start, self.end)
+    }
+
     /// Whether all of `from..to` is here.
     pub fn covers(&self, from: Position, to: Position) -> bool {
         self.start <= from.get() && to.get() <= self.end

@@ -4,10 +4,11 @@
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
+use vhost_device_blockring::dirty::GuestMemory;
 use vhost_device_blockring::queue::Split;
 use vhost_device_blockring::request::{Kind, MAX_BYTES, MAX_SEGMENTS, Request};
 use virtio_queue::{Queue, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Two regions with a hole between them.
 const REGIONS: [(GuestAddress, usize); 2] =
@@ -32,7 +33,7 @@ struct Layout {
 fuzz_target!(|bytes: &[u8]| {
     let mut input = Unstructured::new(bytes);
     let Ok(layout) = Layout::arbitrary(&mut input) else { return };
-    let memory = GuestMemoryMmap::<()>::from_ranges(&REGIONS).expect("memory");
+    let memory = GuestMemory::from_ranges(&REGIONS).expect("memory");
     let rest = input.take_rest();
     let at = |place: u16| GuestAddress(u64::from(place));
     // What does not fit is not written: the guest's memory is whatever it is.

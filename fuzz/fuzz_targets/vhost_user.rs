@@ -58,7 +58,7 @@ impl Scene {
         let counters = Arc::clone(&disk.counters);
         let polling = Polling::For(Duration::ZERO);
         let worker = Worker::new(disk.executor, counters, flusher, bell, HOLD, polling);
-        let backend = Backend::new(worker, disk.geometry, false).expect("an event");
+        let backend = Backend::new(worker, disk.geometry, false, true).expect("an event");
         let driver = Driver::start(Arc::new(backend)).expect("a thread");
         // Nobody cuts the ring's file: all that is lost is a front end's.
         let faults = Faults::catch(&(0..0)).expect("a handler");

@@ -14,6 +14,14 @@ use crate::job::{Job, Link, Output, Wait};
 use crate::process::{self, Process};
 use crate::{GuestBuilder, console, qmp};
 
+/// A guest in a file. See [`GuestBuilder::resume`].
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub(crate) file: PathBuf,
+    pub(crate) nonce: String,
+    pub(crate) jobs: u32,
+}
+
 /// A virtual machine in QEMU; killed on drop.
 ///
 /// All methods but those that end it take `&self`, and may be called from several threads.
@@ -114,6 +122,27 @@ impl Guest {
     pub fn qmp(&self, command: &str, arguments: &Value) -> Result<Value> {
         let socket: PathBuf = self.folder.path().join("qmp.socket");
         qmp::execute(&socket, command, arguments)
+    }
+
+    /// Saves the running guest to `file`: its memory and devices, not its disks. It is stopped then; see [`Guest::cont`].
+    pub fn save(&self, file: &Path) -> Result<Snapshot> {
+        self.qmp("migrate", &json!({ "uri": format!("exec:cat > '{}'", file.display()) }))?;
+        self.wait_for_status("query-migrate", "completed")?;
+        let (nonce, jobs) = self.link.state();
+        Ok(Snapshot { file: file.to_owned(), nonce, jobs })
+    }
+
+    /// Waits until this query of QEMU's has this answer for `status`.
+    pub(crate) fn wait_for_status(&self, query: &str, wanted: &str) -> Result<()> {
+        let mut last = Value::Null;
+        let reached = process::wait_until(self.command_timeout, || {
+            last = self.qmp(query, &json!({})).unwrap_or_default();
+            last["status"] == wanted || last["status"] == "failed"
+        });
+        if reached && last["status"] == wanted {
+            return Ok(());
+        }
+        Err(Error::Answer { what: format!("{query}, {wanted} wanted"), answer: last.to_string() })
     }
 
     /// Presses the reset button. Then [`Guest::wait_ready`]; the builder must have allowed reboots.

@@ -54,8 +54,14 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    pub(crate) fn new(console: Arc<Console>, input: ChildStdin, nonce: String) -> Self {
-        Self { console, input: Mutex::new(input), nonce, jobs: AtomicU32::new(0) }
+    /// To a guest that has been given so many jobs.
+    pub(crate) fn new(console: Arc<Console>, input: ChildStdin, nonce: String, jobs: u32) -> Self {
+        Self { console, input: Mutex::new(input), nonce, jobs: AtomicU32::new(jobs) }
+    }
+
+    /// What another link to the same guest has to know.
+    pub(crate) fn state(&self) -> (String, u32) {
+        (self.nonce.clone(), self.jobs.load(Ordering::Relaxed))
     }
 
     /// A word for the host, as `/init` writes it.

@@ -34,7 +34,7 @@ pub mod redteam;
 
 pub use disk::Disk;
 pub use error::{Error, Result};
-pub use guest::Guest;
+pub use guest::{Guest, Snapshot};
 pub use image::ImageSpec;
 pub use job::{Job, Output};
 pub use process::{Daemon, wait_until};

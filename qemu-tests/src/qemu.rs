@@ -11,7 +11,7 @@ use crate::console::Console;
 use crate::error::{Error, Result};
 use crate::job::Link;
 use crate::process::Process;
-use crate::{Disk, Guest, ImageSpec, assets};
+use crate::{Disk, Guest, ImageSpec, Snapshot, assets};
 
 const QEMU: &str = "qemu-system-x86_64";
 
@@ -139,6 +139,24 @@ impl GuestBuilder {
     /// Builds the image if need be, starts QEMU, and waits until the guest listens (with a script:
     /// until that begins).
     pub fn boot(self) -> Result<Guest> {
+        let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
+        let (guest, qemu_log) = self.start(nonce(), 0)?;
+        guest.wait_for_boot(first_word).map_err(|error| explain(error, &qemu_log))?;
+        Ok(guest)
+    }
+
+    /// Starts QEMU with a guest that was saved; the builder must be as the one that has booted it. Jobs from before the snapshot
+    /// report to nobody.
+    pub fn resume(self, snapshot: &Snapshot) -> Result<Guest> {
+        let incoming = format!("exec:cat '{}'", snapshot.file.display());
+        let builder = self.arguments(["-incoming".to_owned(), incoming]);
+        // Numbers that no life of the guest has used.
+        let (guest, _) = builder.start(snapshot.nonce.clone(), snapshot.jobs + 1000)?;
+        guest.wait_for_status("query-status", "running")?;
+        Ok(guest)
+    }
+
+    fn start(self, nonce: String, jobs: u32) -> Result<(Guest, PathBuf)> {
         let image = self.image.as_ref().map_or_else(ImageSpec::standard, |own| Ok(own.clone()))?;
         let image = image.build()?;
         let folder = tempfile::Builder::new().prefix("blockring-guest-").tempdir();
@@ -146,7 +164,6 @@ impl GuestBuilder {
         let qmp = folder.path().join("qmp.socket");
         let qemu_log = folder.path().join("qemu.log");
         let log = File::create(&qemu_log).map_err(Error::file("creating", &qemu_log))?;
-        let nonce = nonce();
         let mut command = Command::new(find_qemu()?);
         command
             .args(self.command_line(&assets::kernel()?, &image, &nonce, &qmp))
@@ -158,11 +175,9 @@ impl GuestBuilder {
         else {
             unreachable!("both were asked for above");
         };
-        let link = Link::new(Console::follow(output), input, nonce);
+        let link = Link::new(Console::follow(output), input, nonce, jobs);
         let guest = Guest::new(process, link, folder, self.boot_timeout, self.command_timeout);
-        let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
-        guest.wait_for_boot(first_word).map_err(|error| explain(error, &qemu_log))?;
-        Ok(guest)
+        Ok((guest, qemu_log))
     }
 
     fn command_line(&self, kernel: &Path, image: &Path, nonce: &str, qmp: &Path) -> Vec<String> {

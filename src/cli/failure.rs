@@ -77,6 +77,7 @@ fn code_of(error: &Error) -> u8 {
     match error {
         Error::Suspended => 4,
         Error::Format(_) => 5,
+        Error::Superseded { .. } => 6,
         _ => 1,
     }
 }

@@ -18,7 +18,8 @@ use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
 const EXIT_CODES: &str = "\
-Exit codes: 0 normal end, 1 error, 2 usage, 3 timed out, 4 suspended, 5 not a ring or corrupt.
+Exit codes: 0 normal end, 1 error, 2 usage, 3 timed out, 4 suspended, 5 not a ring or corrupt,
+6 superseded.
 
 ADDRESS is the path of a file or a block device, serial:NAME for the disk with that serial number,
 unix:PATH for a ring that vhost-device-blockring serves with --consumer-socket PATH, or

@@ -84,6 +84,10 @@ impl Pump {
     /// Pushes all input. An error says which of it was not accepted.
     pub fn run(&mut self) -> Outcome {
         let outcome = self.pump();
+        if let Err(Failure::Ring(Error::Superseded { .. })) = outcome {
+            // The producer stands elsewhere now: to advance it there would settle nothing of ours.
+            return outcome.map_err(|failure| self.not_accepted(failure));
+        }
         // Whatever went wrong, what was pushed is to be seen: at once, or the error says that it is not.
         let outcome = match self.producer.advance(self.producer.position()) {
             Ok(()) => {
@@ -302,6 +306,13 @@ impl Pump {
                 Failure::TimedOut { seconds, what: format!("{what}; {place}") }
             }
             Failure::Suspended(what) => Failure::Suspended(format!("{what}; {place}")),
+            Failure::Ring(source @ Error::Superseded { .. }) => Failure::During {
+                what: format!(
+                    "cannot tell what became of item {number} of the input (from byte {byte}) and those behind it \
+                     (compare with what the consumer has got, and start again with the rest)"
+                ),
+                source,
+            },
             Failure::Ring(source) => Failure::During { what: place, source },
             other => Failure::Refused(format!("{other}; {place}")),
         }

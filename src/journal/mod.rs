@@ -71,7 +71,8 @@ pub struct Journal<T> {
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The ring, or its device. From a push: an entry larger than the journal ([`Error::TooLarge`]), or a journal that was suspended
-    /// from outside ([`Error::Suspended`]) where [`WhenFull::Answer`] was asked for; the journal goes on.
+    /// from outside ([`Error::Suspended`]) where [`WhenFull::Answer`] was asked for; or one that another life of this process has moved while
+    /// the entry was on its way ([`Error::Superseded`]: the entry is performed, or not). The journal goes on.
     #[error(transparent)]
     Ring(#[from] Error),
     /// The device is not a ring, and holds something else.
@@ -132,7 +133,8 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
     }
 
     /// Makes an entry durable: it will be performed, also after a crash. Where there is no room, entries are performed at once to
-    /// make some. An error means that the entry will not be performed (unless it is [`JournalError::Failed`]: then nobody knows).
+    /// make some. An error means that the entry will not be performed (unless it is [`JournalError::Failed`] or [`Error::Superseded`]: then
+    /// nobody knows).
     pub fn push(&self, entry: &T) -> Result<Ticket, JournalError> {
         let may_wait = self.when_full == WhenFull::Wait && !self.shared.am_i_the_worker();
         let mut producer = self.producer()?;
@@ -150,6 +152,14 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
                 }
                 Err(Error::Suspended) if may_wait => {
                     self.shared.pause(LOOK);
+                }
+                Err(Error::Superseded { from, to, .. }) if from == to => {
+                    // What is elsewhere is no entry of ours: this one is pushed behind it.
+                    self.shared.pushed(producer.position());
+                }
+                Err(e @ Error::Superseded { .. }) => {
+                    self.shared.pushed(producer.position());
+                    return Err(e.into());
                 }
                 Err(e @ (Error::Suspended | Error::TooLarge { .. })) => return Err(e.into()),
                 Err(e) => return Err(JournalError::Failed(self.shared.fail(e))),

@@ -151,7 +151,7 @@ impl Shared {
         let outcome = if state.left < end {
             state.expect(end)
         } else {
-            Arc::new(Outcome::from(Synced::Performed))
+            Arc::new(Outcome::from(Some(Synced::Performed)))
         };
         drop(state);
         Ticket::new(Arc::clone(self), end, outcome)
@@ -222,8 +222,8 @@ impl Shared {
         self.state().is_over()
     }
 
-    /// Everything before `end` has left the journal, this way.
-    pub fn leave(&self, end: Position, how: Synced) {
+    /// Everything before `end` has left the journal, this way; `None`: elsewhere.
+    pub fn leave(&self, end: Position, how: Option<Synced>) {
         self.change(|state| {
             while let Some(first) = state.expected.first_entry().filter(|e| *e.key() <= end) {
                 if let Some(outcome) = first.remove().upgrade() {
@@ -232,6 +232,7 @@ impl Shared {
                 }
             }
             state.left = end;
+            state.pushed = state.pushed.max(end);
         });
     }
 }

@@ -15,8 +15,8 @@ pub enum Synced {
     Aside,
 }
 
-/// Set when it has left.
-pub(super) type Outcome = OnceLock<Synced>;
+/// Set when it has left; nothing when another life of the journal has taken it.
+pub(super) type Outcome = OnceLock<Option<Synced>>;
 
 /// Why there is nothing to wait for any more.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -27,6 +27,10 @@ pub enum SyncError {
     /// The journal has failed.
     #[error("the journal has failed: {0}")]
     Failed(Arc<Error>),
+    /// Another life of this process has taken the entry out of the journal, as after the restore of an older snapshot: it has performed it
+    /// or set it aside, and nobody here can say which. The journal goes on.
+    #[error("superseded: another life of this process has taken the entry out of the journal")]
+    Superseded,
     /// Not in time.
     #[error("the entry was not performed in time")]
     TimedOut,
@@ -64,7 +68,7 @@ impl Ticket {
         let mut state = self.shared.state();
         loop {
             if let Some(how) = self.outcome.get() {
-                return Ok(*how);
+                return how.ok_or(SyncError::Superseded);
             }
             if let Some(why) = state.failed() {
                 return Err(SyncError::Failed(Arc::clone(why)));

@@ -72,8 +72,21 @@ where
         Ok(())
     }
 
-    /// Performs until the journal is empty or over.
+    /// Performs until the journal is empty or over, wherever another life of ours has moved it meanwhile.
     fn empty(&mut self) -> Result<()> {
+        loop {
+            match self.perform_all() {
+                Err(e @ Error::Superseded { ring, .. }) => {
+                    log::error!("{e}");
+                    self.failures = 0;
+                    self.shared.leave(ring, None);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn perform_all(&mut self) -> Result<()> {
         while !self.shared.is_over() {
             let failed = match self.front()? {
                 Front::Nothing => return Ok(()),
@@ -106,7 +119,7 @@ where
     fn leave(&mut self, end: Position, how: Synced) -> Result<()> {
         self.consumer.advance(end)?;
         self.failures = 0;
-        self.shared.leave(end, how);
+        self.shared.leave(end, Some(how));
         Ok(())
     }
 

@@ -1,5 +1,6 @@
 //! What a vhost-user front end asks of the device, and the thread that drives its queue.
 
+use crate::dirty::Dirty;
 use crate::notifier::consume;
 use crate::request::MAX_SEGMENTS;
 use crate::vring::{self, Claims, Memory, Vring};
@@ -54,6 +55,7 @@ pub struct Backend {
     control: Mutex<Control>,
     config: [u8; CONFIG_BYTES],
     read_only: bool,
+    migratable: bool,
 }
 
 /// What the front end has set.
@@ -67,7 +69,12 @@ struct Control {
 
 impl Backend {
     /// For a ring shaped so.
-    pub fn new(worker: Worker, geometry: Geometry, read_only: bool) -> io::Result<Self> {
+    pub fn new(
+        worker: Worker,
+        geometry: Geometry,
+        read_only: bool,
+        migratable: bool,
+    ) -> io::Result<Self> {
         let mut config = [0; CONFIG_BYTES];
         // Capacity is in units of 512 bytes, whatever the block size.
         config[..8].copy_from_slice(&(geometry.total_bytes() / 512).to_le_bytes());
@@ -84,6 +91,7 @@ impl Backend {
             control: Mutex::new(Control { writeback: true, ..Control::default() }),
             config,
             read_only,
+            migratable,
         })
     }
 
@@ -177,7 +185,7 @@ impl Backend {
 }
 
 impl VhostUserBackend for Backend {
-    type Bitmap = ();
+    type Bitmap = Dirty;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {
@@ -190,7 +198,10 @@ impl VhostUserBackend for Backend {
 
     fn features(&self) -> u64 {
         let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        // QEMU migrates and saves no guest whose backend cannot log what it writes to the guest's memory.
+        let log = if self.migratable { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
         read_only
+            | log
             | 1 << VIRTIO_F_VERSION_1
             | 1 << VIRTIO_RING_F_EVENT_IDX
             | 1 << VIRTIO_RING_F_INDIRECT_DESC
@@ -209,7 +220,12 @@ impl VhostUserBackend for Backend {
     }
 
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        VhostUserProtocolFeatures::MQ
+        let log = if self.migratable {
+            VhostUserProtocolFeatures::LOG_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        log | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::REPLY_ACK

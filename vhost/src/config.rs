@@ -51,6 +51,10 @@ pub struct Arguments {
     /// Refuse every write of the guest
     #[arg(long)]
     pub read_only: bool,
+    /// Let the guest be saved with its memory (savevm), restored and migrated; see docs/snapshots.md for what a
+    /// restored guest finds
+    #[arg(long)]
+    pub migratable: bool,
     /// Hand the region to one process on the host here
     #[arg(long, value_name = "PATH")]
     pub consumer_socket: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! Front ends: one after the other, each from its arrival to its end.
 
 use crate::counters::Counters;
+use crate::dirty::GuestMemory;
 use crate::driver::Driver;
 use crate::failure::{Failure, system};
 use crate::fault::Faults;
@@ -15,7 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{Error as VhostUserError, Listener};
 use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryAtomic;
 
 /// How long a front end may take to ask for the disk's properties while another one waits. QEMU does so within milliseconds.
 const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
@@ -95,7 +96,7 @@ impl Connections {
 
     /// Serves one front end to its end, or to ours.
     fn connection(&self) -> Result<(), Failure> {
-        let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+        let memory = GuestMemoryAtomic::new(GuestMemory::new());
         let backend = self.driver.backend();
         let mut daemon = backend.connect(|| {
             VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(backend), memory)

@@ -110,8 +110,8 @@ fn zeros(start: usize, len: usize) -> bool {
     let flags = libc::MAP_FIXED | libc::MAP_ANONYMOUS | libc::MAP_PRIVATE | libc::MAP_NORESERVE;
     let access = libc::PROT_READ | libc::PROT_WRITE;
     let at = std::ptr::without_provenance_mut(start);
-    // SAFETY: the pages were mapped from a file and cannot be read any more. They belong to the region's mapping or to one of guest
-    // memory, both of which are only ever accessed as memory that others change, and unmapped by address and length. (A page
+    // SAFETY: the pages were mapped from a file and cannot be read any more. They belong to the region's mapping, or to one of guest
+    // memory or of the front end's log of dirty pages, all of which are only ever accessed as memory that others change, and unmapped by address and length. (A page
     // of anything else, such as our own program's file that was cut, would have ended us now, and does so soon.)
     let mapped = unsafe { libc::mmap(at, len, access, flags, -1, 0) };
     mapped != libc::MAP_FAILED

@@ -10,6 +10,7 @@ mod completion;
 pub mod config;
 pub mod connections;
 pub mod counters;
+pub mod dirty;
 pub mod driver;
 pub mod executor;
 pub mod failure;

@@ -72,7 +72,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         settings.hold,
         settings.polling,
     );
-    let backend = Backend::new(worker, opened.geometry, settings.read_only);
+    let backend = Backend::new(worker, opened.geometry, settings.read_only, settings.migratable);
     let backend = Arc::new(backend.map_err(system("make an event"))?);
     let _handover = match consumers {
         Some((listening, admission)) => {

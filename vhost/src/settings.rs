@@ -79,6 +79,8 @@ pub struct Settings {
     pub sector_size: Option<SectorSize>,
     /// Refuse every write of the guest.
     pub read_only: bool,
+    /// Log what is written to guest memory, when the front end asks for it.
+    pub migratable: bool,
     /// Which end the guest is.
     pub guest: Side,
     /// The disk's.
@@ -148,6 +150,7 @@ impl TryFrom<Arguments> for Settings {
             size: arguments.size,
             sector_size: arguments.sector_size,
             read_only: arguments.read_only,
+            migratable: arguments.migratable,
             guest: arguments.guest.into(),
             serial: arguments.serial,
             hold: arguments.hold_ms,

@@ -3,6 +3,7 @@
 //! A standard mutex is not fair: a guest that keeps its queue busy would have the worker take it again and again, while the front
 //! end's thread waits for it (and QEMU's main loop for that thread). So the front end's thread says that it waits, and the worker gives way.
 
+use crate::dirty::GuestMemory;
 use crate::notifier::event;
 use shared_block_ring::device::bell::new_event;
 use std::cell::RefCell;
@@ -14,10 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
-
-/// Guest memory as it is at one time.
-pub type GuestMemory = GuestMemoryMmap;
+use vm_memory::GuestMemoryAtomic;
 
 /// Guest memory, replaced as a whole when the front end changes it.
 pub type Memory = GuestMemoryAtomic<GuestMemory>;

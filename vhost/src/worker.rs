@@ -7,6 +7,7 @@
 
 use crate::completion::Finished;
 use crate::counters::Counters;
+use crate::dirty::GuestMemory;
 use crate::executor::{Executor, Outcome};
 use crate::fault;
 use crate::flusher::Flusher;
@@ -15,7 +16,7 @@ use crate::parked::{Parked, Why};
 use crate::polling::{Polling, Spin};
 use crate::queue::{Broken, Chain, Split};
 use crate::request::{Kind, Request};
-use crate::vring::{Claims, GuestMemory, Memory, Vring};
+use crate::vring::{Claims, Memory, Vring};
 use shared_block_ring::device::bell::Bell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Pushes or pops random items, and hashes what it saw: run at both ends of a ring, the hashes must agree.
 
 use clap::{Parser, Subcommand};
-use qemu_tests::load::{self, Device, Random};
+use qemu_tests::load::{self, Device, Failure, Random};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shared_block_ring::device::AlignedBuf;
@@ -11,6 +11,7 @@ use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{BlockDevice, Consumer, Durability, Error, Position, Producer};
 use std::fmt::Write;
 use std::io::IoSliceMut;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -57,6 +58,18 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         batch: u64,
     },
+    /// Push numbered items, each with what the file LIFE says, until that is "end"; print when superseded
+    Feed {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+        life: PathBuf,
+    },
+    /// Pop and print them, until the file LIFE says "end"
+    Drain {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+        life: PathBuf,
+    },
     /// Read the consumer's pointer sector once
     Look {
         /// Path, serial:NAME or unix:PATH
@@ -89,7 +102,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: &Arguments) -> Result<Report, Error> {
+fn run(arguments: &Arguments) -> Result<Report, Failure> {
     let patience = Duration::from_secs(arguments.patience);
     let durability = if arguments.no_flush { Durability::PageCache } else { Durability::Flush };
     match &arguments.command {
@@ -97,13 +110,27 @@ fn run(arguments: &Arguments) -> Result<Report, Error> {
             let mut producer =
                 Producer::attach(open(address, Role::Producer)?, "load", "ringload")?;
             producer.set_durability(durability);
-            produce(&mut producer, *items, *max, *seed, *batch, *push_only, patience)
+            Ok(produce(&mut producer, *items, *max, *seed, *batch, *push_only, patience)?)
         }
         Command::Consume { address, items, batch } => {
             let mut consumer =
                 Consumer::attach(open(address, Role::Consumer)?, "load", "ringload")?;
             consumer.set_durability(durability);
-            consume(&mut consumer, *items, *batch, patience)
+            Ok(consume(&mut consumer, *items, *batch, patience)?)
+        }
+        Command::Feed { address, life } => {
+            let mut producer =
+                Producer::attach(open(address, Role::Producer)?, "load", "ringload")?;
+            producer.set_durability(durability);
+            load::feed(&mut producer, life)?;
+            Ok(Tally::default().report())
+        }
+        Command::Drain { address, life } => {
+            let mut consumer =
+                Consumer::attach(open(address, Role::Consumer)?, "load", "ringload")?;
+            consumer.set_durability(durability);
+            load::drain(&mut consumer, life)?;
+            Ok(Tally::default().report())
         }
         Command::Look { address } => {
             let device = open(address, Role::Control)?;

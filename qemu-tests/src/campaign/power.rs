@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring_simulation::Disk;
+use vhost_device_blockring::dirty::GuestMemory;
 use vhost_device_blockring::request::{Kind, Request};
 use vhost_device_blockring::vring::{Memory, Vring};
 use vhost_user_backend::{VringState, VringT as _};
@@ -14,7 +15,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
 use virtio_queue::{Error as QueueError, QueueOwnedT as _};
-use vm_memory::{Bytes as _, GuestAddressSpace as _, GuestMemoryMmap};
+use vm_memory::{Bytes as _, GuestAddressSpace as _};
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::cut::{Cut, Loss};
@@ -157,7 +158,7 @@ impl PoweredDisk {
         &self,
         power: &mut Power,
         state: &mut VringState<Memory>,
-        memory: &GuestMemoryMmap,
+        memory: &GuestMemory,
         (head, request, parsed): (u16, &Request, bool),
     ) -> Result<(), QueueError> {
         let pending = |sector| self.disk.choices().iter().any(|&(dirty, _)| dirty == sector);
@@ -178,7 +179,7 @@ impl PoweredDisk {
         Ok(())
     }
 
-    fn carry_out(&self, request: &Request, memory: &GuestMemoryMmap) -> (u32, u32) {
+    fn carry_out(&self, request: &Request, memory: &GuestMemory) -> (u32, u32) {
         let mut written = 0;
         let outcome = match request.kind() {
             Kind::Read => self.read(request, memory).inspect(|&len| written = len).map(drop),
@@ -191,13 +192,13 @@ impl PoweredDisk {
         (outcome.map_or(VIRTIO_BLK_S_IOERR, |()| VIRTIO_BLK_S_OK), written)
     }
 
-    fn read(&self, request: &Request, memory: &GuestMemoryMmap) -> io::Result<u32> {
+    fn read(&self, request: &Request, memory: &GuestMemory) -> io::Result<u32> {
         let mut bytes = buffer(request);
         self.disk.read(request.sector, &mut bytes)?;
         scatter(request, memory, &bytes)
     }
 
-    fn write(&self, request: &Request, memory: &GuestMemoryMmap) -> io::Result<()> {
+    fn write(&self, request: &Request, memory: &GuestMemory) -> io::Result<()> {
         let mut bytes = buffer(request);
         let mut rest = &mut bytes[..];
         for segment in &request.data {
@@ -220,7 +221,7 @@ fn buffer(request: &Request) -> Vec<u8> {
 }
 
 /// Copies as much as the request has room for; how much that was.
-fn scatter(request: &Request, memory: &GuestMemoryMmap, bytes: &[u8]) -> io::Result<u32> {
+fn scatter(request: &Request, memory: &GuestMemory, bytes: &[u8]) -> io::Result<u32> {
     let mut rest = bytes;
     for segment in &request.data {
         let (now, later) = rest.split_at(segment.len.min(rest.len()));
@@ -230,7 +231,7 @@ fn scatter(request: &Request, memory: &GuestMemoryMmap, bytes: &[u8]) -> io::Res
     u32::try_from(bytes.len() - rest.len()).map_err(io::Error::other)
 }
 
-fn get_id(request: &Request, memory: &GuestMemoryMmap) -> io::Result<u32> {
+fn get_id(request: &Request, memory: &GuestMemory) -> io::Result<u32> {
     let mut id = [0; 20];
     id[..SERIAL.len()].copy_from_slice(SERIAL);
     scatter(request, memory, &id)

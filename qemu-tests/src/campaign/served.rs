@@ -11,6 +11,7 @@ use std::thread::{self, JoinHandle};
 use shared_block_ring::wait::wait_readable;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
+use vhost_device_blockring::dirty::{Dirty, GuestMemory};
 use vhost_device_blockring::request::MAX_SEGMENTS;
 use vhost_device_blockring::vring::{Memory, Vring};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
@@ -19,7 +20,7 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::GuestMemoryAtomic;
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{
     EventConsumer, EventFlag, EventNotifier, new_event_consumer_and_notifier,
@@ -64,7 +65,7 @@ fn serve(disk: &Arc<PoweredDisk>, listener: UnixListener) -> io::Result<()> {
         return Err(io::ErrorKind::TimedOut.into());
     }
     let other = |e: vhost_user_backend::Error| io::Error::other(e.to_string());
-    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let memory = GuestMemoryAtomic::new(GuestMemory::new());
     let daemon = VhostUserDaemon::new("powered-disk".to_owned(), Arc::clone(disk), memory);
     let mut daemon = daemon.map_err(other)?;
     for handler in daemon.get_epoll_handlers() {
@@ -78,7 +79,7 @@ fn serve(disk: &Arc<PoweredDisk>, listener: UnixListener) -> io::Result<()> {
 }
 
 impl VhostUserBackend for PoweredDisk {
-    type Bitmap = ();
+    type Bitmap = Dirty;
     type Vring = Vring;
 
     fn num_queues(&self) -> usize {

@@ -5,6 +5,7 @@
 
 mod consume;
 pub mod item;
+mod lives;
 pub mod log;
 mod produce;
 mod random;
@@ -20,6 +21,7 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Error, OpenOptions, UnixDevice};
 
 pub use consume::consume;
+pub use lives::{drain, feed};
 pub use produce::produce;
 pub use random::Random;
 

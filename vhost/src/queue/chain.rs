@@ -1,7 +1,7 @@
 //! One descriptor chain (virtio 1.3, 2.7.5), in the queue's table or in an indirect one (2.7.5.3).
 
 use super::Part;
-use crate::vring::GuestMemory;
+use crate::dirty::GuestMemory;
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
 

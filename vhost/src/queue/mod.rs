@@ -7,8 +7,8 @@ mod chain;
 
 pub use chain::Chain;
 
+use crate::dirty::GuestMemory;
 use crate::prefetch;
-use crate::vring::GuestMemory;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use virtio_queue::{Queue, QueueT};

@@ -8,7 +8,7 @@ use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::format::{Geometry, SectorSize, Side};
 use shared_block_ring::{BlockDevice, Consumer, CreateOptions, MappedDevice, OpenOptions, create};
 use std::fs::File;
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -205,16 +205,23 @@ pub fn open(path: &PathBuf) -> File {
     File::options().read(true).write(true).open(path).unwrap()
 }
 
-/// The disk as a driver in the guest has it: every request goes past the guard, and a refusal is an I/O error.
+/// The disk as a driver in the guest has it: every request goes past the guard.
 pub struct Driver<'a> {
     disk: Mutex<&'a mut Disk>,
+    /// Whether a refusal is an I/O error, as it is in a guest. It is a test's failure otherwise.
+    distrusted: bool,
     /// Called before each request: whatever happens outside the guest meanwhile.
     before: Mutex<Box<dyn FnMut() + Send + 'a>>,
 }
 
 impl<'a> Driver<'a> {
     pub fn new(disk: &'a mut Disk, before: impl FnMut() + Send + 'a) -> Self {
-        Self { disk: Mutex::new(disk), before: Mutex::new(Box::new(before)) }
+        Self { disk: Mutex::new(disk), distrusted: false, before: Mutex::new(Box::new(before)) }
+    }
+
+    /// For a guest that may ask for what is refused.
+    pub fn distrusted(disk: &'a mut Disk, before: impl FnMut() + Send + 'a) -> Self {
+        Self { distrusted: true, ..Self::new(disk, before) }
     }
 
     fn disk(&self) -> MutexGuard<'_, &'a mut Disk> {
@@ -250,7 +257,12 @@ impl BlockDevice for &Driver<'_> {
             let disk = &mut **disk;
             outcome = disk.executor.resume(&disk.mem, &disk.request, write);
         }
-        assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}: {}", disk.counters.to_json());
+        let done = matches!(outcome, Outcome::Done(_));
+        if !done && self.distrusted {
+            let (name, source) = (self.name().to_owned(), io::Error::from_raw_os_error(libc::EIO));
+            return Err(DeviceError { name, operation: "write", sector: Some(first), source });
+        }
+        assert!(done, "{outcome:?}: {}", disk.counters.to_json());
         Ok(())
     }
 
