@@ -259,7 +259,7 @@ impl BlockDevice for &Driver<'_> {
         }
         let done = matches!(outcome, Outcome::Done(_));
         if !done && self.distrusted {
-            let (name, source) = (self.name().to_owned(), io::Error::from_raw_os_error(libc::EIO));
+            let (name, source) = (self.name().to_owned(), io::Error::from(nix::errno::Errno::EIO));
             return Err(DeviceError { name, operation: "write", sector: Some(first), source });
         }
         assert!(done, "{outcome:?}: {}", disk.counters.to_json());

@@ -172,7 +172,8 @@ fn addresses_that_overflow_end_their_connection_and_nothing_else() {
 #[test]
 fn memory_that_is_taken_back_ends_the_connection_alone() {
     let scene = Scene::new();
-    let daemon = scene.start(&[]);
+    // Nothing is looked at before the kick.
+    let daemon = scene.start(&["--poll-us", "0"]);
     for left in [0, DATA, HEADER, USED] {
         let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
         let front_end = connect(&scene);
