@@ -59,7 +59,7 @@ impl Scene {
         let polling = Polling::For(Duration::ZERO);
         let worker = Worker::new(disk.executor, counters, flusher, bell, HOLD, polling);
         let backend = Backend::new(worker, disk.geometry, false, true).expect("an event");
-        let driver = Driver::start(Arc::new(backend)).expect("a thread");
+        let driver = Driver::start(Arc::new(backend), None).expect("a thread");
         // Nobody cuts the ring's file: all that is lost is a front end's.
         let faults = Faults::catch(&(0..0)).expect("a handler");
         let connections = Connections::new(

@@ -51,6 +51,21 @@ impl Mapping {
         start..start + self.len
     }
 
+    /// Has all of it in memory before it is needed, where the kernel can: pages that are met for the first time later cost a
+    /// fault each. Bytes stay as they are.
+    ///
+    /// `huge` asks for huge ones; `writable` is whether to make them ready for writing, which costs a file on a disk
+    /// a write-back of every page.
+    pub fn prefault(&self, huge: bool, writable: bool) -> io::Result<()> {
+        let advice = if writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+        for advice in huge.then_some(libc::MADV_HUGEPAGE).into_iter().chain([advice]) {
+            // SAFETY: the whole of one mapping of ours; none of these advices changes what it holds.
+            let advised = unsafe { libc::madvise(self.start.as_ptr().cast(), self.len, advice) };
+            nix::errno::Errno::result(advised)?;
+        }
+        Ok(())
+    }
+
     /// Asks for the cache line at `offset` ahead of reading it.
     pub fn prefetch(&self, offset: u64) {
         let at = self.at(offset, 1);

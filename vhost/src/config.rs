@@ -92,6 +92,22 @@ pub struct Arguments {
         conflicts_with = "poll_us"
     )]
     pub poll: Option<Poll>,
+    /// Judge every write of the guest by the ring's rules; off makes a plain disk, for a guest that formats its own ring or is trusted:
+    /// consumers then copy what they read
+    #[arg(
+        long,
+        value_enum,
+        value_name = "on|off",
+        default_value = "on",
+        hide_possible_values = true
+    )]
+    pub guard: Switch,
+    /// Have the queue's thread run on this processor alone
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+    /// Ask for huge pages under the region: on tmpfs (its files are then best made there), or on hugetlbfs in any case
+    #[arg(long)]
+    pub hugepages: bool,
     /// Run as this user once everything is open; the ring has to be readable and writable for it
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,

@@ -1,6 +1,8 @@
 //! The thread that drives the queues of one front end after the other.
 
 use crate::backend::Backend;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -25,13 +27,24 @@ impl Drop for Alarm {
 }
 
 impl Driver {
-    /// Starts it.
-    pub fn start(backend: Arc<Backend>) -> io::Result<Self> {
+    /// Starts it, on one processor alone if that is given.
+    pub fn start(backend: Arc<Backend>, cpu: Option<usize>) -> io::Result<Self> {
         let driven = Arc::clone(&backend);
+        let this = Pid::from_raw(0);
+        let anywhere = sched_getaffinity(this)?;
+        if let Some(cpu) = cpu {
+            let mut there = CpuSet::new();
+            there.set(cpu)?;
+            // It inherits this from us, so that what is wrong with it is known before there is a thread.
+            sched_setaffinity(this, &there)?;
+        }
         let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || {
             let _alarm = Alarm;
             driven.drive();
         })?;
+        if cpu.is_some() {
+            sched_setaffinity(this, &anywhere)?;
+        }
         Ok(Self { backend, thread: Some(thread) })
     }
 

@@ -68,6 +68,8 @@ impl From<Denied<BadAddress>> for Fault {
 pub struct Service {
     /// Refuse every write.
     pub read_only: bool,
+    /// Judge every write by the ring's rules. Without, it is a plain disk.
+    pub guarded: bool,
     /// What `GET_ID` answers.
     pub serial: [u8; SERIAL_BYTES],
 }
@@ -212,8 +214,42 @@ impl Executor {
         if self.service.read_only {
             return Err(Reason::ReadOnly.into());
         }
+        if !self.service.guarded {
+            return self.store_unjudged(mem, request, &range);
+        }
         let judgement = self.guard.begin(range);
         self.judge(mem, request, judgement)
+    }
+
+    /// Stores whatever it is: sectors in front of the data area as whole ones, since somebody may read positions there.
+    fn store_unjudged<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        range: &Range<u64>,
+    ) -> Result<Outcome, Fault> {
+        if request.data.iter().any(|segment| !mem.check_range(segment.address, segment.len)) {
+            return Err(Fault::BadAddress);
+        }
+        let view = View { region: &self.region, mem, request };
+        let geometry = self.region.geometry();
+        let size = u64::from(geometry.sector_size().get());
+        let data = range.start.max(geometry.data_start())..range.end;
+        let mut sector = vec![0; geometry.sector_size().bytes()];
+        for index in range.start / size..(range.end.min(geometry.data_start())) / size {
+            view.written(index * size..(index + 1) * size, &mut sector)?;
+            self.region.store_head(index, &sector);
+        }
+        if !data.is_empty() {
+            self.region.store(mem, &request.data, view.part(&data), data.start)?;
+        }
+        let pointer = geometry.pointer_start(self.guard.guest());
+        if range.contains(&pointer) && self.host.ring() {
+            self.counters.wakeups.count();
+        }
+        self.counters.writes.count();
+        self.counters.written_bytes.add(request.data_len);
+        Ok(Outcome::Done(0))
     }
 
     fn judge<M: GuestMemoryBackend>(
@@ -246,7 +282,7 @@ impl Executor {
             }
         }
         if let Some((sector, mine)) = grant.pointer {
-            self.region.store_pointer(self.guard.guest(), &sector);
+            self.region.store_head(self.guard.guest().sector(), &sector);
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;

@@ -48,6 +48,8 @@ pub struct Estate {
     pub to_backend: OwnedFd,
     /// What diagnostics show.
     pub counters: Arc<Counters>,
+    /// Whether published bytes stay as they are.
+    pub guarded: bool,
     /// Who may have it.
     pub admission: Admission,
 }
@@ -276,7 +278,7 @@ impl Estate {
             sector_size: self.geometry.sector_size().get(),
             sectors: self.geometry.sectors(),
             guest: self.guest.into(),
-            guarded: true,
+            guarded: self.guarded,
             counters: self.counters.to_json(),
         };
         Ok(Ok((answer, region, side)))

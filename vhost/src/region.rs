@@ -1,6 +1,7 @@
 //! The ring's bytes, as backend and host process share them: a mapped file or block device.
 
 use crate::request::Segment;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use shared_block_ring::Position;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, Memory, Orders};
 use shared_block_ring::format::{Geometry, Side};
@@ -13,6 +14,9 @@ use vm_memory::{Address, Bytes, GuestMemoryBackend, VolatileSlice};
 
 /// Bytes of guest memory looked at in one go: fits the stack and the first-level cache.
 const CHUNK: usize = 4096;
+
+/// The largest file on a disk that is read as a whole when the daemon starts; of larger ones what is needed is read then.
+const MAX_READ_AHEAD: u64 = 1 << 30;
 
 /// The one mapping that requests are answered from.
 #[derive(Debug)]
@@ -28,6 +32,20 @@ impl Region {
     /// Maps `file`.
     pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
         Ok(Self { device: MappedDevice::new(file, name, geometry)? })
+    }
+
+    /// Has it in memory before the first request. What cannot be done costs time later, and is told of.
+    pub fn prefault(&self, file: &File, huge: bool) {
+        let volatile = fstatfs(file)
+            .is_ok_and(|about| [HUGETLBFS_MAGIC, TMPFS_MAGIC].contains(&about.filesystem_type()));
+        if !volatile && self.geometry().total_bytes() > MAX_READ_AHEAD {
+            return;
+        }
+        let memory = self.device.memory();
+        if let Err(e) = memory.prefault(huge, volatile) {
+            let what = if huge { "have huge pages under" } else { "have all of" };
+            log::warn!("{}: cannot {what} the region in memory: {e}", self.device.name());
+        }
     }
 
     /// The ring's shape.
@@ -52,9 +70,9 @@ impl Region {
         Position::new(self.device.memory().load_u64(self.geometry().pointer_start(side)))
     }
 
-    /// Stores the guest's pointer sector: what comes with the position first.
-    pub fn store_pointer(&self, side: Side, sector: &[u8]) {
-        let stored = self.device.write(side.sector(), &[IoSlice::new(sector)]);
+    /// Stores a whole sector in front of the data area: of a pointer sector, what comes with the position first.
+    pub fn store_head(&self, index: u64, sector: &[u8]) {
+        let stored = self.device.write(index, &[IoSlice::new(sector)]);
         debug_assert!(stored.is_ok());
     }
 

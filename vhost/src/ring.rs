@@ -5,11 +5,11 @@ use crate::settings::Settings;
 use nix::unistd::fchown;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, RangeLock, holder_of};
 use shared_block_ring::format::{
-    FormatError, Geometry, PointerSector, SectorSize, Side, decode_sector0,
+    FormatError, Geometry, PointerSector, SectorSize, Side, Tally, decode_sector0,
 };
 use shared_block_ring::rules::{Mark, plausible};
 use shared_block_ring::{
-    CreateOptions, Error, OpenOptions, allocate, check, create, make_file, read_slot,
+    CreateOptions, Error, OpenOptions, Position, allocate, check, create, make_file, read_slot,
 };
 use std::fs::File;
 use std::io::IoSliceMut;
@@ -80,6 +80,11 @@ pub fn open(settings: &Settings) -> Result<Opened, Error> {
         let file = file.try_clone().map_err(|e| fail("map", e))?;
         Ok(MappedDevice::new(file, &path.display().to_string(), geometry)?)
     };
+    if !settings.guarded {
+        // Whatever it holds, or will hold, is between the guest and those on the host.
+        let (uuid, mine) = unknown();
+        return Ok(Opened { file, geometry, uuid, mine, role });
+    }
     if new {
         create(&map()?, CreateOptions::default())?;
     }
@@ -91,6 +96,12 @@ pub fn open(settings: &Settings) -> Result<Opened, Error> {
     }
     let (uuid, mine) = guest_side(&map()?, guest)?;
     Ok(Opened { file, geometry, uuid, mine, role })
+}
+
+/// The guest's side of what may not even be a ring.
+pub fn unknown() -> (Option<Uuid>, Mine) {
+    let pointer = PointerSector { position: Position::ZERO, flag: false };
+    (None, Mine { pointer, tally: Tally::from_here(Position::ZERO) })
 }
 
 /// What the region says of the guest's side: what a producer or consumer of the library would attach with.

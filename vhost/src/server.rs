@@ -55,11 +55,13 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
     let region = Region::new(duplicate()?, &name, opened.geometry)
         .map_err(|source| Failure::Ring { path: name.clone(), source: source.into() })?;
+    region.prefault(&opened.file, settings.huge_pages);
     let faults = Faults::catch(&region.device().memory().addresses())
         .map_err(system("catch faults of memory"))?;
     let sockets = entrance.ours().into_iter().chain(consumers.as_ref().map(|(ours, _)| ours));
     confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
-    let service = Service { read_only: settings.read_only, serial: settings.serial };
+    let (read_only, guarded) = (settings.read_only, settings.guarded);
+    let service = Service { read_only, guarded, serial: settings.serial };
     let guard = Guard::new(opened.geometry, guest, opened.uuid);
     let executor =
         Executor::new(region, guard, service, Arc::clone(&counters), host_bell, opened.mine);
@@ -72,7 +74,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         settings.hold,
         settings.polling,
     );
-    let backend = Backend::new(worker, opened.geometry, settings.read_only, settings.migratable);
+    let backend = Backend::new(worker, opened.geometry, read_only, settings.migratable);
     let backend = Arc::new(backend.map_err(system("make an event"))?);
     let _handover = match consumers {
         Some((listening, admission)) => {
@@ -85,6 +87,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                 to_host,
                 to_backend,
                 counters,
+                guarded,
                 admission,
             };
             Some(Handover::start(listening, estate).map_err(system("start a thread"))?)
@@ -93,7 +96,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     };
     log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
     let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
-    let driver = Driver::start(backend).map_err(system("start a thread"))?;
+    let driver = Driver::start(backend, settings.cpu)
+        .map_err(system("have a thread run where it is told to (--cpu)"))?;
     Connections::new(driver, listening, stop, faults, counters, name).serve()?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");

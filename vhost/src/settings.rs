@@ -89,6 +89,12 @@ pub struct Settings {
     pub hold: Duration,
     /// How long to look for more.
     pub polling: Polling,
+    /// Whether the guest's writes are judged.
+    pub guarded: bool,
+    /// Where the queue's thread runs; anywhere if there is none.
+    pub cpu: Option<usize>,
+    /// Whether to ask for huge pages.
+    pub huge_pages: bool,
     /// Who to be once everything is open.
     pub identity: Option<Identity>,
     /// Whether to give up what is not needed then.
@@ -154,6 +160,9 @@ impl TryFrom<Arguments> for Settings {
             guest: arguments.guest.into(),
             serial: arguments.serial,
             hold: arguments.hold_ms,
+            guarded: arguments.guard == Switch::On,
+            cpu: arguments.cpu,
+            huge_pages: arguments.hugepages,
             polling: match arguments.poll {
                 Some(Poll::Always) => Polling::Always,
                 None => Polling::For(arguments.poll_us),

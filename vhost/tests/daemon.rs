@@ -7,7 +7,9 @@ use common::daemon::Scene;
 use nix::sys::signal::Signal;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
+use shared_block_ring::{
+    Consumer, Control, CreateOptions, Error, OpenOptions, Producer, VirtioDevice, create,
+};
 use std::os::fd::BorrowedFd;
 use std::process::Output;
 use std::time::Duration;
@@ -202,4 +204,37 @@ fn a_damaged_ring_is_not_served() {
         .set_len(size * 2)
         .unwrap();
     fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "grown");
+}
+
+#[test]
+fn without_a_guard_the_guest_makes_its_own_ring_and_consumers_are_told() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--guard", "off", "--size", "64K"]);
+    let disk = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+    create(&disk, CreateOptions::default()).unwrap();
+    let mut producer = Producer::attach(disk, "queue", "guest").unwrap();
+    let end = producer.push("item").unwrap();
+    producer.advance(end).unwrap();
+    let region = scene.connect(Role::Consumer).unwrap();
+    let mut consumer = Consumer::attach(region, "queue", "host").unwrap();
+    assert_eq!(consumer.pop(consumer.position()).unwrap().bytes, b"item");
+}
+
+#[test]
+fn the_queue_runs_where_it_is_told_to() {
+    let scene = Scene::new();
+    let daemon = scene.start(&["--cpu", "1", "--hugepages"]);
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.0.id())).unwrap();
+    let allowed = |path: std::path::PathBuf| {
+        let status = std::fs::read_to_string(path.join("status")).unwrap();
+        let name = status.lines().next().unwrap().to_owned();
+        let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap();
+        (name, line.split_whitespace().nth(1).unwrap().to_owned())
+    };
+    for (name, cpus) in tasks.map(|task| allowed(task.unwrap().path())) {
+        assert_eq!(name.ends_with("queue"), cpus == "1", "{name}: {cpus}");
+    }
+    let scene = Scene::new();
+    let usual = ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--cpu", "1000"];
+    fails(&scene.run(&usual), 1, "--cpu");
 }

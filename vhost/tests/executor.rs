@@ -325,3 +325,19 @@ fn what_changes_while_it_is_judged_is_stored_as_it_was_judged() {
         });
     });
 }
+
+#[test]
+fn without_a_guard_it_is_a_plain_disk() {
+    let mut disk = Disk::plain(Side::Producer);
+    let sectors = disk.bytes().len() / 512;
+    for sector in 0..sectors as u64 {
+        let bytes: Vec<u8> =
+            (0..=255).cycle().skip(usize::try_from(sector).unwrap()).take(512).collect();
+        assert!(matches!(disk.write(sector, &bytes), Outcome::Done(0)), "sector {sector}");
+        assert_eq!(disk.read(sector, 512), bytes);
+    }
+    let whole: Vec<u8> = (0..sectors * 512).map(|at| (at % 251) as u8).collect();
+    assert!(matches!(disk.write(0, &whole), Outcome::Done(0)));
+    assert!(disk.bytes() == whole && disk.read(0, whole.len()) == whole);
+    assert!(matches!(disk.write(sectors as u64, &[0; 512]), Outcome::Failed), "behind the end");
+}

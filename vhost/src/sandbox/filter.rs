@@ -57,6 +57,7 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_rseq,
     libc::SYS_sched_yield,
     libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
     libc::SYS_gettid,
     libc::SYS_getpid,
     libc::SYS_exit,

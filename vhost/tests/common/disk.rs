@@ -18,7 +18,7 @@ use vhost_device_blockring::executor::{Executor, Outcome, Service};
 use vhost_device_blockring::guard::{Guard, Reason};
 use vhost_device_blockring::region::Region;
 use vhost_device_blockring::request::Request;
-use vhost_device_blockring::ring::guest_side;
+use vhost_device_blockring::ring::{guest_side, unknown};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT};
 use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use virtio_queue::desc::split::Descriptor;
@@ -53,7 +53,14 @@ impl Disk {
         let (file, path) = in_memory(&vec![0; sectors * 512]);
         create(&OpenOptions::default().open(&path).unwrap(), CreateOptions::default()).unwrap();
         prepare(&path);
-        Self::serve(guest, read_only, geometry, file, path)
+        Self::serve(guest, (read_only, true), geometry, file, path)
+    }
+
+    /// A plain disk: no guard, and no ring on it.
+    pub fn plain(guest: Side) -> Self {
+        let geometry = Geometry::new(SectorSize::DEFAULT, 13).unwrap();
+        let (file, path) = in_memory(&vec![0; 13 * 512]);
+        Self::serve(guest, (false, false), geometry, file, path)
     }
 
     /// A ring in this state.
@@ -61,18 +68,24 @@ impl Disk {
         let size = SectorSize::new(u32::try_from(ring.size).unwrap()).unwrap();
         let geometry = Geometry::new(size, (ring.bytes.len() / ring.size) as u64).unwrap();
         let (file, path) = in_memory(&ring.bytes);
-        Self::serve(ring.guest, false, geometry, file, path)
+        Self::serve(ring.guest, (false, true), geometry, file, path)
     }
 
-    fn serve(guest: Side, read_only: bool, geometry: Geometry, file: File, path: PathBuf) -> Self {
+    fn serve(
+        guest: Side,
+        (read_only, guarded): (bool, bool),
+        geometry: Geometry,
+        file: File,
+        path: PathBuf,
+    ) -> Self {
         let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
-        let (uuid, mine) = guest_side(&device, guest).unwrap();
+        let (uuid, mine) = if guarded { guest_side(&device, guest).unwrap() } else { unknown() };
         let guard = Guard::new(geometry, guest, uuid);
         let region = Region::new(open(&path), "ring", geometry).unwrap();
         let counters = Arc::new(Counters::default());
         let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
         let serial = *b"ring\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-        let service = Service { read_only, serial };
+        let service = Service { read_only, guarded, serial };
         let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
         Self { file, path, guest, geometry, executor, counters, request: Request::default(), mem }
