@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, a C and a C++ compiler, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, a C and a C++ compiler, strace, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -54,6 +54,8 @@ missing_packages() {
     have c++ || echo g++
     # The guest's programs are linked statically; without its recommended packages gcc brings no libc.a.
     if ! have cc || [ ! -e "$(cc -print-file-name=libc.a)" ]; then echo libc6-dev; fi
+    # A test counts system calls with it.
+    have strace || echo strace
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 

@@ -2,6 +2,7 @@
 
 use super::{BlockDevice, DeviceError, Mapping, Memory};
 use crate::format::{EXTENSION, FLAG_AT, Geometry, SLOT_BYTES, SLOTS_AT, Side};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -12,6 +13,8 @@ pub struct MappedDevice<M = Mapping> {
     memory: M,
     name: String,
     geometry: Geometry,
+    /// Room for a sector in front of the data area, as it was and as it is to be.
+    room: RefCell<[Vec<u8>; 2]>,
 }
 
 impl MappedDevice {
@@ -30,7 +33,9 @@ impl MappedDevice {
 impl<M: Memory> MappedDevice<M> {
     /// Over `memory`, which is as large as `geometry`.
     pub fn over(memory: M, name: &str, geometry: Geometry) -> Self {
-        Self { memory, name: name.to_owned(), geometry }
+        let room = || vec![0; geometry.sector_size().bytes()];
+        let room = RefCell::new([room(), room()]);
+        Self { memory, name: name.to_owned(), geometry, room }
     }
 
     /// The memory itself.
@@ -129,9 +134,10 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             self.memory.write(at + head, data);
             for (index, new) in heads.chunks(size).enumerate() {
                 let start = at + (index * size) as u64;
-                let mut old = vec![0; size];
-                self.read_head(start, &mut old);
-                self.store_head(start, &old, new);
+                let [old, _] = &mut *self.room.borrow_mut();
+                let old = &mut old[..new.len()];
+                self.read_head(start, old);
+                self.store_head(start, old, new);
             }
             at += buf.len() as u64;
         }
@@ -154,11 +160,11 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
     /// Without a lock: the flag is one store, the position another, and `edit` changes one of them.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let start = self.geometry.pointer_start(side);
-        let mut old = vec![0; self.geometry.sector_size().bytes()];
-        self.read_head(start, &mut old);
-        let mut new = old.clone();
-        edit(&mut new);
-        self.store_head(start, &old, &new);
+        let [old, new] = &mut *self.room.borrow_mut();
+        self.read_head(start, old);
+        new.copy_from_slice(old);
+        edit(new);
+        self.store_head(start, old, new);
         Ok(())
     }
 }

@@ -3,7 +3,9 @@
 //! The guard judges a request whole before anything of it is stored. Here is what it sees by, and what is done then.
 
 use crate::counters::Counters;
-use crate::guard::{Denied, Grant, Guard, Judgement, Mine, Reason, SECTOR_UNIT, Sight, Verdict};
+use crate::guard::{
+    Denied, Grant, Guard, Judgement, Mine, Reason, Room, SECTOR_UNIT, Sight, Verdict,
+};
 use crate::refusals::Refusals;
 use crate::region::{BadAddress, Region};
 use crate::request::{Kind, Request, Segment};
@@ -89,6 +91,8 @@ pub struct Executor {
     told: Option<Vec<u8>>,
     /// Room for what it says now.
     now: Vec<u8>,
+    /// Room for a judgement.
+    room: Room,
 }
 
 impl Executor {
@@ -103,7 +107,18 @@ impl Executor {
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
         let now = vec![0; region.geometry().sector_size().bytes()];
-        Self { region, guard, service, counters, refusals, host, mine, told: None, now }
+        Self {
+            region,
+            guard,
+            service,
+            counters,
+            refusals,
+            host,
+            mine,
+            told: None,
+            now,
+            room: Room::default(),
+        }
     }
 
     /// A new front end, or a reset one, has been told nothing.
@@ -217,7 +232,7 @@ impl Executor {
         if !self.service.guarded {
             return self.store_unjudged(mem, request, &range);
         }
-        let judgement = self.guard.begin(range);
+        let judgement = self.guard.begin(range, std::mem::take(&mut self.room));
         self.judge(mem, request, judgement)
     }
 
@@ -276,13 +291,13 @@ impl Executor {
         if request.data.iter().any(|segment| !mem.check_range(segment.address, segment.len)) {
             return Err(Fault::BadAddress);
         }
-        for piece in grant.stored {
+        for piece in &grant.stored {
             if !piece.is_empty() {
-                self.region.store(mem, &request.data, view.part(&piece), piece.start)?;
+                self.region.store(mem, &request.data, view.part(piece), piece.start)?;
             }
         }
-        if let Some((sector, mine)) = grant.pointer {
-            self.region.store_head(self.guard.guest().sector(), &sector);
+        if let Some(mine) = grant.pointer {
+            self.region.store_head(self.guard.guest().sector(), grant.pointer_sector());
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;
@@ -290,6 +305,7 @@ impl Executor {
                 self.counters.wakeups.count();
             }
         }
+        self.room = grant.into_room();
         self.counters.writes.count();
         self.counters.written_bytes.add(request.data_len);
         Ok(Outcome::Done(0))

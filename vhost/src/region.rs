@@ -5,6 +5,7 @@ use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use shared_block_ring::Position;
 use shared_block_ring::device::{BlockDevice, DeviceError, MappedDevice, Memory, Orders};
 use shared_block_ring::format::{Geometry, Side};
+use std::cell::RefCell;
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
@@ -22,6 +23,8 @@ const MAX_READ_AHEAD: u64 = 1 << 30;
 #[derive(Debug)]
 pub struct Region {
     device: MappedDevice,
+    /// Room for a sector in front of the data area.
+    room: RefCell<Vec<u8>>,
 }
 
 /// Guest memory that a request names is not there.
@@ -31,7 +34,8 @@ pub struct BadAddress;
 impl Region {
     /// Maps `file`.
     pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
-        Ok(Self { device: MappedDevice::new(file, name, geometry)? })
+        let room = RefCell::new(vec![0; geometry.sector_size().bytes()]);
+        Ok(Self { device: MappedDevice::new(file, name, geometry)?, room })
     }
 
     /// Has it in memory before the first request. What cannot be done costs time later, and is told of.
@@ -126,7 +130,7 @@ impl Region {
             let offset = start + at as u64;
             let index = offset / size as u64;
             let within = usize::try_from(offset % size as u64).unwrap_or(0);
-            let mut sector = vec![0; size];
+            let mut sector = self.room.borrow_mut();
             self.head_sector(index, &mut sector);
             let len = (size - within).min(bytes.len() - at);
             bytes[at..at + len].copy_from_slice(&sector[within..within + len]);

@@ -336,7 +336,7 @@ fn without_a_guard_it_is_a_plain_disk() {
         assert!(matches!(disk.write(sector, &bytes), Outcome::Done(0)), "sector {sector}");
         assert_eq!(disk.read(sector, 512), bytes);
     }
-    let whole: Vec<u8> = (0..sectors * 512).map(|at| (at % 251) as u8).collect();
+    let whole: Vec<u8> = (0..251).cycle().take(sectors * 512).collect();
     assert!(matches!(disk.write(0, &whole), Outcome::Done(0)));
     assert!(disk.bytes() == whole && disk.read(0, whole.len()) == whole);
     assert!(matches!(disk.write(sectors as u64, &[0; 512]), Outcome::Failed), "behind the end");

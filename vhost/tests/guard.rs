@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::ops::Range;
 use uuid::Uuid;
-use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Sight, Verdict};
+use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room, Sight, Verdict};
 
 /// A write to a ring, as the guard sees it.
 struct Write<'a> {
@@ -82,7 +82,7 @@ fn judge(
     let before = mine(ring.known);
     let range = guard.range(first as u64, bytes.len() as u64)?;
     let write = Write { ring, start: first * UNIT, bytes };
-    let mut judgement = guard.begin(range);
+    let mut judgement = guard.begin(range, Room::default());
     let grant = loop {
         // A budget so small that long walks are interrupted.
         match guard.judge(before, judgement, 9, &write) {
@@ -92,19 +92,19 @@ fn judge(
         }
     };
     let mut after = ring.bytes.clone();
-    let then = grant.pointer.as_ref().map_or(before, |(_, mine)| *mine);
+    let then = grant.pointer.unwrap_or(before);
     // What is frozen is never stored, not even over the same: the guest can change its bytes after they were compared.
     let frozen = ring.frozen_by(&after, then.pointer.position.get());
-    for piece in grant.stored {
+    for piece in grant.stored.clone() {
         let frozen = |at: u64| frozen.as_ref().unwrap()[index(at) - ring.data_start()];
         assert!(!piece.clone().any(frozen), "{piece:?} is to be stored");
         if !piece.is_empty() {
             after[index(piece.start)..index(piece.end)].copy_from_slice(write.part(&piece));
         }
     }
-    let Some((sector, mine)) = grant.pointer else { return Ok((after, before)) };
+    let Some(mine) = grant.pointer else { return Ok((after, before)) };
     let start = sector_of(ring.guest) * ring.size;
-    after[start..start + ring.size].copy_from_slice(&sector);
+    after[start..start + ring.size].copy_from_slice(grant.pointer_sector());
     Ok((after, mine))
 }
 

@@ -41,9 +41,23 @@ pub trait Sight {
     fn same(&self, range: Range<u64>) -> Result<bool, Self::Fault>;
 }
 
+/// Where sectors are looked at: passed on from one judgement to the next, so that none allocates in the steady state.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Room {
+    /// What the guest wants to write, and what the region holds there.
+    theirs: Vec<u8>,
+    ours: Vec<u8>,
+    /// The guest's pointer sector as it is to be, if it is to change.
+    pointer: Vec<u8>,
+    /// The host's, and how it was at the reading before.
+    host: Vec<u8>,
+    before: Vec<u8>,
+}
+
 /// A write that is being judged.
 #[derive(Debug)]
 pub struct Judgement {
+    room: Room,
     /// Device bytes.
     range: Range<u64>,
     /// The sector to be looked at next, as long as it lies in front of the data area.
@@ -55,7 +69,6 @@ pub struct Judgement {
 #[derive(Debug)]
 struct NewPointer {
     change: Move,
-    sector: Vec<u8>,
     walk: Walk,
 }
 
@@ -73,8 +86,21 @@ pub enum Verdict {
 pub struct Grant {
     /// Device bytes of the data area.
     pub stored: [Range<u64>; 3],
-    /// The guest's pointer sector, and its side once that is stored.
-    pub pointer: Option<(Vec<u8>, Mine)>,
+    /// The guest's side once its [pointer sector](Self::pointer_sector) is stored, if that changes.
+    pub pointer: Option<Mine>,
+    room: Room,
+}
+
+impl Grant {
+    /// The guest's pointer sector as it is to be. Of no meaning if it is not to change.
+    pub fn pointer_sector(&self) -> &[u8] {
+        &self.room.pointer
+    }
+
+    /// For the next judgement.
+    pub fn into_room(self) -> Room {
+        self.room
+    }
 }
 
 /// What speaks against a write.
@@ -107,9 +133,9 @@ impl Guard {
     }
 
     /// Begins to judge a write to `range`, which [`Guard::range`] has answered.
-    pub fn begin(&self, range: Range<u64>) -> Judgement {
+    pub fn begin(&self, range: Range<u64>, room: Room) -> Judgement {
         let next = range.start / u64::from(self.geometry.sector_size().get());
-        Judgement { range, next, pointer: None }
+        Judgement { room, range, next, pointer: None }
     }
 
     /// Goes on with a judgement; `mine` is the guest's side as the region has it, `budget` the number of items to look at.
@@ -149,17 +175,19 @@ impl Guard {
             if start >= judgement.range.end.min(self.geometry.data_start()) {
                 break;
             }
-            if let Some(pointer) = self.judge_head(mine, judgement.next, sight)? {
+            if let Some(pointer) =
+                self.judge_head(mine, judgement.next, &mut judgement.room, sight)?
+            {
                 // At most once: sectors come in their order, and all but one never change.
                 judgement.pointer = Some(pointer);
             }
             judgement.next += 1;
         }
-        let pointer = judgement.pointer.map(|pointer| (pointer.sector, pointer.change.mine()));
-        let mine = pointer.as_ref().map_or(mine, |&(_, mine)| mine);
+        let pointer = judgement.pointer.map(|pointer| pointer.change.mine());
+        let mine = pointer.unwrap_or(mine);
         let data = judgement.range.start.max(self.geometry.data_start())..judgement.range.end;
         let pieces = self.judge_data(mine, data, sight)?;
-        Ok(Verdict::Granted(Grant { stored: pieces.stored, pointer }))
+        Ok(Verdict::Granted(Grant { stored: pieces.stored, pointer, room: judgement.room }))
     }
 
     /// Judges one sector in front of the data area, but for the items; `None` when it stays as it is.
@@ -167,21 +195,27 @@ impl Guard {
         &self,
         mine: Mine,
         index: u64,
+        room: &mut Room,
         sight: &S,
     ) -> Result<Option<NewPointer>, Denied<S::Fault>> {
-        let size = u64::from(self.geometry.sector_size().get());
-        let mut theirs = vec![0; self.geometry.sector_size().bytes()];
-        sight.written(index * size..(index + 1) * size, &mut theirs).map_err(Denied::Fault)?;
-        let mut ours = vec![0; theirs.len()];
-        sight.head_sector(index, &mut ours);
+        let size = self.geometry.sector_size();
+        let (theirs, ours) = (&mut room.theirs, &mut room.ours);
+        theirs.resize(size.bytes(), 0);
+        ours.resize(size.bytes(), 0);
+        let start = index * u64::from(size.get());
+        sight.written(start..start + u64::from(size.get()), theirs).map_err(Denied::Fault)?;
+        sight.head_sector(index, ours);
         if theirs == ours {
             return Ok(None);
         }
         if let Some(reason) = self.immutable(index) {
             return Err(reason.into());
         }
-        let change = self.judge_pointer(mine, self.look_at_host(sight)?, &ours, &theirs)?;
-        Ok(Some(NewPointer { change, sector: theirs, walk: change.walk() }))
+        let host = self.look_at_host(sight, &mut room.host, &mut room.before)?;
+        let change = self.judge_pointer(mine, host, ours, theirs)?;
+        // What was judged is what is stored: the guest can have changed it since.
+        std::mem::swap(&mut room.pointer, theirs);
+        Ok(Some(NewPointer { change, walk: change.walk() }))
     }
 
     fn judge_data<S: Sight>(
@@ -208,21 +242,27 @@ impl Guard {
     }
 
     /// The host's side. What its slot says matters only for a guest that reads what the host writes.
-    fn look_at_host<S: Sight>(&self, sight: &S) -> Result<Host, Reason> {
+    fn look_at_host<S: Sight>(
+        &self,
+        sight: &S,
+        sector: &mut Vec<u8>,
+        before: &mut Vec<u8>,
+    ) -> Result<Host, Reason> {
         let side = self.host();
         let position = sight.position(side).ok_or(Reason::HostCorrupt)?;
         let Some(uuid) = self.uuid.filter(|_| self.guest == Side::Consumer) else {
             return Ok(Host { position, tally: Ok(None) });
         };
-        let mut sector = vec![0; self.geometry.sector_size().bytes()];
-        let (mut before, mut same) = (Vec::new(), 0);
+        sector.resize(self.geometry.sector_size().bytes(), 0);
+        before.clear();
+        let mut same = 0;
         let mut host = Host { position, tally: Err(Reason::HostCorrupt) };
         for _ in 0..READINGS {
-            sight.head_sector(side.sector(), &mut sector);
-            host.position = position_of(&sector).ok_or(Reason::HostCorrupt)?;
-            let again = before == sector;
+            sight.head_sector(side.sector(), sector);
+            host.position = position_of(sector).ok_or(Reason::HostCorrupt)?;
+            let again = *before == *sector;
             same = if again { same + 1 } else { 0 };
-            match find_slot(uuid, side, &sector, host.position) {
+            match find_slot(uuid, side, sector, host.position) {
                 Ok(Some(slot)) => return Ok(Host { tally: Ok(Some(slot.tally)), ..host }),
                 // One reading does not show that there is none: the host can be two positions further on by now, and this one's slot
                 // absent while the next is written over it.
@@ -230,7 +270,7 @@ impl Guard {
                 Err(_) if same == SAME_READINGS => break,
                 Ok(None) | Err(_) => {}
             }
-            before.clone_from(&sector);
+            before.clone_from(sector);
         }
         Ok(host)
     }
