@@ -9,7 +9,7 @@ use shared_block_ring::format::Geometry;
 use shared_block_ring::wait::wait_readable;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -125,10 +125,8 @@ impl Backend {
         heard.extend(kick.map(AsFd::as_fd));
         let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
         if let Some(first) = wait_readable(&heard, timeout)? {
-            // Of more than one the next sleep tells. The host's bell is the worker's to look at.
-            if heard[first].as_raw_fd() != moved.as_raw_fd() {
-                consume(heard[first])?;
-            }
+            // Of more than one the next sleep tells. What they are about is looked at after this.
+            consume(heard[first])?;
         }
         Ok(())
     }

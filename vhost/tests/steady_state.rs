@@ -274,7 +274,7 @@ fn a_request_costs_no_system_call_while_both_sides_look() {
     eventually("without a front end the thread sleeps, and strace sees it", || {
         traced().contains("poll(")
     });
-    let tracer = nix::unistd::Pid::from_raw(i32::try_from(strace.id()).unwrap());
-    nix::sys::signal::kill(tracer, nix::sys::signal::Signal::SIGINT).unwrap();
+    let process = nix::unistd::Pid::from_raw(i32::try_from(strace.id()).unwrap());
+    nix::sys::signal::kill(process, nix::sys::signal::Signal::SIGINT).unwrap();
     strace.wait().unwrap();
 }
