@@ -9,8 +9,8 @@ use std::time::Duration;
 use ring_simulation::Disk;
 use vhost_device_blockring::dirty::GuestMemory;
 use vhost_device_blockring::request::{Kind, Request};
-use vhost_device_blockring::vring::{Memory, Vring};
-use vhost_user_backend::{VringState, VringT as _};
+use vhost_device_blockring::vring::Memory;
+use vhost_user_backend::{VringMutex, VringState, VringT as _};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
 };
@@ -107,7 +107,7 @@ impl PoweredDisk {
     }
 
     /// Carries out what is in the available ring, in its order.
-    pub fn drain(&self, vring: &Vring) -> Result<(), QueueError> {
+    pub fn drain(&self, vring: &VringMutex<Memory>) -> Result<(), QueueError> {
         let mut power = self.power();
         let Some(memory) = power.memory.clone() else { return Ok(()) };
         let memory = memory.memory();
@@ -138,7 +138,7 @@ impl PoweredDisk {
     }
 
     /// A slow flush is over.
-    pub fn finish_flush(&self, vring: &Vring) -> Result<(), QueueError> {
+    pub fn finish_flush(&self, vring: &VringMutex<Memory>) -> Result<(), QueueError> {
         let mut power = self.power();
         // Nothing to read if another event has woken us.
         let _ = power.timer.wait();

@@ -13,8 +13,8 @@ use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
 use vhost_device_blockring::dirty::{Dirty, GuestMemory};
 use vhost_device_blockring::request::MAX_SEGMENTS;
-use vhost_device_blockring::vring::{Memory, Vring};
-use vhost_user_backend::{VhostUserBackend, VhostUserDaemon};
+use vhost_device_blockring::vring::Memory;
+use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX,
 };
@@ -80,7 +80,7 @@ fn serve(disk: &Arc<PoweredDisk>, listener: UnixListener) -> io::Result<()> {
 
 impl VhostUserBackend for PoweredDisk {
     type Bitmap = Dirty;
-    type Vring = Vring;
+    type Vring = VringMutex<Memory>;
 
     fn num_queues(&self) -> usize {
         1
@@ -135,7 +135,7 @@ impl VhostUserBackend for PoweredDisk {
         &self,
         event: u16,
         _set: EventSet,
-        vrings: &[Vring],
+        vrings: &[VringMutex<Memory>],
         _thread: usize,
     ) -> io::Result<()> {
         let Some(vring) = vrings.first() else { return Ok(()) };

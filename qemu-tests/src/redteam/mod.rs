@@ -88,6 +88,8 @@ pub struct Report {
     pub refused: BTreeMap<String, u64>,
     /// Those where it depends on chance which of the attack's reasons comes first.
     pub by_chance: u64,
+    /// Those that were refused or were none, which the guest cannot tell apart.
+    pub perhaps: u64,
     /// The kernel may have made several requests of one, or tried again.
     pub at_least: bool,
     /// Requests of the attack that were carried out.

@@ -8,7 +8,7 @@ use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
     attack("second_producer_by_the_library", &[], by_the_library),
-    attack("second_producer_left_behind", &[Reason::PublishedData], left_behind),
+    attack("second_producer_left_behind", &[], left_behind),
     attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
 ];
 
@@ -38,7 +38,8 @@ fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
         let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
         raid.publish(1)?;
         match second.push("no honest item") {
-            Err(Error::Device(e)) => raid.refused(Reason::PublishedData, Err(e.source))?,
+            // The read that it makes in any case tells it what it has missed: it writes nothing.
+            Err(Error::Superseded { .. }) => raid.report.barred += 1,
             other => return Err(Failure::Unsound(format!("{other:?}"))),
         }
     }
@@ -58,11 +59,14 @@ fn at_once(raid: &mut Raid) -> Result<(), Failure> {
             (first.advance(end), other.join())
         });
         let others = others.map_err(|_| Failure::Unsound("the second one died".into()))?;
-        let refused = match (mine, others) {
-            (Ok(()), Err(Error::Device(e))) | (Err(Error::Device(e)), Ok(())) => e.source,
+        match (mine, others) {
+            (Ok(()), Err(Error::Device(e))) | (Err(Error::Device(e)), Ok(())) => {
+                raid.refused(Reason::PointerExtension, Err(e.source))?;
+            }
+            // One was refused, or had nothing to change: it has looked, and found that what it wanted is so.
+            (Ok(()), Ok(())) => raid.report.perhaps += 1,
             other => return Err(Failure::Unsound(format!("{other:?}"))),
-        };
-        raid.refused(Reason::PointerExtension, Err(refused))?;
+        }
         raid.published(item);
         raid.attach()?;
     }
