@@ -1,0 +1,51 @@
+//! Whether the bench measures at all: how fast is not a test's matter.
+#![allow(clippy::unwrap_used)]
+
+use qemu_tests::{Daemon, binaries};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Many times what it takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What it has printed, and whether it ended well.
+fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ring-bench"));
+    command.args(arguments).arg("--dir").arg(dir);
+    command.arg("--daemon").arg(binaries::host().unwrap().vhost_device_blockring());
+    let mut run = Daemon::spawn("ring-bench", command, dir).unwrap();
+    let status = run.wait(PATIENCE).unwrap();
+    (String::from_utf8(run.stdout()).unwrap() + &run.stderr(), status.success())
+}
+
+#[test]
+fn every_row_of_requests_has_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    let (text, ended_well) = bench(dir.path(), &["--quick", "--json", json.to_str().unwrap()]);
+    assert!(ended_well, "{text}");
+    let (rows, _) = bench(dir.path(), &["--list"]);
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let figures = figures.as_array().unwrap();
+    assert_eq!(figures.len(), rows.lines().count());
+    for (row, name) in figures.iter().zip(rows.lines()) {
+        assert_eq!(row["name"], name);
+        assert!(text.contains(name));
+        for side in ["ours", "peer"] {
+            assert!(row[side]["requests"].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().path()).collect();
+    assert!(!left.iter().any(|path| path.is_dir()), "{left:?}");
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, ended_well) = bench(dir.path(), &["--rows", "nothing"]);
+    assert!(!ended_well && text.contains("--list"), "{text}");
+    let arguments = ["--rows", "512-write-qd1", "--daemon-args", "--no-such-option"];
+    let (text, ended_well) = bench(dir.path(), &arguments);
+    assert!(!ended_well && text.contains("--no-such-option"), "{text}");
+}
