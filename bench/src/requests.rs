@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::error::{Result, doing};
 use crate::front::{REGION, Round, START, walked};
+use crate::items::Rounds;
 use crate::machine::{
     Processors, clock_cost, copy_rate, line_round_trip, median, nanoseconds, quantile,
 };
@@ -36,10 +37,8 @@ pub struct Plan {
     pub arguments: Vec<String>,
     /// Also without its guard.
     pub compare_guard: bool,
-    /// Rounds of each row.
-    pub rounds: u32,
-    /// Of each.
-    pub time: Duration,
+    /// Of each row.
+    pub rounds: Rounds,
     /// Where.
     pub processors: Processors,
 }
@@ -148,7 +147,7 @@ impl Bench {
         let mut unguarded = unguarded.map(|backend| Runner::new(backend, row)).transpose()?;
         let mut peer = Runner::new(&self.peer, row)?;
         let mut samples = Vec::new();
-        for _ in 0..self.plan.rounds {
+        for _ in 0..self.plan.rounds.count {
             let line = line_round_trip(self.plan.processors)?;
             let region = walked(row.bytes);
             let copy = copy_rate(
@@ -169,6 +168,11 @@ impl Bench {
 }
 
 impl Outcome {
+    /// Bytes moved, of what a copy alone moves.
+    pub fn copied(&self) -> f64 {
+        self.ours.requests * f64::from(self.row.bytes) / self.copy
+    }
+
     fn of(row: Row, samples: &[Sample]) -> Self {
         let near: Vec<_> = samples.iter().filter(|sample| sample.line <= NEAR).collect();
         let is_near = near.len() >= ENOUGH.min(samples.len());
@@ -224,7 +228,7 @@ impl<'a> Runner<'a> {
         self.backend.resume()?;
         self.front.round(&self.row, WARM_UP)?;
         let before = self.backend.cpu_time()?;
-        let mut round = self.front.round(&self.row, bench.plan.time)?;
+        let mut round = self.front.round(&self.row, bench.plan.rounds.time)?;
         let processor = self.backend.cpu_time()?.saturating_sub(before);
         self.backend.halt()?;
         Ok(figures(&mut round, processor, &self.row, bench.clock))

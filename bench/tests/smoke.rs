@@ -28,7 +28,7 @@ fn every_row_of_requests_has_figures() {
     assert!(ended_well, "{text}");
     let (rows, _) = bench(dir.path(), &["--list"]);
     let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
-    let figures = figures.as_array().unwrap();
+    let figures = figures["requests"].as_array().unwrap();
     assert_eq!(figures.len(), rows.lines().count());
     for (row, name) in figures.iter().zip(rows.lines()) {
         assert_eq!(row["name"], name);
@@ -39,6 +39,39 @@ fn every_row_of_requests_has_figures() {
     }
     let left = std::fs::read_dir(dir.path()).unwrap().count();
     assert_eq!(left, 1, "rings and sockets are gone, the figures are there");
+}
+
+#[test]
+fn rings_from_end_to_end_have_figures_and_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = tempfile::tempdir().unwrap();
+    let page = report.path().join("performance.md");
+    std::fs::copy(binaries::workspace().join("docs/performance.md"), &page).unwrap();
+    let scratch = dir.path().to_str().unwrap();
+    let (text, ended_well) = bench(
+        dir.path(),
+        &[
+            "--quick",
+            "--measure",
+            "items,durable,size",
+            "--disk-dir",
+            scratch,
+            "--report",
+            report.path().to_str().unwrap(),
+        ],
+    );
+    assert!(ended_well, "{text}");
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["items", "durable", "size"] {
+        let (_, table) = page.split_once(&format!("<!-- {part} -->\n")).unwrap();
+        let (table, _) = table.split_once(&format!("<!-- end of {part} -->")).unwrap();
+        assert!(table.contains("scripts/bench.sh --quick"), "{table}");
+        assert!(table.lines().filter(|line| line.starts_with("| ")).count() > 3, "{table}");
+    }
+    for plot in ["latency", "throughput", "size"] {
+        let svg = std::fs::read_to_string(report.path().join(format!("{plot}.svg"))).unwrap();
+        assert!(svg.contains("<polyline") && svg.ends_with("</svg>\n"), "{plot}");
+    }
 }
 
 #[test]

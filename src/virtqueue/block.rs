@@ -4,7 +4,8 @@
 //! once: a request that differs from the last one of its slot only in its sector costs one store beside the ring's.
 
 use super::queue::flag;
-use super::{Broken, Descriptor, DmaMemory, Layout, Queue};
+use super::shape::{CHAIN, SLOT_BYTES, STATUS_AT, TABLE_BYTES};
+use super::{Broken, Chains, Descriptor, DmaMemory, Queue, Shape};
 use std::collections::VecDeque;
 use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -15,21 +16,6 @@ use virtio_bindings::bindings::virtio_blk::{
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
-
-/// Descriptors of a request: header, data, status.
-const CHAIN: u16 = 3;
-
-/// The largest queue of direct chains: what a device is sure to offer (vhost-user backends have 256 or more).
-const MAX_QUEUE: u16 = 256;
-
-/// A slot's header and its status byte, in lines of their own: they are written by different sides.
-const SLOT_BYTES: u64 = 256;
-const STATUS_AT: u64 = 128;
-
-/// Room for an indirect table.
-const TABLE_BYTES: u64 = 64;
-
-const PAGE: u64 = 4096;
 
 const HEADER_BYTES: u32 = 16;
 const NEXT: u16 = flag(VRING_DESC_F_NEXT);
@@ -64,26 +50,6 @@ pub struct Request {
     pub bytes: u32,
     /// As `ioprio_set(2)` has it; 0 for none, or [`IDLE`].
     pub priority: u32,
-}
-
-/// How a chain's descriptors lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chains {
-    /// In the queue's table: fewer lines for the device to read.
-    Direct,
-    /// In a table of their own, so that a queue holds three times as many.
-    Indirect,
-}
-
-/// How many requests, and how large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Requests at once.
-    pub depth: u16,
-    /// Bytes of a request's buffer.
-    pub buffer: u32,
-    /// How descriptors lie.
-    pub chains: Chains,
 }
 
 /// A request's place. Its buffer is the caller's from [`BlockQueue::slot`] to [`BlockQueue::submit`], and from its completion until
@@ -143,55 +109,6 @@ pub struct BlockQueue {
     free: Vec<u16>,
     /// Submitted and not reaped, the oldest first.
     order: VecDeque<u16>,
-}
-
-/// Where everything lies.
-struct Plan {
-    layout: Layout,
-    headers: u64,
-    tables: u64,
-    buffers: u64,
-    end: u64,
-}
-
-impl Shape {
-    /// This many requests of this many bytes; with indirect descriptors where direct ones would not fit.
-    pub fn new(depth: u16, buffer: u32) -> Self {
-        let chains = if depth <= MAX_QUEUE / CHAIN { Chains::Direct } else { Chains::Indirect };
-        Self { depth, buffer, chains }
-    }
-
-    /// Bytes of memory that this takes.
-    pub fn memory(self) -> u64 {
-        self.plan().end
-    }
-
-    /// Descriptors in the queue.
-    pub fn queue_size(self) -> u16 {
-        let descriptors = match self.chains {
-            Chains::Direct => self.depth * CHAIN,
-            Chains::Indirect => self.depth,
-        };
-        descriptors.next_power_of_two()
-    }
-
-    fn plan(self) -> Plan {
-        let depth = u64::from(self.depth);
-        let layout = Layout::new(self.queue_size(), 0);
-        let headers = layout.end.next_multiple_of(SLOT_BYTES);
-        let tables = headers + depth * SLOT_BYTES;
-        let tables_end = match self.chains {
-            Chains::Direct => tables,
-            Chains::Indirect => tables + depth * TABLE_BYTES,
-        };
-        let buffers = tables_end.next_multiple_of(PAGE);
-        Plan { layout, headers, tables, buffers, end: buffers + depth * self.stride() }
-    }
-
-    /// From one buffer to the next.
-    fn stride(self) -> u64 {
-        u64::from(self.buffer).next_multiple_of(PAGE)
-    }
 }
 
 impl BlockQueue {
