@@ -4,13 +4,21 @@ use crate::error::{Error, Result};
 use crate::figures::{Cost, Items, QUANTILES};
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::{
-    BLUE, ChartBuilder, Color, GREEN, IntoDrawingArea, LineSeries, MAGENTA, PathElement, RED,
-    RGBColor, SVGBackend, WHITE,
+    ChartBuilder, Color, IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, WHITE,
 };
 use std::path::Path;
 
 const SIZE: (u32, u32) = (800, 450);
-const COLOURS: [RGBColor; 4] = [BLUE, RED, GREEN, MAGENTA];
+
+/// Told apart by those too who do not see all colours (Okabe and Ito).
+const COLOURS: [RGBColor; 6] = [
+    RGBColor(0, 114, 178),
+    RGBColor(213, 94, 0),
+    RGBColor(0, 158, 115),
+    RGBColor(230, 159, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+];
 
 /// A line in a plot.
 struct Series {
@@ -23,7 +31,9 @@ struct Labels {
     title: &'static str,
     x: &'static str,
     y: &'static str,
-    /// Of a place on the x axis.
+    /// Of the x axis.
+    base: f64,
+    /// Of a place on it.
     tick: fn(&f64) -> String,
 }
 
@@ -43,6 +53,7 @@ pub fn latency(folder: &Path, items: &[Items]) -> Result<()> {
         title: "From push to pop",
         x: "one item in so many takes longer",
         y: "microseconds",
+        base: 10.0,
         tick: |x| format!("{x:.0}"),
     };
     draw(&folder.join("latency.svg"), &labels, &series.collect::<Vec<_>>())
@@ -65,6 +76,7 @@ pub fn throughput(folder: &Path, items: &[Items]) -> Result<()> {
         title: "Throughput",
         x: "bytes of an item",
         y: "MB/s",
+        base: 2.0,
         tick: |x| format!("{x:.0}"),
     };
     draw(&folder.join("throughput.svg"), &labels, &series)
@@ -85,6 +97,7 @@ pub fn costs(folder: &Path, costs: &[Cost]) -> Result<()> {
         title: "An item pushed and popped",
         x: "MiB of the ring",
         y: "microseconds",
+        base: 2.0,
         tick: |x| format!("{:.0}", x / f64::from(1 << 20)),
     };
     draw(&folder.join("size.svg"), &labels, &series)
@@ -98,6 +111,10 @@ fn draw(path: &Path, labels: &Labels, series: &[Series]) -> Result<()> {
             .fold((f64::MAX, 0.0f64), |(low, high), value| (low.min(value), high.max(value)));
         (low * 0.8)..(high * 1.25)
     };
+    let xs = range(|point| point.0).log_scale().base(labels.base);
+    let ys = range(|point| point.1);
+    // What hardly differs is to look so.
+    let ys = (ys.start.min(ys.end / 20.0)..ys.end).log_scale();
     let failed = |reason: String| Error::Plot { what: path.display().to_string(), reason };
     let area = SVGBackend::new(path, SIZE).into_drawing_area();
     area.fill(&WHITE).map_err(|e| failed(e.to_string()))?;
@@ -106,7 +123,7 @@ fn draw(path: &Path, labels: &Labels, series: &[Series]) -> Result<()> {
         .margin(10)
         .x_label_area_size(40)
         .y_label_area_size(60)
-        .build_cartesian_2d(range(|point| point.0).log_scale(), range(|point| point.1).log_scale())
+        .build_cartesian_2d(xs, ys)
         .map_err(|e| failed(e.to_string()))?;
     chart
         .configure_mesh()
