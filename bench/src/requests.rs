@@ -246,3 +246,31 @@ fn figures(round: &mut Round, processor: Duration, row: &Row, clock: f64) -> Fig
         processor: nanoseconds(processor) / round.requests as f64,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::ROWS;
+
+    /// A round with a line of so many nanoseconds, and so many requests of ours for each of the peer's.
+    fn sample(line: f64, times: f64) -> Sample {
+        let figures = |requests| Figures { requests, p50: Some(line), p99: None, processor: 1.0 };
+        Sample { ours: figures(times), unguarded: None, peer: figures(1.0), line, copy: 1.0 }
+    }
+
+    fn outcome(samples: &[(f64, f64)]) -> Outcome {
+        let samples: Vec<_> = samples.iter().map(|&(line, times)| sample(line, times)).collect();
+        Outcome::of(ROWS[0], &samples)
+    }
+
+    #[test]
+    fn rounds_with_a_far_line_do_not_count_where_enough_are_near() {
+        let some = [(100.0, 9.0), (400.0, 1.0), (110.0, 10.0), (500.0, 1.0), (120.0, 11.0)];
+        let some = outcome(&some);
+        assert_eq!((some.rounds, some.near), ((3, 5), true));
+        assert!((some.times_peer - 10.0).abs() < 1e-9 && (some.line - 110.0).abs() < 1e-9);
+        let few = outcome(&[(100.0, 9.0), (400.0, 1.0), (110.0, 10.0), (500.0, 1.0), (510.0, 1.0)]);
+        assert_eq!((few.rounds, few.near), ((5, 5), false));
+        assert!((few.times_peer - 1.0).abs() < 1e-9);
+    }
+}
