@@ -4,78 +4,22 @@
 //! once: a request that differs from the last one of its slot only in its sector costs one store beside the ring's.
 
 use super::queue::flag;
-use super::shape::{CHAIN, SLOT_BYTES, STATUS_AT, TABLE_BYTES};
-use super::{Broken, Chains, Descriptor, DmaMemory, Queue, Shape};
+use super::shape::{CHAIN, HEADER_BYTES, TABLE_BYTES};
+use super::{
+    Broken, Chains, Completion, Descriptor, DmaMemory, Operation, Queue, Request, Shape, Slot,
+};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-const HEADER_BYTES: u32 = 16;
 const NEXT: u16 = flag(VRING_DESC_F_NEXT);
 const WRITE: u16 = flag(VRING_DESC_F_WRITE);
 const INDIRECT: u16 = flag(VRING_DESC_F_INDIRECT);
-
-/// The I/O priority class *idle*, as `ioprio_set(2)` has it: our backend holds such a read of the other side's pointer until there
-/// is something new in it.
-pub const IDLE: u32 = 3 << 13;
-
-/// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// From the disk into the slot's buffer.
-    Read,
-    /// From the slot's buffer onto the disk.
-    Write,
-    /// Make durable what was written.
-    Flush,
-    /// The disk's serial number into the slot's buffer: 20 bytes.
-    GetId,
-}
-
-/// A request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// What is to be done.
-    pub operation: Operation,
-    /// Where, in units of 512 bytes.
-    pub sector: u64,
-    /// Of the slot's buffer, from its start: a multiple of the disk's sector, none for a flush.
-    pub bytes: u32,
-    /// As `ioprio_set(2)` has it; 0 for none, or [`IDLE`].
-    pub priority: u32,
-}
-
-/// A request's place. Its buffer is the caller's from [`BlockQueue::slot`] to [`BlockQueue::submit`], and from its completion until
-/// the slot is given out again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(u16);
-
-/// A request that was carried out, or refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Completion {
-    /// Where it was.
-    pub slot: Slot,
-    /// `VIRTIO_BLK_S_*`.
-    pub status: u8,
-}
-
-impl Completion {
-    /// The status as an error of the operating system, as the kernel's driver translates it.
-    pub fn result(self) -> io::Result<()> {
-        match u32::from(self.status) {
-            VIRTIO_BLK_S_OK => Ok(()),
-            VIRTIO_BLK_S_UNSUPP => Err(io::ErrorKind::Unsupported.into()),
-            _ => Err(io::Error::from_raw_os_error(libc::EIO)),
-        }
-    }
-}
 
 /// Who has a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,8 +42,6 @@ struct Place {
 pub struct BlockQueue {
     queue: Queue,
     shape: Shape,
-    /// Of the first slot's header.
-    headers: u64,
     /// Of the first slot's indirect table.
     tables: u64,
     /// Of the first slot's buffer.
@@ -123,7 +65,6 @@ impl BlockQueue {
         let block = Self {
             queue: Queue::new(memory, plan.layout, event_idx),
             shape,
-            headers: plan.headers,
             tables: plan.tables,
             buffers: plan.buffers,
             places: (0..shape.depth).map(place).collect(),
@@ -182,7 +123,7 @@ impl BlockQueue {
         assert_eq!(self.free.pop(), Some(slot.0), "the free slot");
         assert!(request.bytes <= self.shape.buffer, "a buffer's length");
         let Slot(index) = slot;
-        let header = self.headers + u64::from(index) * SLOT_BYTES;
+        let header = self.header(index);
         let place = &mut self.places[usize::from(index)];
         place.owner = Owner::Device;
         let form = Some(Request { sector: 0, ..request });
@@ -242,9 +183,9 @@ impl BlockQueue {
             Chains::Direct => used.head / CHAIN,
             Chains::Indirect => used.head,
         };
+        let status = self.status(index);
         match self.places.get_mut(usize::from(index)) {
             Some(place) if place.owner == Owner::Device => {
-                let status = self.headers + u64::from(index) * SLOT_BYTES + STATUS_AT;
                 let status: &[AtomicU8] = self.queue.memory().words(status, 1);
                 let status = status[0].load(Ordering::Relaxed);
                 place.owner = Owner::Nobody(status);
@@ -263,6 +204,14 @@ impl BlockQueue {
     /// Asks for no interrupts.
     pub fn refuse_interrupts(&self) {
         self.queue.refuse_interrupts();
+    }
+
+    fn header(&self, slot: u16) -> u64 {
+        self.queue.layout().behind_available + u64::from(slot) * u64::from(HEADER_BYTES)
+    }
+
+    fn status(&self, slot: u16) -> u64 {
+        self.queue.layout().behind_used + u64::from(slot)
     }
 
     /// The table that a slot's chain lies in, and the place of its first descriptor there.
@@ -301,7 +250,7 @@ impl BlockQueue {
             next: status_at,
         };
         let status =
-            Descriptor { address: address(header + STATUS_AT), len: 1, flags: WRITE, next: 0 };
+            Descriptor { address: address(self.status(slot)), len: 1, flags: WRITE, next: 0 };
         for (index, descriptor) in (first..).zip([head, data, status]) {
             self.queue.describe(table, index, descriptor);
         }

@@ -8,9 +8,9 @@ pub(super) const CHAIN: u16 = 3;
 /// The largest queue of direct chains: what a device is sure to offer (vhost-user backends have 256 or more).
 const MAX_QUEUE: u16 = 256;
 
-/// A slot's header and its status byte, in lines of their own: they are written by different sides.
-pub(super) const SLOT_BYTES: u64 = 256;
-pub(super) const STATUS_AT: u64 = 128;
+/// A slot's header. Headers lie right behind the available ring, and status bytes right behind the used ring: each side then writes
+/// few lines, and with one request at a time the other side finds it all in the line that it looks at (a fifth faster).
+pub(super) const HEADER_BYTES: u32 = 16;
 
 /// Room for an indirect table.
 pub(super) const TABLE_BYTES: u64 = 64;
@@ -40,7 +40,6 @@ pub struct Shape {
 /// Where everything lies.
 pub(super) struct Plan {
     pub layout: Layout,
-    pub headers: u64,
     pub tables: u64,
     pub buffers: u64,
     pub end: u64,
@@ -69,15 +68,15 @@ impl Shape {
 
     pub(super) fn plan(self) -> Plan {
         let depth = u64::from(self.depth);
-        let layout = Layout::new(self.queue_size(), 0);
-        let headers = layout.end.next_multiple_of(SLOT_BYTES);
-        let tables = headers + depth * SLOT_BYTES;
+        let header = u64::from(HEADER_BYTES);
+        let layout = Layout::new(self.queue_size(), 0, depth * header, depth);
+        let tables = layout.end;
         let tables_end = match self.chains {
             Chains::Direct => tables,
             Chains::Indirect => tables + depth * TABLE_BYTES,
         };
         let buffers = tables_end.next_multiple_of(PAGE);
-        Plan { layout, headers, tables, buffers, end: buffers + depth * self.stride() }
+        Plan { layout, tables, buffers, end: buffers + depth * self.stride() }
     }
 
     /// From one buffer to the next.
