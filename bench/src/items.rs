@@ -173,7 +173,12 @@ fn two_processes(
     let payload = vec![7u8; bytes];
     let mut rates = Vec::new();
     for _ in 0..rounds.count {
-        rates.push(stream(&mut producer, &payload, batch, rounds.time)?);
+        let rate = stream(&mut producer, &payload, batch, rounds.time).map_err(|e| {
+            // What the consumer has said tells more than that it no longer takes anything.
+            let ended = child.wait_for("taking items", Duration::ZERO, |_| false);
+            ended.err().map_or(e, Error::from)
+        });
+        rates.push(rate?);
     }
     if batch == 1 {
         let start = Instant::now();
