@@ -10,10 +10,11 @@ Installs what is missing (QEMU's storage daemon; this part needs root), builds t
 ring-bench with these arguments. Figures mean something on a machine with nothing else to do.
 
 Examples:
-  scripts/bench.sh                                     all rows, ten minutes or less
+  scripts/bench.sh                                     all rows of requests, in a few minutes
   scripts/bench.sh --quick                             whether it works, in a few seconds
   scripts/bench.sh --daemon-args "--poll always"       a backend that never sleeps
   scripts/bench.sh --rows 4K-write --json figures.json
+  scripts/bench.sh --measure all --report docs         everything, into docs/performance.md
 TEXT
 }
 

@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, a C and a C++ compiler, strace, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -59,9 +59,15 @@ missing_packages() {
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
+# In Debian 12 it comes with the system emulator; only where it did not is it asked for, as its package there breaks that.
+missing_storage_daemon() {
+    have qemu-storage-daemon || echo qemu-utils
+}
+
+# install_missing FUNCTION: what it names.
 install_missing() {
     local -a packages
-    mapfile -t packages < <(missing_packages)
+    mapfile -t packages < <("$1")
     [ "${#packages[@]}" -gt 0 ] || return 0
     have apt-get || fail "missing here: ${packages[*]} (Debian's names). Install them, then run this again."
     [ "$(id -u)" = 0 ] || fail "missing here: ${packages[*]}
@@ -122,7 +128,8 @@ fetch_image() {
 }
 
 if [ "$image_only" = no ]; then
-    install_missing
+    install_missing missing_packages
+    install_missing missing_storage_daemon
     have cargo || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] ||
         fail "cargo is missing here: install Rust (https://rustup.rs), then run this again"
 fi

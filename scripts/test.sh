@@ -11,6 +11,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds, and 
   simulation   every crash of short programs on a simulated disk, interleavings, mutants
   vhost        the vhost-user back end
   qemu         real guests (emulated where there is no KVM)
+  bench        whether the measurements work (see scripts/bench.sh --help for the figures)
   fuzz         each fuzz target for 20 s (see scripts/fuzz.sh --help)
   crashes      real kills and power cuts: a few (see scripts/crash-campaign.sh --help)
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
@@ -65,6 +66,7 @@ suite vhost 5 cargo test --locked -p vhost-device-blockring
 suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
+suite bench 5 cargo test --locked -p ring-bench
 suite fuzz 15 scripts/fuzz.sh --each 20
 if ((long)); then
     suite crashes 60 scripts/crash-campaign.sh

@@ -35,6 +35,7 @@ impl Backend {
         let mut command = on_processor(processors.back, program);
         command.arg("--socket-path").arg(&socket);
         command.arg("--blk-file").arg(dir.join(format!("{name}.ring")));
+        command.arg("--consumer-socket").arg(consumer_socket(dir, name));
         command.arg("--size").arg(bytes.to_string()).args(arguments);
         Self::start(name, command, dir, socket)
     }
@@ -74,6 +75,11 @@ impl Backend {
         Front::connect(self.name, &self.socket, bytes, depth)
     }
 
+    /// Where it listens for front ends.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
     /// Lets it run.
     pub fn resume(&self) -> Result<()> {
         Ok(self.daemon.signal(Signal::SIGCONT)?)
@@ -88,6 +94,11 @@ impl Backend {
     pub fn cpu_time(&self) -> Result<Duration> {
         Ok(self.daemon.cpu_time()?)
     }
+}
+
+/// Where our daemon of that name hands its ring over.
+pub fn consumer_socket(dir: &Path, name: &str) -> PathBuf {
+    dir.join(format!("{name}.out"))
 }
 
 fn on_processor(processor: usize, program: &Path) -> Command {

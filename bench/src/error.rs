@@ -1,5 +1,6 @@
 //! Why there is no figure.
 
+use shared_block_ring::device::DeviceError;
 use shared_block_ring::virtqueue::Broken;
 use std::io;
 
@@ -17,6 +18,20 @@ pub enum Error {
     /// A daemon that does not start, or does not answer.
     #[error(transparent)]
     Daemon(#[from] qemu_tests::Error),
+    /// A ring's refusal.
+    #[error(transparent)]
+    Ring(#[from] shared_block_ring::Error),
+    /// A device's.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// A plot that cannot be drawn.
+    #[error("cannot draw {what}: {reason}")]
+    Plot {
+        /// The plot.
+        what: String,
+        /// In the drawing library's words.
+        reason: String,
+    },
     /// A device against the rules.
     #[error(transparent)]
     Broken(#[from] Broken),

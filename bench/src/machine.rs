@@ -31,21 +31,20 @@ pub fn pin(processor: usize) -> Result<()> {
 #[repr(align(128))]
 struct Line(AtomicU64);
 
-/// There and back between the processors, in nanoseconds: what one stores the other sees and answers. The median of many short
-/// runs, since who else is on the processors stops some of them.
+/// There and back between the processors, in nanoseconds: what one stores the other sees, and answers in a line of its own, as the
+/// sides of a queue do. The median of many short runs, since who else is on the processors stops some of them.
 pub fn line_round_trip(processors: Processors) -> Result<f64> {
     const TRIPS: u64 = 200;
     const RUNS: u64 = 31;
-    let line = Line(AtomicU64::new(0));
+    let [asked, answered] = [0, 0].map(|start| Line(AtomicU64::new(start)));
     let ready = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let answer = scope.spawn(|| {
             pin(processors.back)?;
             ready.store(true, Ordering::Release);
-            for asked in (1..=TRIPS * RUNS).map(|trip| trip * 2 - 1) {
-                // Without a pause, which costs more than the line.
-                while line.0.load(Ordering::Acquire) != asked {}
-                line.0.store(asked + 1, Ordering::Release);
+            for trip in 1..=TRIPS * RUNS {
+                while asked.0.load(Ordering::Acquire) != trip {}
+                answered.0.store(trip, Ordering::Release);
             }
             Ok(())
         });
@@ -56,13 +55,13 @@ pub fn line_round_trip(processors: Processors) -> Result<f64> {
             std::thread::yield_now();
         }
         let mut runs = Vec::new();
-        let mut at = 0;
+        let mut trip = 0;
         for _ in 0..RUNS {
             let start = Instant::now();
             for _ in 0..TRIPS {
-                line.0.store(at + 1, Ordering::Release);
-                at += 2;
-                while line.0.load(Ordering::Acquire) != at {}
+                trip += 1;
+                asked.0.store(trip, Ordering::Release);
+                while answered.0.load(Ordering::Acquire) != trip {}
             }
             runs.push(nanoseconds(start.elapsed()) / TRIPS as f64);
         }

@@ -7,15 +7,24 @@
 )]
 
 mod backend;
+mod durable;
 mod error;
+mod figures;
 mod front;
+mod items;
 mod machine;
+mod plot;
+mod report;
 mod requests;
 mod rows;
+mod size;
 mod table;
 
+use backend::{Backend, consumer_socket};
 use clap::Parser;
 use error::{Error, Result, doing};
+use figures::Ring;
+use items::{Rounds, Served};
 use machine::{Processors, pin};
 use requests::{Bench, Outcome, Plan};
 use rows::{ROWS, Row};
@@ -24,19 +33,30 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
-Rows are named by size, direction, requests at once, and how the front end waits (polling unless it says
+Rows of requests are named by size, direction, requests at once, and how the front end waits (polling unless it says
 sleeping); \"default\" is our daemon without --daemon-args. scripts/bench.sh prepares everything.
 
 Examples:
   ring-bench                                        every row
   ring-bench --daemon-args \"--poll always\"          with a backend that never sleeps
   ring-bench --rows 512-write,64K                   what has one of these in its name
-  ring-bench --compare-guard --json figures.json    with a daemon without a guard beside it";
+  ring-bench --compare-guard --json figures.json    with a daemon without a guard beside it
+  ring-bench --measure items,durable                rings from end to end
+  ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
 
 /// Measure requests through vhost-user against qemu-storage-daemon and the machine's limits
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
+    /// What to measure
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHAT",
+        value_delimiter = ',',
+        default_value = "requests"
+    )]
+    measure: Vec<What>,
     /// Few and short rounds: whether it works, not how fast
     #[arg(long)]
     quick: bool,
@@ -67,9 +87,33 @@ struct Arguments {
     /// Where the rings are made
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     dir: PathBuf,
+    /// Where durable rings are made: on a disk
+    #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
+    disk_dir: PathBuf,
+    /// Write tables into performance.md in this folder, between its markers, and plots beside it
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
+    /// Be the consumer of a measurement: the other process
+    #[arg(long, value_name = "SOCKET", hide = true)]
+    consume: Option<PathBuf>,
     /// Write all figures to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+}
+
+/// What can be measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Requests through vhost-user, against qemu-storage-daemon
+    Requests,
+    /// Items from a producer to a consumer
+    Items,
+    /// Durable items, against pwrite and fdatasync
+    Durable,
+    /// One item's cost by the ring's size, and by what is in it
+    Size,
+    /// All of this
+    All,
 }
 
 fn main() -> ExitCode {
@@ -97,29 +141,87 @@ fn run(arguments: &Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let outcomes = requests(arguments, &rows)?;
-    if let Some(path) = &arguments.json {
-        let text = serde_json::to_string_pretty(&outcomes).unwrap_or_default();
-        std::fs::write(path, text).map_err(doing(format!("writing {}", path.display())))?;
+    if let Some(socket) = &arguments.consume {
+        return items::consume(socket, arguments.cpus);
     }
-    Ok(())
-}
-
-fn requests(arguments: &Arguments, rows: &[Row]) -> Result<Vec<Outcome>> {
+    pin(arguments.cpus.front)?;
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(&arguments.dir);
     let dir = dir.map_err(doing(format!("making a folder in {}", arguments.dir.display())))?;
-    let (rounds, round_ms) =
-        if arguments.quick { (1, 20) } else { (arguments.rounds, arguments.round_ms) };
+    let outcomes = if arguments.wants(What::Requests) {
+        requests(arguments, &rows, dir.path())?
+    } else {
+        Vec::new()
+    };
+    let ring = ring(arguments, dir.path())?;
+    print!("{}", report::text(&ring));
+    if let Some(path) = &arguments.json {
+        let figures = serde_json::json!({ "requests": outcomes, "ring": ring });
+        let text = serde_json::to_string_pretty(&figures).unwrap_or_default();
+        std::fs::write(path, text).map_err(doing(format!("writing {}", path.display())))?;
+    }
+    match &arguments.report {
+        Some(folder) => report::write(folder, &outcomes, &ring),
+        None => Ok(()),
+    }
+}
+
+impl Arguments {
+    fn wants(&self, what: What) -> bool {
+        self.measure.iter().any(|wanted| *wanted == what || *wanted == What::All)
+    }
+
+    fn fast(&self) -> Vec<String> {
+        self.daemon_args.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn rounds(&self) -> Rounds {
+        if self.quick {
+            Rounds { count: 1, time: Duration::from_millis(20) }
+        } else {
+            Rounds { count: self.rounds, time: Duration::from_millis(self.round_ms) }
+        }
+    }
+
+    /// Cargo puts the daemon beside this program.
+    fn program(&self) -> Result<PathBuf> {
+        if let Some(path) = &self.daemon {
+            return Ok(path.clone());
+        }
+        let program = std::env::current_exe().map_err(doing("finding this program"))?;
+        Ok(program.parent().unwrap_or(Path::new(".")).join("vhost-device-blockring"))
+    }
+}
+
+/// Rings from end to end, as far as that is wanted.
+fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
+    let rounds = arguments.rounds();
+    let mut ring = Ring::default();
+    if arguments.wants(What::Items) {
+        let (name, bytes) = ("items", items::RING);
+        let (program, cpus) = (arguments.program()?, arguments.cpus);
+        let backend = Backend::ours(name, &program, &arguments.fast(), bytes, dir, cpus)?;
+        let served = Served { backend: &backend, consumer: consumer_socket(dir, name) };
+        ring.items = items::all(&served, dir, cpus, rounds)?;
+    }
+    if arguments.wants(What::Durable) {
+        ring.durable = durable::all(&arguments.disk_dir, rounds)?;
+    }
+    if arguments.wants(What::Size) {
+        let largest = if arguments.quick { 16 << 20 } else { u64::MAX };
+        ring.costs = size::all(dir, largest, rounds)?;
+    }
+    Ok(ring)
+}
+
+fn requests(arguments: &Arguments, rows: &[Row], dir: &Path) -> Result<Vec<Outcome>> {
     let plan = Plan {
-        program: arguments.daemon.clone().map_or_else(beside, Ok)?,
-        arguments: arguments.daemon_args.split_whitespace().map(str::to_owned).collect(),
+        program: arguments.program()?,
+        arguments: arguments.fast(),
         compare_guard: arguments.compare_guard,
-        rounds,
-        time: Duration::from_millis(round_ms),
+        rounds: arguments.rounds(),
         processors: arguments.cpus,
     };
-    pin(plan.processors.front)?;
-    let bench = Bench::new(plan, rows, dir.path())?;
+    let bench = Bench::new(plan, rows, dir)?;
     print!("{}", table::legend(bench.clock()));
     println!("\n{}", table::head(arguments.compare_guard));
     let mut outcomes = Vec::new();
@@ -129,12 +231,6 @@ fn requests(arguments: &Arguments, rows: &[Row]) -> Result<Vec<Outcome>> {
         outcomes.push(outcome);
     }
     Ok(outcomes)
-}
-
-/// Cargo puts them beside each other.
-fn beside() -> Result<PathBuf> {
-    let program = std::env::current_exe().map_err(doing("finding this program"))?;
-    Ok(program.parent().unwrap_or(Path::new(".")).join("vhost-device-blockring"))
 }
 
 fn processors(text: &str) -> std::result::Result<Processors, String> {

@@ -3,6 +3,7 @@
 use crate::backend::Backend;
 use crate::error::{Result, doing};
 use crate::front::{REGION, Round, START, walked};
+use crate::items::Rounds;
 use crate::machine::{
     Processors, clock_cost, copy_rate, line_round_trip, median, nanoseconds, quantile,
 };
@@ -36,10 +37,8 @@ pub struct Plan {
     pub arguments: Vec<String>,
     /// Also without its guard.
     pub compare_guard: bool,
-    /// Rounds of each row.
-    pub rounds: u32,
-    /// Of each.
-    pub time: Duration,
+    /// Of each row.
+    pub rounds: Rounds,
     /// Where.
     pub processors: Processors,
 }
@@ -148,7 +147,7 @@ impl Bench {
         let mut unguarded = unguarded.map(|backend| Runner::new(backend, row)).transpose()?;
         let mut peer = Runner::new(&self.peer, row)?;
         let mut samples = Vec::new();
-        for _ in 0..self.plan.rounds {
+        for _ in 0..self.plan.rounds.count {
             let line = line_round_trip(self.plan.processors)?;
             let region = walked(row.bytes);
             let copy = copy_rate(
@@ -169,6 +168,11 @@ impl Bench {
 }
 
 impl Outcome {
+    /// Bytes moved, of what a copy alone moves.
+    pub fn copied(&self) -> f64 {
+        self.ours.requests * f64::from(self.row.bytes) / self.copy
+    }
+
     fn of(row: Row, samples: &[Sample]) -> Self {
         let near: Vec<_> = samples.iter().filter(|sample| sample.line <= NEAR).collect();
         let is_near = near.len() >= ENOUGH.min(samples.len());
@@ -224,7 +228,7 @@ impl<'a> Runner<'a> {
         self.backend.resume()?;
         self.front.round(&self.row, WARM_UP)?;
         let before = self.backend.cpu_time()?;
-        let mut round = self.front.round(&self.row, bench.plan.time)?;
+        let mut round = self.front.round(&self.row, bench.plan.rounds.time)?;
         let processor = self.backend.cpu_time()?.saturating_sub(before);
         self.backend.halt()?;
         Ok(figures(&mut round, processor, &self.row, bench.clock))
@@ -240,5 +244,33 @@ fn figures(round: &mut Round, processor: Duration, row: &Row, clock: f64) -> Fig
         p50,
         p99,
         processor: nanoseconds(processor) / round.requests as f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rows::ROWS;
+
+    /// A round with a line of so many nanoseconds, and so many requests of ours for each of the peer's.
+    fn sample(line: f64, times: f64) -> Sample {
+        let figures = |requests| Figures { requests, p50: Some(line), p99: None, processor: 1.0 };
+        Sample { ours: figures(times), unguarded: None, peer: figures(1.0), line, copy: 1.0 }
+    }
+
+    fn outcome(samples: &[(f64, f64)]) -> Outcome {
+        let samples: Vec<_> = samples.iter().map(|&(line, times)| sample(line, times)).collect();
+        Outcome::of(ROWS[0], &samples)
+    }
+
+    #[test]
+    fn rounds_with_a_far_line_do_not_count_where_enough_are_near() {
+        let some = [(100.0, 9.0), (400.0, 1.0), (110.0, 10.0), (500.0, 1.0), (120.0, 11.0)];
+        let some = outcome(&some);
+        assert_eq!((some.rounds, some.near), ((3, 5), true));
+        assert!((some.times_peer - 10.0).abs() < 1e-9 && (some.line - 110.0).abs() < 1e-9);
+        let few = outcome(&[(100.0, 9.0), (400.0, 1.0), (110.0, 10.0), (500.0, 1.0), (510.0, 1.0)]);
+        assert_eq!((few.rounds, few.near), ((5, 5), false));
+        assert!((few.times_peer - 1.0).abs() < 1e-9);
     }
 }

@@ -1,7 +1,7 @@
 //! Outcomes as people read them.
 
 use crate::requests::{NEAR, Outcome};
-use crate::rows::{Bar, Row};
+use crate::rows::Bar;
 use std::fmt::Write;
 
 /// A guard may cost so much of the requests in a second.
@@ -39,19 +39,24 @@ pub fn line(outcome: &Outcome) -> String {
         count(peer.requests),
         ours.p50.map(time).unwrap_or_default(),
         ours.p50.map(|p50| format!("{:.1}", p50 / line)).unwrap_or_default(),
-        100.0 * copied(outcome),
+        100.0 * outcome.copied(),
         format!("{}/{}", rounds.0, rounds.1),
     );
     if let Some(guarded) = outcome.guarded {
         let _ = write!(text, " {:>6.0}%", 100.0 * guarded);
     }
     text.push_str(if *near { "  " } else { "  far; " });
+    text + &verdicts(outcome)
+}
+
+/// What is wanted of it, and whether it is so.
+pub fn verdicts(outcome: &Outcome) -> String {
     let mut wanted: Vec<_> =
         outcome.row.bars.iter().map(|bar| verdict(&said(bar), met(outcome, bar))).collect();
     if let Some(guarded) = outcome.guarded {
         wanted.push(verdict("guard costs <= 5 %", guarded >= 1.0 - GUARD));
     }
-    text + &wanted.join("; ")
+    wanted.join("; ")
 }
 
 fn verdict(wanted: &str, met: bool) -> String {
@@ -72,17 +77,13 @@ fn met(outcome: &Outcome, bar: &Bar) -> bool {
     match bar {
         Bar::Lines(lines) => ours.p50.is_some_and(|p50| p50 <= lines * outcome.line),
         Bar::Peer(times) => outcome.times_peer >= *times,
-        Bar::Copy(part) => copied(outcome) >= *part,
+        Bar::Copy(part) => outcome.copied() >= *part,
         Bar::Thrift => ours.p50 <= peer.p50 && ours.processor <= peer.processor,
     }
 }
 
-fn copied(outcome: &Outcome) -> f64 {
-    let Row { bytes, .. } = outcome.row;
-    outcome.ours.requests * f64::from(bytes) / outcome.copy
-}
-
-fn count(value: f64) -> String {
+/// A rate.
+pub fn count(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),
         value if value >= 1e4 => format!("{:.0} k", value / 1e3),
@@ -91,7 +92,8 @@ fn count(value: f64) -> String {
     }
 }
 
-fn time(nanoseconds: f64) -> String {
+/// A time.
+pub fn time(nanoseconds: f64) -> String {
     if nanoseconds >= 1e4 {
         format!("{:.0} us", nanoseconds / 1e3)
     } else {

@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 /// Bytes of a request at most: a long transfer is several, so that the device copies one while we copy the next.
 const BUFFER: u32 = 64 << 10;
 
-/// Requests at once: enough to keep both sides of a long transfer busy.
-const DEPTH: u16 = 8;
+/// Requests at once: enough to keep both sides of a long transfer busy, and so few that rings and buffers stay in the caches.
+const DEPTH: u16 = 4;
 
 /// How long a completion is looked for before the wait for its interrupt: longer than a device that polls needs, and about
 /// what being woken costs.

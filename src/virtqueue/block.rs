@@ -4,112 +4,22 @@
 //! once: a request that differs from the last one of its slot only in its sector costs one store beside the ring's.
 
 use super::queue::flag;
-use super::{Broken, Descriptor, DmaMemory, Layout, Queue};
+use super::shape::{CHAIN, HEADER_BYTES, TABLE_BYTES};
+use super::{
+    Broken, Chains, Completion, Descriptor, DmaMemory, Operation, Queue, Request, Shape, Slot,
+};
 use std::collections::VecDeque;
-use std::io;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
-    VIRTIO_BLK_T_OUT,
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
 };
 
-/// Descriptors of a request: header, data, status.
-const CHAIN: u16 = 3;
-
-/// The largest queue of direct chains: what a device is sure to offer (vhost-user backends have 256 or more).
-const MAX_QUEUE: u16 = 256;
-
-/// A slot's header and its status byte, in lines of their own: they are written by different sides.
-const SLOT_BYTES: u64 = 256;
-const STATUS_AT: u64 = 128;
-
-/// Room for an indirect table.
-const TABLE_BYTES: u64 = 64;
-
-const PAGE: u64 = 4096;
-
-const HEADER_BYTES: u32 = 16;
 const NEXT: u16 = flag(VRING_DESC_F_NEXT);
 const WRITE: u16 = flag(VRING_DESC_F_WRITE);
 const INDIRECT: u16 = flag(VRING_DESC_F_INDIRECT);
-
-/// The I/O priority class *idle*, as `ioprio_set(2)` has it: our backend holds such a read of the other side's pointer until there
-/// is something new in it.
-pub const IDLE: u32 = 3 << 13;
-
-/// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Operation {
-    /// From the disk into the slot's buffer.
-    Read,
-    /// From the slot's buffer onto the disk.
-    Write,
-    /// Make durable what was written.
-    Flush,
-    /// The disk's serial number into the slot's buffer: 20 bytes.
-    GetId,
-}
-
-/// A request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Request {
-    /// What is to be done.
-    pub operation: Operation,
-    /// Where, in units of 512 bytes.
-    pub sector: u64,
-    /// Of the slot's buffer, from its start: a multiple of the disk's sector, none for a flush.
-    pub bytes: u32,
-    /// As `ioprio_set(2)` has it; 0 for none, or [`IDLE`].
-    pub priority: u32,
-}
-
-/// How a chain's descriptors lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Chains {
-    /// In the queue's table: fewer lines for the device to read.
-    Direct,
-    /// In a table of their own, so that a queue holds three times as many.
-    Indirect,
-}
-
-/// How many requests, and how large.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Shape {
-    /// Requests at once.
-    pub depth: u16,
-    /// Bytes of a request's buffer.
-    pub buffer: u32,
-    /// How descriptors lie.
-    pub chains: Chains,
-}
-
-/// A request's place. Its buffer is the caller's from [`BlockQueue::slot`] to [`BlockQueue::submit`], and from its completion until
-/// the slot is given out again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Slot(u16);
-
-/// A request that was carried out, or refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Completion {
-    /// Where it was.
-    pub slot: Slot,
-    /// `VIRTIO_BLK_S_*`.
-    pub status: u8,
-}
-
-impl Completion {
-    /// The status as an error of the operating system, as the kernel's driver translates it.
-    pub fn result(self) -> io::Result<()> {
-        match u32::from(self.status) {
-            VIRTIO_BLK_S_OK => Ok(()),
-            VIRTIO_BLK_S_UNSUPP => Err(io::ErrorKind::Unsupported.into()),
-            _ => Err(io::Error::from_raw_os_error(libc::EIO)),
-        }
-    }
-}
 
 /// Who has a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,8 +42,6 @@ struct Place {
 pub struct BlockQueue {
     queue: Queue,
     shape: Shape,
-    /// Of the first slot's header.
-    headers: u64,
     /// Of the first slot's indirect table.
     tables: u64,
     /// Of the first slot's buffer.
@@ -143,55 +51,6 @@ pub struct BlockQueue {
     free: Vec<u16>,
     /// Submitted and not reaped, the oldest first.
     order: VecDeque<u16>,
-}
-
-/// Where everything lies.
-struct Plan {
-    layout: Layout,
-    headers: u64,
-    tables: u64,
-    buffers: u64,
-    end: u64,
-}
-
-impl Shape {
-    /// This many requests of this many bytes; with indirect descriptors where direct ones would not fit.
-    pub fn new(depth: u16, buffer: u32) -> Self {
-        let chains = if depth <= MAX_QUEUE / CHAIN { Chains::Direct } else { Chains::Indirect };
-        Self { depth, buffer, chains }
-    }
-
-    /// Bytes of memory that this takes.
-    pub fn memory(self) -> u64 {
-        self.plan().end
-    }
-
-    /// Descriptors in the queue.
-    pub fn queue_size(self) -> u16 {
-        let descriptors = match self.chains {
-            Chains::Direct => self.depth * CHAIN,
-            Chains::Indirect => self.depth,
-        };
-        descriptors.next_power_of_two()
-    }
-
-    fn plan(self) -> Plan {
-        let depth = u64::from(self.depth);
-        let layout = Layout::new(self.queue_size(), 0);
-        let headers = layout.end.next_multiple_of(SLOT_BYTES);
-        let tables = headers + depth * SLOT_BYTES;
-        let tables_end = match self.chains {
-            Chains::Direct => tables,
-            Chains::Indirect => tables + depth * TABLE_BYTES,
-        };
-        let buffers = tables_end.next_multiple_of(PAGE);
-        Plan { layout, headers, tables, buffers, end: buffers + depth * self.stride() }
-    }
-
-    /// From one buffer to the next.
-    fn stride(self) -> u64 {
-        u64::from(self.buffer).next_multiple_of(PAGE)
-    }
 }
 
 impl BlockQueue {
@@ -206,7 +65,6 @@ impl BlockQueue {
         let block = Self {
             queue: Queue::new(memory, plan.layout, event_idx),
             shape,
-            headers: plan.headers,
             tables: plan.tables,
             buffers: plan.buffers,
             places: (0..shape.depth).map(place).collect(),
@@ -265,7 +123,7 @@ impl BlockQueue {
         assert_eq!(self.free.pop(), Some(slot.0), "the free slot");
         assert!(request.bytes <= self.shape.buffer, "a buffer's length");
         let Slot(index) = slot;
-        let header = self.headers + u64::from(index) * SLOT_BYTES;
+        let header = self.header(index);
         let place = &mut self.places[usize::from(index)];
         place.owner = Owner::Device;
         let form = Some(Request { sector: 0, ..request });
@@ -330,10 +188,10 @@ impl BlockQueue {
             Chains::Direct => used.head / CHAIN,
             Chains::Indirect => used.head,
         };
-        let status_at = self.status(index);
+        let status = self.status(index);
         match self.places.get_mut(usize::from(index)) {
             Some(place) if place.owner == Owner::Device => {
-                let status: &[AtomicU8] = self.queue.memory().words(status_at, 1);
+                let status: &[AtomicU8] = self.queue.memory().words(status, 1);
                 let status = status[0].load(Ordering::Relaxed);
                 place.owner = Owner::Nobody(status);
                 Ok(Some((index, status)))
@@ -353,9 +211,12 @@ impl BlockQueue {
         self.queue.refuse_interrupts();
     }
 
-    /// Where the device puts a slot's status.
+    fn header(&self, slot: u16) -> u64 {
+        self.queue.layout().behind_available + u64::from(slot) * u64::from(HEADER_BYTES)
+    }
+
     fn status(&self, slot: u16) -> u64 {
-        self.headers + u64::from(slot) * SLOT_BYTES + STATUS_AT
+        self.queue.layout().behind_used + u64::from(slot)
     }
 
     /// The table that a slot's chain lies in, and the place of its first descriptor there.
@@ -394,7 +255,7 @@ impl BlockQueue {
             next: status_at,
         };
         let status =
-            Descriptor { address: address(header + STATUS_AT), len: 1, flags: WRITE, next: 0 };
+            Descriptor { address: address(self.status(slot)), len: 1, flags: WRITE, next: 0 };
         for (index, descriptor) in (first..).zip([head, data, status]) {
             self.queue.describe(table, index, descriptor);
         }

@@ -7,11 +7,15 @@
 mod block;
 mod memory;
 mod queue;
+mod request;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod vhost_user;
 
-pub use block::{BlockQueue, Chains, Completion, IDLE, Operation, Request, Shape, Slot};
+pub use block::BlockQueue;
 pub use memory::{DmaMemory, Pages};
 pub use queue::{Broken, Descriptor, Layout, Queue, Used};
+pub use request::{Completion, IDLE, Operation, Request, Slot};
+pub use shape::{Chains, Shape};
 pub use vhost_user::{Disk, VhostUser};

@@ -33,25 +33,32 @@ pub struct Layout {
     pub descriptors: u64,
     /// Offset of the available ring.
     pub available: u64,
+    /// Where the driver can go on behind the available ring, in the same line if it ends early.
+    pub behind_available: u64,
     /// Offset of the used ring.
     pub used: u64,
+    /// Where the device can go on behind the used ring.
+    pub behind_used: u64,
     /// Offset of the first byte behind.
     pub end: u64,
 }
 
 impl Layout {
-    /// For `size` descriptors, from the first suitable offset at or behind `at`.
+    /// For `size` descriptors, from the first suitable offset at or behind `at`, with room behind each ring for so many bytes that
+    /// the same side writes.
     ///
     /// # Panics
     /// If `size` is no power of two.
-    pub fn new(size: u16, at: u64) -> Self {
+    pub fn new(size: u16, at: u64, driver_bytes: u64, device_bytes: u64) -> Self {
         assert!(size.is_power_of_two(), "2.7: the queue size is a power of two");
         let count = u64::from(size);
         let descriptors = at.next_multiple_of(APART);
         let available = (descriptors + 16 * count).next_multiple_of(APART);
-        let used = (available + 6 + 2 * count).next_multiple_of(APART);
-        let end = (used + 6 + 8 * count).next_multiple_of(APART);
-        Self { size, descriptors, available, used, end }
+        let behind_available = (available + 6 + 2 * count).next_multiple_of(16);
+        let used = (behind_available + driver_bytes).next_multiple_of(APART);
+        let behind_used = used + 6 + 8 * count;
+        let end = (behind_used + device_bytes).next_multiple_of(APART);
+        Self { size, descriptors, available, behind_available, used, behind_used, end }
     }
 }
 

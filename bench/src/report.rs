@@ -1,0 +1,217 @@
+//! Tables for people, and the report that is kept with the sources.
+
+use crate::error::{Result, doing};
+use crate::figures::{Cost, Ring};
+use crate::plot;
+use crate::requests::Outcome;
+use crate::table::{count, time, verdicts};
+use std::fmt::Write;
+use std::path::Path;
+
+/// A table: its head, and its lines.
+struct Table {
+    head: Vec<&'static str>,
+    lines: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn markdown(&self) -> String {
+        let row = |cells: Vec<&str>| format!("| {} |\n", cells.join(" | "));
+        let mut text = row(self.head.clone());
+        text += &row(self.head.iter().map(|_| "---").collect());
+        for line in &self.lines {
+            text += &row(line.iter().map(String::as_str).collect());
+        }
+        text
+    }
+
+    /// In columns.
+    fn plain(&self) -> String {
+        let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
+        let all: Vec<&Vec<String>> = std::iter::once(&head).chain(&self.lines).collect();
+        let width =
+            |column: usize| all.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..head.len()).map(width).collect();
+        let mut text = String::new();
+        for line in all {
+            for (cell, width) in line.iter().zip(&widths) {
+                let _ = write!(text, "{cell:<width$}  ");
+            }
+            text.truncate(text.trim_end().len());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+/// All tables of a ring, for a terminal.
+pub fn text(ring: &Ring) -> String {
+    let tables = [items(ring), durable(ring), costs(ring)];
+    let filled = tables.iter().filter(|table| !table.lines.is_empty());
+    filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
+}
+
+/// Puts what was measured into `performance.md`, and plots beside it. What was not stays as it is.
+pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
+    let path = folder.join("performance.md");
+    let text =
+        std::fs::read_to_string(&path).map_err(doing(format!("reading {}", path.display())))?;
+    let mut text = text;
+    let mut parts = Vec::new();
+    if !outcomes.is_empty() {
+        parts.push(("requests", requests(outcomes)));
+    }
+    if !ring.items.is_empty() {
+        plot::latency(folder, &ring.items)?;
+        plot::throughput(folder, &ring.items)?;
+        parts.push(("items", items(ring)));
+    }
+    if !ring.durable.is_empty() {
+        parts.push(("durable", durable(ring)));
+    }
+    if !ring.costs.is_empty() {
+        plot::costs(folder, &ring.costs)?;
+        parts.push(("size", costs(ring)));
+    }
+    for (name, table) in parts {
+        let filled = format!("{}\n{}", provenance(), table.markdown());
+        text = fill(&text, name, &filled).ok_or_else(|| {
+            let what = format!("filling {}", path.display());
+            doing(what)(std::io::Error::other(format!("it has no markers for {name}")))
+        })?;
+    }
+    std::fs::write(&path, text).map_err(doing(format!("writing {}", path.display())))
+}
+
+/// Replaces what is between the markers of that name.
+fn fill(text: &str, name: &str, table: &str) -> Option<String> {
+    let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
+    let (before, rest) = text.split_once(&begin)?;
+    let (_, after) = rest.split_once(&end)?;
+    Some(format!("{before}{begin}{table}{end}{after}"))
+}
+
+/// Machine and command.
+fn provenance() -> String {
+    let file = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let line = |path, name: &str| {
+        let text = file(path);
+        let line = text.lines().find(|line| line.starts_with(name));
+        let value = line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim());
+        value.unwrap_or("unknown").to_owned()
+    };
+    // Not those that this thread may run on.
+    let cpuinfo = file("/proc/cpuinfo");
+    let processors = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
+    let arguments: Vec<_> = std::env::args().skip(1).collect();
+    let command = format!("scripts/bench.sh {}", arguments.join(" "));
+    format!(
+        "{}, {processors} processors, {} of memory, Linux {}. `{}`\n",
+        line("/proc/cpuinfo", "model name"),
+        line("/proc/meminfo", "MemTotal"),
+        file("/proc/sys/kernel/osrelease").trim(),
+        command.trim(),
+    )
+}
+
+fn requests(outcomes: &[Outcome]) -> Table {
+    let line = |outcome: &Outcome| {
+        let p50 = outcome.ours.p50;
+        vec![
+            outcome.name.clone(),
+            count(outcome.ours.requests),
+            count(outcome.peer.requests),
+            format!("{:.1}", outcome.times_peer),
+            p50.map(time).unwrap_or_default(),
+            p50.map(|p50| format!("{:.1}", p50 / outcome.line)).unwrap_or_default(),
+            format!("{:.0} ns{}", outcome.line, if outcome.near { "" } else { " (far)" }),
+            format!("{:.0} %", 100.0 * outcome.copied()),
+            outcome.guarded.map(|part| format!("{:.0} %", 100.0 * part)).unwrap_or_default(),
+            verdicts(outcome),
+        ]
+    };
+    Table {
+        head: vec![
+            "requests",
+            "a second",
+            "qsd",
+            "x qsd",
+            "p50",
+            "in L",
+            "L",
+            "of copy",
+            "of unguarded",
+            "wanted",
+        ],
+        lines: outcomes.iter().map(line).collect(),
+    }
+}
+
+fn items(ring: &Ring) -> Table {
+    let line = |items: &crate::figures::Items| {
+        let latency = |part: fn(&crate::figures::Distribution) -> f64| {
+            items.latency.as_ref().map(|times| time(part(times))).unwrap_or_default()
+        };
+        vec![
+            items.way.to_owned(),
+            items.bytes.to_string(),
+            items.batch.to_string(),
+            count(items.rate),
+            format!("{:.0}", items.rate * items.bytes as f64 / 1e6),
+            latency(crate::figures::Distribution::p50),
+            latency(crate::figures::Distribution::p99),
+        ]
+    };
+    Table {
+        head: vec!["ends", "bytes", "batch", "items/s", "MB/s", "p50", "p99"],
+        lines: ring.items.iter().map(line).collect(),
+    }
+}
+
+fn durable(ring: &Ring) -> Table {
+    let line = |durable: &crate::figures::Durable| {
+        vec![
+            durable.bytes.to_string(),
+            durable.batch.to_string(),
+            time(durable.push.p50()),
+            time(durable.push.p99()),
+            time(durable.raw.p50()),
+            time(durable.raw.p99()),
+            format!("{:.2}", durable.push.p50() / durable.raw.p50()),
+        ]
+    };
+    Table {
+        head: vec!["bytes", "batch", "push p50", "push p99", "raw p50", "raw p99", "push / raw"],
+        lines: ring.durable.iter().map(line).collect(),
+    }
+}
+
+fn costs(ring: &Ring) -> Table {
+    let line = |cost: &Cost| {
+        vec![
+            format!("{} MiB", cost.size >> 20),
+            cost.items.to_string(),
+            time(cost.push),
+            time(cost.pop),
+        ]
+    };
+    Table {
+        head: vec!["ring", "items in it", "push, advance", "pop, advance"],
+        lines: ring.costs.iter().map(line).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn only_what_is_between_its_markers_is_replaced() {
+        let text =
+            "a\n<!-- one -->\nold\n<!-- end of one -->\nb\n<!-- two -->\n<!-- end of two -->\n";
+        let filled = fill(text, "one", "new\n").unwrap();
+        assert_eq!(filled, text.replace("old", "new"));
+        assert_eq!(fill(&filled, "three", "new\n"), None);
+    }
+}

@@ -1,0 +1,85 @@
+//! Whether the bench measures at all: how fast is not a test's matter.
+#![allow(clippy::unwrap_used)]
+
+use qemu_tests::{Daemon, binaries};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+/// Many times what it takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What it has printed, and whether it ended well.
+fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ring-bench"));
+    command.args(arguments).arg("--dir").arg(dir);
+    command.arg("--daemon").arg(binaries::host().unwrap().vhost_device_blockring());
+    let logs = tempfile::tempdir().unwrap();
+    let mut run = Daemon::spawn("ring-bench", command, logs.path()).unwrap();
+    let status = run.wait(PATIENCE).unwrap();
+    (String::from_utf8(run.stdout()).unwrap() + &run.stderr(), status.success())
+}
+
+#[test]
+fn every_row_of_requests_has_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    let (text, ended_well) = bench(dir.path(), &["--quick", "--json", json.to_str().unwrap()]);
+    assert!(ended_well, "{text}");
+    let (rows, _) = bench(dir.path(), &["--list"]);
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let figures = figures["requests"].as_array().unwrap();
+    assert_eq!(figures.len(), rows.lines().count());
+    for (row, name) in figures.iter().zip(rows.lines()) {
+        assert_eq!(row["name"], name);
+        assert!(text.contains(name));
+        for side in ["ours", "peer"] {
+            assert!(row[side]["requests"].as_f64().unwrap() > 0.0, "{row}");
+        }
+    }
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 1, "rings and sockets are gone, the figures are there");
+}
+
+#[test]
+fn rings_from_end_to_end_have_figures_and_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = tempfile::tempdir().unwrap();
+    let page = report.path().join("performance.md");
+    std::fs::copy(binaries::workspace().join("docs/performance.md"), &page).unwrap();
+    let scratch = dir.path().to_str().unwrap();
+    let (text, ended_well) = bench(
+        dir.path(),
+        &[
+            "--quick",
+            "--measure",
+            "items,durable,size",
+            "--disk-dir",
+            scratch,
+            "--report",
+            report.path().to_str().unwrap(),
+        ],
+    );
+    assert!(ended_well, "{text}");
+    let page = std::fs::read_to_string(page).unwrap();
+    for part in ["items", "durable", "size"] {
+        let (_, table) = page.split_once(&format!("<!-- {part} -->\n")).unwrap();
+        let (table, _) = table.split_once(&format!("<!-- end of {part} -->")).unwrap();
+        assert!(table.contains("scripts/bench.sh --quick"), "{table}");
+        assert!(table.lines().filter(|line| line.starts_with("| ")).count() > 3, "{table}");
+    }
+    for plot in ["latency", "throughput", "size"] {
+        let svg = std::fs::read_to_string(report.path().join(format!("{plot}.svg"))).unwrap();
+        assert!(svg.contains("<polyline") && svg.ends_with("</svg>\n"), "{plot}");
+    }
+}
+
+#[test]
+fn what_cannot_be_measured_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, ended_well) = bench(dir.path(), &["--rows", "nothing"]);
+    assert!(!ended_well && text.contains("--list"), "{text}");
+    let arguments = ["--rows", "512-write-qd1", "--daemon-args", "--no-such-option"];
+    let (text, ended_well) = bench(dir.path(), &arguments);
+    assert!(!ended_well && text.contains("--no-such-option"), "{text}");
+}

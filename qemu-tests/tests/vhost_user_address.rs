@@ -1,0 +1,59 @@
+//! `blockring` as the front end of a backend: its disk by the address of its socket, and no guest.
+#![allow(clippy::unwrap_used)]
+
+use qemu_tests::{Daemon, binaries};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Standard output of `blockring`, which has to end well.
+fn blockring(dir: &Path, arguments: &[&str], input: &str) -> String {
+    let mut command = Command::new(binaries::host().unwrap().blockring());
+    command.args(arguments).current_dir(dir);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn lines() -> String {
+    (0..20_000).fold(String::new(), |text, number| text + &format!("line {number}\n"))
+}
+
+#[test]
+fn a_ring_on_any_backend_s_disk() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("disk"), vec![0; 1 << 20]).unwrap();
+    let mut command = Command::new("qemu-storage-daemon");
+    command.current_dir(dir.path()).args(["--blockdev", "driver=file,node-name=f,filename=disk"]);
+    command.args(["--blockdev", "driver=raw,node-name=r,file=f", "--export"]);
+    command.arg("type=vhost-user-blk,id=e,node-name=r,addr.type=unix,addr.path=s,writable=on");
+    let mut daemon = Daemon::spawn("storage", command, dir.path()).unwrap();
+    daemon.wait_for_path(&dir.path().join("s"), PATIENCE).unwrap();
+    let run = |arguments: &[&str], input: &str| blockring(dir.path(), arguments, input);
+    run(&["create", "vhost-user:s"], "");
+    run(&["produce", "vhost-user:s"], &lines());
+    assert!(run(&["check", "vhost-user:s"], "").starts_with("sound: 20000 items"));
+    assert!(run(&["diagnostics", "vhost-user:s"], "").contains("20000 produced"));
+    assert_eq!(run(&["consume", "vhost-user:s"], ""), lines());
+    daemon.kill().unwrap();
+    assert!(run(&["check", "disk"], "").starts_with("sound: 0 items"), "it is a ring like any");
+}
+
+#[test]
+fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(binaries::host().unwrap().vhost_device_blockring());
+    command.current_dir(dir.path()).args(["--socket-path", "s", "--blk-file", "ring"]);
+    command.args(["--size", "1M", "--consumer-socket", "c"]);
+    let mut daemon = Daemon::spawn("backend", command, dir.path()).unwrap();
+    daemon.wait_for_path(&dir.path().join("c"), PATIENCE).unwrap();
+    blockring(dir.path(), &["produce", "vhost-user:s"], &lines());
+    assert_eq!(blockring(dir.path(), &["consume", "unix:c"], ""), lines());
+}

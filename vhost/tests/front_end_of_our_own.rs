@@ -1,0 +1,138 @@
+//! A ring through the library's own front end: driver and daemon, and no virtual machine.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::daemon::Scene;
+use nix::sys::signal::Signal;
+use shared_block_ring::handover::Role;
+use shared_block_ring::{
+    BlockDevice, Consumer, Control, CreateOptions, Error, Producer, State, VirtioDevice, create,
+};
+use std::io::{ErrorKind, IoSlice, IoSliceMut};
+
+fn connect(scene: &Scene) -> VirtioDevice {
+    VirtioDevice::connect(&scene.path("s"), None).unwrap()
+}
+
+/// Items of many sizes, told apart by their bytes.
+fn item(number: usize) -> Vec<u8> {
+    let length = number * 7919 % 3000;
+    (0..length).map(|at| u8::try_from((number + at) % 251).unwrap()).collect()
+}
+
+#[test]
+fn what_is_produced_through_the_queue_is_consumed_on_the_host() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--size", "256K"]);
+    let mut producer = Producer::attach(connect(&scene), "q", "p").unwrap();
+    let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
+    let (mut pushed, mut popped) = (0, 0);
+    while popped < 2000 {
+        // As much as there is room for, so that the ring is full again and again, and its end in every place.
+        loop {
+            match producer.push(&item(pushed)) {
+                Ok(_) => pushed += 1,
+                Err(Error::Retry) => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        producer.advance(producer.position()).unwrap();
+        let mut at = consumer.position();
+        loop {
+            match consumer.pop(at) {
+                Ok(found) => {
+                    assert_eq!(found.bytes, item(popped), "item {popped}");
+                    (at, popped) = (found.next, popped + 1);
+                }
+                Err(Error::Retry) => break,
+                Err(e) => panic!("{e}"),
+            }
+        }
+        consumer.advance(at).unwrap();
+    }
+    assert_eq!((popped, scene.counter("refused")), (pushed, 0));
+}
+
+#[test]
+fn what_the_host_produces_is_consumed_through_the_queue() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--guest", "consumer", "--sector-size", "4096"]);
+    let mut producer = Producer::attach(scene.connect(Role::Producer).unwrap(), "q", "p").unwrap();
+    let device = connect(&scene);
+    assert_eq!(device.geometry().sector_size().get(), 4096);
+    let mut consumer = Consumer::attach(device, "q", "c").unwrap();
+    for number in 0..300 {
+        let end = producer.push(&item(number)).unwrap();
+        producer.advance(end).unwrap();
+        let found = consumer.pop(consumer.position()).unwrap();
+        assert_eq!((found.bytes, found.next), (&item(number)[..], end));
+        consumer.advance(end).unwrap();
+    }
+}
+
+#[test]
+fn a_transfer_larger_than_all_requests_at_once_arrives_whole() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--size", "4M"]);
+    let device = connect(&scene);
+    let written: Vec<u8> = (0..3 << 20).map(|at: usize| u8::try_from(at % 251).unwrap()).collect();
+    // Cut where no request ends, nor any buffer.
+    let (first, second) = written.split_at(70 * 512);
+    device.write(8, &[IoSlice::new(first), IoSlice::new(second)]).unwrap();
+    let mut read = vec![0; written.len()];
+    let (one, two) = read.split_at_mut(2 << 20);
+    device.read(8, &mut [IoSliceMut::new(one), IoSliceMut::new(two)]).unwrap();
+    assert!(read == written);
+    device.flush().unwrap();
+    let end = device.geometry().sectors();
+    let beyond = device.read(end - 1, &mut [IoSliceMut::new(&mut read[..1024])]).unwrap_err();
+    assert_eq!(beyond.source.kind(), ErrorKind::UnexpectedEof);
+}
+
+#[test]
+fn what_the_guard_refuses_is_an_error_and_the_device_goes_on() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let device = connect(&scene);
+    let mut sector = vec![0; 512];
+    for _ in 0..20 {
+        let refused = device.write(0, &[IoSlice::new(&vec![1; 512])]).unwrap_err();
+        assert_eq!(refused.source.raw_os_error(), Some(libc::EIO));
+        device.read(0, &mut [IoSliceMut::new(&mut sector)]).unwrap();
+    }
+    assert!(create(&device, CreateOptions::default()).is_ok(), "there is a ring already");
+    assert_eq!(Control::open(device).unwrap().state().unwrap(), State::Running);
+}
+
+#[test]
+fn a_disk_that_may_not_be_written_says_so() {
+    let scene = Scene::new();
+    drop(scene.start(&[]));
+    let _daemon = scene.start(&["--read-only"]);
+    let refused = connect(&scene).write(8, &[IoSlice::new(&[0; 512])]).unwrap_err();
+    assert_eq!(refused.source.kind(), ErrorKind::ReadOnlyFilesystem);
+}
+
+#[test]
+fn a_backend_that_goes_away_is_an_error() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let device = connect(&scene);
+    daemon.signal(Signal::SIGKILL);
+    for _ in 0..3 {
+        let gone = device.flush().unwrap_err().source.kind();
+        assert!(matches!(gone, ErrorKind::ConnectionAborted | ErrorKind::NotConnected), "{gone:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_serves_another_front_end_is_not_waited_for_without_end() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let first = connect(&scene);
+    let words = VirtioDevice::connect(&scene.path("s"), None).unwrap_err().to_string();
+    assert!(words.contains("another front end"), "{words}");
+    drop(first);
+    connect(&scene).flush().unwrap();
+}
