@@ -80,7 +80,7 @@ pub struct Arguments {
     /// How long an idle-class read of the other side's pointer is held, in milliseconds
     #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
     pub hold_ms: Duration,
-    /// How long to look for more requests before sleeping, in microseconds; 0 does not look
+    /// How long to look for more requests before sleeping, in microseconds, if they come so close together that it pays; 0 does not look
     #[arg(long, value_name = "N", default_value = "50", value_parser = microseconds)]
     pub poll_us: Duration,
     /// Never sleep while there is a front end: takes a processor of its own

@@ -13,7 +13,7 @@ use crate::fault;
 use crate::flusher::Flusher;
 use crate::pace::Pace;
 use crate::parked::{Parked, Why};
-use crate::polling::{Polling, Spin};
+use crate::polling::{Looking, Polling};
 use crate::queue::{Broken, Chain, Split};
 use crate::request::{Kind, Request};
 use crate::vring::{Claims, Memory, Vring};
@@ -44,7 +44,7 @@ pub struct Worker {
     /// On which the host says that it moved, while a read is held.
     bell: Bell,
     hold: Duration,
-    polling: Polling,
+    looking: Looking,
     request: Request,
     parked: Option<Parked>,
     tickets: u64,
@@ -78,7 +78,7 @@ impl Worker {
             flusher,
             bell,
             hold,
-            polling,
+            looking: Looking::new(polling),
             request: Request::default(),
             parked: None,
             tickets: 0,
@@ -202,27 +202,28 @@ impl Worker {
         if self.is_holding() {
             self.bell.awake();
         }
-        let mut spin = Spin::new(self.polling);
+        self.looking.begin();
         let rest = loop {
             let worked = self.step(queue, mem)?;
             if claims.pending() {
                 break Rest::GiveWay;
             }
             if worked {
-                spin.again();
+                self.looking.worked();
                 if queue.untold() >= BATCH {
                     self.interrupt(queue, state)?;
                 }
                 continue;
             }
             self.interrupt(queue, state)?;
-            if spin.goes_on() {
+            if self.looking.goes_on() {
                 continue;
             }
             if queue.listen()? || self.news_while_falling_asleep() {
                 queue.stop_listening()?;
                 continue;
             }
+            self.looking.sleeps();
             let until = match &self.parked {
                 Some(Parked { why: Why::Held { until }, .. }) => Some(*until),
                 _ => None,
