@@ -99,7 +99,7 @@ pub struct Vring {
 }
 
 impl Vring {
-    /// For the worker, which gives way first to those who wait.
+    /// For the worker, which looks by itself whether somebody waits.
     pub fn turn(&self) -> MutexGuard<'_, VringState<Memory>> {
         self.state.get_mut()
     }

@@ -194,3 +194,124 @@ fn load(part: &Part<'_>, at: usize, order: Ordering) -> Result<u16, Broken> {
 fn store(part: &Part<'_>, at: usize, value: u16, order: Ordering) -> Result<(), Broken> {
     part.store(value.to_le(), at, order).map_err(|_| Broken::Place)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
+
+    const TABLE: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const INDIRECT: u64 = 0x4000;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap()
+    }
+
+    fn queue(event_idx: bool) -> Queue {
+        let mut queue = Queue::new(8).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_event_idx(event_idx);
+        queue
+    }
+
+    fn put(mem: &GuestMemory, at: u64, value: u16) {
+        mem.write_obj(value, GuestAddress(at)).unwrap();
+    }
+
+    fn describe(mem: &GuestMemory, table: u64, index: u16, address: u64, len: u32, rest: [u32; 2]) {
+        let at = table + 16 * u64::from(index);
+        mem.write_obj(address, GuestAddress(at)).unwrap();
+        mem.write_obj(len, GuestAddress(at + 8)).unwrap();
+        mem.write_obj(rest[0] | rest[1] << 16, GuestAddress(at + 12)).unwrap();
+    }
+
+    /// Offers chains from the first descriptor on, until so many were offered.
+    fn offer(mem: &GuestMemory, index: u16) {
+        put(mem, AVAILABLE + 2, index);
+    }
+
+    #[test]
+    fn an_interrupt_is_due_when_the_driver_s_event_is_passed() {
+        let mem = memory();
+        let mut split = Split::open(&queue(true), &mem, Some(0)).unwrap();
+        assert_eq!(split.wants_interrupt(), Ok(false), "nothing was answered");
+        for (event, wanted) in [(0, true), (1, true), (5, false), (3, true), (u16::MAX, false)] {
+            put(&mem, AVAILABLE + 4 + 2 * 8, event);
+            split.answer(0, 1).unwrap();
+            assert_eq!(split.wants_interrupt(), Ok(wanted), "event {event}");
+        }
+        let mut new = Split::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(new.wants_interrupt(), Ok(true), "who knows what was told before");
+        let mut plain = Split::open(&queue(false), &mem, Some(0)).unwrap();
+        put(&mem, AVAILABLE, 1);
+        plain.answer(0, 1).unwrap();
+        assert_eq!(plain.wants_interrupt(), Ok(false));
+        put(&mem, AVAILABLE, 0);
+        plain.answer(0, 1).unwrap();
+        assert_eq!(plain.wants_interrupt(), Ok(true));
+    }
+
+    #[test]
+    fn what_comes_while_kicks_are_asked_for_is_seen() {
+        for event_idx in [true, false] {
+            let mem = memory();
+            let mut split = Split::open(&queue(event_idx), &mem, None).unwrap();
+            split.stop_listening().unwrap();
+            assert_eq!(split.listen(), Ok(false));
+            offer(&mem, 1);
+            assert_eq!(split.listen(), Ok(true));
+            assert_eq!(split.take().unwrap().unwrap().head(), 0);
+            assert_eq!(split.listen(), Ok(false));
+            let event: u16 = mem.read_obj(GuestAddress(USED + 4 + 8 * 8)).unwrap();
+            assert_eq!(event, u16::from(event_idx));
+        }
+    }
+
+    #[test]
+    fn an_index_or_a_head_out_of_bounds_breaks_the_queue() {
+        let mem = memory();
+        offer(&mem, 9);
+        let mut split = Split::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(split.take().err(), Some(Broken::Index));
+        offer(&mem, 1);
+        put(&mem, AVAILABLE + 4, 8);
+        let mut split = Split::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(split.take().err(), Some(Broken::Head));
+        let mut outside = queue(true);
+        outside.try_set_used_ring_address(GuestAddress(0x8000 - 8)).unwrap();
+        assert_eq!(Split::open(&outside, &mem, None).err(), Some(Broken::Place));
+    }
+
+    #[test]
+    fn a_chain_ends_where_it_leads_astray() {
+        let lens = |mem: &GuestMemory| {
+            let mut split = Split::open(&queue(true), mem, None).unwrap();
+            let chain = split.take().unwrap().unwrap();
+            chain.map(|descriptor| descriptor.len()).collect::<Vec<_>>()
+        };
+        let mem = memory();
+        offer(&mem, 1);
+        describe(&mem, TABLE, 0, 0, 5, [VRING_DESC_F_NEXT, 1]);
+        describe(&mem, TABLE, 1, 0, 6, [0, 0]);
+        assert_eq!(lens(&mem), [5, 6]);
+        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 0]);
+        assert_eq!(lens(&mem).len(), 8, "a circle");
+        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 8]);
+        assert_eq!(lens(&mem), [5, 6], "out of the table");
+        describe(&mem, TABLE, 0, INDIRECT, 32, [VRING_DESC_F_INDIRECT, 0]);
+        describe(&mem, INDIRECT, 0, 0, 7, [VRING_DESC_F_NEXT, 1]);
+        describe(&mem, INDIRECT, 1, 0, 8, [VRING_DESC_F_NEXT, 2]);
+        assert_eq!(lens(&mem), [7, 8], "out of an indirect one");
+        describe(&mem, INDIRECT, 1, TABLE, 16, [VRING_DESC_F_INDIRECT, 0]);
+        assert_eq!(lens(&mem), [7], "a table in a table");
+        for (address, len) in [(0x8000, 16), (0x8000 - 16, 40), (INDIRECT, 24), (u64::MAX, 16)] {
+            describe(&mem, TABLE, 0, address, len, [VRING_DESC_F_INDIRECT, 0]);
+            assert!(lens(&mem).is_empty(), "{len} bytes at {address:#x}");
+        }
+    }
+}
