@@ -91,8 +91,8 @@ pub struct Executor {
     told: Option<Vec<u8>>,
     /// Room for what it says now.
     now: Vec<u8>,
-    /// Room for a judgement.
-    room: Room,
+    /// Room for a judgement; none while there is one, or after one that ended badly.
+    room: Option<Box<Room>>,
 }
 
 impl Executor {
@@ -117,7 +117,7 @@ impl Executor {
             mine,
             told: None,
             now,
-            room: Room::default(),
+            room: None,
         }
     }
 
@@ -232,7 +232,7 @@ impl Executor {
         if !self.service.guarded {
             return self.store_unjudged(mem, request, &range);
         }
-        let judgement = self.guard.begin(range, std::mem::take(&mut self.room));
+        let judgement = self.guard.begin(range, self.room.take().unwrap_or_default());
         self.judge(mem, request, judgement)
     }
 
@@ -305,7 +305,7 @@ impl Executor {
                 self.counters.wakeups.count();
             }
         }
-        self.room = grant.into_room();
+        self.room = Some(grant.into_room());
         self.counters.writes.count();
         self.counters.written_bytes.add(request.data_len);
         Ok(Outcome::Done(0))

@@ -82,7 +82,7 @@ fn judge(
     let before = mine(ring.known);
     let range = guard.range(first as u64, bytes.len() as u64)?;
     let write = Write { ring, start: first * UNIT, bytes };
-    let mut judgement = guard.begin(range, Room::default());
+    let mut judgement = guard.begin(range, Box::new(Room::default()));
     let grant = loop {
         // A budget so small that long walks are interrupted.
         match guard.judge(before, judgement, 9, &write) {

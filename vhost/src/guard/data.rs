@@ -22,6 +22,15 @@ impl Pieces {
         Self { stored: [0..0, 0..0, 0..0], compared: [0..0, 0..0], reason: Reason::PublishedData };
 }
 
+/// Where published bytes lie, for one pair of positions: kept from one write to the next, since to find out takes divisions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Published {
+    producer: Position,
+    consumer: Position,
+    /// Device bytes, in their order there.
+    parts: [Range<u64>; 2],
+}
+
 impl Guard {
     /// Cuts a write of device bytes `range` (all in the data area) into pieces.
     pub fn data_pieces(
@@ -30,18 +39,38 @@ impl Guard {
         producer: Position,
         consumer: Position,
     ) -> Result<Pieces, Reason> {
+        self.pieces(range, producer, consumer, &mut None)
+    }
+
+    /// The same; `known` is what was found out for a write before.
+    pub(super) fn pieces(
+        &self,
+        range: &Range<u64>,
+        producer: Position,
+        consumer: Position,
+        known: &mut Option<Published>,
+    ) -> Result<Pieces, Reason> {
         if self.guest == Side::Consumer {
             let compared = [range.clone(), range.end..range.end];
             return Ok(Pieces { compared, reason: Reason::ForeignData, ..Pieces::NONE });
         }
+        let published = match known {
+            Some(known) if (known.producer, known.consumer) == (producer, consumer) => known,
+            _ => known.insert(self.published(producer, consumer)?),
+        };
+        let [first, second] = &published.parts;
+        let first = within(first, range.start..range.end);
+        let second = within(second, first.end..range.end);
+        let stored = [range.start..first.start, first.end..second.start, second.end..range.end];
+        Ok(Pieces { stored, compared: [first, second], reason: Reason::PublishedData })
+    }
+
+    fn published(&self, producer: Position, consumer: Position) -> Result<Published, Reason> {
         let capacity = self.geometry.capacity().get();
         let used =
             producer.since(consumer).filter(|&used| used <= capacity).ok_or(Reason::HostCorrupt)?;
-        let [first, second] = sorted(self.geometry.extents(consumer.get(), used));
-        let first = within(&first, range.start..range.end);
-        let second = within(&second, first.end..range.end);
-        let stored = [range.start..first.start, first.end..second.start, second.end..range.end];
-        Ok(Pieces { stored, compared: [first, second], reason: Reason::PublishedData })
+        let parts = sorted(self.geometry.extents(consumer.get(), used));
+        Ok(Published { producer, consumer, parts })
     }
 }
 

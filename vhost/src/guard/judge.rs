@@ -1,6 +1,6 @@
 //! Judging a whole request, as the sequence of its sectors: all or nothing.
 
-use super::data::Pieces;
+use super::data::{Pieces, Published};
 use super::pointer::Move;
 use super::walk::{Progress, Walk};
 use super::{Guard, Host, Mine, Reason};
@@ -52,12 +52,14 @@ pub struct Room {
     /// The host's, and how it was at the reading before.
     host: Vec<u8>,
     before: Vec<u8>,
+    /// Where published bytes lay when a write was last judged.
+    published: Option<Published>,
 }
 
 /// A write that is being judged.
 #[derive(Debug)]
 pub struct Judgement {
-    room: Room,
+    room: Box<Room>,
     /// Device bytes.
     range: Range<u64>,
     /// The sector to be looked at next, as long as it lies in front of the data area.
@@ -88,7 +90,7 @@ pub struct Grant {
     pub stored: [Range<u64>; 3],
     /// The guest's side once its [pointer sector](Self::pointer_sector) is stored, if that changes.
     pub pointer: Option<Mine>,
-    room: Room,
+    room: Box<Room>,
 }
 
 impl Grant {
@@ -98,7 +100,7 @@ impl Grant {
     }
 
     /// For the next judgement.
-    pub fn into_room(self) -> Room {
+    pub fn into_room(self) -> Box<Room> {
         self.room
     }
 }
@@ -121,10 +123,10 @@ impl<F> From<Reason> for Denied<F> {
 impl Guard {
     /// Device bytes that a request of `len` bytes at `sector` (in units of 512 bytes) is about.
     pub fn range(&self, sector: u64, len: u64) -> Result<Range<u64>, Reason> {
-        let size = u64::from(self.geometry.sector_size().get());
         let start = sector.checked_mul(SECTOR_UNIT).ok_or(Reason::OutOfRange)?;
         let end = start.checked_add(len).ok_or(Reason::OutOfRange)?;
-        let whole = start.is_multiple_of(size) && end.is_multiple_of(size);
+        // A power of two, which the compiler does not know: it would divide.
+        let whole = (start | end) & (u64::from(self.geometry.sector_size().get()) - 1) == 0;
         if whole && end <= self.geometry.total_bytes() {
             Ok(start..end)
         } else {
@@ -133,8 +135,8 @@ impl Guard {
     }
 
     /// Begins to judge a write to `range`, which [`Guard::range`] has answered.
-    pub fn begin(&self, range: Range<u64>, room: Room) -> Judgement {
-        let next = range.start / u64::from(self.geometry.sector_size().get());
+    pub fn begin(&self, range: Range<u64>, room: Box<Room>) -> Judgement {
+        let next = range.start >> self.geometry.sector_size().get().trailing_zeros();
         Judgement { room, range, next, pointer: None }
     }
 
@@ -186,7 +188,7 @@ impl Guard {
         let pointer = judgement.pointer.map(|pointer| pointer.change.mine());
         let mine = pointer.unwrap_or(mine);
         let data = judgement.range.start.max(self.geometry.data_start())..judgement.range.end;
-        let pieces = self.judge_data(mine, data, sight)?;
+        let pieces = self.judge_data(mine, data, &mut judgement.room.published, sight)?;
         Ok(Verdict::Granted(Grant { stored: pieces.stored, pointer, room: judgement.room }))
     }
 
@@ -222,6 +224,7 @@ impl Guard {
         &self,
         mine: Mine,
         data: Range<u64>,
+        known: &mut Option<Published>,
         sight: &S,
     ) -> Result<Pieces, Denied<S::Fault>> {
         if data.is_empty() {
@@ -232,7 +235,7 @@ impl Guard {
             Side::Producer => (mine.pointer.position, host),
             Side::Consumer => (host, mine.pointer.position),
         };
-        let pieces = self.data_pieces(&data, producer, consumer)?;
+        let pieces = self.pieces(&data, producer, consumer, known)?;
         for piece in &pieces.compared {
             if !piece.is_empty() && !sight.same(piece.clone()).map_err(Denied::Fault)? {
                 return Err(pieces.reason.into());
