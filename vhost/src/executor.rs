@@ -107,18 +107,7 @@ impl Executor {
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
         let now = vec![0; region.geometry().sector_size().bytes()];
-        Self {
-            region,
-            guard,
-            service,
-            counters,
-            refusals,
-            host,
-            mine,
-            told: None,
-            now,
-            room: None,
-        }
+        Self { region, guard, service, counters, refusals, host, mine, told: None, now, room: None }
     }
 
     /// A new front end, or a reset one, has been told nothing.

@@ -23,7 +23,6 @@ mod pace;
 mod parked;
 pub mod peer;
 pub mod polling;
-mod prefetch;
 pub mod queue;
 mod refusals;
 pub mod region;

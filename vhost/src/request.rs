@@ -4,7 +4,6 @@
 //! bounded before anything is kept, and the legacy assumption of a header in a descriptor of its own is not made (2.7.4.3).
 
 use crate::guard::Reason;
-use crate::prefetch;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -19,9 +18,6 @@ const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 34;
 
 /// Bytes of data in a request: more than a kernel ever sends (1,280 KiB unless its administrator raises it).
 pub const MAX_BYTES: u64 = 16 << 20;
-
-/// Segments that are asked for ahead: the header, and the first of the data.
-const FETCHED: usize = 2;
 
 /// Bytes of the header: type, I/O priority, sector (each little-endian).
 const HEADER: usize = 16;
@@ -112,7 +108,6 @@ impl Request {
             // The iterator stops early at a loop, an address outside memory, or a bad indirect table.
             return Err(Reason::Malformed);
         }
-        self.fetch(mem);
         let header = self.take_header(mem)?;
         let word = |at: usize| {
             u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
@@ -137,18 +132,6 @@ impl Request {
         }
         self.data_len = self.data.iter().map(|segment| segment.len as u64).sum();
         if self.data_len > MAX_BYTES { Err(Reason::TooLarge) } else { Ok(()) }
-    }
-
-    /// Asks for everything at once that the driver has written: header, data, and the line of the status.
-    fn fetch<M: GuestMemoryBackend>(&self, mem: &M) {
-        if let Some(status) = self.status.and_then(|at| mem.get_slice(at, 1).ok()) {
-            prefetch::to_write(&status);
-        }
-        for segment in self.readable.iter().take(FETCHED) {
-            if let Ok(slice) = mem.get_slice(segment.address, segment.len) {
-                prefetch::to_read(&slice);
-            }
-        }
     }
 
     /// The last writable byte is the status.

@@ -8,7 +8,6 @@ mod chain;
 pub use chain::Chain;
 
 use crate::dirty::GuestMemory;
-use crate::prefetch;
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use virtio_queue::{Queue, QueueT};
@@ -101,11 +100,6 @@ impl<'m> Split<'m> {
     /// Whether the driver has offered a chain that was not taken.
     pub fn has_next(&mut self) -> Result<bool, Broken> {
         if self.offered == self.next_available {
-            // The driver writes the entry, then the index: we wait for both at once.
-            let entry = ENTRIES + HEAD_BYTES * usize::from(self.next_available & (self.size - 1));
-            if let Ok(entry) = self.available.subslice(entry, HEAD_BYTES) {
-                prefetch::to_read(&entry);
-            }
             self.offered = load(&self.available, INDEX, Ordering::Acquire)?;
             if self.offered.wrapping_sub(self.next_available) > self.size {
                 return Err(Broken::Index);
