@@ -2,14 +2,13 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{
-    EXTENSION, FormatError, Header, PointerSector, Position, Side, Tally, put_slot,
-};
+use crate::format::{EXTENSION, FormatError, PointerSector, Position, Side, Tally, put_slot};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::history::superseded;
 use crate::item::Decode;
+use crate::reader::{Found, Reader, fold_in_place};
 use crate::rules::{Mark, plausible, verifiable};
-use crate::window::{Popped, WINDOW_BYTES, Window};
+use crate::window::Popped;
 use std::cell::Cell;
 use std::fmt;
 
@@ -34,10 +33,7 @@ pub struct Consumer<D> {
     claim: Option<Tally>,
     /// Bytes that nothing was known of.
     unchecked: u64,
-    /// Published bytes cannot change before we advance: what was read once need not be read again.
-    window: Window,
-    /// For looking elsewhere without losing what is in the window.
-    aside: Window,
+    reader: Reader,
 }
 
 impl<D> fmt::Debug for Consumer<D> {
@@ -49,7 +45,7 @@ impl<D> fmt::Debug for Consumer<D> {
             .field("producer", &self.producer)
             .field("claim", &self.claim)
             .field("unchecked", &self.unchecked)
-            .field("window", &self.window)
+            .field("reader", &self.reader)
             .finish_non_exhaustive()
     }
 }
@@ -74,8 +70,7 @@ impl<D: BlockDevice> Consumer<D> {
             producer: mark.position,
             claim: None,
             unchecked: 0,
-            window: Window::empty(),
-            aside: Window::empty(),
+            reader: Reader::new(),
         })
     }
 
@@ -132,22 +127,36 @@ impl<D: BlockDevice> Consumer<D> {
     }
 
     /// The item at `from`. The same item every time, until it is advanced over.
+    ///
+    /// It is lent where it lies if a backend guards the ring, unless it straddles the wrap point; elsewhere it is a copy, which nobody
+    /// can change after the look. To advance ends the loan:
+    ///
+    /// ```compile_fail,E0499
+    /// # use shared_block_ring::{BlockDevice, Consumer, Result};
+    /// # fn use_after_free<D: BlockDevice>(consumer: &mut Consumer<D>) -> Result<()> {
+    /// let item = consumer.pop(consumer.position())?;
+    /// consumer.advance(item.next)?; // its bytes may be overwritten from here on
+    /// println!("{:?}", item.bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pop(&mut self, from: Position) -> Result<Popped<'_>> {
-        let header = self.load(from)?;
-        Ok(self.window.lend(header))
+        let found = self.find(from)?;
+        // It is lent no more if our pointer has moved since, which the next look tells.
+        self.reader.lend(&mut self.handle.device, found).ok_or(Error::Retry)
     }
 
     /// The item at `from` as a `T`. One that is not a `T` is [`Error::Undecodable`], and can be skipped deliberately.
     pub fn pop_as<'a, T: Decode<'a>>(&'a mut self, from: Position) -> Result<(Position, T)> {
-        let header = self.load(from)?;
-        let item = self.window.lend(header);
+        let item = self.pop(from)?;
         match T::decode(item.bytes) {
             Ok(value) => Ok((item.next, value)),
             Err(e) => Err(Error::Undecodable { at: from, next: item.next, reason: e.to_string() }),
         }
     }
 
-    /// Calls `f` on every item from `from` on, and returns the position behind the last one with the result.
+    /// Calls `f` on every item from `from` on, and returns the position behind the last one with the result. The cheapest way to look at many:
+    /// those that are lent where they lie cost the device one question for all.
     pub fn fold<T>(
         &mut self,
         from: Position,
@@ -156,6 +165,20 @@ impl<D: BlockDevice> Consumer<D> {
     ) -> Result<(Position, T)> {
         let (mut at, mut value) = (from, start);
         loop {
+            match self.ready(at) {
+                Err(Error::Retry) => return Ok((at, value)),
+                other => other?,
+            }
+            let (device, to) = (&mut self.handle.device, self.verified.position);
+            let (end, so_far, damage) = fold_in_place(device, at, to, value, &mut f);
+            (at, value) = (end, so_far);
+            if let Some(damage) = damage {
+                return Err(self.moved(damage.into()));
+            }
+            if at == to {
+                continue;
+            }
+            // It straddles the wrap point, or nothing is lent here.
             match self.pop(at) {
                 Ok(item) => {
                     at = item.next;
@@ -236,9 +259,7 @@ impl<D: BlockDevice> Consumer<D> {
         if !self.handle.has_slots() {
             return Ok(Tally::from_here(to));
         }
-        let near = self.window.covers(from.position, to);
-        let window = if near { &mut self.window } else { &mut self.aside };
-        window.walk(&self.handle.device, from.position, to, from.tally)
+        self.reader.walk(&mut self.handle.device, from.position, to, from.tally)
     }
 
     fn edit(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
@@ -248,8 +269,8 @@ impl<D: BlockDevice> Consumer<D> {
         })
     }
 
-    /// Brings the item at `from` into the window.
-    fn load(&mut self, from: Position) -> Result<Header> {
+    /// Whether there is an item at `from`.
+    fn ready(&mut self, from: Position) -> Result<()> {
         self.handle.attached()?;
         if from >= self.verified.position {
             self.look()?;
@@ -261,16 +282,21 @@ impl<D: BlockDevice> Consumer<D> {
         if from >= producer {
             return Err(Error::Retry);
         }
-        let before = self.window.extent();
-        let header = match self.window.load(&self.handle.device, from, producer) {
+        Ok(())
+    }
+
+    /// The item at `from`.
+    fn find(&mut self, from: Position) -> Result<Found> {
+        self.ready(from)?;
+        let found = match self.reader.find(&mut self.handle.device, from, self.verified.position) {
             Err(e @ Error::Format(_)) => return Err(self.moved(e)),
-            loaded => loaded?,
+            found => found?,
         };
-        if self.window.extent() != before {
+        if found.is_fresh() {
             // What was read just now was verified earlier, and stays as it was only until it is freed.
             self.ours()?;
         }
-        Ok(header)
+        Ok(found)
     }
 
     /// Whether the ring's pointer is where we have left it.
@@ -281,7 +307,7 @@ impl<D: BlockDevice> Consumer<D> {
         let from = self.mark;
         let mark = stand(&mut self.handle)?;
         (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
-        (self.window, self.aside) = (Window::empty(), Window::empty());
+        self.reader = Reader::new();
         // From an older copy of the ring everything is delivered again.
         let from = if from.position < mark.position { from } else { mark };
         Err(superseded(Side::Consumer, mark.position, from, mark))
@@ -298,17 +324,19 @@ impl<D: BlockDevice> Consumer<D> {
     }
 
     fn look_ahead(&mut self) -> Result<()> {
-        let (pointer, claim) = self.handle.read_mark(Side::Producer)?;
+        let all_verified = self.verified.position == self.producer;
+        if all_verified && self.handle.device.glance(Side::Producer) == Some(self.producer.get()) {
+            return Ok(());
+        }
+        let (pointer, claim) = self.handle.glean_mark(Side::Producer)?;
         plausible(pointer.position, self.mark.position, self.handle.geometry)?;
         (self.producer, self.claim) = (pointer.position, claim);
         let (from, to) = (self.verified, Mark::new(pointer.position, claim));
-        let Some(len) = to.position.since(from.position).filter(|&len| len > 0) else {
+        if to.position <= from.position {
             return Ok(());
-        };
+        }
         let (start, seed) = verifiable(from, to);
-        let near = len <= WINDOW_BYTES;
-        let window = if near { &mut self.window } else { &mut self.aside };
-        let computed = window.digest(&self.handle.device, start, to.position, seed)?;
+        let computed = self.reader.digest(&mut self.handle.device, start, to.position, seed)?;
         let found = to.tally.crc;
         if computed != found {
             let (from, to) = (from.position, to.position);

@@ -8,7 +8,7 @@ use std::io::IoSliceMut;
 /// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
 pub(crate) const WINDOW_BYTES: u64 = 256 * 1024;
 
-/// An item, lent until the next call.
+/// An item, lent until the next call: where it lies, or as a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Popped<'a> {
     /// Where the next item starts: pop from there, or advance to there.

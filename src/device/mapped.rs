@@ -1,7 +1,7 @@
 //! A ring in a shared mapping: both ends see each other's stores, with no system call.
 
 use super::{BlockDevice, DeviceError, Mapping, Memory};
-use crate::format::{EXTENSION, FLAG_AT, Geometry, SLOT_BYTES, SLOTS_AT, Side};
+use crate::format::{EXTENSION, FLAG_AT, Geometry, Position, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -54,7 +54,7 @@ impl<M: Memory> MappedDevice<M> {
     }
 
     /// Reads a sector in front of the data area, its position first: what it promises must be read after it.
-    fn read_head(&self, start: u64, sector: &mut [u8]) {
+    fn read_head_at(&self, start: u64, sector: &mut [u8]) {
         let position = self.memory.load_u64(start);
         self.memory.read(start, sector);
         sector[..8].copy_from_slice(&position.to_le_bytes());
@@ -112,7 +112,7 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             let head = self.geometry.data_start().saturating_sub(at).min(buf.len() as u64);
             let (heads, data) = buf.split_at_mut(usize::try_from(head).unwrap_or(usize::MAX));
             for (index, sector) in heads.chunks_mut(size).enumerate() {
-                self.read_head(at + (index * size) as u64, sector);
+                self.read_head_at(at + (index * size) as u64, sector);
             }
             self.memory.read(at + head, data);
             at += buf.len() as u64;
@@ -130,11 +130,25 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             for (index, new) in heads.chunks(size).enumerate() {
                 let start = at + (index * size) as u64;
                 let mut old = vec![0; size];
-                self.read_head(start, &mut old);
+                self.read_head_at(start, &mut old);
                 self.store_head(start, &old, new);
             }
             at += buf.len() as u64;
         }
+        Ok(())
+    }
+
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        self.memory.lend(self.geometry, from, to)
+    }
+
+    fn glance(&self, side: Side) -> Option<u64> {
+        Some(self.memory.load_u64(self.geometry.pointer_start(side)))
+    }
+
+    /// Without the text, which takes most of the cache lines of a sector.
+    fn read_head(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        self.read_head_at(self.geometry.pointer_start(side), &mut sector[..TEXT_AT]);
         Ok(())
     }
 
@@ -155,7 +169,7 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let start = self.geometry.pointer_start(side);
         let mut old = vec![0; self.geometry.sector_size().bytes()];
-        self.read_head(start, &mut old);
+        self.read_head_at(start, &mut old);
         let mut new = old.clone();
         edit(&mut new);
         self.store_head(start, &old, &new);

@@ -1,6 +1,6 @@
 //! Where the bytes of a stream lie on a device.
 
-use super::{FormatError, Side};
+use super::{FormatError, Position, Side};
 
 /// Signature, two pointers, and one sector of data.
 pub const MIN_SECTORS: u64 = 4;
@@ -127,6 +127,12 @@ impl Geometry {
             Extent { offset: self.data_start() + start, len: first },
             Extent { offset: self.data_start(), len: len - first },
         ]
+    }
+
+    /// The end of what lies in one run with `from`, of the stream bytes `from..to`.
+    pub fn run(self, from: Position, to: Position) -> Position {
+        let left = self.capacity().get() - self.data_offset(from.get());
+        from.checked_add(left).map_or(to, |wrap| wrap.min(to))
     }
 
     /// `position` moved back to the start of its sector.

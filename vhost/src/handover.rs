@@ -40,6 +40,8 @@ pub struct Estate {
     pub geometry: Geometry,
     /// The guest's role; the host may have the other.
     pub guest: Side,
+    /// Whether every write of the guest is judged.
+    pub guarded: bool,
     /// The page of both bells.
     pub page: File,
     /// Rung for the process on the host.
@@ -276,7 +278,7 @@ impl Estate {
             sector_size: self.geometry.sector_size().get(),
             sectors: self.geometry.sectors(),
             guest: self.guest.into(),
-            guarded: true,
+            guarded: self.guarded && self.guest == Side::Producer,
             counters: self.counters.to_json(),
         };
         Ok(Ok((answer, region, side)))

@@ -81,6 +81,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
                 region: duplicate()?,
                 geometry: opened.geometry,
                 guest,
+                guarded: true,
                 page,
                 to_host,
                 to_backend,

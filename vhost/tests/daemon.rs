@@ -5,9 +5,10 @@ mod common;
 
 use common::daemon::Scene;
 use nix::sys::signal::Signal;
+use ring_simulation::Unlocked;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
+use shared_block_ring::{BlockDevice, Consumer, Control, Error, OpenOptions, Position, Producer};
 use std::os::fd::BorrowedFd;
 use std::process::Output;
 use std::time::Duration;
@@ -134,6 +135,20 @@ fn who_stands_beside_can_look_and_suspend() {
     let mut control = Control::open(device).unwrap();
     control.suspend().unwrap();
     assert!(consumer.debug_info().unwrap().suspend);
+}
+
+#[test]
+fn a_ring_for_a_guest_that_produces_is_lent_to_its_consumer_in_place() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let file = Unlocked(OpenOptions::default().open(&scene.path("ring")).unwrap());
+    let mut producer = Producer::attach(file, "q", "p").unwrap();
+    let end = producer.push("item").unwrap();
+    producer.advance(end).unwrap();
+    let framed = b"\x04\0\0\0item";
+    let lent = |role| scene.connect(role).unwrap().lend(Position::ZERO, end).map(<[u8]>::to_vec);
+    assert_eq!(lent(Role::Consumer), Some(framed.to_vec()));
+    assert_eq!(lent(Role::Control), None);
 }
 
 #[test]
