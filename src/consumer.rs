@@ -6,7 +6,7 @@ use crate::format::{EXTENSION, FormatError, PointerSector, Position, Side, Tally
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::history::superseded;
 use crate::item::Decode;
-use crate::reader::{Found, Reader, fold_in_place};
+use crate::reader::{Found, Reader};
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::Popped;
 use std::cell::Cell;
@@ -22,10 +22,14 @@ use std::fmt;
 ///
 /// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot. The consumer
 /// goes on where the ring stands; what was popped and not advanced over is delivered again, if the other life has not freed it.
-pub struct Consumer<D> {
+pub struct Consumer<D: BlockDevice> {
     handle: Handle<D>,
-    /// Everything before it is consumed.
+    /// Everything before it is free, as our pointer in the ring says.
     mark: Mark,
+    /// Everything before it was advanced over: `mark`, or further on where that is written lazily.
+    done: Position,
+    /// Bytes that `done` can be ahead of the pointer.
+    lag: u64,
     /// Everything before it is what the producer wrote, as far as that can be known.
     verified: Mark,
     /// Published, as far as we have looked, and what the producer's slot says of it.
@@ -36,11 +40,21 @@ pub struct Consumer<D> {
     reader: Reader,
 }
 
-impl<D> fmt::Debug for Consumer<D> {
+/// What was advanced over and is not written yet would be delivered again.
+impl<D: BlockDevice> Drop for Consumer<D> {
+    fn drop(&mut self) {
+        // At least once: who has to know that it was not more calls `settle`.
+        let _ = self.settle();
+    }
+}
+
+impl<D: BlockDevice> fmt::Debug for Consumer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("handle", &self.handle)
             .field("mark", &self.mark)
+            .field("done", &self.done)
+            .field("lag", &self.lag)
             .field("verified", &self.verified)
             .field("producer", &self.producer)
             .field("claim", &self.claim)
@@ -49,6 +63,9 @@ impl<D> fmt::Debug for Consumer<D> {
             .finish_non_exhaustive()
     }
 }
+
+/// Of the slots of a pointer sector, and what is around them.
+const EXTENSION_BYTES: usize = EXTENSION.end - EXTENSION.start;
 
 /// Where the ring's consumer stands.
 fn stand<D: BlockDevice>(handle: &mut Handle<D>) -> Result<Mark> {
@@ -63,14 +80,17 @@ impl<D: BlockDevice> Consumer<D> {
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Consumer, queue, client)?;
         let mark = stand(&mut handle)?;
+        let reader = Reader::new(handle.geometry);
         Ok(Self {
             handle,
             mark,
+            done: mark.position,
+            lag: 0,
             verified: mark,
             producer: mark.position,
             claim: None,
             unchecked: 0,
-            reader: Reader::new(),
+            reader,
         })
     }
 
@@ -79,8 +99,19 @@ impl<D: BlockDevice> Consumer<D> {
         self.handle.durability = durability;
     }
 
+    /// Has [`advance`](Self::advance) write the pointer only once `bytes` of the ring can be freed in one go, where that
+    /// is less than half of it. It is also written when there is nothing more to pop, by [`settle`](Self::settle), and at the end.
+    ///
+    /// The pointer is what costs: flushes, and where both sides are awake the cache lines that they pass to each other. What was advanced over since it was
+    /// written last is delivered again after a crash, and its space is not the producer's yet.
+    pub fn advance_every(&mut self, bytes: u64) {
+        self.lag = bytes;
+    }
+
     /// Gives the role back. Every later call answers [`Error::Detached`].
     pub fn detach(&mut self) {
+        // As when dropped.
+        let _ = self.settle();
         self.handle.detach();
     }
 
@@ -91,7 +122,7 @@ impl<D: BlockDevice> Consumer<D> {
 
     /// Everything before it is consumed: where to start popping.
     pub fn position(&self) -> Position {
-        self.mark.position
+        self.done
     }
 
     /// Bytes looked at so far that no checksum covers: they were published by a peer that writes none.
@@ -170,7 +201,7 @@ impl<D: BlockDevice> Consumer<D> {
                 other => other?,
             }
             let (device, to) = (&mut self.handle.device, self.verified.position);
-            let (end, so_far, damage) = fold_in_place(device, at, to, value, &mut f);
+            let (end, so_far, damage) = self.reader.fold_in_place(device, at, to, value, &mut f);
             (at, value) = (end, so_far);
             if let Some(damage) = damage {
                 return Err(self.moved(damage.into()));
@@ -193,11 +224,30 @@ impl<D: BlockDevice> Consumer<D> {
     /// Frees everything before `to`: those items will not be delivered again.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
-        let from = self.mark.position;
-        let limit = self.verified.position;
+        let (from, limit) = (self.done, self.verified.position);
         if to < from || (to > limit && to != self.producer) {
             return Err(Error::Advance { to, from, limit });
         }
+        let lag = self.lag.min(self.handle.geometry.capacity().get() / 2);
+        if to <= limit && to.since(self.mark.position).is_some_and(|ahead| ahead < lag) {
+            self.done = to;
+            return Ok(());
+        }
+        self.free(to)
+    }
+
+    /// Writes what [`advance_every`](Self::advance_every) has left for later.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.done == self.mark.position {
+            return Ok(());
+        }
+        self.handle.attached()?;
+        self.free(self.done)
+    }
+
+    /// Moves our pointer to `to`.
+    fn free(&mut self, to: Position) -> Result<()> {
+        let from = self.mark.position;
         if to == from {
             return Ok(());
         }
@@ -209,7 +259,7 @@ impl<D: BlockDevice> Consumer<D> {
         // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
         self.handle.flush()?;
         let slot = self.handle.slot(mark);
-        let (elsewhere, written) = (Cell::new(false), Cell::default());
+        let (elsewhere, written) = (Cell::new(false), Cell::new([0; EXTENSION_BYTES]));
         let edited = self.edit(|pointer, sector| {
             if pointer.position != from {
                 // Another life of ours has moved it: it stays as it is.
@@ -220,16 +270,18 @@ impl<D: BlockDevice> Consumer<D> {
                 put_slot(*uuid, sector, pointer.position, slot);
             }
             pointer.position = to;
-            written.set(sector[EXTENSION].to_vec());
+            let mut slots = [0; EXTENSION_BYTES];
+            slots.copy_from_slice(&sector[EXTENSION]);
+            written.set(slots);
         });
         match edited {
-            Err(e) if e.is_refusal() => self.contested(to, &written.take(), e)?,
+            Err(e) if e.is_refusal() => self.contested(to, &written.get(), e)?,
             edited => edited?,
         }
         if elsewhere.get() {
             self.ours()?;
         }
-        self.mark = mark;
+        (self.mark, self.done) = (mark, to);
         if to > self.verified.position {
             self.verified = mark;
         }
@@ -275,11 +327,13 @@ impl<D: BlockDevice> Consumer<D> {
         if from >= self.verified.position {
             self.look()?;
         }
-        let (consumer, producer) = (self.mark.position, self.verified.position);
+        let (consumer, producer) = (self.done, self.verified.position);
         if from < consumer || (from > producer && from > consumer) {
             return Err(Error::From { from, consumer, producer });
         }
         if from >= producer {
+            // The producer may be waiting for that space before it goes on.
+            self.settle()?;
             return Err(Error::Retry);
         }
         Ok(())
@@ -307,7 +361,8 @@ impl<D: BlockDevice> Consumer<D> {
         let from = self.mark;
         let mark = stand(&mut self.handle)?;
         (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
-        self.reader = Reader::new();
+        self.done = mark.position;
+        self.reader.clear();
         // From an older copy of the ring everything is delivered again.
         let from = if from.position < mark.position { from } else { mark };
         Err(superseded(Side::Consumer, mark.position, from, mark))

@@ -2,12 +2,14 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{FormatError, Header, Position, Tally};
+use crate::format::{FormatError, Geometry, Header, Lap, Position, Tally};
 use crate::window::{Popped, WINDOW_BYTES, Window};
 
 /// Reads what is published and not freed. Its callers say how far that goes.
 #[derive(Debug)]
 pub(crate) struct Reader {
+    geometry: Geometry,
+    lap: Lap,
     window: Window,
     /// For looking elsewhere without losing what is in the window.
     aside: Window,
@@ -36,8 +38,14 @@ impl Found {
 }
 
 impl Reader {
-    pub fn new() -> Self {
-        Self { window: Window::empty(), aside: Window::empty() }
+    pub fn new(geometry: Geometry) -> Self {
+        let lap = Lap::default();
+        Self { geometry, lap, window: Window::empty(), aside: Window::empty() }
+    }
+
+    /// Forgets all copies.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.geometry);
     }
 
     /// Finds the item at `from < to`.
@@ -49,7 +57,7 @@ impl Reader {
     ) -> Result<Found> {
         // Of an item that straddles the wrap point no more than itself is copied.
         let mut copied_to = to;
-        let end = device.geometry().run(from, to);
+        let end = self.lap.run(self.geometry, from, to);
         if let Some(run) = device.lend(from, end)
             && let Some(word) = run.first_chunk()
         {
@@ -91,7 +99,7 @@ impl Reader {
     ) -> Result<u32> {
         let mut at = from;
         while at < to {
-            let end = device.geometry().run(at, to);
+            let end = self.lap.run(self.geometry, at, to);
             let Some(run) = device.lend(at, end) else {
                 // What fits stays in the window, for the items to be lent from there.
                 let near = to.since(at).is_some_and(|len| len <= WINDOW_BYTES);
@@ -114,8 +122,8 @@ impl Reader {
     ) -> Result<Tally> {
         let (mut at, mut items) = (from, 0);
         while at < to {
-            let (start, end) = (at, device.geometry().run(at, to));
-            let Some(run) = device.lend(start, end) else {
+            let end = self.lap.run(self.geometry, at, to);
+            let Some(run) = device.lend(at, end) else {
                 let near = self.window.covers(from, to);
                 let window = if near { &mut self.window } else { &mut self.aside };
                 return window.walk(device, from, to, tally);
@@ -133,33 +141,34 @@ impl Reader {
         let crc = self.digest(device, from, to, tally.crc)?;
         Ok(Tally { items: tally.items.saturating_add(items), crc, ..tally })
     }
-}
 
-/// Calls `f` on the items of `from..to` that are lent where they lie, up to the first that is not. Where that starts, the result, and what is
-/// wrong there, if anything is.
-///
-/// An item costs a load of its length and the call: nothing is copied, and the device is asked once for all of them.
-pub(crate) fn fold_in_place<D: BlockDevice, T>(
-    device: &mut D,
-    from: Position,
-    to: Position,
-    mut value: T,
-    f: &mut impl FnMut(T, Popped<'_>) -> T,
-) -> (Position, T, Option<FormatError>) {
-    let mut at = from;
-    let end = device.geometry().run(from, to);
-    let mut rest = device.lend(from, end).unwrap_or_default();
-    while let Some((word, behind)) = rest.split_first_chunk::<4>() {
-        let header = match Header::decode(at, *word, to) {
-            Ok(header) => header,
-            Err(damage) => return (at, value, Some(damage)),
-        };
-        let Some(bytes) = behind.get(..header.length as usize) else { break };
-        value = f(value, Popped { next: header.next, bytes });
-        rest = rest.get(distance(at, header.next)..).unwrap_or_default();
-        at = header.next;
+    /// Calls `f` on the items of `from..to` that are lent where they lie, up to the first that is not. Where that starts, the result, and what is
+    /// wrong there, if anything is.
+    ///
+    /// An item costs a load of its length and the call: nothing is copied, and the device is asked once for all of them.
+    pub fn fold_in_place<D: BlockDevice, T>(
+        &mut self,
+        device: &mut D,
+        from: Position,
+        to: Position,
+        mut value: T,
+        f: &mut impl FnMut(T, Popped<'_>) -> T,
+    ) -> (Position, T, Option<FormatError>) {
+        let mut at = from;
+        let end = self.lap.run(self.geometry, from, to);
+        let mut rest = device.lend(from, end).unwrap_or_default();
+        while let Some((word, behind)) = rest.split_first_chunk::<4>() {
+            let header = match Header::decode(at, *word, to) {
+                Ok(header) => header,
+                Err(damage) => return (at, value, Some(damage)),
+            };
+            let Some(bytes) = behind.get(..header.length as usize) else { break };
+            value = f(value, Popped { next: header.next, bytes });
+            rest = rest.get(distance(at, header.next)..).unwrap_or_default();
+            at = header.next;
+        }
+        (at, value, None)
     }
-    (at, value, None)
 }
 
 /// From an item to the one behind it: at most what memory holds.

@@ -1,10 +1,15 @@
 //! A ring in a shared mapping: both ends see each other's stores, with no system call.
 
 use super::{BlockDevice, DeviceError, Mapping, Memory};
-use crate::format::{EXTENSION, FLAG_AT, Geometry, Position, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT};
+use crate::format::{
+    EXTENSION, FLAG_AT, Geometry, POINTER_BYTES, Position, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT,
+};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+
+/// What processors pass to each other.
+const CACHE_LINE: usize = 64;
 
 /// A file (on disk, tmpfs, or a memfd) mapped shared, or other shared memory. Flushing syncs the file.
 #[derive(Debug)]
@@ -71,7 +76,10 @@ impl<M: Memory> MappedDevice<M> {
                 self.memory.write(start + range.start as u64, &new[range]);
             }
         };
-        stored(EXTENSION.end..new.len());
+        // The text, line by line: one that does not change stays with whoever has read it.
+        for line in (EXTENSION.end..new.len()).step_by(CACHE_LINE) {
+            stored(line..new.len().min(line + CACHE_LINE));
+        }
         stored(EXTENSION.start..SLOTS_AT[0]);
         stored(SLOTS_AT[1] + SLOT_BYTES..EXTENSION.end);
         for at in SLOTS_AT {
@@ -168,9 +176,9 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
     /// Without a lock: the flag is one store, the position another, and `edit` changes one of them.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let start = self.geometry.pointer_start(side);
-        let mut old = vec![0; self.geometry.sector_size().bytes()];
+        let mut old = [0; POINTER_BYTES];
         self.read_head_at(start, &mut old);
-        let mut new = old.clone();
+        let mut new = old;
         edit(&mut new);
         self.store_head(start, &old, &new);
         Ok(())

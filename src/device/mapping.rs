@@ -1,7 +1,7 @@
 //! A file mapped into memory and shared with other processes: the library's one room for raw memory.
 
 use super::{Memory, Orders};
-use crate::format::{Geometry, Position, Side};
+use crate::format::{Geometry, Lap, Position, Side};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
@@ -25,8 +25,16 @@ pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
     file: File,
-    /// Where published bytes are frozen: the producer's position as we have seen it last. It only grows there.
-    frozen: Option<u64>,
+    /// Where published bytes are frozen.
+    frozen: Option<Frozen>,
+}
+
+/// What is known of a ring whose published bytes are frozen.
+#[derive(Debug, Default)]
+struct Frozen {
+    /// The producer's position as we have seen it last: it only grows.
+    published: u64,
+    lap: Lap,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is unmapped only when the one owner is dropped.
@@ -59,7 +67,7 @@ impl Mapping {
     /// - does not change the consumer's position: that is for the owner of this mapping alone.
     #[must_use]
     pub unsafe fn guarded(mut self) -> Self {
-        self.frozen = Some(0);
+        self.frozen = Some(Frozen::default());
         self
     }
 
@@ -127,19 +135,19 @@ impl Memory for Mapping {
     }
 
     fn lend(&mut self, geometry: Geometry, from: Position, to: Position) -> Option<&[u8]> {
-        let seen = self.frozen?;
-        if to.get() > seen {
+        let mut frozen = self.frozen.take()?;
+        if to.get() > frozen.published {
             let published = self.load_u64(geometry.pointer_start(Side::Producer));
-            self.frozen = Some(published.max(seen));
-            if to.get() > published {
-                return None;
-            }
+            frozen.published = published.max(frozen.published);
         }
+        let published = frozen.published;
+        let offset = frozen.lap.data_offset(geometry, from);
+        self.frozen = Some(frozen);
         let freed = self.load_u64(geometry.pointer_start(Side::Consumer));
         let len = to.since(from)?;
         let capacity = geometry.capacity().get();
-        let offset = geometry.data_offset(from.get());
-        if from.get() < freed || to.get() - freed > capacity || len > capacity - offset {
+        let unread = from.get() >= freed && to.get() <= published;
+        if !unread || to.get() - freed > capacity || len > capacity - offset {
             return None;
         }
         let len = usize::try_from(len).ok()?;

@@ -95,7 +95,8 @@ pub trait BlockDevice: Send {
         None
     }
 
-    /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it.
+    /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it. It is
+    /// given the sector, or its first [`POINTER_BYTES`](crate::format::POINTER_BYTES).
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
         let mut sector = AlignedBuf::zeroed(self.geometry().sector_size().bytes());
