@@ -30,6 +30,8 @@ pub struct Consumer<D: BlockDevice> {
     done: Position,
     /// Bytes that `done` can be ahead of the pointer.
     lag: u64,
+    /// The last place between `mark` and `done` that something is known of without walking there again.
+    known: Mark,
     /// Everything before it is what the producer wrote, as far as that can be known.
     verified: Mark,
     /// Published, as far as we have looked, and what the producer's slot says of it.
@@ -86,6 +88,7 @@ impl<D: BlockDevice> Consumer<D> {
             mark,
             done: mark.position,
             lag: 0,
+            known: mark,
             verified: mark,
             producer: mark.position,
             claim: None,
@@ -201,7 +204,7 @@ impl<D: BlockDevice> Consumer<D> {
                 other => other?,
             }
             let (device, to) = (&mut self.handle.device, self.verified.position);
-            let (end, so_far, damage) = self.reader.fold_in_place(device, at, to, value, &mut f);
+            let (end, so_far, damage) = self.reader.fold(device, at, to, value, &mut f);
             (at, value) = (end, so_far);
             if let Some(damage) = damage {
                 return Err(self.moved(damage.into()));
@@ -209,7 +212,7 @@ impl<D: BlockDevice> Consumer<D> {
             if at == to {
                 continue;
             }
-            // It straddles the wrap point, or nothing is lent here.
+            // It straddles the wrap point, or has to be copied first.
             match self.pop(at) {
                 Ok(item) => {
                     at = item.next;
@@ -231,6 +234,9 @@ impl<D: BlockDevice> Consumer<D> {
         let lag = self.lag.min(self.handle.geometry.capacity().get() / 2);
         if to <= limit && to.since(self.mark.position).is_some_and(|ahead| ahead < lag) {
             self.done = to;
+            if to == limit {
+                self.known = self.verified;
+            }
             return Ok(());
         }
         self.free(to)
@@ -300,10 +306,11 @@ impl<D: BlockDevice> Consumer<D> {
 
     /// What our slot will say of the stream before `to`.
     fn tally_at(&mut self, to: Position) -> Result<Tally> {
-        let from = self.mark;
         if to == self.verified.position {
             return Ok(self.verified.tally);
         }
+        let known = self.known.position > self.mark.position && self.known.position <= to;
+        let from = if known { self.known } else { self.mark };
         if to > self.verified.position {
             // Skipped unseen: the producer's word is all there is to go on with.
             return Ok(Mark::new(to, self.claim).tally);
@@ -361,7 +368,7 @@ impl<D: BlockDevice> Consumer<D> {
         let from = self.mark;
         let mark = stand(&mut self.handle)?;
         (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
-        self.done = mark.position;
+        (self.done, self.known) = (mark.position, mark);
         self.reader.clear();
         // From an older copy of the ring everything is delivered again.
         let from = if from.position < mark.position { from } else { mark };

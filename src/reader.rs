@@ -142,11 +142,11 @@ impl Reader {
         Ok(Tally { items: tally.items.saturating_add(items), crc, ..tally })
     }
 
-    /// Calls `f` on the items of `from..to` that are lent where they lie, up to the first that is not. Where that starts, the result, and what is
+    /// Calls `f` on the items of `from..to` that are lent where they lie or were copied before, up to the first that is neither. Where that starts, the result, and what is
     /// wrong there, if anything is.
     ///
-    /// An item costs a load of its length and the call: nothing is copied, and the device is asked once for all of them.
-    pub fn fold_in_place<D: BlockDevice, T>(
+    /// An item costs a load of its length and the call: nothing is copied here, and the device is asked once for all of them.
+    pub fn fold<D: BlockDevice, T>(
         &mut self,
         device: &mut D,
         from: Position,
@@ -156,7 +156,10 @@ impl Reader {
     ) -> (Position, T, Option<FormatError>) {
         let mut at = from;
         let end = self.lap.run(self.geometry, from, to);
-        let mut rest = device.lend(from, end).unwrap_or_default();
+        let mut rest = match device.lend(from, end) {
+            Some(run) => run,
+            None => self.window.rest(from, to),
+        };
         while let Some((word, behind)) = rest.split_first_chunk::<4>() {
             let header = match Header::decode(at, *word, to) {
                 Ok(header) => header,

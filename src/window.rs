@@ -54,6 +54,16 @@ impl Window {
         Popped { next: header.next, bytes: &self.bytes[start..end] }
     }
 
+    /// What is here of `from..to` from `from` on.
+    pub fn rest(&self, from: Position, to: Position) -> &[u8] {
+        let end = self.end.min(to.get());
+        if self.start <= from.get() && from.get() < end {
+            &self.bytes[self.index(from.get())..self.index(end)]
+        } else {
+            &[]
+        }
+    }
+
     /// What is here, as stream offsets.
     pub fn extent(&self) -> (u64, u64) {
         (self.start, self.end)

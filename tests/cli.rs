@@ -94,7 +94,7 @@ fn lines_come_out_as_they_went_in() {
 #[test]
 fn a_consumer_that_frees_lazily_and_spins_leaves_nothing_behind() {
     let scene = Scene::with_ring("64K");
-    let input: String = (0..100).map(|number| format!("{number}\n")).collect();
+    let input = "a line\n".repeat(100);
     assert_ok(&scene.run(&["produce", "ring"], input.as_bytes()));
     let lazily = ["consume", "--advance-every", "16K", "--spin-us", "300", "ring"];
     let first = scene.run(&[&lazily[..], &["--count", "60"]].concat(), b"");
