@@ -347,6 +347,7 @@ impl<D: BlockDevice> Consumer<D> {
     }
 
     /// The item at `from`.
+    #[inline]
     fn find(&mut self, from: Position) -> Result<Found> {
         self.ready(from)?;
         let found = match self.reader.find(&mut self.handle.device, from, self.verified.position) {

@@ -49,6 +49,8 @@ impl Reader {
     }
 
     /// Finds the item at `from < to`.
+    // In memory on its way to the caller, its small fields would be read back wider than they were stored, which stalls.
+    #[inline]
     pub fn find<D: BlockDevice>(
         &mut self,
         device: &mut D,
@@ -74,6 +76,7 @@ impl Reader {
     }
 
     /// Lends what [`find`](Self::find) has just found; `None` if the device does not any more.
+    #[inline]
     pub fn lend<'a, D: BlockDevice>(
         &'a self,
         device: &'a mut D,
