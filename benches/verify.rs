@@ -1,19 +1,27 @@
-//! What it costs to verify a span before its first item is handed out.
+//! What it costs to verify a span before its first item is handed out, and to look at its items.
 //!
 //! `cargo bench --bench verify`. The checksum alone must pass 8 GB/s on one core; the whole of it (a copy out of a shared mapping,
-//! the checksum, the item) is beside it, and what the copy alone costs.
+//! the checksum, the item) is beside it, and what the copy alone costs. Small items are counted one by one: what they cost
+//! where they are lent in place, and where they are copied first, with and without checksums; and what it costs to free them.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use divan::Bencher;
-use divan::counter::BytesCount;
+use divan::counter::{BytesCount, ItemsCount};
 use shared_block_ring::device::{Mapping, Memory};
 use shared_block_ring::format::{Geometry, SectorSize, Tally};
-use shared_block_ring::{Consumer, CreateOptions, MappedDevice, Position, Producer, create};
+use shared_block_ring::{
+    BlockDevice, Consumer, CreateOptions, Durability, MappedDevice, Popped, Position, Producer,
+    create,
+};
 use std::cell::RefCell;
 
 /// A span that is read in one go, of items of 4 KiB.
 const ITEMS: usize = 60;
 const ITEM: usize = 4096;
+
+/// A batch of small items.
+const SMALL_ITEMS: usize = 64;
+const SMALL_ITEM: [u8; 64] = [7; 64];
 
 fn main() {
     divan::main();
@@ -68,4 +76,96 @@ fn first_pop(bencher: Bencher<'_, '_>) {
             consumer.position()
         })
         .bench_local_values(|at| consumer.borrow_mut().pop(at).unwrap().bytes.len());
+}
+
+/// A ring with one batch of small items in it at a time.
+struct Batches {
+    producer: Producer<MappedDevice>,
+    consumer: RefCell<Consumer<MappedDevice>>,
+}
+
+impl Batches {
+    /// In place, or by copies; plain rings have no checksums.
+    fn new(in_place: bool, plain: bool) -> Self {
+        let file = memory();
+        create(&device(&file), CreateOptions { plain }).unwrap();
+        let mut memory = Mapping::new(file.try_clone().unwrap(), 1 << 20).unwrap();
+        if in_place {
+            // SAFETY: the only producer writes into free space, and the only consumer is over this mapping.
+            memory = unsafe { memory.guarded() };
+        }
+        let lending = MappedDevice::over(memory, "bench", device(&file).geometry());
+        let mut producer = Producer::attach(device(&file), "bench", "producer").unwrap();
+        let mut consumer = Consumer::attach(lending, "bench", "consumer").unwrap();
+        producer.set_durability(Durability::PageCache);
+        consumer.set_durability(Durability::PageCache);
+        Self { producer, consumer: RefCell::new(consumer) }
+    }
+
+    /// Everything is freed, and a batch published; where it starts, and where it ends.
+    fn next(&mut self) -> (Position, Position) {
+        let start = self.producer.position();
+        let consumer = self.consumer.get_mut();
+        consumer.fold(start, (), |(), _| ()).unwrap();
+        consumer.advance(start).unwrap();
+        let end = self.producer.push_batch(&[SMALL_ITEM; SMALL_ITEMS]).unwrap();
+        self.producer.advance(end).unwrap();
+        (start, end)
+    }
+
+    fn fold(&self, from: Position) -> usize {
+        let sum = |sum, item: Popped<'_>| sum + usize::from(item.bytes[9]);
+        self.consumer.borrow_mut().fold(from, 0, sum).unwrap().1
+    }
+}
+
+const CASES: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
+
+/// Sees a new batch and looks at all of it. The arguments: in place? without checksums?
+#[divan::bench(args = CASES, sample_size = 1, sample_count = 5000)]
+fn small_fold(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
+    let batches = RefCell::new(Batches::new(in_place, plain));
+    bencher
+        .counter(ItemsCount::new(SMALL_ITEMS))
+        .with_inputs(|| batches.borrow_mut().next())
+        .bench_local_values(|(start, _)| batches.borrow().fold(start));
+}
+
+/// The same, item by item.
+#[divan::bench(args = CASES, sample_size = 1, sample_count = 5000)]
+fn small_pop(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
+    let batches = RefCell::new(Batches::new(in_place, plain));
+    bencher
+        .counter(ItemsCount::new(SMALL_ITEMS))
+        .with_inputs(|| batches.borrow_mut().next())
+        .bench_local_values(|(start, end)| {
+            let batches = batches.borrow();
+            let mut consumer = batches.consumer.borrow_mut();
+            let mut at = start;
+            while at < end {
+                let item = consumer.pop(at).unwrap();
+                divan::black_box(item.bytes);
+                at = item.next;
+            }
+        });
+}
+
+/// Frees a batch that has been looked at.
+#[divan::bench(sample_size = 1, sample_count = 5000)]
+fn small_advance(bencher: Bencher<'_, '_>) {
+    let batches = RefCell::new(Batches::new(true, false));
+    bencher
+        .with_inputs(|| {
+            let (start, end) = batches.borrow_mut().next();
+            batches.borrow().fold(start);
+            end
+        })
+        .bench_local_values(|end| batches.borrow().consumer.borrow_mut().advance(end).unwrap());
+}
+
+/// Looks for new items where there are none.
+#[divan::bench]
+fn empty_look(bencher: Bencher<'_, '_>) {
+    let batches = Batches::new(true, false);
+    bencher.bench_local(|| batches.consumer.borrow_mut().pop(Position::ZERO).is_err());
 }

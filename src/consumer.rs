@@ -2,14 +2,13 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{
-    EXTENSION, FormatError, Header, PointerSector, Position, Side, Tally, put_slot,
-};
+use crate::format::{EXTENSION, FormatError, PointerSector, Position, Side, Tally, put_slot};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::history::superseded;
 use crate::item::Decode;
+use crate::reader::{Found, Reader};
 use crate::rules::{Mark, plausible, verifiable};
-use crate::window::{Popped, WINDOW_BYTES, Window};
+use crate::window::Popped;
 use std::cell::Cell;
 use std::fmt;
 
@@ -23,10 +22,16 @@ use std::fmt;
 ///
 /// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot. The consumer
 /// goes on where the ring stands; what was popped and not advanced over is delivered again, if the other life has not freed it.
-pub struct Consumer<D> {
+pub struct Consumer<D: BlockDevice> {
     handle: Handle<D>,
-    /// Everything before it is consumed.
+    /// Everything before it is free, as our pointer in the ring says.
     mark: Mark,
+    /// Everything before it was advanced over: `mark`, or further on where that is written lazily.
+    done: Position,
+    /// Bytes that `done` can be ahead of the pointer.
+    lag: u64,
+    /// The last place between `mark` and `done` that something is known of without walking there again.
+    known: Mark,
     /// Everything before it is what the producer wrote, as far as that can be known.
     verified: Mark,
     /// Published, as far as we have looked, and what the producer's slot says of it.
@@ -34,25 +39,35 @@ pub struct Consumer<D> {
     claim: Option<Tally>,
     /// Bytes that nothing was known of.
     unchecked: u64,
-    /// Published bytes cannot change before we advance: what was read once need not be read again.
-    window: Window,
-    /// For looking elsewhere without losing what is in the window.
-    aside: Window,
+    reader: Reader,
 }
 
-impl<D> fmt::Debug for Consumer<D> {
+/// What was advanced over and is not written yet would be delivered again.
+impl<D: BlockDevice> Drop for Consumer<D> {
+    fn drop(&mut self) {
+        // At least once: who has to know that it was not more calls `settle`.
+        let _ = self.settle();
+    }
+}
+
+impl<D: BlockDevice> fmt::Debug for Consumer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("handle", &self.handle)
             .field("mark", &self.mark)
+            .field("done", &self.done)
+            .field("lag", &self.lag)
             .field("verified", &self.verified)
             .field("producer", &self.producer)
             .field("claim", &self.claim)
             .field("unchecked", &self.unchecked)
-            .field("window", &self.window)
+            .field("reader", &self.reader)
             .finish_non_exhaustive()
     }
 }
+
+/// Of the slots of a pointer sector, and what is around them.
+const EXTENSION_BYTES: usize = EXTENSION.end - EXTENSION.start;
 
 /// Where the ring's consumer stands.
 fn stand<D: BlockDevice>(handle: &mut Handle<D>) -> Result<Mark> {
@@ -67,15 +82,18 @@ impl<D: BlockDevice> Consumer<D> {
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Consumer, queue, client)?;
         let mark = stand(&mut handle)?;
+        let reader = Reader::new(handle.geometry);
         Ok(Self {
             handle,
             mark,
+            done: mark.position,
+            lag: 0,
+            known: mark,
             verified: mark,
             producer: mark.position,
             claim: None,
             unchecked: 0,
-            window: Window::empty(),
-            aside: Window::empty(),
+            reader,
         })
     }
 
@@ -84,8 +102,19 @@ impl<D: BlockDevice> Consumer<D> {
         self.handle.durability = durability;
     }
 
+    /// Has [`advance`](Self::advance) write the pointer only once `bytes` of the ring can be freed in one go, where that
+    /// is less than half of it. It is also written when there is nothing more to pop, by [`settle`](Self::settle), and at the end.
+    ///
+    /// The pointer is what costs: flushes, and where both sides are awake the cache lines that they pass to each other. What was advanced over since it was
+    /// written last is delivered again after a crash, and its space is not the producer's yet.
+    pub fn advance_every(&mut self, bytes: u64) {
+        self.lag = bytes;
+    }
+
     /// Gives the role back. Every later call answers [`Error::Detached`].
     pub fn detach(&mut self) {
+        // As when dropped.
+        let _ = self.settle();
         self.handle.detach();
     }
 
@@ -96,7 +125,7 @@ impl<D: BlockDevice> Consumer<D> {
 
     /// Everything before it is consumed: where to start popping.
     pub fn position(&self) -> Position {
-        self.mark.position
+        self.done
     }
 
     /// Bytes looked at so far that no checksum covers: they were published by a peer that writes none.
@@ -132,22 +161,36 @@ impl<D: BlockDevice> Consumer<D> {
     }
 
     /// The item at `from`. The same item every time, until it is advanced over.
+    ///
+    /// It is lent where it lies if a backend guards the ring, unless it straddles the wrap point; elsewhere it is a copy, which nobody
+    /// can change after the look. To advance ends the loan:
+    ///
+    /// ```compile_fail,E0499
+    /// # use shared_block_ring::{BlockDevice, Consumer, Result};
+    /// # fn use_after_free<D: BlockDevice>(consumer: &mut Consumer<D>) -> Result<()> {
+    /// let item = consumer.pop(consumer.position())?;
+    /// consumer.advance(item.next)?; // its bytes may be overwritten from here on
+    /// println!("{:?}", item.bytes);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn pop(&mut self, from: Position) -> Result<Popped<'_>> {
-        let header = self.load(from)?;
-        Ok(self.window.lend(header))
+        let found = self.find(from)?;
+        // It is lent no more if our pointer has moved since, which the next look tells.
+        self.reader.lend(&mut self.handle.device, found).ok_or(Error::Retry)
     }
 
     /// The item at `from` as a `T`. One that is not a `T` is [`Error::Undecodable`], and can be skipped deliberately.
     pub fn pop_as<'a, T: Decode<'a>>(&'a mut self, from: Position) -> Result<(Position, T)> {
-        let header = self.load(from)?;
-        let item = self.window.lend(header);
+        let item = self.pop(from)?;
         match T::decode(item.bytes) {
             Ok(value) => Ok((item.next, value)),
             Err(e) => Err(Error::Undecodable { at: from, next: item.next, reason: e.to_string() }),
         }
     }
 
-    /// Calls `f` on every item from `from` on, and returns the position behind the last one with the result.
+    /// Calls `f` on every item from `from` on, and returns the position behind the last one with the result. The cheapest way to look at many:
+    /// those that are lent where they lie cost the device one question for all.
     pub fn fold<T>(
         &mut self,
         from: Position,
@@ -156,6 +199,20 @@ impl<D: BlockDevice> Consumer<D> {
     ) -> Result<(Position, T)> {
         let (mut at, mut value) = (from, start);
         loop {
+            match self.ready(at) {
+                Err(Error::Retry) => return Ok((at, value)),
+                other => other?,
+            }
+            let (device, to) = (&mut self.handle.device, self.verified.position);
+            let (end, so_far, damage) = self.reader.fold(device, at, to, value, &mut f);
+            (at, value) = (end, so_far);
+            if let Some(damage) = damage {
+                return Err(self.moved(damage.into()));
+            }
+            if at == to {
+                continue;
+            }
+            // It straddles the wrap point, or has to be copied first.
             match self.pop(at) {
                 Ok(item) => {
                     at = item.next;
@@ -170,11 +227,33 @@ impl<D: BlockDevice> Consumer<D> {
     /// Frees everything before `to`: those items will not be delivered again.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
-        let from = self.mark.position;
-        let limit = self.verified.position;
+        let (from, limit) = (self.done, self.verified.position);
         if to < from || (to > limit && to != self.producer) {
             return Err(Error::Advance { to, from, limit });
         }
+        let lag = self.lag.min(self.handle.geometry.capacity().get() / 2);
+        if to <= limit && to.since(self.mark.position).is_some_and(|ahead| ahead < lag) {
+            self.done = to;
+            if to == limit {
+                self.known = self.verified;
+            }
+            return Ok(());
+        }
+        self.free(to)
+    }
+
+    /// Writes what [`advance_every`](Self::advance_every) has left for later.
+    pub fn settle(&mut self) -> Result<()> {
+        if self.done == self.mark.position {
+            return Ok(());
+        }
+        self.handle.attached()?;
+        self.free(self.done)
+    }
+
+    /// Moves our pointer to `to`.
+    fn free(&mut self, to: Position) -> Result<()> {
+        let from = self.mark.position;
         if to == from {
             return Ok(());
         }
@@ -186,7 +265,7 @@ impl<D: BlockDevice> Consumer<D> {
         // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
         self.handle.flush()?;
         let slot = self.handle.slot(mark);
-        let (elsewhere, written) = (Cell::new(false), Cell::default());
+        let (elsewhere, written) = (Cell::new(false), Cell::new([0; EXTENSION_BYTES]));
         let edited = self.edit(|pointer, sector| {
             if pointer.position != from {
                 // Another life of ours has moved it: it stays as it is.
@@ -197,16 +276,18 @@ impl<D: BlockDevice> Consumer<D> {
                 put_slot(*uuid, sector, pointer.position, slot);
             }
             pointer.position = to;
-            written.set(sector[EXTENSION].to_vec());
+            let mut slots = [0; EXTENSION_BYTES];
+            slots.copy_from_slice(&sector[EXTENSION]);
+            written.set(slots);
         });
         match edited {
-            Err(e) if e.is_refusal() => self.contested(to, &written.take(), e)?,
+            Err(e) if e.is_refusal() => self.contested(to, &written.get(), e)?,
             edited => edited?,
         }
         if elsewhere.get() {
             self.ours()?;
         }
-        self.mark = mark;
+        (self.mark, self.done) = (mark, to);
         if to > self.verified.position {
             self.verified = mark;
         }
@@ -225,10 +306,11 @@ impl<D: BlockDevice> Consumer<D> {
 
     /// What our slot will say of the stream before `to`.
     fn tally_at(&mut self, to: Position) -> Result<Tally> {
-        let from = self.mark;
         if to == self.verified.position {
             return Ok(self.verified.tally);
         }
+        let known = self.known.position > self.mark.position && self.known.position <= to;
+        let from = if known { self.known } else { self.mark };
         if to > self.verified.position {
             // Skipped unseen: the producer's word is all there is to go on with.
             return Ok(Mark::new(to, self.claim).tally);
@@ -236,9 +318,7 @@ impl<D: BlockDevice> Consumer<D> {
         if !self.handle.has_slots() {
             return Ok(Tally::from_here(to));
         }
-        let near = self.window.covers(from.position, to);
-        let window = if near { &mut self.window } else { &mut self.aside };
-        window.walk(&self.handle.device, from.position, to, from.tally)
+        self.reader.walk(&mut self.handle.device, from.position, to, from.tally)
     }
 
     fn edit(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
@@ -248,29 +328,37 @@ impl<D: BlockDevice> Consumer<D> {
         })
     }
 
-    /// Brings the item at `from` into the window.
-    fn load(&mut self, from: Position) -> Result<Header> {
+    /// Whether there is an item at `from`.
+    fn ready(&mut self, from: Position) -> Result<()> {
         self.handle.attached()?;
         if from >= self.verified.position {
             self.look()?;
         }
-        let (consumer, producer) = (self.mark.position, self.verified.position);
+        let (consumer, producer) = (self.done, self.verified.position);
         if from < consumer || (from > producer && from > consumer) {
             return Err(Error::From { from, consumer, producer });
         }
         if from >= producer {
+            // The producer may be waiting for that space before it goes on.
+            self.settle()?;
             return Err(Error::Retry);
         }
-        let before = self.window.extent();
-        let header = match self.window.load(&self.handle.device, from, producer) {
+        Ok(())
+    }
+
+    /// The item at `from`.
+    #[inline]
+    fn find(&mut self, from: Position) -> Result<Found> {
+        self.ready(from)?;
+        let found = match self.reader.find(&mut self.handle.device, from, self.verified.position) {
             Err(e @ Error::Format(_)) => return Err(self.moved(e)),
-            loaded => loaded?,
+            found => found?,
         };
-        if self.window.extent() != before {
+        if found.is_fresh() {
             // What was read just now was verified earlier, and stays as it was only until it is freed.
             self.ours()?;
         }
-        Ok(header)
+        Ok(found)
     }
 
     /// Whether the ring's pointer is where we have left it.
@@ -281,7 +369,8 @@ impl<D: BlockDevice> Consumer<D> {
         let from = self.mark;
         let mark = stand(&mut self.handle)?;
         (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
-        (self.window, self.aside) = (Window::empty(), Window::empty());
+        (self.done, self.known) = (mark.position, mark);
+        self.reader.clear();
         // From an older copy of the ring everything is delivered again.
         let from = if from.position < mark.position { from } else { mark };
         Err(superseded(Side::Consumer, mark.position, from, mark))
@@ -298,17 +387,19 @@ impl<D: BlockDevice> Consumer<D> {
     }
 
     fn look_ahead(&mut self) -> Result<()> {
-        let (pointer, claim) = self.handle.read_mark(Side::Producer)?;
+        let all_verified = self.verified.position == self.producer;
+        if all_verified && self.handle.device.glance(Side::Producer) == Some(self.producer.get()) {
+            return Ok(());
+        }
+        let (pointer, claim) = self.handle.glean_mark(Side::Producer)?;
         plausible(pointer.position, self.mark.position, self.handle.geometry)?;
         (self.producer, self.claim) = (pointer.position, claim);
         let (from, to) = (self.verified, Mark::new(pointer.position, claim));
-        let Some(len) = to.position.since(from.position).filter(|&len| len > 0) else {
+        if to.position <= from.position {
             return Ok(());
-        };
+        }
         let (start, seed) = verifiable(from, to);
-        let near = len <= WINDOW_BYTES;
-        let window = if near { &mut self.window } else { &mut self.aside };
-        let computed = window.digest(&self.handle.device, start, to.position, seed)?;
+        let computed = self.reader.digest(&mut self.handle.device, start, to.position, seed)?;
         let found = to.tally.crc;
         if computed != found {
             let (from, to) = (from.position, to.position);

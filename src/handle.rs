@@ -174,6 +174,14 @@ impl<D: BlockDevice> Handle<D> {
         Ok((pointer, slot.map(|slot| slot.tally)))
     }
 
+    /// The same in the steady state, without the sector's text: see [`BlockDevice::read_head`].
+    pub fn glean_mark(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
+        let device = &self.device;
+        let read = |sector: &mut [u8]| device.read_head(side, sector);
+        let (pointer, slot) = readings(&self.signed, side, &mut self.sector, read)?;
+        Ok((pointer, slot.map(|slot| slot.tally)))
+    }
+
     /// What the slot for `position` says in a pointer sector that nobody writes meanwhile.
     pub fn claim(&self, side: Side, sector: &[u8], position: Position) -> Option<Tally> {
         let slot = find_slot(self.signed.uuid()?, side, sector, position).ok()?;
@@ -264,10 +272,21 @@ pub fn read_slot<D: BlockDevice + ?Sized>(
     side: Side,
     sector: &mut [u8],
 ) -> Result<(PointerSector, Option<Slot>)> {
+    let first = side.sector();
+    readings(signed, side, sector, |sector| device.read(first, &mut [IoSliceMut::new(sector)]))
+}
+
+/// The readings of [`read_slot`], each by `read`.
+fn readings(
+    signed: &Signed,
+    side: Side,
+    sector: &mut [u8],
+    read: impl Fn(&mut [u8]) -> std::result::Result<(), DeviceError>,
+) -> Result<(PointerSector, Option<Slot>)> {
     let mut before = Vec::new();
     let mut same = 0;
     for _ in 0..READINGS {
-        device.read(side.sector(), &mut [IoSliceMut::new(sector)])?;
+        read(sector)?;
         let pointer = PointerSector::decode(side, sector)?;
         let Some(uuid) = signed.uuid() else { return Ok((pointer, None)) };
         let again = before == sector;

@@ -64,7 +64,9 @@ pub enum Answer {
         sectors: u64,
         /// The role of the guest.
         guest: Role,
-        /// Whether the guard keeps published bytes as they are.
+        /// Whether nobody but the consumer can make published bytes change: the guest is the producer, and the guard is on. A
+        /// backend that does not say so does not promise it.
+        #[serde(default)]
         guarded: bool,
         /// The backend's counters.
         counters: serde_json::Value,

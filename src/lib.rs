@@ -37,6 +37,7 @@ mod history;
 mod item;
 mod journal;
 mod producer;
+mod reader;
 mod repair;
 pub mod rules;
 mod stop;

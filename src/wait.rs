@@ -1,4 +1,5 @@
-//! Waiting, outside the non-blocking core: adaptive polling that a descriptor can interrupt.
+//! Waiting, outside the non-blocking core: spinning by choice, then sleep, or adaptive polling where nobody wakes us. A descriptor can
+//! interrupt either.
 
 use crate::device::{BlockDevice, DeviceError};
 use nix::errno::Errno;
@@ -13,6 +14,9 @@ const FIRST: Duration = Duration::from_micros(50);
 
 /// The longest pause: an item waits at most this long for an idle peer to look, and looking costs a fraction of a percent of a core.
 const LONGEST: Duration = Duration::from_millis(4);
+
+/// Looks at the ring between two looks at the clock and the interrupts: a few microseconds.
+const SPINS: u32 = 256;
 
 /// Why a pause ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,13 +35,63 @@ pub struct Wait {
     next: Duration,
     announced: bool,
     deadline: Option<Instant>,
+    spin: Spin,
+}
+
+/// How long to look on before sleeping.
+#[derive(Debug)]
+enum Spin {
+    /// From the first pause on.
+    For(Duration),
+    /// Until then; so many looks were made.
+    Until(Instant, u32),
+    Over,
 }
 
 impl Wait {
     /// A wait that ends `timeout` from now, or never.
     pub fn new(timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { next: FIRST, announced: false, deadline }
+        Self { next: FIRST, announced: false, deadline, spin: Spin::Over }
+    }
+
+    /// Spins for so long before it sleeps: what arrives meanwhile is seen at once, and nobody has to wake us. It takes the whole of a
+    /// processor.
+    #[must_use]
+    pub fn spin(mut self, duration: Duration) -> Self {
+        self.spin = if duration.is_zero() { Spin::Over } else { Spin::For(duration) };
+        self
+    }
+
+    /// Why to look again at once, if there is a reason; `None` when the spinning is over.
+    fn spins(&mut self, interrupts: &[BorrowedFd<'_>]) -> io::Result<Option<Woken>> {
+        match &mut self.spin {
+            Spin::Over => return Ok(None),
+            Spin::For(duration) => {
+                let end = Instant::now().checked_add(*duration);
+                self.spin = end.map_or(Spin::Over, |end| Spin::Until(end, 0));
+            }
+            Spin::Until(end, looks) => {
+                *looks = looks.wrapping_add(1);
+                if *looks % SPINS == 0 {
+                    let now = Instant::now();
+                    if *end <= now {
+                        self.spin = Spin::Over;
+                        return Ok(None);
+                    }
+                    if self.deadline.is_some_and(|deadline| deadline <= now) {
+                        return Ok(Some(Woken::TimedOut));
+                    }
+                    if !interrupts.is_empty()
+                        && let Some(index) = wait_readable(interrupts, Some(Duration::ZERO))?
+                    {
+                        return Ok(Some(Woken::Readable(index)));
+                    }
+                }
+            }
+        }
+        std::hint::spin_loop();
+        Ok(Some(Woken::Elapsed))
     }
 
     /// Returns when the caller should look again, or not wait any longer: `interrupts` are descriptors that end it by being readable.
@@ -46,6 +100,15 @@ impl Wait {
         device: &D,
         interrupts: &[BorrowedFd<'_>],
     ) -> Result<Woken, DeviceError> {
+        let failed = |source| DeviceError {
+            name: device.name().to_owned(),
+            operation: "wait",
+            sector: None,
+            source,
+        };
+        if let Some(woken) = self.spins(interrupts).map_err(failed)? {
+            return Ok(woken);
+        }
         if let Some(sleeper) = device.sleeper() {
             self.announced = !self.announced;
             if self.announced {
@@ -64,12 +127,7 @@ impl Wait {
             pause = pause.min(left);
         }
         self.next = (self.next * 2).min(LONGEST);
-        let readable = wait_readable(interrupts, Some(pause)).map_err(|source| DeviceError {
-            name: device.name().to_owned(),
-            operation: "wait",
-            sector: None,
-            source,
-        })?;
+        let readable = wait_readable(interrupts, Some(pause)).map_err(failed)?;
         Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }
 }

@@ -8,7 +8,7 @@ use std::io::IoSliceMut;
 /// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
 pub(crate) const WINDOW_BYTES: u64 = 256 * 1024;
 
-/// An item, lent until the next call.
+/// An item, lent until the next call: where it lies, or as a copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Popped<'a> {
     /// Where the next item starts: pop from there, or advance to there.
@@ -52,6 +52,16 @@ impl Window {
         let start = self.index(header.payload_start());
         let end = self.index(header.payload_start() + u64::from(header.length));
         Popped { next: header.next, bytes: &self.bytes[start..end] }
+    }
+
+    /// What is here of `from..to` from `from` on.
+    pub fn rest(&self, from: Position, to: Position) -> &[u8] {
+        let end = self.end.min(to.get());
+        if self.start <= from.get() && from.get() < end {
+            &self.bytes[self.index(from.get())..self.index(end)]
+        } else {
+            &[]
+        }
     }
 
     /// What is here, as stream offsets.

@@ -92,6 +92,22 @@ fn lines_come_out_as_they_went_in() {
 }
 
 #[test]
+fn a_consumer_that_frees_lazily_and_spins_leaves_nothing_behind() {
+    let scene = Scene::with_ring("64K");
+    let input = "a line\n".repeat(100);
+    assert_ok(&scene.run(&["produce", "ring"], input.as_bytes()));
+    let lazily = ["consume", "--advance-every", "16K", "--spin-us", "300", "ring"];
+    let first = scene.run(&[&lazily[..], &["--count", "60"]].concat(), b"");
+    assert_ok(&first);
+    let rest = scene.run(&[&lazily[..], &["--follow", "--count", "40"]].concat(), b"");
+    assert_eq!([first.stdout, rest.stdout].concat(), input.as_bytes());
+    assert_eq!(scene.facts()["used"], 0);
+    let more = scene.run(&[&lazily[..], &["--timeout", "0.01"]].concat(), b"");
+    assert_fails(&more, 3, "no item");
+    assert_fails(&scene.run(&["consume", "--advance-every", "x", "ring"], b""), 2, "not a size");
+}
+
+#[test]
 fn every_framing_round_trips() {
     for (framing, bytes) in [
         ("lines", &b"a\nb\n"[..]),

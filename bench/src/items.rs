@@ -105,7 +105,7 @@ fn consumer(socket: &Path) -> Result<Consumer<UnixDevice>> {
 }
 
 /// Producer and consumer of one thread.
-struct Ends<P, C> {
+struct Ends<P, C: BlockDevice> {
     producer: Producer<P>,
     consumer: Consumer<C>,
 }

@@ -123,7 +123,7 @@ fn unpadded(items: &[Item]) -> usize {
     others.iter().map(framed).sum::<usize>() + last.len() + 4
 }
 
-struct Pair<D, F> {
+struct Pair<D: BlockDevice, F> {
     open: F,
     producer: Option<Producer<D>>,
     consumer: Option<Consumer<D>>,

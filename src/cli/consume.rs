@@ -1,7 +1,6 @@
 //! `blockring consume`.
 
 use super::address::{Address, Device, seconds};
-
 use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::produce::client;
@@ -9,7 +8,7 @@ use super::progress::Progress;
 use shared_block_ring::format::FormatError;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Durability, Error, Position, Stop};
+use shared_block_ring::{Consumer, Durability, Error, Position, Stop, parse_size};
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -51,6 +50,13 @@ pub struct Consume {
     /// Flush nothing: faster, and safe unless the machine itself fails
     #[arg(long)]
     no_flush: bool,
+    /// Give space back once SIZE (such as 64K) can be given back in one go, or when the ring is empty: what was
+    /// delivered and not given back comes again after a crash
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "0")]
+    advance_every: u64,
+    /// Look for new items for N microseconds before sleeping, which takes the whole of a processor
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    spin_us: u64,
     /// Show counts and rate on standard error as it goes
     #[arg(long)]
     progress: bool,
@@ -99,15 +105,18 @@ impl Consume {
         if self.no_flush {
             consumer.set_durability(Durability::PageCache);
         }
+        consumer.advance_every(self.advance_every);
         let mut counts = Counts::default();
         let mut progress = Progress::new(self.progress);
         let outcome = self.pump(&mut consumer, &stop, &mut counts, &mut progress);
+        // Whatever has ended it: what was delivered is not to come again.
+        let settled = consumer.settle().map_err(Failure::from);
         counts.unchecked_bytes = consumer.unchecked();
         progress.finish(&counts);
         if self.json {
             eprintln!("{}", serde_json::to_string(&counts).unwrap_or_default());
         }
-        outcome
+        outcome.and(settled)
     }
 
     fn pump(
@@ -134,7 +143,7 @@ impl Consume {
                 }
                 let wait = wait.get_or_insert_with(|| {
                     counts.empty_waits += 1;
-                    Wait::new(self.timeout)
+                    Wait::new(self.timeout).spin(Duration::from_micros(self.spin_us))
                 });
                 match wait.pause(consumer.device(), &[stop.fd()]).map_err(Error::from)? {
                     Woken::Elapsed => {}

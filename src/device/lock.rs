@@ -31,28 +31,37 @@ impl LockRange {
 
 /// A held lock. It ends when this is dropped, or with the process.
 #[derive(Debug)]
-pub struct RangeLock {
-    file: Option<OwnedFd>,
+pub struct RangeLock<F: AsFd = OwnedFd> {
+    file: Option<F>,
     byte: i64,
 }
 
-impl RangeLock {
-    /// Waits for the lock.
+impl<'a> RangeLock<BorrowedFd<'a>> {
+    /// Waits for the lock, which is not to outlive the device.
     pub fn acquire<D: BlockDevice + ?Sized>(
-        device: &D,
+        device: &'a D,
         range: LockRange,
     ) -> Result<Self, DeviceError> {
+        let byte = range.byte(device.geometry().sector_size().get());
+        let Some(file) = device.lock_file() else { return Ok(Self { file: None, byte }) };
         // A request that waits never answers "busy".
-        Self::on_device(device, range, true)?
-            .ok_or_else(|| failed(device, io::ErrorKind::WouldBlock.into()))
+        Self::hold(file, byte, true)
+            .and_then(|lock| lock.ok_or_else(|| io::ErrorKind::WouldBlock.into()))
+            .map_err(|e| failed(device, e))
     }
+}
 
+impl RangeLock {
     /// `None` when another open file description has it.
     pub fn try_acquire<D: BlockDevice + ?Sized>(
         device: &D,
         range: LockRange,
     ) -> Result<Option<Self>, DeviceError> {
-        Self::on_device(device, range, false)
+        let byte = range.byte(device.geometry().sector_size().get());
+        match device.lock_file() {
+            None => Ok(Some(Self { file: None, byte })),
+            Some(file) => Self::hold_duplicate(file, byte).map_err(|e| failed(device, e)),
+        }
     }
 
     /// Takes a role on the open file description of a ring's `file`; `None` when another one has it.
@@ -61,7 +70,7 @@ impl RangeLock {
         geometry: Geometry,
         side: Side,
     ) -> io::Result<Option<Self>> {
-        Self::hold(file, LockRange::Role(side).byte(geometry.sector_size().get()), false)
+        Self::hold_duplicate(file, LockRange::Role(side).byte(geometry.sector_size().get()))
     }
 
     /// Leaves the lock to the open file description, and so to whoever gets a descriptor of it.
@@ -69,26 +78,19 @@ impl RangeLock {
         self.file = None;
     }
 
-    fn on_device<D: BlockDevice + ?Sized>(
-        device: &D,
-        range: LockRange,
-        wait: bool,
-    ) -> Result<Option<Self>, DeviceError> {
-        let byte = range.byte(device.geometry().sector_size().get());
-        match device.lock_file() {
-            None => Ok(Some(Self { file: None, byte })),
-            Some(file) => Self::hold(file, byte, wait).map_err(|e| failed(device, e)),
-        }
-    }
-
-    fn hold(file: BorrowedFd<'_>, byte: i64, wait: bool) -> io::Result<Option<Self>> {
+    fn hold_duplicate(file: BorrowedFd<'_>, byte: i64) -> io::Result<Option<Self>> {
         // A duplicate shares the open file description, which is what owns the lock.
-        let file = file.try_clone_to_owned()?;
+        Self::hold(file.try_clone_to_owned()?, byte, false)
+    }
+}
+
+impl<F: AsFd> RangeLock<F> {
+    fn hold(file: F, byte: i64, wait: bool) -> io::Result<Option<Self>> {
         loop {
             let lock = flock(byte, libc::F_WRLCK);
             let request =
                 if wait { FcntlArg::F_OFD_SETLKW(&lock) } else { FcntlArg::F_OFD_SETLK(&lock) };
-            match fcntl(&file, request) {
+            match fcntl(file.as_fd(), request) {
                 Ok(_) => return Ok(Some(Self { file: Some(file), byte })),
                 Err(Errno::EAGAIN | Errno::EACCES) if !wait => return Ok(None),
                 Err(Errno::EINTR) => {}
@@ -98,7 +100,7 @@ impl RangeLock {
     }
 }
 
-impl Drop for RangeLock {
+impl<F: AsFd> Drop for RangeLock<F> {
     fn drop(&mut self) {
         if let Some(file) = &self.file {
             // Unlocking a byte we hold cannot fail; if it did, closing the description would end the lock all the same.

@@ -1,11 +1,16 @@
 //! A ring in a shared mapping: both ends see each other's stores, with no system call.
 
 use super::{BlockDevice, DeviceError, Mapping, Memory};
-use crate::format::{EXTENSION, FLAG_AT, Geometry, SLOT_BYTES, SLOTS_AT, Side};
+use crate::format::{
+    EXTENSION, FLAG_AT, Geometry, POINTER_BYTES, Position, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT,
+};
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+
+/// What processors pass to each other.
+const CACHE_LINE: usize = 64;
 
 /// A file (on disk, tmpfs, or a memfd) mapped shared, or other shared memory. Flushing syncs the file.
 #[derive(Debug)]
@@ -13,8 +18,8 @@ pub struct MappedDevice<M = Mapping> {
     memory: M,
     name: String,
     geometry: Geometry,
-    /// Room for a sector in front of the data area, as it was and as it is to be.
-    room: RefCell<[Vec<u8>; 2]>,
+    /// Room for a sector in front of the data area, as it was.
+    room: RefCell<Vec<u8>>,
 }
 
 impl MappedDevice {
@@ -33,8 +38,7 @@ impl MappedDevice {
 impl<M: Memory> MappedDevice<M> {
     /// Over `memory`, which is as large as `geometry`.
     pub fn over(memory: M, name: &str, geometry: Geometry) -> Self {
-        let room = || vec![0; geometry.sector_size().bytes()];
-        let room = RefCell::new([room(), room()]);
+        let room = RefCell::new(vec![0; geometry.sector_size().bytes()]);
         Self { memory, name: name.to_owned(), geometry, room }
     }
 
@@ -59,7 +63,7 @@ impl<M: Memory> MappedDevice<M> {
     }
 
     /// Reads a sector in front of the data area, its position first: what it promises must be read after it.
-    fn read_head(&self, start: u64, sector: &mut [u8]) {
+    fn read_head_at(&self, start: u64, sector: &mut [u8]) {
         let position = self.memory.load_u64(start);
         self.memory.read(start, sector);
         sector[..8].copy_from_slice(&position.to_le_bytes());
@@ -76,7 +80,10 @@ impl<M: Memory> MappedDevice<M> {
                 self.memory.write(start + range.start as u64, &new[range]);
             }
         };
-        stored(EXTENSION.end..new.len());
+        // The text, line by line: one that does not change stays with whoever has read it.
+        for line in (EXTENSION.end..new.len()).step_by(CACHE_LINE) {
+            stored(line..new.len().min(line + CACHE_LINE));
+        }
         stored(EXTENSION.start..SLOTS_AT[0]);
         stored(SLOTS_AT[1] + SLOT_BYTES..EXTENSION.end);
         for at in SLOTS_AT {
@@ -117,7 +124,7 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             let head = self.geometry.data_start().saturating_sub(at).min(buf.len() as u64);
             let (heads, data) = buf.split_at_mut(usize::try_from(head).unwrap_or(usize::MAX));
             for (index, sector) in heads.chunks_mut(size).enumerate() {
-                self.read_head(at + (index * size) as u64, sector);
+                self.read_head_at(at + (index * size) as u64, sector);
             }
             self.memory.read(at + head, data);
             at += buf.len() as u64;
@@ -134,13 +141,27 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             self.memory.write(at + head, data);
             for (index, new) in heads.chunks(size).enumerate() {
                 let start = at + (index * size) as u64;
-                let [old, _] = &mut *self.room.borrow_mut();
+                let mut old = self.room.borrow_mut();
                 let old = &mut old[..new.len()];
-                self.read_head(start, old);
+                self.read_head_at(start, old);
                 self.store_head(start, old, new);
             }
             at += buf.len() as u64;
         }
+        Ok(())
+    }
+
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        self.memory.lend(self.geometry, from, to)
+    }
+
+    fn glance(&self, side: Side) -> Option<u64> {
+        Some(self.memory.load_u64(self.geometry.pointer_start(side)))
+    }
+
+    /// Without the text, which takes most of the cache lines of a sector.
+    fn read_head(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        self.read_head_at(self.geometry.pointer_start(side), &mut sector[..TEXT_AT]);
         Ok(())
     }
 
@@ -160,11 +181,11 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
     /// Without a lock: the flag is one store, the position another, and `edit` changes one of them.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let start = self.geometry.pointer_start(side);
-        let [old, new] = &mut *self.room.borrow_mut();
-        self.read_head(start, old);
-        new.copy_from_slice(old);
-        edit(new);
-        self.store_head(start, old, new);
+        let mut old = [0; POINTER_BYTES];
+        self.read_head_at(start, &mut old);
+        let mut new = old;
+        edit(&mut new);
+        self.store_head(start, &old, &new);
         Ok(())
     }
 }

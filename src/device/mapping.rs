@@ -1,6 +1,7 @@
 //! A file mapped into memory and shared with other processes: the library's one room for raw memory.
 
 use super::{Memory, Orders};
+use crate::format::{Geometry, Lap, Position, Side};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use std::fs::File;
 use std::io;
@@ -17,12 +18,23 @@ impl Word for AtomicU16 {}
 impl Word for AtomicU32 {}
 impl Word for AtomicU64 {}
 
-/// Every access is bounds-checked. Bytes are copied and never lent; what is lent is atomic.
+/// Every access is bounds-checked. Bytes are copied, and what is lent is atomic: others may change it at any time. Only where
+/// [somebody vouches](Self::guarded) for what a ring has published that is lent as it lies.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<u8>,
     len: usize,
     file: File,
+    /// Where published bytes are frozen.
+    frozen: Option<Frozen>,
+}
+
+/// What is known of a ring whose published bytes are frozen.
+#[derive(Debug, Default)]
+struct Frozen {
+    /// The producer's position as we have seen it last: it only grows.
+    published: u64,
+    lap: Lap,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is unmapped only when the one owner is dropped.
@@ -42,7 +54,21 @@ impl Mapping {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
         let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) }?;
-        Ok(Self { start: start.cast(), len: len.get(), file })
+        Ok(Self { start: start.cast(), len: len.get(), file, frozen: None })
+    }
+
+    /// Has [`Memory::lend`] lend what is published from now on.
+    ///
+    /// # Safety
+    /// The file is a ring, and until this mapping is dropped, whoever else can write to it
+    /// - leaves every byte of its data area from the consumer's position up to the producer's as it is;
+    /// - stores a producer's position only after the bytes in front of it, with release ordering, and none that is smaller than the one
+    ///   before, or more than the ring's capacity ahead of the consumer;
+    /// - does not change the consumer's position: that is for the owner of this mapping alone.
+    #[must_use]
+    pub unsafe fn guarded(mut self) -> Self {
+        self.frozen = Some(Frozen::default());
+        self
     }
 
     /// The addresses that it takes, for a handler of SIGBUS to know it by.
@@ -121,6 +147,33 @@ impl Memory for Mapping {
         fence(Orders::RING.before_write);
         // SAFETY: as in `read`, the other way round; only this ring end writes these bytes.
         unsafe { to.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+
+    fn lend(&mut self, geometry: Geometry, from: Position, to: Position) -> Option<&[u8]> {
+        let mut frozen = self.frozen.take()?;
+        if to.get() > frozen.published {
+            let published = self.load_u64(geometry.pointer_start(Side::Producer));
+            frozen.published = published.max(frozen.published);
+        }
+        let published = frozen.published;
+        let offset = frozen.lap.data_offset(geometry, from);
+        self.frozen = Some(frozen);
+        let freed = self.load_u64(geometry.pointer_start(Side::Consumer));
+        let len = to.since(from)?;
+        let capacity = geometry.capacity().get();
+        let unread = from.get() >= freed && to.get() <= published;
+        if !unread || to.get() - freed > capacity || len > capacity - offset {
+            return None;
+        }
+        let len = usize::try_from(len).ok()?;
+        let at = self.at(geometry.data_start() + offset, len);
+        // SAFETY: `at` has checked the bytes, and the mapping lives as long as the loan. Nobody stores to them for as long:
+        // - they lie between the consumer's position and the producer's, which we have just seen. Whoever called `guarded` has vouched that
+        //   others leave those as they are, as long as the consumer's position stays; and that this is ours alone to store;
+        // - we store through `&self` only, and the loan borrows `self` exclusively.
+        // They were stored before the producer's position was, by release and acquire. That the file is cut short is no change of a
+        // value: the access never returns (SIGBUS ends the process).
+        Some(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) })
     }
 
     fn load_u64(&self, offset: u64) -> u64 {

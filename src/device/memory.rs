@@ -1,5 +1,6 @@
 //! Memory that more than one process changes at any time.
 
+use crate::format::{Geometry, Position};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::Ordering;
@@ -43,6 +44,12 @@ pub trait Memory: Send {
 
     /// Loads a little-endian value in one piece: everything stored before its store is seen after this.
     fn load_u64(&self, offset: u64) -> u64;
+
+    /// Lends `from..to` of the stream of a ring that lies in this memory: see [`BlockDevice::lend`](super::BlockDevice::lend).
+    fn lend(&mut self, geometry: Geometry, from: Position, to: Position) -> Option<&[u8]> {
+        let _ = (geometry, from, to);
+        None
+    }
 
     /// Stores a little-endian value in one piece, after everything stored before.
     fn store_u64(&self, offset: u64, value: u64);

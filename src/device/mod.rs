@@ -22,7 +22,7 @@ pub use serial::find_by_serial;
 pub use unix::UnixDevice;
 pub use virtio::VirtioDevice;
 
-use crate::format::{Geometry, Side};
+use crate::format::{Geometry, Position, Side};
 use crate::wait::Woken;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
@@ -62,6 +62,28 @@ pub trait BlockDevice: Send {
     /// Makes durable what was written before.
     fn flush(&self) -> Result<(), DeviceError>;
 
+    /// Lends `from..to` of the ring's stream where they lie, without a copy.
+    ///
+    /// `None` unless all of this holds: nobody changes what is published before the consumer frees it; we are that consumer; the
+    /// ring's own pointers say that `from..to` is published and not freed; and it does not straddle the wrap point. While the loan lasts nothing else can be done with the
+    /// device: neither can space be freed, nor can the device look for another backend.
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        let _ = (from, to);
+        None
+    }
+
+    /// The position in a pointer sector by a single load, for those who look for a change of it all the time; `None` where that takes
+    /// reading the sector.
+    fn glance(&self, side: Side) -> Option<u64> {
+        let _ = side;
+        None
+    }
+
+    /// Reads a pointer sector, at least what is in front of its text.
+    fn read_head(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        self.read(side.sector(), &mut [IoSliceMut::new(sector)])
+    }
+
     /// What advisory locks are taken on; `None` where nobody else can open the device.
     fn lock_file(&self) -> Option<BorrowedFd<'_>>;
 
@@ -73,7 +95,8 @@ pub trait BlockDevice: Send {
         None
     }
 
-    /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it.
+    /// Changes a pointer sector that more than one process may write: whatever `edit` leaves alone stays as the others made it. It is
+    /// given the sector, or its first [`POINTER_BYTES`](crate::format::POINTER_BYTES).
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
         let mut sector = AlignedBuf::zeroed(self.geometry().sector_size().bytes());
@@ -98,8 +121,10 @@ pub trait Sleep {
 
 /// A pointer to a device is one.
 macro_rules! pointer_to_device {
-    ($($bounds:tt)*) => {
+    ({ $($bounds:tt)* } $($own:item)*) => {
         $($bounds)* {
+            $($own)*
+
             fn name(&self) -> &str {
                 (**self).name()
             }
@@ -118,6 +143,14 @@ macro_rules! pointer_to_device {
 
             fn flush(&self) -> Result<(), DeviceError> {
                 (**self).flush()
+            }
+
+            fn glance(&self, side: Side) -> Option<u64> {
+                (**self).glance(side)
+            }
+
+            fn read_head(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+                (**self).read_head(side, sector)
             }
 
             fn lock_file(&self) -> Option<BorrowedFd<'_>> {
@@ -139,5 +172,10 @@ macro_rules! pointer_to_device {
     };
 }
 
-pointer_to_device!(impl<D: BlockDevice + ?Sized> BlockDevice for Box<D>);
-pointer_to_device!(impl<D: BlockDevice + Sync + ?Sized> BlockDevice for Arc<D>);
+pointer_to_device!({ impl<D: BlockDevice + ?Sized> BlockDevice for Box<D> }
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        (**self).lend(from, to)
+    }
+);
+// It lends nothing: others may use the device meanwhile.
+pointer_to_device!({ impl<D: BlockDevice + Sync + ?Sized> BlockDevice for Arc<D> });

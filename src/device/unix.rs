@@ -2,9 +2,9 @@
 
 use super::bell::{Bell, Sleeper};
 use super::lock::{holder_of, release};
-use super::{BlockDevice, DeviceError, MappedDevice, Sleep};
+use super::{BlockDevice, DeviceError, MappedDevice, Mapping, Sleep};
 use crate::error::{Error, Result as RingResult};
-use crate::format::{Geometry, SectorSize, Side};
+use crate::format::{Geometry, Position, SectorSize, Side};
 use crate::handover::{Answer, DESCRIPTORS, Hello, Role, VERSION, receive, send};
 use crate::wait::{Woken, wait_readable};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
@@ -12,6 +12,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -40,6 +41,8 @@ impl Drop for UnixDevice {
 struct Link {
     connection: OwnedFd,
     region: MappedDevice,
+    /// Whether the region's published bytes can be lent: the role is ours, and the backend guards them.
+    lends: AtomicBool,
     /// Rung by the backend.
     ours: Bell,
     /// Rung by us.
@@ -122,9 +125,9 @@ impl Link {
             .map_err(|e| fail("greet", e))?;
         let (answer, descriptors) =
             receive::<Answer>(connection.as_fd()).map_err(|e| fail("hear", e))?;
-        let (sector_size, sectors, counters) = match answer {
-            Answer::Welcome { sector_size, sectors, counters, .. } => {
-                (sector_size, sectors, counters)
+        let (sector_size, sectors, guarded, counters) = match answer {
+            Answer::Welcome { sector_size, sectors, guarded, counters, .. } => {
+                (sector_size, sectors, guarded, counters)
             }
             Answer::Refused { held: true, held_by: holder, .. } => {
                 let role = if role == Role::Producer { Side::Producer } else { Side::Consumer };
@@ -142,13 +145,25 @@ impl Link {
         let page = File::from(page);
         let bell = |event, sleeper| Bell::new(&page, event, sleeper).map_err(|e| fail("map", e));
         let (ours, theirs) = (bell(ours, Sleeper::Host)?, bell(theirs, Sleeper::Backend)?);
-        let region = MappedDevice::new(File::from(region), name, geometry)?;
-        Ok((Self { connection, region, ours, theirs, counters }, geometry))
+        let mut region =
+            Mapping::new(File::from(region), geometry.total_bytes()).map_err(|e| fail("map", e))?;
+        let lends = guarded && role == Role::Consumer;
+        if lends {
+            // SAFETY: the backend has said that its guard is on. It compares what the guest writes between the pointers and stores none of it, and lets
+            // the producer's position only grow, up to a ring's capacity ahead of ours. The lock of the consumer's role is ours,
+            // so that nobody else stores that pointer; nothing is lent once it is released.
+            region = unsafe { region.guarded() };
+        }
+        let region = MappedDevice::over(region, name, geometry);
+        let lends = AtomicBool::new(lends);
+        Ok((Self { connection, region, lends, ours, theirs, counters }, geometry))
     }
 }
 
 impl Link {
+    /// Gives the role back: others may free and overwrite from now on what we could lend.
     fn release(&self, role: Role) {
+        self.lends.store(false, Ordering::Relaxed);
         let side = match role {
             Role::Producer => Side::Producer,
             Role::Consumer => Side::Consumer,
@@ -191,6 +206,19 @@ impl BlockDevice for UnixDevice {
 
     fn flush(&self) -> Result<(), DeviceError> {
         self.link().region.flush()
+    }
+
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        let link = self.link.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if *link.lends.get_mut() { link.region.lend(from, to) } else { None }
+    }
+
+    fn glance(&self, side: Side) -> Option<u64> {
+        self.link().region.glance(side)
+    }
+
+    fn read_head(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        self.link().region.read_head(side, sector)
     }
 
     /// None: the backend has taken the role's lock on our behalf.

@@ -1,6 +1,6 @@
 //! Where the bytes of a stream lie on a device.
 
-use super::{FormatError, Side};
+use super::{FormatError, Position, Side};
 
 /// Signature, two pointers, and one sector of data.
 pub const MIN_SECTORS: u64 = 4;
@@ -137,5 +137,48 @@ impl Geometry {
     /// `position` moved on to the next start of a sector, itself if it is one.
     pub fn sector_ceil(self, position: u64) -> u64 {
         position.next_multiple_of(u64::from(self.sector_size.0))
+    }
+}
+
+/// The lap around the data area that was looked at last: positions are looked up one after the other, and the division is most of what that
+/// costs.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lap {
+    start: u64,
+}
+
+impl Lap {
+    /// [`Geometry::data_offset`].
+    pub fn data_offset(&mut self, geometry: Geometry, position: Position) -> u64 {
+        let position = position.get();
+        if position.wrapping_sub(self.start) >= geometry.capacity().get() {
+            self.start = position - geometry.data_offset(position);
+        }
+        position - self.start
+    }
+
+    /// The end of what lies in one run with `from`, of the stream bytes `from..to`.
+    pub fn run(&mut self, geometry: Geometry, from: Position, to: Position) -> Position {
+        let left = geometry.capacity().get() - self.data_offset(geometry, from);
+        from.checked_add(left).map_or(to, |wrap| wrap.min(to))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_lap_knows_every_offset_whatever_was_asked_before() {
+        let geometry = Geometry::new(SectorSize::DEFAULT, MIN_SECTORS + 2).unwrap();
+        let at = |bytes| Position::new(bytes).unwrap();
+        let mut lap = Lap::default();
+        for position in [0, 4, 1532, 1536, 1540, 1 << 40, 8, (1 << 40) + 1536, u64::MAX - 3, 0] {
+            let offset = geometry.data_offset(position);
+            assert_eq!(lap.data_offset(geometry, at(position)), offset);
+            let end = lap.run(geometry, at(position), at(u64::MAX - 3));
+            assert_eq!(end.get(), (u64::MAX - 3).min(position.saturating_add(1536 - offset)));
+        }
     }
 }

@@ -10,10 +10,10 @@ mod pointer;
 mod position;
 mod slot;
 
-pub use geometry::{Capacity, Extent, Geometry, MIN_SECTORS, SectorSize};
+pub use geometry::{Capacity, Extent, Geometry, Lap, MIN_SECTORS, SectorSize};
 pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, encode_sector0};
 pub use item::{HEADER_BYTES, Header, framed_len};
-pub use pointer::{FLAG_AT, PointerSector, Side, TEXT_AT, TEXT_BYTES, text_of};
+pub use pointer::{FLAG_AT, POINTER_BYTES, PointerSector, Side, TEXT_AT, TEXT_BYTES, text_of};
 pub use position::{ParsePositionError, Position};
 pub use slot::{
     EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, damaged_slots, find_slot, follows, put_slot,

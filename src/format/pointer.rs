@@ -2,6 +2,7 @@
 
 use super::{FormatError, Position};
 use std::fmt;
+use std::io::Write;
 
 /// The flag's byte: 1 is true, 2 is false.
 pub const FLAG_AT: usize = 8;
@@ -11,6 +12,9 @@ pub const TEXT_AT: usize = 128;
 
 /// Bytes of text, whatever the sector size.
 pub const TEXT_BYTES: usize = 384;
+
+/// Everything that a pointer sector says: what lies behind it in a larger one is zero.
+pub const POINTER_BYTES: usize = TEXT_AT + TEXT_BYTES;
 
 /// Whose pointer sector, and so who may write it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -71,7 +75,7 @@ impl PointerSector {
         Ok(Self { position, flag })
     }
 
-    /// Writes position, flag and text into `sector` (a whole one), and leaves the extension area alone.
+    /// Writes position, flag and text into `sector` (a whole one, or its first [`POINTER_BYTES`]), and leaves the extension area alone.
     /// `owner` is the queue's and the client's name; without it there is no text, as after `create`.
     pub fn encode(self, side: Side, owner: Option<(&str, &str)>, sector: &mut [u8]) {
         sector[..8].copy_from_slice(&self.position.get().to_le_bytes());
@@ -79,12 +83,10 @@ impl PointerSector {
         sector[TEXT_AT..].fill(0);
         if let Some((queue, client)) = owner {
             let (who, flag) = side.words();
-            let text = format!(
-                "{queue} used by {client}; {who} = {}; {flag} = {}",
-                self.position, self.flag
-            );
-            let len = text.len().min(TEXT_BYTES);
-            sector[TEXT_AT..TEXT_AT + len].copy_from_slice(&text.as_bytes()[..len]);
+            let (position, set) = (self.position, self.flag);
+            let mut text = &mut sector[TEXT_AT..TEXT_AT + TEXT_BYTES];
+            // What does not fit is left out, and that is all that can go wrong.
+            let _ = write!(text, "{queue} used by {client}; {who} = {position}; {flag} = {set}");
         }
     }
 }

@@ -1,6 +1,7 @@
 //! A ring in a temporary file, opened as often as a test likes.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
+pub mod backend;
 pub mod journal;
 
 use shared_block_ring::format::SectorSize;

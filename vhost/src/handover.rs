@@ -40,6 +40,8 @@ pub struct Estate {
     pub geometry: Geometry,
     /// The guest's role; the host may have the other.
     pub guest: Side,
+    /// Whether every write of the guest is judged.
+    pub guarded: bool,
     /// The page of both bells.
     pub page: File,
     /// Rung for the process on the host.
@@ -48,8 +50,6 @@ pub struct Estate {
     pub to_backend: OwnedFd,
     /// What diagnostics show.
     pub counters: Arc<Counters>,
-    /// Whether published bytes stay as they are.
-    pub guarded: bool,
     /// Who may have it.
     pub admission: Admission,
 }
@@ -278,7 +278,7 @@ impl Estate {
             sector_size: self.geometry.sector_size().get(),
             sectors: self.geometry.sectors(),
             guest: self.guest.into(),
-            guarded: self.guarded,
+            guarded: self.guarded && self.guest == Side::Producer,
             counters: self.counters.to_json(),
         };
         Ok(Ok((answer, region, side)))

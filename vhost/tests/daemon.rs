@@ -5,10 +5,12 @@ mod common;
 
 use common::daemon::Scene;
 use nix::sys::signal::Signal;
+use ring_simulation::Unlocked;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
-    Consumer, Control, CreateOptions, Error, OpenOptions, Producer, VirtioDevice, create,
+    BlockDevice, Consumer, Control, CreateOptions, Error, OpenOptions, Position, Producer,
+    VirtioDevice, create,
 };
 use std::os::fd::BorrowedFd;
 use std::process::Output;
@@ -136,6 +138,45 @@ fn who_stands_beside_can_look_and_suspend() {
     let mut control = Control::open(device).unwrap();
     control.suspend().unwrap();
     assert!(consumer.debug_info().unwrap().suspend);
+}
+
+#[test]
+fn a_ring_for_a_guest_that_produces_is_lent_to_its_consumer_in_place() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let file = Unlocked(OpenOptions::default().open(&scene.path("ring")).unwrap());
+    let mut producer = Producer::attach(file, "q", "p").unwrap();
+    let end = producer.push("item").unwrap();
+    producer.advance(end).unwrap();
+    let framed = b"\x04\0\0\0item";
+    let lent = |role| scene.connect(role).unwrap().lend(Position::ZERO, end).map(<[u8]>::to_vec);
+    assert_eq!(lent(Role::Consumer), Some(framed.to_vec()));
+    assert_eq!(lent(Role::Control), None);
+}
+
+/// Its lock is given back to be taken again from the next daemon: until then somebody else may consume.
+#[test]
+fn a_consumer_that_looks_for_its_daemon_is_lent_nothing_and_can_read() {
+    let scene = Scene::new();
+    let mut daemon = scene.start(&[]);
+    let file = Unlocked(OpenOptions::default().open(&scene.path("ring")).unwrap());
+    let mut producer = Producer::attach(file, "q", "p").unwrap();
+    let end = producer.push("item").unwrap();
+    producer.advance(end).unwrap();
+    let mut device = scene.connect(Role::Consumer).unwrap();
+    daemon.signal(Signal::SIGKILL);
+    daemon.0.wait().unwrap();
+    assert!(device.lend(Position::ZERO, end).is_some(), "the lock is still ours");
+    let mut wait = Wait::new(Some(Duration::from_millis(10)));
+    while wait.pause(&device, &[]).unwrap() != Woken::TimedOut {}
+    assert_eq!(device.lend(Position::ZERO, end), None);
+    let mut consumer = Consumer::attach(device, "q", "c").unwrap();
+    assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item");
+    let _daemon = scene.start(&[]);
+    let mut wait = Wait::new(None);
+    wait.pause(consumer.device(), &[]).unwrap();
+    wait.pause(consumer.device(), &[]).unwrap();
+    assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item");
 }
 
 #[test]

@@ -115,7 +115,7 @@ impl<'a, D: BlockDevice> Sender<'a, D> {
     }
 }
 
-struct Receiver<'a, D> {
+struct Receiver<'a, D: BlockDevice> {
     end: Option<Consumer<D>>,
     attach: Box<dyn Fn() -> D + Send + 'a>,
     suspended: bool,
