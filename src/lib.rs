@@ -39,6 +39,7 @@ mod journal;
 mod producer;
 mod repair;
 pub mod rules;
+mod stage;
 mod stop;
 pub mod virtqueue;
 pub mod wait;

@@ -155,6 +155,10 @@ impl BlockDevice for FileDevice {
         self.file.sync_data().map_err(|e| self.error("flush", None, e))
     }
 
+    fn reads_are_free(&self) -> bool {
+        !self.direct
+    }
+
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }

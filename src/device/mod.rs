@@ -68,6 +68,11 @@ pub trait BlockDevice: Send {
     /// Gives back what the device holds for its role, if the device itself holds it.
     fn detached(&self) {}
 
+    /// Whether a read is a copy within this machine's memory, and so nothing to be saved.
+    fn reads_are_free(&self) -> bool {
+        false
+    }
+
     /// How to sleep until the other side moves; `None` where that has to be polled for.
     fn sleeper(&self) -> Option<&dyn Sleep> {
         None
@@ -126,6 +131,10 @@ macro_rules! pointer_to_device {
 
             fn detached(&self) {
                 (**self).detached();
+            }
+
+            fn reads_are_free(&self) -> bool {
+                (**self).reads_are_free()
             }
 
             fn sleeper(&self) -> Option<&dyn Sleep> {
