@@ -381,6 +381,22 @@ impl<D: BlockDevice> Producer<D> {
     }
 
     fn publish(&mut self, mark: Mark, suspended: bool) -> Result<()> {
+        if let Err(e) = self.write_pointer(mark, suspended) {
+            if !e.is_refusal() {
+                return Err(e);
+            }
+            if self.contested(mark, e)? {
+                return Ok(());
+            }
+            // Once more, now that we know what was there.
+            self.write_pointer(mark, suspended)?;
+        }
+        std::mem::swap(&mut self.sector, &mut self.next);
+        (self.published, self.acknowledged) = (mark, suspended);
+        Ok(())
+    }
+
+    fn write_pointer(&mut self, mark: Mark, suspended: bool) -> Result<()> {
         self.next.copy_from_slice(&self.sector);
         let present = PointerSector::decode(Side::Producer, &self.next)?.position;
         if mark.position > present
@@ -390,17 +406,12 @@ impl<D: BlockDevice> Producer<D> {
         }
         let pointer = PointerSector { position: mark.position, flag: suspended };
         pointer.encode(Side::Producer, Some(self.handle.owner()), &mut self.next);
-        match self.handle.write_producer(&self.next) {
-            Err(e) if e.is_refusal() => return self.contested(mark, e),
-            written => written?,
-        }
-        std::mem::swap(&mut self.sector, &mut self.next);
-        (self.published, self.acknowledged) = (mark, suspended);
-        Ok(())
+        self.handle.write_producer(&self.next)
     }
 
-    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours.
-    fn contested(&mut self, mark: Mark, error: Error) -> Result<()> {
+    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours. Whether that has
+    /// written what we wanted to; if not, its pointer is where we have left it, and only what is beside it was not.
+    fn contested(&mut self, mark: Mark, error: Error) -> Result<bool> {
         let first = Side::Producer.sector();
         let heads = &mut [IoSliceMut::new(&mut self.heads)];
         let read = self.handle.device.read(first, heads);
@@ -408,10 +419,11 @@ impl<D: BlockDevice> Producer<D> {
         if read.is_err() || own == &self.next[..] || own == &self.sector[..] {
             return Err(error);
         }
+        let acknowledged = self.acknowledged;
         match self.reconcile() {
-            Ok(()) if self.published.position >= mark.position => {
+            Ok(()) if self.acknowledged == acknowledged => {
                 self.handle.revive();
-                Ok(())
+                Ok(self.published.position >= mark.position)
             }
             Err(e) if e.is_superseded() => Err(e),
             Ok(()) | Err(_) => Err(error),

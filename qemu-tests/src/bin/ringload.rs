@@ -167,7 +167,9 @@ fn produce(
         let position = patiently(producer, patience, &mut tally.waits, |producer| {
             producer.push_batch(&pending)
         })?;
-        if !push_only {
+        if push_only {
+            producer.flush()?;
+        } else {
             patiently(producer, patience, &mut tally.waits, |producer| producer.advance(position))?;
         }
         pending.clear();
