@@ -1,6 +1,8 @@
-//! Waiting, outside the non-blocking core: adaptive polling that a descriptor can interrupt.
+//! Waiting, outside the non-blocking core: asleep where the other side wakes us, in one read where the device holds it until there is
+//! something new, by adaptive polling elsewhere; and a descriptor can interrupt it.
 
-use crate::device::{BlockDevice, DeviceError};
+use crate::device::{Answer, BlockDevice, DeviceError};
+use crate::format::Side;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -14,6 +16,12 @@ const FIRST: Duration = Duration::from_micros(50);
 /// The longest pause: an item waits at most this long for an idle peer to look, and looking costs a fraction of a percent of a core.
 const LONGEST: Duration = Duration::from_millis(4);
 
+/// Reads that are answered before such a pause would be over, without news, before it is polled instead: the device does not hold them.
+const HASTY: u32 = 3;
+
+/// Pauses after which it is tried again. By then there may be a backend that does: about every second.
+const TRY_AGAIN: u32 = 256;
+
 /// Why a pause ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
@@ -25,19 +33,23 @@ pub enum Woken {
     Readable(usize),
 }
 
-/// One wait for the other side of a ring: asleep where it wakes us, by pauses that double where it has to be polled for.
+/// One wait for the other side of a ring.
 #[derive(Debug)]
 pub struct Wait {
+    peer: Side,
     next: Duration,
     announced: bool,
+    /// Reads that could have been held and were not, one after the other.
+    hasty: u32,
+    pauses: u32,
     deadline: Option<Instant>,
 }
 
 impl Wait {
-    /// A wait that ends `timeout` from now, or never.
-    pub fn new(timeout: Option<Duration>) -> Self {
+    /// A wait for `peer` that ends `timeout` from now, or never.
+    pub fn new(peer: Side, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { next: FIRST, announced: false, deadline }
+        Self { peer, next: FIRST, announced: false, hasty: 0, pauses: 0, deadline }
     }
 
     /// Returns when the caller should look again, or not wait any longer: `interrupts` are descriptors that end it by being readable.
@@ -55,6 +67,43 @@ impl Wait {
             }
             return sleeper.sleep(interrupts, self.deadline);
         }
+        match self.hold(device, interrupts)? {
+            Some(woken) => Ok(woken),
+            None => self.poll(device, interrupts),
+        }
+    }
+
+    /// Waits in a read, unless the device does not hold any.
+    fn hold<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Option<Woken>, DeviceError> {
+        let Some(reads) = device.held_reads() else { return Ok(None) };
+        if self.hasty >= HASTY && !self.pauses.is_multiple_of(TRY_AGAIN) {
+            return Ok(None);
+        }
+        let asked = Instant::now();
+        match reads.await_answer(self.peer, interrupts, self.deadline)? {
+            Answer::Woken(woken) => return Ok(Some(woken)),
+            Answer::Unable => {
+                self.hasty = HASTY;
+                return Ok(None);
+            }
+            Answer::News | Answer::Same if asked.elapsed() >= LONGEST => self.hasty = 0,
+            Answer::News => {}
+            Answer::Same => self.hasty += 1,
+        }
+        // Those that count are followed by a pause.
+        Ok((self.hasty < HASTY).then_some(Woken::Elapsed))
+    }
+
+    fn poll<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Woken, DeviceError> {
+        self.pauses = self.pauses.wrapping_add(1);
         let mut pause = self.next;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());

@@ -172,7 +172,7 @@ fn a_suspend_is_heard_by_a_look_and_within_a_lap() {
     let mut ring = ring(32);
     ring.consumer.suspend().unwrap();
     let mut refused = None;
-    for _ in 0..32 * 512 / 68 + 1 {
+    for _ in 0..=32 * 512 / 68 {
         let pushed = ring.producer.push(&[1; 64]);
         refused = pushed.and_then(|end| ring.producer.advance(end)).err();
         if refused.is_some() {

@@ -6,7 +6,7 @@ use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::produce::client;
 use super::progress::Progress;
-use shared_block_ring::format::FormatError;
+use shared_block_ring::format::{FormatError, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Durability, Error, Position, Stop};
@@ -134,7 +134,7 @@ impl Consume {
                 }
                 let wait = wait.get_or_insert_with(|| {
                     counts.empty_waits += 1;
-                    Wait::new(self.timeout)
+                    Wait::new(Side::Producer, self.timeout)
                 });
                 match wait.pause(consumer.device(), &[stop.fd()]).map_err(Error::from)? {
                     Woken::Elapsed => {}

@@ -5,6 +5,7 @@ mod common;
 
 use common::daemon::Scene;
 use nix::sys::signal::Signal;
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Control, Error, OpenOptions, Producer};
@@ -161,7 +162,7 @@ fn a_consumer_finds_the_next_daemon_by_itself() {
         daemon.signal(end);
         daemon.0.wait().unwrap();
         let waiting = std::thread::spawn(move || {
-            let mut wait = Wait::new(Some(Duration::from_secs(20)));
+            let mut wait = Wait::new(Side::Producer, Some(Duration::from_secs(20)));
             assert_eq!(
                 wait.pause(consumer.device(), &[]).unwrap(),
                 Woken::Elapsed,
