@@ -40,6 +40,7 @@ mod producer;
 mod reader;
 mod repair;
 pub mod rules;
+mod stage;
 mod stop;
 pub mod virtqueue;
 pub mod wait;

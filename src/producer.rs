@@ -7,15 +7,22 @@ use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::history::{History, Memory, superseded};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting, plausible};
+use crate::stage::Stage;
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
 
 /// The only producer of a ring.
 ///
-/// [`push`](Self::push) writes an item where nobody sees it, [`advance`](Self::advance) makes everything before a position
+/// [`push`](Self::push) puts an item where nobody sees it, [`advance`](Self::advance) makes everything before a position
 /// visible at once: several pushes before one advance are an atomic batch. Nothing here waits; when the ring is full
 /// or suspended the answer is [`Error::Retry`] or [`Error::Suspended`].
+///
+/// What is pushed is gathered in memory and leaves as one write: when it is advanced over, when it is [flushed](Self::flush), or when so much has
+/// come together that a larger write would be no better. A batch costs the device that write, one of the pointer, and the
+/// [flushes](Durability) between. What the other side says is read again only when there seems to be no room, so a suspend is heard
+/// within one lap of the ring, or by [`state`](Self::state); where reading costs no request, with each `advance`.
 ///
 /// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot: what was pushed
 /// and cannot be accounted for is named, and the producer goes on behind what the ring has.
@@ -31,14 +38,16 @@ pub struct Producer<D> {
     pushed: Mark,
     /// What `push` returned and was not advanced over: the only places to advance to. Another life may have published them.
     ends: VecDeque<Mark>,
+    /// What the consumer said when we looked last.
+    consumer: PointerSector,
     /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
     durable_consumer: Position,
-    /// The sector that `pushed` lies in: what precedes it there must be written again with the next item.
-    head: AlignedBuf,
-    /// Reused for every write.
-    frame: AlignedBuf,
+    /// What was pushed and not written.
+    stage: Stage,
     /// Sector 1, as we have written it.
     sector: AlignedBuf,
+    /// Sector 1, as it is to be.
+    next: AlignedBuf,
     /// Sectors 1 and 2, as they were read last.
     heads: AlignedBuf,
 }
@@ -52,8 +61,9 @@ impl<D> fmt::Debug for Producer<D> {
             .field("acknowledged", &self.acknowledged)
             .field("pushed", &self.pushed)
             .field("ends", &self.ends)
+            .field("consumer", &self.consumer)
             .field("durable_consumer", &self.durable_consumer)
-            .field("head", &self.head)
+            .field("stage", &self.stage)
             .finish_non_exhaustive()
     }
 }
@@ -71,20 +81,21 @@ impl<D: BlockDevice> Producer<D> {
             acknowledged: false,
             pushed: nowhere,
             ends: VecDeque::new(),
+            consumer: PointerSector { position: Position::ZERO, flag: false },
             durable_consumer: Position::ZERO,
-            head: AlignedBuf::zeroed(size),
-            frame: AlignedBuf::zeroed(0),
+            stage: Stage::new(handle.geometry),
             sector: AlignedBuf::zeroed(size),
+            next: AlignedBuf::zeroed(size),
             heads: AlignedBuf::zeroed(2 * size),
             handle,
         };
-        let suspend = producer.begin()?;
-        producer.acknowledge(suspend)?;
+        producer.begin()?;
+        producer.acknowledge()?;
         Ok(producer)
     }
 
-    /// Starts where the ring stands, with nothing pushed. Whether its consumer wants us to stop.
-    fn begin(&mut self) -> Result<bool> {
+    /// Starts where the ring stands, with nothing pushed.
+    fn begin(&mut self) -> Result<()> {
         let handle = &mut self.handle;
         let (consumer, freed) = handle.read_mark(Side::Consumer)?;
         let (producer, published) = handle.read_mark(Side::Producer)?;
@@ -94,16 +105,15 @@ impl<D: BlockDevice> Producer<D> {
             Mark::new(producer.position, published),
             Mark::new(consumer.position, freed),
         );
-        let size = self.head.len() as u64;
-        let at = handle.geometry.sector_floor(published.position.get());
-        let [extent, _] = handle.geometry.extents(at, size);
-        handle.device.read(extent.offset / size, &mut [IoSliceMut::new(&mut self.head)])?;
+        let head = self.stage.restart(published.position);
+        read_data(handle, published.position.get(), head)?;
         // What we read may not be durable yet, and we are about to rely on it.
         handle.flush()?;
         (self.start, self.published, self.pushed) = (published, published, published);
         self.ends.clear();
-        (self.acknowledged, self.durable_consumer) = (producer.flag, consumer.position);
-        Ok(consumer.flag)
+        (self.consumer, self.acknowledged) = (consumer, producer.flag);
+        self.durable_consumer = consumer.position;
+        Ok(())
     }
 
     /// Chooses what `advance` waits for.
@@ -129,9 +139,9 @@ impl<D: BlockDevice> Producer<D> {
     /// Whether the ring is suspended, after acknowledging it.
     pub fn state(&mut self) -> Result<State> {
         self.handle.attached()?;
-        let consumer = self.look()?;
-        self.acknowledge(consumer.flag)?;
-        Ok(State::of(consumer.flag))
+        self.look()?;
+        self.acknowledge()?;
+        Ok(State::of(self.consumer.flag))
     }
 
     /// The sectors' facts, read afresh.
@@ -139,122 +149,94 @@ impl<D: BlockDevice> Producer<D> {
         self.handle.debug_info()
     }
 
-    /// Writes an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
+    /// Puts an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
     pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
         let payload = item.encode();
-        self.push_all(&Payloads::new(vec![&payload], self.handle.geometry)?)
-    }
-
-    /// Writes items in one go, all or none of them.
-    pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
-        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
-        let payloads = encoded.iter().map(AsRef::as_ref).collect();
-        self.push_all(&Payloads::new(payloads, self.handle.geometry)?)
-    }
-
-    /// Writes as many of the items as there is room for, at least one, in one go, and returns how many.
-    pub fn push_some<T: Encode>(&mut self, items: &[T]) -> Result<(usize, Position)> {
-        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
-        let payloads = encoded.iter().map(AsRef::as_ref).collect();
-        let mut payloads = Payloads::new(payloads, self.handle.geometry)?;
-        let consumer = self.running()?;
-        let capacity = self.handle.geometry.capacity();
-        let count = fitting(self.pushed.position, consumer, capacity, &payloads.lengths);
-        // Where not even one fits, that one's refusal is the answer.
-        payloads.truncate(count.max(1));
-        self.push_behind(consumer, &payloads).map(|end| (count, end))
-    }
-
-    fn push_all(&mut self, payloads: &Payloads<'_>) -> Result<Position> {
-        let consumer = self.running()?;
-        self.push_behind(consumer, payloads)
-    }
-
-    fn push_behind(&mut self, consumer: Position, payloads: &Payloads<'_>) -> Result<Position> {
-        let capacity = self.handle.geometry.capacity();
-        let needed = batch_len(&payloads.lengths);
-        let too_large = Error::TooLarge { needed, capacity: capacity.get() };
-        match fit(self.pushed.position, consumer, capacity, needed) {
-            Fit::Never => return Err(too_large),
-            Fit::Later => return Err(Error::Retry),
-            Fit::Now => {}
-        }
-        let start = self.pushed.position;
-        let end = start.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
-        if end == start {
-            return Ok(end);
-        }
-        if end.get() > self.durable_consumer.get().saturating_add(capacity.get()) {
-            // The space ahead was freed by a consumer pointer that power loss may still take back, and then the bytes
-            // we are about to overwrite would count as unconsumed.
-            self.handle.flush()?;
-            self.durable_consumer = consumer;
-        }
-        let tally = match self.write(payloads, end) {
-            Ok(tally) => tally,
-            Err(e) if e.is_refusal() => {
-                return Err(self.look().err().filter(Error::is_superseded).unwrap_or(e));
-            }
-            Err(e) => return Err(e),
-        };
-        self.pushed = Mark { position: end, tally };
-        self.ends.push_back(self.pushed);
+        let length = length_of(&payload, self.handle.geometry)?;
+        let end = self.admit(u64::from(length) + HEADER_BYTES)?;
+        let tally = self.put(self.pushed.tally, &payload, length);
+        self.end_at(end, tally);
         Ok(end)
     }
 
-    /// Frames `payloads` from `pushed` to `end` and writes the sectors they touch. What is known of the stream then.
-    fn write(&mut self, payloads: &Payloads<'_>, end: Position) -> Result<Tally> {
-        let geometry = self.handle.geometry;
-        let (size, capacity) = (geometry.sector_size().bytes(), geometry.capacity().get());
-        let first = geometry.sector_floor(self.pushed.position.get());
-        let last = geometry.sector_ceil(end.get());
-        // Both spans are at most one sector longer than the batch, which lies in memory already.
-        let in_frame = |position: u64| usize::try_from(position - first).unwrap_or(usize::MAX);
-        self.frame.resize(in_frame(last));
-        let start = in_frame(self.pushed.position.get());
-        let mut at = start;
-        self.frame[..at].copy_from_slice(&self.head[..at]);
-        for (payload, length) in payloads.bytes.iter().zip(&payloads.lengths) {
-            let body = at + 4;
-            self.frame[at..body].copy_from_slice(&length.to_le_bytes());
-            self.frame[body..body + payload.len()].copy_from_slice(payload);
-            at = (body + payload.len()).next_multiple_of(4);
-            self.frame[body + payload.len()..at].fill(0);
+    /// Pushes items, all or none of them.
+    pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
+        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
+        let lengths = lengths_of(&encoded, self.handle.geometry)?;
+        self.push_all(&encoded, &lengths)
+    }
+
+    /// Pushes as many of the items as there is room for, at least one, and returns how many.
+    pub fn push_some<T: Encode>(&mut self, items: &[T]) -> Result<(usize, Position)> {
+        let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
+        let lengths = lengths_of(&encoded, self.handle.geometry)?;
+        self.handle.attached()?;
+        let capacity = self.handle.geometry.capacity();
+        let count = |consumer| fitting(self.pushed.position, consumer, capacity, &lengths);
+        let mut fits = count(self.consumer.position);
+        if fits < items.len() {
+            self.running()?;
+            fits = fitting(self.pushed.position, self.consumer.position, capacity, &lengths);
         }
+        // Where not even one fits, that one's refusal is the answer.
+        let fits = fits.max(1).min(items.len());
+        self.push_all(&encoded[..fits], &lengths[..fits]).map(|end| (fits, end))
+    }
+
+    fn push_all(&mut self, payloads: &[Cow<'_, [u8]>], lengths: &[u32]) -> Result<Position> {
+        let start = self.pushed.position;
+        let end = self.admit(batch_len(lengths))?;
+        if end > start {
+            let mut tally = self.pushed.tally;
+            for (payload, length) in payloads.iter().zip(lengths) {
+                tally = self.put(tally, payload, *length);
+            }
+            self.end_at(end, tally);
+        }
+        Ok(end)
+    }
+
+    /// Makes sure that so many bytes with framing can be staged, and answers where they will end.
+    fn admit(&mut self, needed: u64) -> Result<Position> {
+        self.handle.attached()?;
+        if self.consumer.flag {
+            self.running()?;
+        }
+        let start = self.pushed.position;
+        let capacity = self.handle.geometry.capacity();
+        let too_large = Error::TooLarge { needed, capacity: capacity.get() };
+        if fit(start, self.consumer.position, capacity, needed) != Fit::Now {
+            self.running()?;
+            match fit(self.pushed.position, self.consumer.position, capacity, needed) {
+                Fit::Never => return Err(too_large),
+                Fit::Later => return Err(Error::Retry),
+                Fit::Now => {}
+            }
+        }
+        let end = start.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
+        if !self.stage.has_room(needed) {
+            self.hand_over()?;
+        }
+        Ok(end)
+    }
+
+    /// Stages one item; what is known of the stream behind it, if this is known in front.
+    fn put(&mut self, tally: Tally, payload: &[u8], length: u32) -> Tally {
+        let framed = self.stage.put(payload, length);
         // In a plain ring nobody asks for the checksum.
-        let summed = if self.handle.has_slots() { &self.frame[start..at] } else { &[] };
-        let tally = self.pushed.tally.extend(payloads.bytes.len() as u64, summed);
-        let new_head = if last - first > capacity {
-            // The batch ends in the sector it starts in, one lap on: its end goes in front, where the head was consumed.
-            let lap = in_frame(first + capacity);
-            self.frame.copy_within(lap..at, 0);
-            self.frame.resize(lap);
-            0
-        } else {
-            self.frame[at..].fill(0);
-            let tail = in_frame(last) - size;
-            if last > self.durable_consumer.get().saturating_add(capacity) {
-                // Behind the batch, its last sector holds bytes that are unconsumed, or would be after a power loss.
-                let [extent, _] = geometry.extents(last - size as u64, size as u64);
-                let mut oldest = AlignedBuf::zeroed(size);
-                self.handle
-                    .device
-                    .read(extent.offset / size as u64, &mut [IoSliceMut::new(&mut oldest)])?;
-                self.frame[at..].copy_from_slice(&oldest[at - tail..]);
-            }
-            tail
-        };
-        let mut rest = &self.frame[..];
-        for extent in geometry.extents(first, self.frame.len() as u64) {
-            let (now, later) = rest.split_at(usize::try_from(extent.len).unwrap_or(rest.len()));
-            if !now.is_empty() {
-                self.handle.device.write(extent.offset / size as u64, &[IoSlice::new(now)])?;
-            }
-            rest = later;
-        }
-        // Only now: after a failed write the next push starts from the same head again.
-        self.head.copy_from_slice(&self.frame[new_head..new_head + size]);
-        Ok(tally)
+        tally.extend(1, if self.handle.has_slots() { framed } else { &[] })
+    }
+
+    fn end_at(&mut self, position: Position, tally: Tally) {
+        self.pushed = Mark { position, tally };
+        self.ends.push_back(self.pushed);
+    }
+
+    /// Makes durable what was pushed, where nobody sees it, whether it is advanced over or not.
+    pub fn flush(&mut self) -> Result<()> {
+        self.handle.attached()?;
+        self.hand_over()?;
+        self.handle.flush()
     }
 
     /// Makes everything before `to` (a position that a push returned) visible to the consumer.
@@ -270,7 +252,7 @@ impl<D: BlockDevice> Producer<D> {
             return Err(Error::Advance { to, from, limit });
         };
         let mark = self.ends[index];
-        self.running()?;
+        self.hand_over()?;
         if to > self.published.position {
             self.handle.flush()?;
             self.publish(mark, self.acknowledged)?;
@@ -281,26 +263,80 @@ impl<D: BlockDevice> Producer<D> {
         Ok(())
     }
 
-    /// The consumer's position, if the ring is not suspended; acknowledges a change.
-    fn running(&mut self) -> Result<Position> {
-        self.handle.attached()?;
-        let consumer = self.look()?;
-        self.acknowledge(consumer.flag)?;
-        if consumer.flag {
-            return Err(Error::Suspended);
+    /// Gives the device what is staged, unless the ring is known to be suspended, or to be somebody else's.
+    fn hand_over(&mut self) -> Result<()> {
+        // Whoever serves a disk to virtual machines refuses a pointer whose slots do not continue those that are there, and so another
+        // life's. Without slots nobody can tell; and where it costs no request we look ourselves.
+        let device = &self.handle.device;
+        if self.consumer.flag || !self.handle.has_slots() || device.reads_are_free() {
+            self.running()?;
         }
-        plausible(self.pushed.position, consumer.position, self.handle.geometry)?;
-        Ok(consumer.position)
+        match self.write_out() {
+            Err(e) if e.is_refusal() => {
+                Err(self.look().err().filter(Error::is_superseded).unwrap_or(e))
+            }
+            written => written,
+        }
     }
 
-    /// What the consumer says, with a look at our own pointer.
-    fn look(&mut self) -> Result<PointerSector> {
+    /// Writes the sectors that staged items touch.
+    fn write_out(&mut self) -> Result<()> {
+        if self.stage.is_clean() {
+            return Ok(());
+        }
+        let capacity = self.handle.geometry.capacity().get();
+        if self.pushed.position.get() > self.durable_consumer.get().saturating_add(capacity) {
+            // The space ahead was freed by a consumer pointer that power loss may still take back, and then the bytes
+            // we are about to overwrite would count as unconsumed.
+            self.handle.flush()?;
+            self.durable_consumer = self.consumer.position;
+        }
+        let (handle, heads) = (&self.handle, &mut self.heads);
+        let size = self.sector.len();
+        let limit = self.durable_consumer.get().saturating_add(capacity);
+        let (first, bytes) = self.stage.sectors(capacity, |last, behind| -> Result<()> {
+            if last > limit {
+                // Bytes that are unconsumed, or would be after a power loss.
+                let oldest = &mut heads[..size];
+                read_data(handle, last - size as u64, oldest)?;
+                behind.copy_from_slice(&oldest[size - behind.len()..]);
+            } else {
+                behind.fill(0);
+            }
+            Ok(())
+        })?;
+        let mut rest = bytes;
+        for extent in handle.geometry.extents(first, bytes.len() as u64) {
+            let (now, later) = rest.split_at(usize::try_from(extent.len).unwrap_or(rest.len()));
+            if !now.is_empty() {
+                handle.device.write(extent.offset / size as u64, &[IoSlice::new(now)])?;
+            }
+            rest = later;
+        }
+        // Only now: after a failed write the next one starts from the same sector again.
+        self.stage.settle();
+        Ok(())
+    }
+
+    /// Looks, acknowledges a change, and goes on if the ring is not suspended.
+    fn running(&mut self) -> Result<()> {
+        self.look()?;
+        self.acknowledge()?;
+        if self.consumer.flag {
+            return Err(Error::Suspended);
+        }
+        Ok(plausible(self.pushed.position, self.consumer.position, self.handle.geometry)?)
+    }
+
+    /// Sees what the consumer says, with a look at our own pointer.
+    fn look(&mut self) -> Result<()> {
         let first = Side::Producer.sector();
         self.handle.device.read(first, &mut [IoSliceMut::new(&mut self.heads)])?;
         if self.heads[..self.sector.len()] != self.sector[..] {
             self.reconcile()?;
         }
-        Ok(PointerSector::decode(Side::Consumer, &self.heads[self.sector.len()..])?)
+        self.consumer = PointerSector::decode(Side::Consumer, &self.heads[self.sector.len()..])?;
+        Ok(())
     }
 
     /// Deals with a pointer sector that is not as we have written it.
@@ -322,6 +358,7 @@ impl<D: BlockDevice> Producer<D> {
                 // Whoever has published it may have died before it was durable.
                 self.handle.flush()?;
                 self.published = self.pushed;
+                self.stage.settle();
             }
             History::Parted(from) => {
                 let to = self.pushed;
@@ -336,45 +373,57 @@ impl<D: BlockDevice> Producer<D> {
         Ok(())
     }
 
-    fn acknowledge(&mut self, suspend: bool) -> Result<()> {
-        if suspend == self.acknowledged {
+    fn acknowledge(&mut self) -> Result<()> {
+        if self.consumer.flag == self.acknowledged {
             return Ok(());
         }
-        self.publish(self.published, suspend)
+        self.publish(self.published, self.consumer.flag)
     }
 
     fn publish(&mut self, mark: Mark, suspended: bool) -> Result<()> {
-        let mut sector = AlignedBuf::zeroed(self.sector.len());
-        sector.copy_from_slice(&self.sector);
-        let present = PointerSector::decode(Side::Producer, &sector)?.position;
-        if mark.position > present
-            && let Some((uuid, slot)) = self.handle.slot(mark)
-        {
-            put_slot(uuid, &mut sector, present, &slot);
+        if let Err(e) = self.write_pointer(mark, suspended) {
+            if !e.is_refusal() {
+                return Err(e);
+            }
+            if self.contested(mark, e)? {
+                return Ok(());
+            }
+            // Once more, now that we know what was there.
+            self.write_pointer(mark, suspended)?;
         }
-        let pointer = PointerSector { position: mark.position, flag: suspended };
-        pointer.encode(Side::Producer, Some(self.handle.owner()), &mut sector);
-        match self.handle.write_producer(&sector) {
-            Err(e) if e.is_refusal() => return self.contested(&sector, mark, e),
-            written => written?,
-        }
-        (self.sector, self.published, self.acknowledged) = (sector, mark, suspended);
+        std::mem::swap(&mut self.sector, &mut self.next);
+        (self.published, self.acknowledged) = (mark, suspended);
         Ok(())
     }
 
-    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours.
-    fn contested(&mut self, sector: &[u8], mark: Mark, error: Error) -> Result<()> {
+    fn write_pointer(&mut self, mark: Mark, suspended: bool) -> Result<()> {
+        self.next.copy_from_slice(&self.sector);
+        let present = PointerSector::decode(Side::Producer, &self.next)?.position;
+        if mark.position > present
+            && let Some((uuid, slot)) = self.handle.slot(mark)
+        {
+            put_slot(uuid, &mut self.next, present, &slot);
+        }
+        let pointer = PointerSector { position: mark.position, flag: suspended };
+        pointer.encode(Side::Producer, Some(self.handle.owner()), &mut self.next);
+        self.handle.write_producer(&self.next)
+    }
+
+    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours. Whether that has
+    /// written what we wanted to; if not, its pointer is where we have left it, and only what is beside it was not.
+    fn contested(&mut self, mark: Mark, error: Error) -> Result<bool> {
         let first = Side::Producer.sector();
         let heads = &mut [IoSliceMut::new(&mut self.heads)];
         let read = self.handle.device.read(first, heads);
-        let own = &self.heads[..sector.len()];
-        if read.is_err() || own == sector || own == &self.sector[..] {
+        let own = &self.heads[..self.sector.len()];
+        if read.is_err() || own == &self.next[..] || own == &self.sector[..] {
             return Err(error);
         }
+        let acknowledged = self.acknowledged;
         match self.reconcile() {
-            Ok(()) if self.published.position >= mark.position => {
+            Ok(()) if self.acknowledged == acknowledged => {
                 self.handle.revive();
-                Ok(())
+                Ok(self.published.position >= mark.position)
             }
             Err(e) if e.is_superseded() => Err(e),
             Ok(()) | Err(_) => Err(error),
@@ -382,27 +431,21 @@ impl<D: BlockDevice> Producer<D> {
     }
 }
 
-/// What is to be pushed in one go.
-struct Payloads<'a> {
-    bytes: Vec<&'a [u8]>,
-    /// Of each, as its header has it.
-    lengths: Vec<u32>,
+/// Fills a sector with what the device has of the data at a place in the stream.
+fn read_data<D: BlockDevice>(handle: &Handle<D>, at: u64, sector: &mut [u8]) -> Result<()> {
+    let size = sector.len() as u64;
+    let [extent, _] = handle.geometry.extents(handle.geometry.sector_floor(at), size);
+    Ok(handle.device.read(extent.offset / size, &mut [IoSliceMut::new(sector)])?)
 }
 
-impl<'a> Payloads<'a> {
-    fn new(bytes: Vec<&'a [u8]>, geometry: Geometry) -> Result<Self> {
-        let length = |payload: &&[u8]| {
-            u32::try_from(payload.len()).map_err(|_| Error::TooLarge {
-                needed: payload.len() as u64 + HEADER_BYTES,
-                capacity: geometry.capacity().get(),
-            })
-        };
-        let lengths = bytes.iter().map(length).collect::<Result<_>>()?;
-        Ok(Self { bytes, lengths })
-    }
+/// A payload's length, as its header has it.
+fn length_of(payload: &[u8], geometry: Geometry) -> Result<u32> {
+    u32::try_from(payload.len()).map_err(|_| Error::TooLarge {
+        needed: payload.len() as u64 + HEADER_BYTES,
+        capacity: geometry.capacity().get(),
+    })
+}
 
-    fn truncate(&mut self, count: usize) {
-        self.bytes.truncate(count);
-        self.lengths.truncate(count);
-    }
+fn lengths_of(payloads: &[Cow<'_, [u8]>], geometry: Geometry) -> Result<Vec<u32>> {
+    payloads.iter().map(|payload| length_of(payload, geometry)).collect()
 }

@@ -1,7 +1,8 @@
-//! Waiting, outside the non-blocking core: spinning by choice, then sleep, or adaptive polling where nobody wakes us. A descriptor can
-//! interrupt either.
+//! Waiting, outside the non-blocking core: spinning by choice; then asleep where the other side wakes us, in one read where the device holds it
+//! until there is something new, by adaptive polling elsewhere. A descriptor can interrupt each of them.
 
-use crate::device::{BlockDevice, DeviceError};
+use crate::device::{Answer, BlockDevice, DeviceError};
+use crate::format::Side;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
@@ -18,6 +19,12 @@ const LONGEST: Duration = Duration::from_millis(4);
 /// Looks at the ring between two looks at the clock and the interrupts: a few microseconds.
 const SPINS: u32 = 256;
 
+/// Reads that are answered before such a pause would be over, without news, before it is polled instead: the device does not hold them.
+const HASTY: u32 = 3;
+
+/// Pauses after which it is tried again. By then there may be a backend that does: about every second.
+const TRY_AGAIN: u32 = 256;
+
 /// Why a pause ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Woken {
@@ -29,11 +36,15 @@ pub enum Woken {
     Readable(usize),
 }
 
-/// One wait for the other side of a ring: asleep where it wakes us, by pauses that double where it has to be polled for.
+/// One wait for the other side of a ring.
 #[derive(Debug)]
 pub struct Wait {
+    peer: Side,
     next: Duration,
     announced: bool,
+    /// Reads that could have been held and were not, one after the other.
+    hasty: u32,
+    pauses: u32,
     deadline: Option<Instant>,
     spin: Spin,
 }
@@ -49,10 +60,11 @@ enum Spin {
 }
 
 impl Wait {
-    /// A wait that ends `timeout` from now, or never.
-    pub fn new(timeout: Option<Duration>) -> Self {
+    /// A wait for `peer` that ends `timeout` from now, or never.
+    pub fn new(peer: Side, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        Self { next: FIRST, announced: false, deadline, spin: Spin::Over }
+        let spin = Spin::Over;
+        Self { peer, next: FIRST, announced: false, hasty: 0, pauses: 0, deadline, spin }
     }
 
     /// Spins for so long before it sleeps: what arrives meanwhile is seen at once, and nobody has to wake us. It takes the whole of a
@@ -100,13 +112,7 @@ impl Wait {
         device: &D,
         interrupts: &[BorrowedFd<'_>],
     ) -> Result<Woken, DeviceError> {
-        let failed = |source| DeviceError {
-            name: device.name().to_owned(),
-            operation: "wait",
-            sector: None,
-            source,
-        };
-        if let Some(woken) = self.spins(interrupts).map_err(failed)? {
+        if let Some(woken) = self.spins(interrupts).map_err(|e| failed(device, e))? {
             return Ok(woken);
         }
         if let Some(sleeper) = device.sleeper() {
@@ -118,6 +124,43 @@ impl Wait {
             }
             return sleeper.sleep(interrupts, self.deadline);
         }
+        match self.hold(device, interrupts)? {
+            Some(woken) => Ok(woken),
+            None => self.poll(device, interrupts),
+        }
+    }
+
+    /// Waits in a read, unless the device does not hold any.
+    fn hold<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Option<Woken>, DeviceError> {
+        let Some(reads) = device.held_reads() else { return Ok(None) };
+        if self.hasty >= HASTY && !self.pauses.is_multiple_of(TRY_AGAIN) {
+            return Ok(None);
+        }
+        let asked = Instant::now();
+        match reads.await_answer(self.peer, interrupts, self.deadline)? {
+            Answer::Woken(woken) => return Ok(Some(woken)),
+            Answer::Unable => {
+                self.hasty = HASTY;
+                return Ok(None);
+            }
+            Answer::News | Answer::Same if asked.elapsed() >= LONGEST => self.hasty = 0,
+            Answer::News => {}
+            Answer::Same => self.hasty += 1,
+        }
+        // Those that count are followed by a pause.
+        Ok((self.hasty < HASTY).then_some(Woken::Elapsed))
+    }
+
+    fn poll<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Woken, DeviceError> {
+        self.pauses = self.pauses.wrapping_add(1);
         let mut pause = self.next;
         if let Some(deadline) = self.deadline {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -127,9 +170,13 @@ impl Wait {
             pause = pause.min(left);
         }
         self.next = (self.next * 2).min(LONGEST);
-        let readable = wait_readable(interrupts, Some(pause)).map_err(failed)?;
+        let readable = wait_readable(interrupts, Some(pause)).map_err(|e| failed(device, e))?;
         Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }
+}
+
+fn failed<D: BlockDevice + ?Sized>(device: &D, source: io::Error) -> DeviceError {
+    DeviceError { name: device.name().to_owned(), operation: "wait", sector: None, source }
 }
 
 /// The first of `fds` that is readable or closed, or `None` after `timeout` (or a signal).

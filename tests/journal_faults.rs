@@ -81,7 +81,7 @@ fn a_device_that_fails_the_worker_is_told_to_whoever_waits() {
     });
 }
 
-/// Suspends the ring right after the first write of an item.
+/// Suspends the ring right after its producer has looked.
 struct Suspends {
     inner: DiskDevice,
     disk: Disk,
@@ -98,15 +98,21 @@ impl BlockDevice for Suspends {
     }
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        self.inner.read(first, bufs)
-    }
-
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        self.inner.write(first, bufs)?;
-        if first > 2 && self.armed.swap(false, Ordering::Relaxed) {
+        // As its producer looks: at both pointers at once.
+        let look = first == 1 && bufs.iter().map(|buf| buf.len()).sum::<usize>() == 1024;
+        self.inner.read(first, bufs)?;
+        if look && self.armed.swap(false, Ordering::Relaxed) {
             suspended(&self.disk, true);
         }
         Ok(())
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        self.inner.write(first, bufs)
+    }
+
+    fn reads_are_free(&self) -> bool {
+        self.inner.reads_are_free()
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
@@ -133,7 +139,7 @@ fn what_a_suspended_journal_did_not_take_is_not_performed_later() {
     let journal = Journal::start(device, options, keeping(&done)).unwrap();
     journal.push(&entry(0)).unwrap();
     armed.store(true, Ordering::Relaxed);
-    // The first is written before the journal is suspended, the second is not.
+    // The first is pushed before the journal is suspended, the second is not.
     for number in [1, 2] {
         let refused = journal.push(&entry(number)).err();
         assert!(matches!(refused, Some(JournalError::Ring(Error::Suspended))), "{refused:?}");

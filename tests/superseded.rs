@@ -71,7 +71,7 @@ fn a_producer_that_had_nothing_under_way_is_told_that_nothing_is_missing() {
     let disk = ring(64, false);
     let (mut old, mut new) = (producer(&disk), producer(&disk));
     publish(&mut new, "of the other life");
-    match old.push("next") {
+    match old.state() {
         Err(Error::Superseded { from, to, items, .. }) => {
             assert_eq!((from, to, items), (Position::ZERO, Position::ZERO, Some(0)));
         }
@@ -89,7 +89,7 @@ fn an_older_copy_of_the_ring_takes_back_what_a_producer_had_published() {
     let old: Vec<u8> = whole(&disk);
     let gone = publish(&mut producer, "gone");
     disk.write(0, &old).unwrap();
-    match producer.push("next") {
+    match producer.state() {
         Err(Error::Superseded { ring, from, to, items, .. }) => {
             assert_eq!((ring, from, to, items), (kept, kept, gone, Some(1)));
         }
@@ -110,6 +110,7 @@ fn a_write_that_fails_where_nobody_else_was_is_a_failure_of_the_device() {
     let disk = ring(64, false);
     let mut producer = producer(&disk);
     let end = producer.push("item").unwrap();
+    producer.flush().unwrap();
     disk.inject(Fault { operation: Operation::Write, after: 0, errno: 5, for_ever: false });
     assert!(matches!(producer.advance(end), Err(Error::Device(_))));
     assert!(matches!(producer.advance(end), Err(Error::Failed)));

@@ -157,8 +157,10 @@ impl Replay<'_> {
             }
             "push" => {
                 let item = payload(number("seed"), number("len"));
-                match self.producer.as_mut().unwrap().push(&item) {
+                let producer = self.producer.as_mut().unwrap();
+                match producer.push(&item) {
                     Ok(position) => {
+                        producer.flush().unwrap();
                         assert_eq!(expected, "ok");
                         assert_eq!(position.get(), number("position"));
                     }

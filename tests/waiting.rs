@@ -1,105 +1,112 @@
-//! Waiting for the other side, spinning before it by choice.
+//! When a wait is spent in a read that the device may hold, and when it polls.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
-use ring_simulation::Unlocked;
-use shared_block_ring::device::{DeviceError, Sleep};
-use shared_block_ring::format::Geometry;
+use ring_simulation::{Disk, DiskDevice};
+use shared_block_ring::BlockDevice;
+use shared_block_ring::device::{Answer, DeviceError, HeldReads};
+use shared_block_ring::format::{Geometry, SectorSize, Side};
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{BlockDevice, FileDevice};
-use std::cell::Cell;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-/// A device that notes how often somebody was about to sleep on it, and slept.
-struct Bed {
-    device: Unlocked<FileDevice>,
-    announced: Cell<u32>,
-    slept: Cell<u32>,
+/// Answers such reads with `answer`, after `hold`.
+struct Held {
+    disk: DiskDevice,
+    answer: Answer,
+    hold: Duration,
+    reads: Mutex<u32>,
 }
 
-impl BlockDevice for Bed {
+impl Held {
+    fn new(answer: Answer, hold: Duration) -> Self {
+        let disk = DiskDevice::new(&Disk::new(SectorSize::DEFAULT, 8));
+        Self { disk, answer, hold, reads: Mutex::new(0) }
+    }
+
+    /// How many such reads so many pauses make.
+    fn reads_in(&self, pauses: u32) -> u32 {
+        let mut wait = Wait::new(Side::Producer, None);
+        (0..pauses).for_each(|_| assert_eq!(wait.pause(self, &[]).unwrap(), Woken::Elapsed));
+        *self.reads.lock().unwrap()
+    }
+}
+
+impl BlockDevice for Held {
     fn name(&self) -> &str {
-        self.device.name()
+        self.disk.name()
     }
 
     fn geometry(&self) -> Geometry {
-        self.device.geometry()
+        self.disk.geometry()
     }
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        self.device.read(first, bufs)
+        self.disk.read(first, bufs)
     }
 
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        self.device.write(first, bufs)
+        self.disk.write(first, bufs)
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.device.flush()
+        self.disk.flush()
     }
 
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
 
-    fn sleeper(&self) -> Option<&dyn Sleep> {
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
         Some(self)
     }
 }
 
-impl Sleep for Bed {
-    fn announce(&self) {
-        self.announced.set(self.announced.get() + 1);
-    }
-
-    fn sleep(&self, _: &[BorrowedFd<'_>], _: Option<Instant>) -> Result<Woken, DeviceError> {
-        self.slept.set(self.slept.get() + 1);
-        Ok(Woken::Elapsed)
-    }
-}
-
-fn bed() -> Bed {
-    let device = Unlocked(RingFile::new(4 * 512, 512).open());
-    Bed { device, announced: Cell::new(0), slept: Cell::new(0) }
-}
-
-const FOR_EVER: Duration = Duration::from_secs(3600);
-
-/// Pauses until something else than "look again" is the answer.
-fn outcome(mut wait: Wait, bed: &Bed, interrupts: &[BorrowedFd<'_>]) -> Woken {
-    loop {
-        match wait.pause(bed, interrupts).unwrap() {
-            Woken::Elapsed => assert_eq!(bed.slept.get(), 0, "slept while it should spin"),
-            other => return other,
-        }
+impl HeldReads for Held {
+    fn await_answer(
+        &self,
+        peer: Side,
+        _interrupts: &[BorrowedFd<'_>],
+        _deadline: Option<Instant>,
+    ) -> Result<Answer, DeviceError> {
+        assert_eq!(peer, Side::Producer);
+        *self.reads.lock().unwrap() += 1;
+        std::thread::sleep(self.hold);
+        Ok(self.answer)
     }
 }
 
 #[test]
-fn who_spins_is_told_of_the_deadline_and_of_interrupts_without_announcing_a_sleep() {
-    let bed = bed();
-    let wait = Wait::new(Some(Duration::from_millis(20))).spin(FOR_EVER);
-    assert_eq!(outcome(wait, &bed, &[]), Woken::TimedOut);
-    let (reader, writer) = std::io::pipe().unwrap();
-    let (quiet, _open) = std::io::pipe().unwrap();
-    drop(writer);
-    let wait = Wait::new(None).spin(FOR_EVER);
-    assert_eq!(outcome(wait, &bed, &[quiet.as_fd(), reader.as_fd()]), Woken::Readable(1));
-    assert_eq!(bed.announced.get(), 0);
+fn a_device_that_does_not_hold_reads_is_polled_and_tried_again_now_and_then() {
+    let device = Held::new(Answer::Same, Duration::ZERO);
+    assert_eq!(device.reads_in(200), 3);
+    let device = Held::new(Answer::Same, Duration::ZERO);
+    // 2 without a pause, and one read again behind 256 of them.
+    assert_eq!(device.reads_in(2 + 256 + 1), 4);
 }
 
 #[test]
-fn who_has_spun_long_enough_or_does_not_spin_sleeps() {
-    for spin in [Duration::ZERO, Duration::from_micros(200)] {
-        let bed = bed();
-        let mut wait = Wait::new(None).spin(spin);
-        while bed.slept.get() < 2 {
-            wait.pause(&bed, &[]).unwrap();
-        }
-        assert_eq!(bed.announced.get(), 2, "each sleep is announced, and the spinning comes once");
-    }
+fn a_device_that_holds_them_for_a_while_is_read_for_ever() {
+    let device = Held::new(Answer::Same, Duration::from_millis(5));
+    assert_eq!(device.reads_in(50), 50);
+}
+
+#[test]
+fn news_are_never_held_against_a_device() {
+    let device = Held::new(Answer::News, Duration::ZERO);
+    assert_eq!(device.reads_in(50), 50);
+}
+
+#[test]
+fn where_there_are_no_such_reads_waiting_is_polling() {
+    let device = Held::new(Answer::Unable, Duration::ZERO);
+    assert_eq!(device.reads_in(100), 1);
+}
+
+#[test]
+fn a_wait_that_is_interrupted_says_by_what() {
+    let device = Held::new(Answer::Woken(Woken::Readable(3)), Duration::ZERO);
+    let mut wait = Wait::new(Side::Producer, None);
+    assert_eq!(wait.pause(&device, &[]).unwrap(), Woken::Readable(3));
 }

@@ -7,6 +7,7 @@ use crate::front::{REGION, START};
 use crate::machine::{Processors, median, nanoseconds, pin};
 use nix::time::{ClockId, clock_gettime};
 use qemu_tests::Daemon;
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
@@ -206,13 +207,13 @@ fn stream<D: BlockDevice>(
     let items = vec![&plain[..]; batch];
     let start = Instant::now();
     let mut passed = 0;
-    let mut wait = Wait::new(Some(PATIENCE));
+    let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
     while start.elapsed() < time {
         match producer.push_batch(&items) {
             Ok(end) => {
                 producer.advance(end)?;
                 passed += batch;
-                wait = Wait::new(Some(PATIENCE));
+                wait = Wait::new(Side::Consumer, Some(PATIENCE));
             }
             Err(e) if e.is_transient() => {
                 if wait.pause(producer.device(), &[])? == Woken::TimedOut {
@@ -223,7 +224,7 @@ fn stream<D: BlockDevice>(
         }
     }
     // What is in the ring is not there yet.
-    let mut wait = Wait::new(Some(PATIENCE));
+    let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
     while producer.debug_info()?.used > 0 {
         if wait.pause(producer.device(), &[])? == Woken::TimedOut {
             return Err(Error::Stalled("the consumer"));
@@ -259,7 +260,7 @@ pub fn consume(socket: &Path, cpus: Processors) -> Result<()> {
     let mut consumer = consumer(socket)?;
     println!("attached");
     let mut times = Vec::new();
-    let mut wait = Wait::new(Some(PATIENCE));
+    let mut wait = Wait::new(Side::Producer, Some(PATIENCE));
     let mut last = false;
     while !last {
         let mut at = consumer.position();
@@ -281,7 +282,7 @@ pub fn consume(socket: &Path, cpus: Processors) -> Result<()> {
         }
         if at > consumer.position() {
             consumer.advance(at)?;
-            wait = Wait::new(Some(PATIENCE));
+            wait = Wait::new(Side::Producer, Some(PATIENCE));
         } else if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
             return Err(Error::Stalled("the producer"));
         }

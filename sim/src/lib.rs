@@ -27,7 +27,9 @@ mod watching;
 pub use adversary::Adversary;
 pub use device::DiskDevice;
 pub use disk::{Disk, Fault, Operation};
-pub use explore::{Bounds, Counts, Explorer, Failure, Mutant, Op, Setting, Size, Step, wander};
+pub use explore::{
+    Bounds, Counts, Explorer, Failure, Last, Mutant, Op, Setting, Size, Step, wander,
+};
 pub use footprint::Footprint;
 pub use image::Image;
 pub use process::fail_flushes;

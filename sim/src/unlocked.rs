@@ -30,6 +30,10 @@ impl<D: BlockDevice> BlockDevice for Unlocked<D> {
         self.0.flush()
     }
 
+    fn reads_are_free(&self) -> bool {
+        self.0.reads_are_free()
+    }
+
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }

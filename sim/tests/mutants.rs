@@ -4,7 +4,7 @@
 mod common;
 
 use common::{preludes, sectors, stores};
-use ring_simulation::{Bounds, Explorer, Mutant, Setting};
+use ring_simulation::{Bounds, Explorer, Last, Mutant, Setting};
 
 /// Far more than any of them needs.
 const BOUNDS: Bounds = Bounds { lengths: [4, 0, 0, 0], crash_points: 5_000_000 };
@@ -26,6 +26,12 @@ fn without_flush(operation: &'static str, nth: u32, words: &str) {
     caught(mutant, stores(500), words);
 }
 
+fn without_flush_behind(last: Last) {
+    let mutant = Mutant::NoFlushBehind(last);
+    caught(mutant, sectors(500), "");
+    caught(mutant, stores(500), "");
+}
+
 #[test]
 fn create_flushes_pointers_before_the_signature() {
     without_flush("create", 0, "");
@@ -44,17 +50,17 @@ fn a_producer_flushes_what_it_attaches_to() {
 
 #[test]
 fn freed_space_is_reused_only_behind_a_flush() {
-    without_flush("push", 0, "");
+    without_flush_behind(Last::Nothing);
 }
 
 #[test]
 fn items_are_flushed_before_their_pointer() {
-    without_flush("advance", 0, "");
+    without_flush_behind(Last::Data);
 }
 
 #[test]
 fn the_producers_pointer_is_flushed_before_advance_returns() {
-    without_flush("advance", 1, "");
+    without_flush_behind(Last::Pointer);
 }
 
 #[test]

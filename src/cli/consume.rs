@@ -5,7 +5,7 @@ use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::produce::client;
 use super::progress::Progress;
-use shared_block_ring::format::FormatError;
+use shared_block_ring::format::{FormatError, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Durability, Error, Position, Stop, parse_size};
@@ -143,7 +143,8 @@ impl Consume {
                 }
                 let wait = wait.get_or_insert_with(|| {
                     counts.empty_waits += 1;
-                    Wait::new(self.timeout).spin(Duration::from_micros(self.spin_us))
+                    Wait::new(Side::Producer, self.timeout)
+                        .spin(Duration::from_micros(self.spin_us))
                 });
                 match wait.pause(consumer.device(), &[stop.fd()]).map_err(Error::from)? {
                     Woken::Elapsed => {}

@@ -4,18 +4,18 @@ use super::address::Device;
 use super::failure::{Failure, Outcome};
 use super::framing::{Framing, Missing};
 use super::produce::OnFull;
-use shared_block_ring::format::HEADER_BYTES;
+use shared_block_ring::format::{HEADER_BYTES, Side};
 use shared_block_ring::wait::{Wait, Woken, wait_readable};
 use shared_block_ring::{BlockDevice, Error, Producer, Stop};
 use std::io::{self, Read, Stdin};
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Read from standard input at a time, and so about the size of a batch.
 const CHUNK: usize = 64 * 1024;
 
-/// How often an idle producer looks whether it is to suspend: `suspend --wait` need not wait longer.
-const IDLE_LOOK: Duration = Duration::from_millis(250);
+/// How often a producer looks whether it is to suspend: `suspend --wait` need not wait longer.
+const LOOK: Duration = Duration::from_millis(250);
 
 /// How the user wants it.
 #[derive(Clone, Copy)]
@@ -67,6 +67,8 @@ pub struct Pump {
     pushed: Place,
     /// Behind the last item that is visible or was dropped.
     settled: Place,
+    /// When it was looked for a suspend last.
+    looked: Instant,
 }
 
 impl Pump {
@@ -74,7 +76,8 @@ impl Pump {
         let max = producer.device().geometry().capacity().max_item();
         let (counts, pending) = (Counts::default(), Vec::new());
         let (pushed, settled) = (Place::default(), Place::default());
-        Self { producer, stop, limits, max, counts, pending, pushed, settled }
+        let looked = Instant::now();
+        Self { producer, stop, limits, max, counts, pending, pushed, settled, looked }
     }
 
     pub fn counts(&self) -> &Counts {
@@ -131,17 +134,18 @@ impl Pump {
             return Ok(Next::Stop);
         }
         let poll = |fds: &[_], timeout| wait_readable(fds, Some(timeout)).map_err(reading());
+        if self.looked.elapsed() >= LOOK {
+            self.producer.state()?;
+            self.looked = Instant::now();
+        }
         if poll(&[input.as_fd()], Duration::ZERO)?.is_some() {
             return Ok(Next::Read);
         }
         self.advance()?;
-        match poll(&[self.stop.fd(), input.as_fd()], IDLE_LOOK)? {
+        match poll(&[self.stop.fd(), input.as_fd()], LOOK)? {
             Some(0) => Ok(Next::Stop),
             Some(_) => Ok(Next::Read),
-            None => {
-                self.producer.state()?;
-                Ok(Next::Idle)
-            }
+            None => Ok(Next::Idle),
         }
     }
 
@@ -208,7 +212,7 @@ impl Pump {
     /// As many at once as fit, the rest as room comes, as the user wants it.
     fn push_batch(&mut self, batch: &[(&[u8], usize)]) -> Outcome {
         let items: Vec<&[u8]> = batch.iter().map(|(item, _)| *item).collect();
-        let mut wait = Wait::new(self.limits.timeout);
+        let mut wait = Wait::new(Side::Consumer, self.limits.timeout);
         let mut waited = None;
         let mut done = 0;
         while done < batch.len() {
@@ -218,7 +222,7 @@ impl Pump {
                         self.pushed.pass(item.len(), *used);
                     }
                     done += count;
-                    wait = Wait::new(self.limits.timeout);
+                    wait = Wait::new(Side::Consumer, self.limits.timeout);
                     waited = None;
                     continue;
                 }
@@ -278,7 +282,7 @@ impl Pump {
                 Err(Error::Suspended) => {
                     let wait = wait.get_or_insert_with(|| {
                         self.counts.suspend_waits += 1;
-                        Wait::new(self.limits.timeout)
+                        Wait::new(Side::Consumer, self.limits.timeout)
                     });
                     self.pause(wait, true)?;
                 }

@@ -2,6 +2,7 @@
 
 use super::address::{Address, Device, seconds};
 use super::failure::{Failure, Outcome};
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Control, Error, State, Stop};
@@ -57,7 +58,7 @@ impl Change {
     fn run(&self, wanted: State) -> Outcome {
         let mut control = Control::open(self.address.open(Role::Control)?)?;
         let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
-        let mut wait = Wait::new(self.timeout);
+        let mut wait = Wait::new(Side::Producer, self.timeout);
         let change: fn(&mut Control<Device>) -> Result<(), Error> = match wanted {
             State::Suspended => Control::suspend,
             State::Running => Control::resume,

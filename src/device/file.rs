@@ -1,6 +1,7 @@
 //! Regular files and kernel block devices.
 
-use super::{AlignedBuf, BlockDevice, DeviceError};
+use super::idle::IdleReads;
+use super::{AlignedBuf, BlockDevice, DeviceError, HeldReads};
 use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize};
 use nix::errno::Errno;
@@ -71,7 +72,9 @@ impl OpenOptions {
             (self.sector_size.unwrap_or(SectorSize::DEFAULT), metadata.len())
         };
         let geometry = Geometry::new(sector_size, bytes / u64::from(sector_size.get()))?;
-        Ok(FileDevice { file, name, geometry, direct: block })
+        let idle = block.then(|| IdleReads::new(&file, &name, sector_size)).transpose();
+        let idle = idle.map_err(|e| fail("open", e))?;
+        Ok(FileDevice { file, name, geometry, idle })
     }
 }
 
@@ -81,7 +84,8 @@ pub struct FileDevice {
     file: File,
     name: String,
     geometry: Geometry,
-    direct: bool,
+    /// Of a block device, which is open past the page cache.
+    idle: Option<IdleReads>,
 }
 
 impl FileDevice {
@@ -97,7 +101,11 @@ impl FileDevice {
 
     /// A disk that was unplugged has no bytes left. For the kernel it is full (ENOSPC), then, or ends before what is read.
     fn is_gone(&self) -> bool {
-        self.direct && block_shape(&self.file).is_ok_and(|(_, bytes)| bytes == 0)
+        self.is_direct() && block_shape(&self.file).is_ok_and(|(_, bytes)| bytes == 0)
+    }
+
+    fn is_direct(&self) -> bool {
+        self.idle.is_some()
     }
 
     fn byte_of(&self, sector: u64) -> u64 {
@@ -107,7 +115,7 @@ impl FileDevice {
     /// Whether the kernel takes these addresses as they are.
     fn takes(&self, mut addresses: impl Iterator<Item = (usize, usize)>) -> bool {
         let unit = self.geometry.sector_size().bytes();
-        !self.direct || addresses.all(|(address, len)| (address | len).is_multiple_of(unit))
+        !self.is_direct() || addresses.all(|(address, len)| (address | len).is_multiple_of(unit))
     }
 }
 
@@ -153,6 +161,14 @@ impl BlockDevice for FileDevice {
 
     fn flush(&self) -> Result<(), DeviceError> {
         self.file.sync_data().map_err(|e| self.error("flush", None, e))
+    }
+
+    fn reads_are_free(&self) -> bool {
+        !self.is_direct()
+    }
+
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
+        Some(self.idle.as_ref()?)
     }
 
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {

@@ -1,13 +1,17 @@
 //! Advisory locks that die with their owner: one producer and one consumer per ring on a host.
 
-use super::{BlockDevice, DeviceError};
+use super::{AlignedBuf, BlockDevice, DeviceError};
 use crate::format::{Geometry, Side};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use std::fs;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
+
+/// How long a process that was killed may take to be gone, once nothing keeps it.
+const LAST_BREATH: Duration = Duration::from_millis(200);
 
 /// Which byte of the device a lock is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,15 +57,26 @@ impl<'a> RangeLock<BorrowedFd<'a>> {
 
 impl RangeLock {
     /// `None` when another open file description has it.
+    ///
+    /// A process that was killed is not gone, with its locks, before a read of its that is held is answered. Any other request brings
+    /// that about: so where reads may be held the sector in front is read until the lock is free, or it is clear that its holder lives.
     pub fn try_acquire<D: BlockDevice + ?Sized>(
         device: &D,
         range: LockRange,
     ) -> Result<Option<Self>, DeviceError> {
         let byte = range.byte(device.geometry().sector_size().get());
-        match device.lock_file() {
-            None => Ok(Some(Self { file: None, byte })),
-            Some(file) => Self::hold_duplicate(file, byte).map_err(|e| failed(device, e)),
+        let Some(file) = device.lock_file() else { return Ok(Some(Self { file: None, byte })) };
+        let attempt = || Self::hold_duplicate(file, byte).map_err(|e| failed(device, e));
+        let mut lock = attempt()?;
+        if lock.is_none() && device.held_reads().is_some() {
+            let clear = Instant::now() + LAST_BREATH;
+            let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
+            while lock.is_none() && Instant::now() < clear {
+                device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
+                lock = attempt()?;
+            }
         }
+        Ok(lock)
     }
 
     /// Takes a role on the open file description of a ring's `file`; `None` when another one has it.

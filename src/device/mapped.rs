@@ -174,6 +174,10 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
         })
     }
 
+    fn reads_are_free(&self) -> bool {
+        true
+    }
+
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         self.memory.lock_file()
     }

@@ -3,6 +3,7 @@
 pub mod bell;
 mod buffer;
 mod file;
+mod idle;
 mod lock;
 mod mapped;
 mod mapping;
@@ -90,8 +91,18 @@ pub trait BlockDevice: Send {
     /// Gives back what the device holds for its role, if the device itself holds it.
     fn detached(&self) {}
 
+    /// Whether a read is a copy within this machine's memory, and so nothing to be saved.
+    fn reads_are_free(&self) -> bool {
+        false
+    }
+
     /// How to sleep until the other side moves; `None` where that has to be polled for.
     fn sleeper(&self) -> Option<&dyn Sleep> {
+        None
+    }
+
+    /// How to wait in a read of the other side's pointer; `None` where that is of no use.
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
         None
     }
 
@@ -117,6 +128,45 @@ pub trait Sleep {
         interrupts: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
     ) -> Result<Woken, DeviceError>;
+}
+
+/// A device that may be served by one who answers a read of the lowest priority only when it tells something new.
+pub trait HeldReads {
+    /// Reads `peer`'s pointer sector with the lowest priority and waits for the answer, unless an interrupt is readable or
+    /// the deadline passes before; the read goes on then, and is waited for the next time: there is never more than one.
+    ///
+    /// What it tells is not for the caller, who looks himself then. The other side may move in between, unseen by this
+    /// read: a device that holds reads compares with what the last one was told.
+    fn await_answer(
+        &self,
+        peer: Side,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Answer, DeviceError>;
+}
+
+/// How a read that may be held ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// With something else than the last one.
+    News,
+    /// With the same, or with nothing.
+    Same,
+    /// Not yet.
+    Woken(Woken),
+    /// Such reads cannot be made here.
+    Unable,
+}
+
+impl Answer {
+    /// Whether `sector` is another than the last one.
+    fn of(sector: &[u8], last: &mut Option<Vec<u8>>) -> Self {
+        if last.as_deref() == Some(sector) {
+            return Self::Same;
+        }
+        last.get_or_insert_default().splice(.., sector.iter().copied());
+        Self::News
+    }
 }
 
 /// A pointer to a device is one.
@@ -161,8 +211,16 @@ macro_rules! pointer_to_device {
                 (**self).detached();
             }
 
+            fn reads_are_free(&self) -> bool {
+                (**self).reads_are_free()
+            }
+
             fn sleeper(&self) -> Option<&dyn Sleep> {
                 (**self).sleeper()
+            }
+
+            fn held_reads(&self) -> Option<&dyn HeldReads> {
+                (**self).held_reads()
             }
 
             fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {

@@ -1,16 +1,17 @@
 //! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
 
-use super::{BlockDevice, DeviceError};
+use super::{Answer, BlockDevice, DeviceError, HeldReads};
 use crate::error::Result as RingResult;
-use crate::format::{FormatError, Geometry, SectorSize};
+use crate::format::{FormatError, Geometry, SectorSize, Side};
 use crate::virtqueue::{
-    BlockQueue, Completion, DmaMemory, Operation, Pages, Request, Shape, Slot, VhostUser,
+    BlockQueue, Completion, DmaMemory, IDLE, Operation, Pages, Request, Shape, Slot, VhostUser,
 };
+use crate::wait::{Woken, wait_readable};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +35,8 @@ pub struct VirtioDevice {
     geometry: Geometry,
     read_only: bool,
     driver: Mutex<Driver>,
+    /// Readable after an interrupt, and when the backend is gone.
+    events: [OwnedFd; 2],
 }
 
 impl VirtioDevice {
@@ -57,8 +60,11 @@ impl VirtioDevice {
         transport
             .start(queue.memory(), queue.ring().layout())
             .map_err(|e| fail("start the queue of", e))?;
-        let driver = Driver { transport, queue, flush: disk.flush, lost: false };
-        Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver) })
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| fail("watch", e));
+        let events = [copy(transport.interrupt())?, copy(transport.gone())?];
+        let idle = Idle::default();
+        let driver = Mutex::new(Driver { transport, queue, flush: disk.flush, lost: false, idle });
+        Ok(Self { name, geometry, read_only: disk.read_only, driver, events })
     }
 
     fn driver(&self) -> MutexGuard<'_, Driver> {
@@ -127,10 +133,53 @@ impl BlockDevice for VirtioDevice {
         })
     }
 
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
+        Some(self)
+    }
+
     /// None: a backend serves one front end at a time.
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+}
+
+impl HeldReads for VirtioDevice {
+    fn await_answer(
+        &self,
+        peer: Side,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Answer, DeviceError> {
+        let sector = peer.sector();
+        let bytes = self.geometry.sector_size().bytes();
+        let fail = |e| self.error("wait", sector, e);
+        let unit = self.first_unit(sector, bytes).map_err(fail)?;
+        let [interrupt, gone] = self.events.each_ref().map(AsFd::as_fd);
+        let mut waited = vec![interrupt, gone];
+        waited.extend_from_slice(interrupts);
+        loop {
+            // Others may have the queue while we sleep.
+            if let Some(answer) = self.driver().look_for_answer(unit, bytes).map_err(fail)? {
+                return Ok(answer);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+            match wait_readable(&waited, left).map_err(fail)? {
+                Some(0) => self.driver().transport.acknowledge(),
+                Some(1) => {
+                    self.driver().lost = true;
+                    return Err(fail(backend_gone()));
+                }
+                Some(index) => return Ok(Answer::Woken(Woken::Readable(index - 2))),
+                None if late() => return Ok(Answer::Woken(Woken::TimedOut)),
+                None => return Ok(Answer::Woken(Woken::Elapsed)),
+            }
+        }
+    }
+}
+
+fn backend_gone() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the backend is gone")
 }
 
 /// What one operation at a time has to itself.
@@ -140,6 +189,18 @@ struct Driver {
     flush: bool,
     /// The device is gone, or cannot be believed: what was in flight never comes back.
     lost: bool,
+    idle: Idle,
+}
+
+/// The read of the lowest priority, of which there is one at most.
+#[derive(Default)]
+struct Idle {
+    /// Where it is, and how many bytes long.
+    outstanding: Option<(Slot, usize)>,
+    /// How the last one ended, until somebody asks.
+    answer: Option<Answer>,
+    /// What it told.
+    last: Option<Vec<u8>>,
 }
 
 impl Driver {
@@ -152,12 +213,12 @@ impl Driver {
             }
             let Some(slot) = self.queue.slot().filter(|_| outcome.is_ok()) else { break };
             self.queue.memory().write(self.queue.buffer(slot), bytes);
-            self.submit(slot, Operation::Write, at, bytes.len())?;
+            self.submit(slot, Operation::Write, at, bytes.len(), 0)?;
             // At once, so that the device copies this one while we copy the next.
             self.publish()?;
             at += units(bytes);
         }
-        while self.queue.in_flight() > 0 {
+        while self.in_flight() > 0 {
             outcome = outcome.and(self.wait()?.result());
         }
         outcome
@@ -173,11 +234,11 @@ impl Driver {
             let mut batch: [Option<&mut [u8]>; DEPTH as usize] = Default::default();
             while let Some(slot) = self.queue.slot() {
                 let Some(bytes) = to.next() else { break };
-                self.submit(slot, Operation::Read, at, bytes.len())?;
+                self.submit(slot, Operation::Read, at, bytes.len(), 0)?;
                 at += units(bytes);
-                batch[self.queue.in_flight() - 1] = Some(bytes);
+                batch[self.in_flight() - 1] = Some(bytes);
             }
-            if self.queue.in_flight() == 0 {
+            if self.in_flight() == 0 {
                 return Ok(());
             }
             self.publish()?;
@@ -196,7 +257,7 @@ impl Driver {
     fn flush(&mut self) -> io::Result<()> {
         match self.queue.slot() {
             Some(slot) if self.flush => {
-                self.submit(slot, Operation::Flush, 0, 0)?;
+                self.submit(slot, Operation::Flush, 0, 0, 0)?;
                 self.publish()?;
                 self.wait()?.result()
             }
@@ -210,11 +271,12 @@ impl Driver {
         operation: Operation,
         sector: u64,
         bytes: usize,
+        priority: u32,
     ) -> io::Result<()> {
         self.present()?;
         // A buffer's length at most.
         let bytes = u32::try_from(bytes).map_err(io::Error::other)?;
-        self.queue.submit(slot, Request { operation, sector, bytes, priority: 0 });
+        self.queue.submit(slot, Request { operation, sector, bytes, priority });
         Ok(())
     }
 
@@ -224,6 +286,57 @@ impl Driver {
 
     fn present(&self) -> io::Result<()> {
         if self.lost { Err(io::ErrorKind::NotConnected.into()) } else { Ok(()) }
+    }
+
+    /// Requests under way that somebody waits for here.
+    fn in_flight(&self) -> usize {
+        self.queue.in_flight() - usize::from(self.idle.outstanding.is_some())
+    }
+
+    /// The oldest request, if it is done. A held read is answered before anything that was submitted after it.
+    fn reap(&mut self) -> io::Result<Option<Completion>> {
+        loop {
+            let done = self.queue.reap().map_err(io::Error::other)?;
+            let (Some(done), Some((slot, bytes))) = (done, self.idle.outstanding) else {
+                return Ok(done);
+            };
+            if done.slot != slot {
+                return Ok(Some(done));
+            }
+            self.idle.outstanding = None;
+            let mut sector = vec![0; bytes];
+            self.queue.memory().read(self.queue.buffer(slot), &mut sector);
+            self.idle.answer = Some(match done.result() {
+                Ok(()) => Answer::of(&sector, &mut self.idle.last),
+                // Whoever waits looks for himself next, and finds out what is wrong.
+                Err(_) => Answer::Same,
+            });
+            self.transport.pass_on();
+        }
+    }
+
+    /// The answer of the read that may be held, which is made if there is none; `None` when its interrupt is to be waited for.
+    fn look_for_answer(&mut self, unit: u64, bytes: usize) -> io::Result<Option<Answer>> {
+        if self.idle.outstanding.is_none()
+            && self.idle.answer.is_none()
+            && let Some(slot) = self.queue.slot()
+        {
+            self.submit(slot, Operation::Read, unit, bytes, IDLE)?;
+            self.idle.outstanding = Some((slot, bytes));
+            self.publish()?;
+        }
+        loop {
+            self.reap()?;
+            if let Some(answer) = self.idle.answer.take() {
+                self.queue.refuse_interrupts();
+                self.transport.acknowledge();
+                return Ok(Some(answer));
+            }
+            self.present()?;
+            if self.queue.ask_for_interrupt() {
+                return Ok(None);
+            }
+        }
     }
 
     /// The oldest request, when it is done.
@@ -240,7 +353,7 @@ impl Driver {
         let mut deadline = None;
         loop {
             for _ in 0..LOOKS {
-                if let Some(done) = self.queue.reap().map_err(io::Error::other)? {
+                if let Some(done) = self.reap()? {
                     return Ok(Some(done));
                 }
                 std::hint::spin_loop();
@@ -262,12 +375,11 @@ impl Driver {
                     Err(e) => return Err(e.into()),
                 }
                 if polled[1].revents().is_some_and(|events| !events.is_empty()) {
-                    let text = "the backend is gone";
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, text));
+                    return Err(backend_gone());
                 }
                 self.transport.acknowledge();
             }
-            if let Some(done) = self.queue.reap().map_err(io::Error::other)? {
+            if let Some(done) = self.reap()? {
                 self.queue.refuse_interrupts();
                 return Ok(done);
             }

@@ -36,6 +36,7 @@ use crate::create::{CreateOptions, create, first_used};
 use crate::device::{AlignedBuf, BlockDevice, LockRange, RangeLock, holder};
 use crate::error::Error;
 use crate::format::{FormatError, SIGNATURE, Side};
+use crate::handle::State;
 use crate::item::{Decode, Encode};
 use crate::producer::Producer;
 use shared::Shared;
@@ -181,6 +182,9 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
 
     /// All or nothing: what did not become visible now must not do so with the entry after it.
     fn accept(&self, producer: &mut Producer<Device>, entry: &T) -> Result<Ticket, Error> {
+        if producer.state()? == State::Suspended {
+            return Err(Error::Suspended);
+        }
         let end = producer.push(entry)?;
         let ticket = self.shared.expect(end);
         match producer.advance(end) {

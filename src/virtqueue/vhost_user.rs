@@ -151,6 +151,12 @@ impl VhostUser {
         self.connection.as_fd()
     }
 
+    /// Makes that readable, for another thread of ours that waits for what was found here.
+    pub fn pass_on(&self) {
+        // A full counter says the same.
+        let _ = self.call.write(1);
+    }
+
     /// Forgets interrupts that came.
     pub fn acknowledge(&self) {
         // None is the common case of one that raced with another reason to wake up.

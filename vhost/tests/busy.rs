@@ -5,6 +5,7 @@ mod common;
 
 use common::daemon::{PATIENCE, Scene};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Durability, Error, Producer, UnixDevice, VirtioDevice};
@@ -82,7 +83,9 @@ fn consume(consumer: &mut Consumer<UnixDevice>) {
             rounds += 1;
             wait = None;
         } else {
-            let wait = wait.get_or_insert_with(|| Wait::new(Some(PATIENCE)).spin(PATIENCE * 2));
+            let wait = wait.get_or_insert_with(|| {
+                Wait::new(Side::Producer, Some(PATIENCE)).spin(PATIENCE * 2)
+            });
             assert_eq!(wait.pause(consumer.device(), &[]).unwrap(), Woken::Elapsed);
         }
     }

@@ -6,6 +6,7 @@ mod common;
 use common::daemon::Scene;
 use nix::sys::signal::Signal;
 use ring_simulation::Unlocked;
+use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
@@ -167,13 +168,13 @@ fn a_consumer_that_looks_for_its_daemon_is_lent_nothing_and_can_read() {
     daemon.signal(Signal::SIGKILL);
     daemon.0.wait().unwrap();
     assert!(device.lend(Position::ZERO, end).is_some(), "the lock is still ours");
-    let mut wait = Wait::new(Some(Duration::from_millis(10)));
+    let mut wait = Wait::new(Side::Producer, Some(Duration::from_millis(10)));
     while wait.pause(&device, &[]).unwrap() != Woken::TimedOut {}
     assert_eq!(device.lend(Position::ZERO, end), None);
     let mut consumer = Consumer::attach(device, "q", "c").unwrap();
     assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item");
     let _daemon = scene.start(&[]);
-    let mut wait = Wait::new(None);
+    let mut wait = Wait::new(Side::Producer, None);
     wait.pause(consumer.device(), &[]).unwrap();
     wait.pause(consumer.device(), &[]).unwrap();
     assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item");
@@ -204,7 +205,7 @@ fn a_consumer_finds_the_next_daemon_by_itself() {
         daemon.signal(end);
         daemon.0.wait().unwrap();
         let waiting = std::thread::spawn(move || {
-            let mut wait = Wait::new(Some(Duration::from_secs(20)));
+            let mut wait = Wait::new(Side::Producer, Some(Duration::from_secs(20)));
             assert_eq!(
                 wait.pause(consumer.device(), &[]).unwrap(),
                 Woken::Elapsed,

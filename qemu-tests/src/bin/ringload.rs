@@ -10,10 +10,10 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{BlockDevice, Consumer, Durability, Error, Position, Producer};
 use std::fmt::Write;
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A load of random items for a ring
 #[derive(Parser)]
@@ -75,10 +75,18 @@ enum Command {
         /// Path, serial:NAME or unix:PATH
         address: String,
     },
+    /// Wait for the consumer so often, and write a byte to an I/O port each time that the wait ends; print what a plain read takes
+    Wake {
+        /// Path, serial:NAME or unix:PATH
+        address: String,
+        times: u32,
+        /// The port
+        port: u16,
+    },
 }
 
 /// What a run saw.
-#[derive(Serialize)]
+#[derive(Serialize, Default)]
 struct Report {
     items: u64,
     bytes: u64,
@@ -86,6 +94,9 @@ struct Report {
     sha256: String,
     /// Times that it had to wait for the other end.
     waits: u64,
+    /// Median of a read of one sector, in nanoseconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_ns: Option<u64>,
 }
 
 fn main() -> ExitCode {
@@ -138,11 +149,40 @@ fn run(arguments: &Arguments) -> Result<Report, Failure> {
             device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
             Ok(Tally::default().report())
         }
+        Command::Wake { address, times, port } => {
+            Ok(wake(&open(address, Role::Control)?, *times, *port, patience)?)
+        }
     }
 }
 
 fn open(address: &str, role: Role) -> Result<Device, Error> {
     load::open(address, role, None)
+}
+
+fn wake(device: &Device, times: u32, port: u16, patience: Duration) -> Result<Report, Failure> {
+    const READS: usize = 201;
+    let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
+    let mut times_ns = [0; READS];
+    for time in &mut times_ns {
+        let start = Instant::now();
+        device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+        *time = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    }
+    times_ns.sort_unstable();
+    // SAFETY: it lets this process write to a port that no driver of the guest's kernel uses, and touches no memory.
+    if unsafe { libc::ioperm(port.into(), 1, 1) } != 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    for _ in 0..times {
+        if Wait::new(Side::Consumer, Some(patience)).pause(device, &[])? == Woken::TimedOut {
+            return Err(Error::Retry.into());
+        }
+        // SAFETY: the port is the test's debug console, which takes any byte; nothing of ours changes by it.
+        unsafe { std::arch::asm!("out dx, al", in("dx") port, in("al") b'w') };
+        // As who was woken would.
+        device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+    }
+    Ok(Report { read_ns: Some(times_ns[READS / 2]), ..Report::default() })
 }
 
 fn produce(
@@ -167,7 +207,9 @@ fn produce(
         let position = patiently(producer, patience, &mut tally.waits, |producer| {
             producer.push_batch(&pending)
         })?;
-        if !push_only {
+        if push_only {
+            producer.flush()?;
+        } else {
             patiently(producer, patience, &mut tally.waits, |producer| producer.advance(position))?;
         }
         pending.clear();
@@ -195,7 +237,7 @@ fn consume(
             Err(Error::Retry) => {
                 // What we keep may be what the producer waits for.
                 consumer.advance(at)?;
-                let mut wait = Wait::new(Some(patience));
+                let mut wait = Wait::new(Side::Producer, Some(patience));
                 tally.waits += 1;
                 while matches!(consumer.pop(at), Err(Error::Retry)) {
                     if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
@@ -215,7 +257,7 @@ fn patiently<T>(
     waits: &mut u64,
     mut attempt: impl FnMut(&mut Producer<Device>) -> Result<T, Error>,
 ) -> Result<T, Error> {
-    let mut wait = Wait::new(Some(patience));
+    let mut wait = Wait::new(Side::Consumer, Some(patience));
     let mut first = true;
     loop {
         match attempt(producer) {
@@ -253,7 +295,7 @@ impl Tally {
             let _ = write!(text, "{byte:02x}");
             text
         });
-        Report { items: self.items, bytes: self.bytes, sha256, waits: self.waits }
+        Report { items: self.items, bytes: self.bytes, sha256, waits: self.waits, read_ns: None }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The load's consumer.
 
+use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Error, Stop};
 use std::collections::VecDeque;
@@ -22,7 +23,7 @@ pub fn consume(
     let mut at = consumer.position();
     let mut held = VecDeque::new();
     let mut freed = 0;
-    let mut wait = Wait::new(Some(PATIENCE));
+    let mut wait = Wait::new(Side::Producer, Some(PATIENCE));
     let mut target = 1;
     loop {
         match consumer.pop(at) {
@@ -34,7 +35,7 @@ pub fn consume(
                 })?;
                 at = item.next;
                 held.push_back(at);
-                wait = Wait::new(Some(PATIENCE));
+                wait = Wait::new(Side::Producer, Some(PATIENCE));
             }
             Err(Error::Retry) if held.is_empty() => {
                 // In this order: what came before we were asked to stop was visible when we looked.

@@ -5,6 +5,7 @@ use std::io::{Write as _, stdout};
 use std::path::Path;
 use std::time::Duration;
 
+use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Error, Producer};
 
@@ -25,7 +26,7 @@ pub fn feed(producer: &mut Producer<Device>, life: &Path) -> Result<(), Failure>
                 format!("{life} {number} {}", "x".repeat(pad))
             })
             .collect();
-        let mut wait = Wait::new(Some(PATIENCE));
+        let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
         loop {
             let pushed = producer.push_batch(&items);
             match pushed.and_then(|end| producer.advance(end)) {
@@ -56,7 +57,7 @@ pub fn drain(consumer: &mut Consumer<Device>, life: &Path) -> Result<(), Failure
         match freed {
             Ok(words) => say(&words)?,
             Err(Error::Retry) => {
-                Wait::new(Some(LOOK)).pause(consumer.device(), &[])?;
+                Wait::new(Side::Producer, Some(LOOK)).pause(consumer.device(), &[])?;
             }
             Err(e) => tell(e.into())?,
         }

@@ -1,5 +1,6 @@
 //! The load's producer.
 
+use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Error, Position, Producer, Stop};
 
@@ -31,7 +32,7 @@ pub fn produce(
             },
             None => return Ok(()),
         };
-        let mut wait = Wait::new(Some(PATIENCE));
+        let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
         while !batch.push(producer, &mut random)? {
             if wait.pause(producer.device(), &[])? == Woken::TimedOut {
                 return Err(Failure::Stuck);

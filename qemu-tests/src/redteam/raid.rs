@@ -146,7 +146,7 @@ impl Raid {
         let payload = self.next_item();
         let producer = self.producer()?;
         let start = producer.position();
-        let mut wait = Wait::new(Some(PATIENCE));
+        let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
         loop {
             match producer.push(&payload) {
                 Ok(end) => return Ok(Published { start, end }),

@@ -1,6 +1,6 @@
 //! What befalls one side's accesses to the disk: its process dies, the other side runs in between, a step of the protocol is left out.
 
-use crate::explore::mutant::Mutant;
+use crate::explore::mutant::{Last, Mutant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Runs the other side in between.
@@ -63,6 +63,21 @@ struct Plan {
     mutant: Option<Mutant>,
     operation: &'static str,
     flushes: u32,
+}
+
+impl Plan {
+    /// What the present operation has written last.
+    fn last(&self) -> Last {
+        let write = self.trace.iter().rev().find_map(|access| match access {
+            Access::Write { first, .. } => Some(*first),
+            Access::Read | Access::Flush => None,
+        });
+        match write {
+            None => Last::Nothing,
+            Some(..=2) => Last::Pointer,
+            Some(_) => Last::Data,
+        }
+    }
 }
 
 impl Control {
@@ -149,8 +164,16 @@ impl Control {
             None if access == Access::Flush => {
                 let nth = plan.flushes;
                 plan.flushes += 1;
-                let skipped = Mutant::NoFlush { operation: plan.operation, nth };
-                if plan.mutant == Some(skipped) { Way::Skip } else { Way::On }
+                let skipped = match plan.mutant {
+                    Some(Mutant::NoFlush { operation, nth: skipped }) => {
+                        (operation, skipped) == (plan.operation, nth)
+                    }
+                    Some(Mutant::NoFlushBehind(last)) => {
+                        ["push", "advance"].contains(&plan.operation) && plan.last() == last
+                    }
+                    _ => false,
+                };
+                if skipped { Way::Skip } else { Way::On }
             }
             None => Way::On,
         }

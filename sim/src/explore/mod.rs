@@ -17,7 +17,7 @@ mod wander;
 mod world;
 
 pub use explorer::{Bounds, Counts, Explorer, Failure};
-pub use mutant::Mutant;
+pub use mutant::{Last, Mutant};
 pub use step::{Op, Size, Step};
 pub use wander::wander;
 pub use world::Setting;

@@ -10,10 +10,23 @@ pub enum Mutant {
         /// Which of its flushes.
         nth: u32,
     },
+    /// A flush of a producer that pushes or advances is not made: the one behind this.
+    NoFlushBehind(Last),
     /// The pointer is written before the items that it exposes.
     PointerBeforeData,
     /// What a batch's last sector holds behind it is not kept.
     TailNotKept,
     /// In a mapping, the position is stored before the slot that speaks for it.
     SlotAfterPosition,
+}
+
+/// What an operation of a producer wrote last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Last {
+    /// Nothing yet.
+    Nothing,
+    /// Items.
+    Data,
+    /// Its pointer.
+    Pointer,
 }

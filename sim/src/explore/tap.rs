@@ -68,8 +68,9 @@ impl BlockDevice for Tap {
             return Err(failed("read", Some(first))(failure()));
         }
         DiskDevice::new(&self.disk).read(first, bufs)?;
-        // In a push, data is read only to be kept.
-        if self.control.mutant_in("push") == Some(Mutant::TailNotKept) && first > 2 {
+        // Once attached, a producer reads data only to keep it.
+        let writes = |operation| self.control.mutant_in(operation) == Some(Mutant::TailNotKept);
+        if first > 2 && ["push", "advance"].into_iter().any(writes) {
             for buf in bufs.iter_mut() {
                 buf.fill(0);
             }
@@ -80,7 +81,7 @@ impl BlockDevice for Tap {
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
         let fail = failed("write", Some(first));
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-        if self.control.mutant_in("push") == Some(Mutant::PointerBeforeData) && first > 2 {
+        if self.control.mutant() == Some(Mutant::PointerBeforeData) && first > 2 {
             self.deferred.lock().unwrap_or_else(PoisonError::into_inner).push((first, bytes));
             return Ok(());
         }

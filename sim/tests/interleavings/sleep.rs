@@ -7,6 +7,7 @@ use crate::ring::{Fresh, PAIR, SECTOR_PAYLOAD, payload};
 use loom::thread;
 use shared_block_ring::device::Orders;
 use shared_block_ring::device::bell::Sleeper;
+use shared_block_ring::format::Side;
 use shared_block_ring::wait::Wait;
 use shared_block_ring::{BlockDevice, Consumer, Error, Producer};
 use std::sync::Arc;
@@ -37,7 +38,8 @@ fn wait_for<D: BlockDevice, H>(
     ways: Ways,
     mut step: impl FnMut(&mut H) -> Result<(), Error>,
 ) {
-    let mut wait = Wait::new(None);
+    // Who has a bell waits for that, whoever rings it.
+    let mut wait = Wait::new(Side::Producer, None);
     loop {
         match step(handle) {
             Ok(()) => return,

@@ -63,7 +63,6 @@ impl World {
     fn push(&self, sizes: &[Size]) -> Result<(), Error> {
         let mut producer = lock(&self.producer);
         let Some(producer) = producer.as_mut() else { return Ok(()) };
-        let suspended = lock(&self.oracle).is_suspended();
         let len = |size: Size| match size {
             Size::Small => self.setting.small,
             Size::Large => self.setting.large,
@@ -81,9 +80,6 @@ impl World {
             Err(Error::TooLarge { .. }) => return Ok(()),
             other => other?,
         };
-        if suspended {
-            self.note(Err("a push into a suspended ring".to_owned()));
-        }
         let mut items = Vec::new();
         for (&number, payload) in numbers.iter().zip(&payloads) {
             let framed = (payload.len() as u64 + 4).next_multiple_of(4);
@@ -97,17 +93,24 @@ impl World {
             lock(&self.oracle).pushed(&items);
             lock(&self.ends).push(reached);
         }
-        Ok(())
+        // Some of what is pushed is written before it is advanced over, as where more has come together than is staged.
+        if sizes == [Size::Large] { producer.flush() } else { Ok(()) }
     }
 
     fn advance(&self, index: usize) -> Result<(), Error> {
         let mut producer = lock(&self.producer);
         let Some(producer) = producer.as_mut() else { return Ok(()) };
         let end = lock(&self.ends)[index];
+        // Where looking costs a request, a suspend is heard later.
+        let deaf = !producer.device().reads_are_free();
+        let suspended = lock(&self.oracle).is_suspended() && !deaf;
         let news = lock(&self.oracle).advancing(end);
         let result = producer.advance(end);
         match (&result, news) {
             (Ok(()), _) if self.lives(Party::Producer) => {
+                if suspended {
+                    self.note(Err("an advance in a suspended ring".to_owned()));
+                }
                 lock(&self.oracle).advanced(end);
                 lock(&self.ends).drain(..=index);
             }
