@@ -1,15 +1,16 @@
 //! The end that pops.
 
+mod freeing;
+
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{EXTENSION, FormatError, PointerSector, Position, Side, Tally, put_slot};
+use crate::format::{FormatError, Position, Side, Tally};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::history::superseded;
 use crate::item::Decode;
 use crate::reader::{Found, Reader};
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::Popped;
-use std::cell::Cell;
 use std::fmt;
 
 /// The only consumer of a ring.
@@ -65,9 +66,6 @@ impl<D: BlockDevice> fmt::Debug for Consumer<D> {
             .finish_non_exhaustive()
     }
 }
-
-/// Of the slots of a pointer sector, and what is around them.
-const EXTENSION_BYTES: usize = EXTENSION.end - EXTENSION.start;
 
 /// Where the ring's consumer stands.
 fn stand<D: BlockDevice>(handle: &mut Handle<D>) -> Result<Mark> {
@@ -222,110 +220,6 @@ impl<D: BlockDevice> Consumer<D> {
                 Err(e) => return Err(e),
             }
         }
-    }
-
-    /// Frees everything before `to`: those items will not be delivered again.
-    pub fn advance(&mut self, to: Position) -> Result<()> {
-        self.handle.attached()?;
-        let (from, limit) = (self.done, self.verified.position);
-        if to < from || (to > limit && to != self.producer) {
-            return Err(Error::Advance { to, from, limit });
-        }
-        let lag = self.lag.min(self.handle.geometry.capacity().get() / 2);
-        if to <= limit && to.since(self.mark.position).is_some_and(|ahead| ahead < lag) {
-            self.done = to;
-            if to == limit {
-                self.known = self.verified;
-            }
-            return Ok(());
-        }
-        self.free(to)
-    }
-
-    /// Writes what [`advance_every`](Self::advance_every) has left for later.
-    pub fn settle(&mut self) -> Result<()> {
-        if self.done == self.mark.position {
-            return Ok(());
-        }
-        self.handle.attached()?;
-        self.free(self.done)
-    }
-
-    /// Moves our pointer to `to`.
-    fn free(&mut self, to: Position) -> Result<()> {
-        let from = self.mark.position;
-        if to == from {
-            return Ok(());
-        }
-        let tally = match self.tally_at(to) {
-            Err(e @ (Error::Advance { .. } | Error::Format(_))) => return Err(self.moved(e)),
-            tally => tally?,
-        };
-        let mark = Mark { position: to, tally };
-        // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
-        self.handle.flush()?;
-        let slot = self.handle.slot(mark);
-        let (elsewhere, written) = (Cell::new(false), Cell::new([0; EXTENSION_BYTES]));
-        let edited = self.edit(|pointer, sector| {
-            if pointer.position != from {
-                // Another life of ours has moved it: it stays as it is.
-                elsewhere.set(true);
-                return;
-            }
-            if let Some((uuid, slot)) = &slot {
-                put_slot(*uuid, sector, pointer.position, slot);
-            }
-            pointer.position = to;
-            let mut slots = [0; EXTENSION_BYTES];
-            slots.copy_from_slice(&sector[EXTENSION]);
-            written.set(slots);
-        });
-        match edited {
-            Err(e) if e.is_refusal() => self.contested(to, &written.get(), e)?,
-            edited => edited?,
-        }
-        if elsewhere.get() {
-            self.ours()?;
-        }
-        (self.mark, self.done) = (mark, to);
-        if to > self.verified.position {
-            self.verified = mark;
-        }
-        Ok(())
-    }
-
-    /// What `error` has come of, which the write of our pointer to `to` with these slots has met: the device, or another life of ours.
-    fn contested(&mut self, to: Position, written: &[u8], error: Error) -> Result<()> {
-        let Ok(now) = self.handle.read_pointer(Side::Consumer) else { return Err(error) };
-        if now.position == self.mark.position || self.handle.last_read()[EXTENSION] == *written {
-            return Err(error);
-        }
-        self.handle.revive();
-        if now.position == to { self.handle.flush() } else { Err(self.moved(error)) }
-    }
-
-    /// What our slot will say of the stream before `to`.
-    fn tally_at(&mut self, to: Position) -> Result<Tally> {
-        if to == self.verified.position {
-            return Ok(self.verified.tally);
-        }
-        let known = self.known.position > self.mark.position && self.known.position <= to;
-        let from = if known { self.known } else { self.mark };
-        if to > self.verified.position {
-            // Skipped unseen: the producer's word is all there is to go on with.
-            return Ok(Mark::new(to, self.claim).tally);
-        }
-        if !self.handle.has_slots() {
-            return Ok(Tally::from_here(to));
-        }
-        self.reader.walk(&mut self.handle.device, from.position, to, from.tally)
-    }
-
-    fn edit(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
-        self.handle.edit_consumer(|pointer, sector| {
-            change(pointer, sector);
-            pointer.encode(Side::Consumer, Some(self.handle.owner()), sector);
-        })
     }
 
     /// Whether there is an item at `from`.

@@ -151,10 +151,14 @@ impl Lap {
     /// [`Geometry::data_offset`].
     pub fn data_offset(&mut self, geometry: Geometry, position: Position) -> u64 {
         let position = position.get();
-        if position.wrapping_sub(self.start) >= geometry.capacity().get() {
-            self.start = position - geometry.data_offset(position);
+        match position.checked_sub(self.start) {
+            Some(offset) if offset < geometry.capacity().get() => offset,
+            _ => {
+                let offset = geometry.data_offset(position);
+                self.start = position - offset;
+                offset
+            }
         }
-        position - self.start
     }
 
     /// The end of what lies in one run with `from`, of the stream bytes `from..to`.
