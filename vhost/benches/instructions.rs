@@ -31,11 +31,14 @@ const CASES: [&str; 7] =
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
-    match &arguments[..] {
-        [case, times] => run(case, times.parse().unwrap()),
-        // Whatever cargo says to a benchmark.
-        _ => CASES.iter().for_each(|case| run(case, 1)),
+    if let [case, times] = &arguments[..] {
+        return run(case, times.parse().unwrap());
     }
+    // Whatever cargo says to a benchmark.
+    for case in CASES {
+        run(case, 1);
+    }
+    println!("all run; `cargo test -p ring-bench --test instructions` counts them");
 }
 
 fn run(case: &str, times: usize) {

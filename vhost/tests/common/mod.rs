@@ -6,3 +6,4 @@ pub mod daemon;
 pub mod direct;
 pub mod disk;
 pub mod front_end;
+pub mod sight;
