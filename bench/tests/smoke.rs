@@ -75,6 +75,26 @@ fn rings_from_end_to_end_have_figures_and_a_report() {
 }
 
 #[test]
+fn ways_out_of_a_guest_have_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    let arguments = ["--quick", "--measure", "guest", "--json", json.to_str().unwrap()];
+    let scratch = dir.path().to_str().unwrap();
+    let (text, ended_well) =
+        bench(dir.path(), &[&arguments[..], &["--disk-dir", scratch]].concat());
+    assert!(ended_well, "{text}");
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let rows = figures["ring"]["guest"].as_array().unwrap();
+    for (way, count) in [("ring", 12), ("virtio-serial", 6), ("plain disk", 12)] {
+        let of_it: Vec<_> = rows.iter().filter(|row| row["way"] == way).collect();
+        assert_eq!(of_it.len(), count, "{text}");
+        assert!(of_it.iter().all(|row| row["rate"].as_f64().unwrap() > 0.0), "{text}");
+    }
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 1, "disks and sockets are gone, the figures are there");
+}
+
+#[test]
 fn what_cannot_be_measured_is_said() {
     let dir = tempfile::tempdir().unwrap();
     let (text, ended_well) = bench(dir.path(), &["--rows", "nothing"]);
