@@ -26,8 +26,17 @@ const DATA: u64 = 3;
 const ITEMS: usize = 64;
 const ITEM: [u8; 64] = [7; 64];
 
-const CASES: [&str; 7] =
-    ["write-512", "write-4K", "publish-1", "publish-64", "push", "pop", "fold"];
+const CASES: [&str; 9] = [
+    "write-512",
+    "write-512-of-16",
+    "write-4K",
+    "write-4K-of-16",
+    "publish-1",
+    "publish-64",
+    "push",
+    "pop",
+    "fold",
+];
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).collect();
