@@ -14,6 +14,7 @@ Examples:
   scripts/bench.sh --quick                             whether it works, in a few seconds
   scripts/bench.sh --daemon-args "--poll always"       a backend that never sleeps
   scripts/bench.sh --rows 4K-write --json figures.json
+  scripts/bench.sh --measure guest                     what leaves a guest, against virtio-serial and a plain disk
   scripts/bench.sh --measure all --report docs         everything, into docs/performance.md
 TEXT
 }

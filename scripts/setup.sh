@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -56,6 +56,8 @@ missing_packages() {
     if ! have cc || [ ! -e "$(cc -print-file-name=libc.a)" ]; then echo libc6-dev; fi
     # A test counts system calls with it.
     have strace || echo strace
+    # Another counts instructions.
+    have valgrind || echo valgrind
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 

@@ -11,7 +11,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds, and 
   simulation   every crash of short programs on a simulated disk, interleavings, mutants
   vhost        the vhost-user back end
   qemu         real guests (emulated where there is no KVM)
-  bench        whether the measurements work (see scripts/bench.sh --help for the figures)
+  bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   fuzz         each fuzz target for 20 s (see scripts/fuzz.sh --help)
   crashes      real kills and power cuts: a few (see scripts/crash-campaign.sh --help)
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
@@ -64,6 +64,8 @@ suite simulation "$((long ? 60 : 6))" cargo test --locked -p ring-simulation -- 
 suite vhost 5 cargo test --locked -p vhost-device-blockring
 # The programs for the guests are release builds, and not to be waited for within a test's own bounds.
 suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
+# So is the one whose instructions are counted.
+suite counted 10 cargo build --locked --release -p vhost-device-blockring --bench instructions
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
 suite bench 5 cargo test --locked -p ring-bench

@@ -73,6 +73,23 @@ pub struct Cost {
     pub pop: f64,
 }
 
+/// Messages out of a guest.
+#[derive(Debug, Clone, Serialize)]
+pub struct Carried {
+    /// What the guest's processor is.
+    pub machine: &'static str,
+    /// Where they go.
+    pub way: &'static str,
+    /// Bytes of a message.
+    pub bytes: usize,
+    /// Messages sent at once.
+    pub batch: usize,
+    /// Whether each batch survives a power cut before the next.
+    pub durable: bool,
+    /// Messages in a second: the median of the rounds.
+    pub rate: f64,
+}
+
 /// All of it.
 #[derive(Debug, Default, Serialize)]
 pub struct Ring {
@@ -82,4 +99,6 @@ pub struct Ring {
     pub durable: Vec<Durable>,
     /// By size.
     pub costs: Vec<Cost>,
+    /// Out of a guest.
+    pub guest: Vec<Carried>,
 }

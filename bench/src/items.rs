@@ -19,8 +19,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// Bytes of an item, and items pushed at once.
-const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];
-const BATCHES: [usize; 2] = [1, 64];
+pub const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];
+pub const BATCHES: [usize; 2] = [1, 64];
 
 /// Bytes of the ring: more than front ends write when a backend has started.
 pub const RING: u64 = START + REGION;

@@ -130,7 +130,8 @@ pub fn quantile(values: &mut [f64], part: f64) -> f64 {
     values.get(index as usize).copied().unwrap_or(f64::NAN)
 }
 
-fn finished<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+/// What that thread has come to.
+pub fn finished<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|_| {
         Err(Error::Io { what: "measuring".to_owned(), source: io::Error::other("a thread died") })
     })

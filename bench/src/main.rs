@@ -11,6 +11,7 @@ mod durable;
 mod error;
 mod figures;
 mod front;
+mod guest;
 mod items;
 mod machine;
 mod plot;
@@ -87,7 +88,7 @@ struct Arguments {
     /// Where the rings are made
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     dir: PathBuf,
-    /// Where durable rings are made: on a disk
+    /// Where durable rings, and disks of a guest, are made: on a disk
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     disk_dir: PathBuf,
     /// Write tables into performance.md in this folder, between its markers, and plots beside it
@@ -112,6 +113,8 @@ enum What {
     Durable,
     /// One item's cost by the ring's size, and by what is in it
     Size,
+    /// Messages out of a guest, against virtio-serial and a plain disk; our daemon runs without --daemon-args
+    Guest,
     /// All of this
     All,
 }
@@ -144,6 +147,13 @@ fn run(arguments: &Arguments) -> Result<()> {
     if let Some(socket) = &arguments.consume {
         return items::consume(socket, arguments.cpus);
     }
+    // First: QEMU is not to run on one processor only.
+    let carried = if arguments.wants(What::Guest) {
+        let (program, disk_dir) = (arguments.program()?, &arguments.disk_dir);
+        guest::all(&program, disk_dir, arguments.cpus, arguments.rounds())?
+    } else {
+        Vec::new()
+    };
     pin(arguments.cpus.front)?;
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(&arguments.dir);
     let dir = dir.map_err(doing(format!("making a folder in {}", arguments.dir.display())))?;
@@ -152,7 +162,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         Vec::new()
     };
-    let ring = ring(arguments, dir.path())?;
+    let ring = Ring { guest: carried, ..ring(arguments, dir.path())? };
     print!("{}", report::text(&ring));
     if let Some(path) = &arguments.json {
         let figures = serde_json::json!({ "requests": outcomes, "ring": ring });

@@ -1,7 +1,7 @@
 //! Tables for people, and the report that is kept with the sources.
 
 use crate::error::{Result, doing};
-use crate::figures::{Cost, Ring};
+use crate::figures::{Carried, Cost, Ring};
 use crate::plot;
 use crate::requests::Outcome;
 use crate::table::{count, time, verdicts};
@@ -46,7 +46,7 @@ impl Table {
 
 /// All tables of a ring, for a terminal.
 pub fn text(ring: &Ring) -> String {
-    let tables = [items(ring), durable(ring), costs(ring)];
+    let tables = [items(ring), durable(ring), costs(ring), guest(ring)];
     let filled = tables.iter().filter(|table| !table.lines.is_empty());
     filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
 }
@@ -72,6 +72,9 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
     if !ring.costs.is_empty() {
         plot::costs(folder, &ring.costs)?;
         parts.push(("size", costs(ring)));
+    }
+    if !ring.guest.is_empty() {
+        parts.push(("guest", guest(ring)));
     }
     for (name, table) in parts {
         let filled = format!("{}\n{}", provenance(), table.markdown());
@@ -198,6 +201,24 @@ fn costs(ring: &Ring) -> Table {
     Table {
         head: vec!["ring", "items in it", "push, advance", "pop, advance"],
         lines: ring.costs.iter().map(line).collect(),
+    }
+}
+
+fn guest(ring: &Ring) -> Table {
+    let line = |carried: &Carried| {
+        vec![
+            carried.way.to_owned(),
+            carried.bytes.to_string(),
+            carried.batch.to_string(),
+            if carried.durable { "yes" } else { "no" }.to_owned(),
+            count(carried.rate),
+            format!("{:.1}", carried.rate * carried.bytes as f64 / 1e6),
+            carried.machine.to_owned(),
+        ]
+    };
+    Table {
+        head: vec!["way", "bytes", "batch", "durable", "messages/s", "MB/s", "guest"],
+        lines: ring.guest.iter().map(line).collect(),
     }
 }
 

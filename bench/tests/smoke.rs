@@ -20,6 +20,23 @@ fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
     (String::from_utf8(run.stdout()).unwrap() + &run.stderr(), status.success())
 }
 
+/// A folder with the page that figures are written into.
+fn report() -> tempfile::TempDir {
+    let report = tempfile::tempdir().unwrap();
+    let page = binaries::workspace().join("docs/performance.md");
+    std::fs::copy(page, report.path().join("performance.md")).unwrap();
+    report
+}
+
+/// This run's figures are between the markers.
+fn assert_filled(report: &Path, part: &str) {
+    let page = std::fs::read_to_string(report.join("performance.md")).unwrap();
+    let (_, table) = page.split_once(&format!("<!-- {part} -->\n")).unwrap();
+    let (table, _) = table.split_once(&format!("<!-- end of {part} -->")).unwrap();
+    assert!(table.contains("scripts/bench.sh --quick"), "{table}");
+    assert!(table.lines().filter(|line| line.starts_with("| ")).count() > 3, "{table}");
+}
+
 #[test]
 fn every_row_of_requests_has_figures() {
     let dir = tempfile::tempdir().unwrap();
@@ -44,9 +61,7 @@ fn every_row_of_requests_has_figures() {
 #[test]
 fn rings_from_end_to_end_have_figures_and_a_report() {
     let dir = tempfile::tempdir().unwrap();
-    let report = tempfile::tempdir().unwrap();
-    let page = report.path().join("performance.md");
-    std::fs::copy(binaries::workspace().join("docs/performance.md"), &page).unwrap();
+    let report = report();
     let scratch = dir.path().to_str().unwrap();
     let (text, ended_well) = bench(
         dir.path(),
@@ -61,17 +76,35 @@ fn rings_from_end_to_end_have_figures_and_a_report() {
         ],
     );
     assert!(ended_well, "{text}");
-    let page = std::fs::read_to_string(page).unwrap();
     for part in ["items", "durable", "size"] {
-        let (_, table) = page.split_once(&format!("<!-- {part} -->\n")).unwrap();
-        let (table, _) = table.split_once(&format!("<!-- end of {part} -->")).unwrap();
-        assert!(table.contains("scripts/bench.sh --quick"), "{table}");
-        assert!(table.lines().filter(|line| line.starts_with("| ")).count() > 3, "{table}");
+        assert_filled(report.path(), part);
     }
     for plot in ["latency", "throughput", "size"] {
         let svg = std::fs::read_to_string(report.path().join(format!("{plot}.svg"))).unwrap();
         assert!(svg.contains("<polyline") && svg.ends_with("</svg>\n"), "{plot}");
     }
+}
+
+#[test]
+fn ways_out_of_a_guest_have_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("figures.json");
+    let arguments = ["--quick", "--measure", "guest", "--json", json.to_str().unwrap()];
+    let report = report();
+    let scratch = dir.path().to_str().unwrap();
+    let folders = ["--disk-dir", scratch, "--report", report.path().to_str().unwrap()];
+    let (text, ended_well) = bench(dir.path(), &[&arguments[..], &folders].concat());
+    assert!(ended_well, "{text}");
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let rows = figures["ring"]["guest"].as_array().unwrap();
+    for (way, count) in [("ring", 12), ("virtio-serial", 6), ("plain disk", 12)] {
+        let of_it: Vec<_> = rows.iter().filter(|row| row["way"] == way).collect();
+        assert_eq!(of_it.len(), count, "{text}");
+        assert!(of_it.iter().all(|row| row["rate"].as_f64().unwrap() > 0.0), "{text}");
+    }
+    assert_filled(report.path(), "guest");
+    let left = std::fs::read_dir(dir.path()).unwrap().count();
+    assert_eq!(left, 1, "disks and sockets are gone, the figures are there");
 }
 
 #[test]

@@ -40,6 +40,11 @@ impl Binaries {
         self.folder.join("crashload")
     }
 
+    /// What sends as fast as it goes on each of the ways out of a guest.
+    pub fn channels(&self) -> PathBuf {
+        self.folder.join("channels")
+    }
+
     /// The attacks of a guest on its ring.
     pub fn redteam(&self) -> PathBuf {
         self.folder.join("redteam")

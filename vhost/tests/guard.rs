@@ -4,58 +4,17 @@
 //! with `BLOCKRING_LONG` set it takes all of them.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::sight::{Write, index};
 use ring_simulation::oracle::slot::Claim;
 use ring_simulation::oracle::states::{Shape, ring};
 use ring_simulation::oracle::{Known, Refusal, Ring, UNIT, sector_of, writes};
 use shared_block_ring::Position;
 use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, Tally};
 use std::collections::BTreeMap;
-use std::convert::Infallible;
-use std::ops::Range;
 use uuid::Uuid;
-use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room, Sight, Verdict};
-
-/// A write to a ring, as the guard sees it.
-struct Write<'a> {
-    ring: &'a Ring,
-    start: usize,
-    bytes: &'a [u8],
-}
-
-fn index(offset: u64) -> usize {
-    usize::try_from(offset).unwrap()
-}
-
-impl Write<'_> {
-    fn part(&self, range: &Range<u64>) -> &[u8] {
-        &self.bytes[index(range.start) - self.start..index(range.end) - self.start]
-    }
-}
-
-impl Sight for Write<'_> {
-    type Fault = Infallible;
-
-    fn head_sector(&self, sector: u64, bytes: &mut [u8]) {
-        bytes.copy_from_slice(self.ring.sector(&self.ring.bytes, index(sector)));
-    }
-
-    fn position(&self, side: Side) -> Option<Position> {
-        Position::new(self.ring.position(&self.ring.bytes, side))
-    }
-
-    fn word(&self, offset: u64) -> [u8; 4] {
-        self.ring.bytes[index(offset)..index(offset) + 4].try_into().unwrap()
-    }
-
-    fn written(&self, range: Range<u64>, private: &mut [u8]) -> Result<(), Infallible> {
-        private.copy_from_slice(self.part(&range));
-        Ok(())
-    }
-
-    fn same(&self, range: Range<u64>) -> Result<bool, Infallible> {
-        Ok(self.part(&range) == &self.ring.bytes[index(range.start)..index(range.end)])
-    }
-}
+use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room, Verdict};
 
 fn guard(ring: &Ring) -> Guard {
     let sectors = ring.bytes.len() / ring.size;
@@ -81,7 +40,7 @@ fn judge(
 ) -> Result<(Vec<u8>, Mine), Reason> {
     let before = mine(ring.known);
     let range = guard.range(first as u64, bytes.len() as u64)?;
-    let write = Write { ring, start: first * UNIT, bytes };
+    let write = Write { region: &ring.bytes, sector_size: ring.size, start: first * UNIT, bytes };
     let mut judgement = guard.begin(range, Box::new(Room::default()));
     let grant = loop {
         // A budget so small that long walks are interrupted.

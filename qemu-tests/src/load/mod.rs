@@ -37,9 +37,9 @@ pub enum Failure {
     /// The ring library.
     #[error("{0}")]
     Ring(#[from] Error),
-    /// The log cannot be written: what is not logged must not happen.
-    #[error("the log: {0}")]
-    Log(#[from] io::Error),
+    /// A file beside the ring; of the log, what is not written must not happen.
+    #[error("a file: {0}")]
+    File(#[from] io::Error),
     /// The other end does nothing.
     #[error("nothing has moved for {PATIENCE:?}")]
     Stuck,
@@ -82,16 +82,18 @@ pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Resul
     if let Some(path) = address.strip_prefix("unix:") {
         return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
     }
-    let path = match address.strip_prefix("serial:") {
-        Some(serial) => find_by_serial(serial).map_err(|source| DeviceError {
-            name: address.to_owned(),
-            operation: "open",
-            sector: None,
-            source,
-        })?,
-        None => PathBuf::from(address),
-    };
     let options = OpenOptions::default();
     let options = sector_size.map_or(options, |size| options.sector_size(size));
-    Ok(Box::new(options.open(&path)?))
+    Ok(Box::new(options.open(&path(address)?)?))
+}
+
+/// The file that a path or serial:NAME means.
+pub fn path(address: &str) -> Result<PathBuf, DeviceError> {
+    let Some(serial) = address.strip_prefix("serial:") else { return Ok(PathBuf::from(address)) };
+    find_by_serial(serial).map_err(|source| DeviceError {
+        name: address.to_owned(),
+        operation: "open",
+        sector: None,
+        source,
+    })
 }

@@ -3,5 +3,7 @@
 
 pub mod attack;
 pub mod daemon;
+pub mod direct;
 pub mod disk;
 pub mod front_end;
+pub mod sight;

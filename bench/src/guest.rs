@@ -1,0 +1,178 @@
+//! The ways out of a guest: our disk, a virtio-serial port, and a plain disk which nobody on the host reads.
+
+use crate::backend::{Backend, consumer_socket};
+use crate::error::{Error, Result, doing};
+use crate::figures::Carried;
+use crate::items::{BATCHES, RING, Rounds, SIZES};
+use crate::machine::{Processors, finished, median};
+use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, binaries, wait_until};
+use serde_json::{Value, json};
+use shared_block_ring::format::Side;
+use shared_block_ring::handover::Role;
+use shared_block_ring::wait::{Wait, Woken};
+use shared_block_ring::{Consumer, Durability, UnixDevice, make_file};
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Longer than the host takes for what the guest has sent.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long those who wait for the guest take to see that it is over.
+const GLANCE: Duration = Duration::from_millis(50);
+
+/// A way out: what the guest's program calls it, and what it is given.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Way {
+    name: &'static str,
+    channel: &'static str,
+    address: &'static str,
+    /// Whether it can be told to make durable what it carries.
+    disk: bool,
+}
+
+const RING_WAY: Way = Way { name: "ring", channel: "ring", address: "serial:ring", disk: true };
+const PORT_WAY: Way =
+    Way { name: "virtio-serial", channel: "port", address: "/dev/vport0p1", disk: false };
+const DISK_WAY: Way =
+    Way { name: "plain disk", channel: "disk", address: "serial:plain", disk: true };
+
+/// What has arrived on the host.
+#[derive(Default)]
+struct Arrived {
+    items: AtomicU64,
+    port_bytes: AtomicU64,
+    over: AtomicBool,
+}
+
+/// Every way, size and batch. Rings and disks are made in `dir`, on a disk.
+pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Result<Vec<Carried>> {
+    let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(dir);
+    let dir = dir.map_err(doing("making a folder for a guest's disks"))?;
+    let dir = dir.path();
+    let arguments = ["--serial", "ring"].map(str::to_owned);
+    let backend = Backend::ours("guest", program, &arguments, RING, dir, cpus)?;
+    backend.resume()?;
+    let plain = dir.join("plain.img");
+    make_file(&plain, RING).map_err(doing("making a plain disk"))?;
+    let socket = dir.join("port.sock");
+    let listener = UnixListener::bind(&socket).map_err(doing("listening for a port"))?;
+    let guest = GuestBuilder::new()
+        .image(image()?)
+        .disk(Disk::vhost_user(backend.socket()))
+        .disk(Disk::file(plain, "plain"))
+        .arguments(["-device", "virtio-serial-pci"])
+        .arguments(["-chardev".to_owned(), format!("socket,id=port,path={}", socket.display())])
+        .arguments(["-device", "virtserialport,chardev=port"])
+        .boot()?;
+    // QEMU has connected before the guest could boot.
+    let (port, _) = listener.accept().map_err(doing("accepting a port"))?;
+    let consumer = UnixDevice::connect(&consumer_socket(dir, "guest"), Role::Consumer)?;
+    let consumer = Consumer::attach(consumer, "bench", "host")?;
+    let arrived = Arrived::default();
+    let carried = std::thread::scope(|scope| {
+        let items = scope.spawn(|| take(consumer, &arrived));
+        let bytes = scope.spawn(|| read(port, &arrived));
+        let carried = each(&guest, rounds, &arrived);
+        arrived.over.store(true, Ordering::Release);
+        // Why one of them has ended says more than that what it counts does not come.
+        finished(items).and(finished(bytes)).and(carried)
+    })?;
+    guest.power_off()?;
+    Ok(carried)
+}
+
+fn image() -> Result<ImageSpec> {
+    let program = binaries::guest()?.channels();
+    Ok(ImageSpec::minimal().module("virtio_console").file("bin/channels", program))
+}
+
+fn each(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>> {
+    let kvm = guest.qmp("query-kvm", &json!({}))?;
+    let machine = if kvm["enabled"] == true { "KVM" } else { "emulated" };
+    let mut all = Vec::new();
+    for way in [RING_WAY, PORT_WAY, DISK_WAY] {
+        for durable in [false, true].into_iter().filter(|durable| way.disk || !durable) {
+            for bytes in SIZES {
+                for batch in BATCHES {
+                    let rate = one(guest, way, bytes, batch, durable, rounds, arrived)?;
+                    let way = way.name;
+                    all.push(Carried { machine, way, bytes, batch, durable, rate });
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Messages in a second: the median of the rounds.
+fn one(
+    guest: &Guest,
+    way: Way,
+    bytes: usize,
+    batch: usize,
+    durable: bool,
+    rounds: Rounds,
+    arrived: &Arrived,
+) -> Result<f64> {
+    let Way { channel, address, .. } = way;
+    let (count, time) = (rounds.count, rounds.time.as_millis());
+    let durable = if durable { "--durable" } else { "" };
+    let command = format!(
+        "channels {channel} {address} --bytes {bytes} --batch {batch} --rounds {count} --round-ms {time} {durable}"
+    );
+    let before = [&arrived.items, &arrived.port_bytes].map(|count| count.load(Ordering::Acquire));
+    let answer = guest.check(&command)?;
+    let nonsense = || qemu_tests::Error::Answer { what: command.clone(), answer: answer.clone() };
+    let report: Value = serde_json::from_str(&answer).map_err(|_| nonsense())?;
+    let sent = report["messages"].as_u64().ok_or_else(nonsense)?;
+    let rates = report["rates"].as_array().ok_or_else(nonsense)?;
+    let mut rates: Vec<f64> = rates.iter().filter_map(Value::as_f64).collect();
+    let (count, wanted) = match way {
+        RING_WAY => (&arrived.items, before[0] + sent),
+        PORT_WAY => (&arrived.port_bytes, before[1] + sent * bytes as u64),
+        _ => return Ok(median(&mut rates)),
+    };
+    if wait_until(PATIENCE, || count.load(Ordering::Acquire) == wanted) {
+        Ok(median(&mut rates))
+    } else {
+        Err(Error::Stalled(way.name))
+    }
+}
+
+/// Takes the ring's items until it is over.
+fn take(mut consumer: Consumer<UnixDevice>, arrived: &Arrived) -> Result<()> {
+    consumer.set_durability(Durability::PageCache);
+    let mut wait = Wait::new(Side::Producer, Some(GLANCE));
+    while !arrived.over.load(Ordering::Acquire) {
+        let (end, items) = consumer.fold(consumer.position(), 0, |items, _| items + 1)?;
+        if items > 0 {
+            arrived.items.fetch_add(items, Ordering::AcqRel);
+            consumer.advance(end)?;
+            wait = Wait::new(Side::Producer, Some(GLANCE));
+        } else if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
+            wait = Wait::new(Side::Producer, Some(GLANCE));
+        }
+    }
+    Ok(())
+}
+
+/// Reads what comes by the port until it is over.
+fn read(mut port: UnixStream, arrived: &Arrived) -> Result<()> {
+    let failed = || doing("reading from a port");
+    port.set_read_timeout(Some(GLANCE)).map_err(failed())?;
+    let mut bytes = vec![0; 1 << 20];
+    while !arrived.over.load(Ordering::Acquire) {
+        match port.read(&mut bytes) {
+            Ok(0) => return Err(Error::Stalled("the port")),
+            Ok(count) => {
+                arrived.port_bytes.fetch_add(count as u64, Ordering::AcqRel);
+            }
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {}
+            Err(e) => return Err(failed()(e)),
+        }
+    }
+    Ok(())
+}
