@@ -2,6 +2,7 @@
 
 use ring_simulation::Unlocked;
 use shared_block_ring::{Error, Producer};
+use std::io;
 use vhost_device_blockring::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid, ensure};
@@ -37,8 +38,12 @@ fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
         let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
         raid.publish(1)?;
-        match second.push("no honest item") {
-            Err(Error::Device(e)) => raid.refused(Reason::PublishedData, Err(e.source))?,
+        second.push("no honest item")?;
+        match second.flush() {
+            // Who is refused looks, and finds out why.
+            Err(Error::Superseded { .. }) => {
+                raid.refused(Reason::PublishedData, Err(io::Error::from_raw_os_error(libc::EIO)))?;
+            }
             other => return Err(Failure::Unsound(format!("{other:?}"))),
         }
     }
