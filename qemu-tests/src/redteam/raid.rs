@@ -149,7 +149,10 @@ impl Raid {
         let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
         loop {
             match producer.push(&payload) {
-                Ok(end) => return Ok(Published { start, end }),
+                Ok(end) => {
+                    producer.flush()?;
+                    return Ok(Published { start, end });
+                }
                 Err(Error::Retry) if wait.pause(producer.device(), &[])? != Woken::TimedOut => {}
                 Err(e) => return Err(e.into()),
             }

@@ -2,13 +2,14 @@
 
 use ring_simulation::Unlocked;
 use shared_block_ring::{Error, Producer};
+use std::io;
 use vhost_device_blockring::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
     attack("second_producer_by_the_library", &[], by_the_library),
-    attack("second_producer_left_behind", &[], left_behind),
+    attack("second_producer_left_behind", &[Reason::PublishedData], left_behind),
     attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
 ];
 
@@ -37,9 +38,12 @@ fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
         let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
         raid.publish(1)?;
-        match second.push("no honest item") {
-            // The read that it makes in any case tells it what it has missed: it writes nothing.
-            Err(Error::Superseded { .. }) => raid.report.barred += 1,
+        second.push("no honest item")?;
+        match second.flush() {
+            // Who is refused looks, and finds out why.
+            Err(Error::Superseded { .. }) => {
+                raid.refused(Reason::PublishedData, Err(io::Error::from_raw_os_error(libc::EIO)))?;
+            }
             other => return Err(Failure::Unsound(format!("{other:?}"))),
         }
     }
