@@ -94,10 +94,11 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         }
         None => None,
     };
-    log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
     let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
-    let driver = Driver::start(backend, settings.cpu)
-        .map_err(system("have a thread run where it is told to (--cpu)"))?;
+    let driver = Driver::start(backend, settings.cpu).map_err(system(
+        "run the queue's thread (--cpu must name a processor that this process may use)",
+    ))?;
+    log::info!("serving {name}, {} bytes, guest is the {guest}", opened.geometry.total_bytes());
     Connections::new(driver, listening, stop, faults, counters, name).serve()?;
     opened.file.sync_data().map_err(system("make the region durable"))?;
     log::info!("stopped: everything answered is durable");
