@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// How long a process that was killed may take to be gone, once nothing keeps it.
-const LAST_BREATH: Duration = Duration::from_millis(200);
+const LAST_BREATH: Duration = Duration::from_secs(1);
 
 /// Which byte of the device a lock is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
