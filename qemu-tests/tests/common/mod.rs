@@ -52,7 +52,7 @@ impl Scene {
         prepare(&mut command);
         let mut backend = Daemon::spawn("backend", command, self.dir())?;
         // What a killed one left behind does not answer.
-        backend.wait_for("answering", SOON, |_| self.facts().is_some())?;
+        backend.wait_for("answering", SOON, |_| self.facts().is_ok())?;
         Ok(backend)
     }
 
@@ -89,14 +89,26 @@ impl Scene {
         String::from_utf8(output.stdout).unwrap()
     }
 
-    fn facts(&self) -> Option<Value> {
+    fn facts(&self) -> std::result::Result<Value, Output> {
         let output = self.blockring(&["diagnostics", "--json", &self.address()]);
-        output.status.success().then(|| serde_json::from_slice(&output.stdout).unwrap())
+        if output.status.success() {
+            Ok(serde_json::from_slice(&output.stdout).unwrap())
+        } else {
+            Err(output)
+        }
     }
 
-    /// What `diagnostics --json` says, the backend's counters under `backend`.
+    /// What `diagnostics --json` says, the backend's counters under `backend`. A client that a busy machine lets speak late is hung up
+    /// on, and asks again.
     pub fn diagnostics(&self) -> Value {
-        self.facts().expect("the backend answers")
+        let mut facts = self.facts();
+        wait_until(SOON, || {
+            if facts.is_err() {
+                facts = self.facts();
+            }
+            facts.is_ok()
+        });
+        facts.unwrap_or_else(|output| panic!("the backend does not answer: {output:?}"))
     }
 
     /// Waits until the consumer has everything.
