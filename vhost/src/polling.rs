@@ -47,31 +47,41 @@ impl Looking {
 
     /// There was something to do. The clock is asked only after a sleep.
     pub fn worked(&mut self) {
-        if let Some(idle) = self.idle.take()
-            && let Polling::For(window) = self.polling
+        if let Some(window) = self.window()
+            && let Some(idle) = self.idle.take()
         {
             self.pays = idle.elapsed() <= window + WAKE;
         }
         (self.worked, self.looks, self.since) = (true, 0, None);
     }
 
+    /// How long to look on at most, if there is a limit to that and it is not nothing.
+    fn window(&self) -> Option<Duration> {
+        match self.polling {
+            Polling::For(window) if !window.is_zero() => Some(window),
+            Polling::For(_) | Polling::Always => None,
+        }
+    }
+
     /// There was nothing. Whether to look again.
     pub fn goes_on(&mut self) -> bool {
-        let window = match self.polling {
-            Polling::Always => None,
-            Polling::For(window) if self.worked && self.pays && !window.is_zero() => Some(window),
-            Polling::For(_) => return false,
-        };
+        if self.polling == Polling::Always {
+            std::hint::spin_loop();
+            return true;
+        }
+        let Some(window) = self.window().filter(|_| self.worked && self.pays) else { return false };
         std::hint::spin_loop();
         self.looks += 1;
-        let Some(window) = window.filter(|_| self.looks.is_multiple_of(LOOKS)) else { return true };
+        if !self.looks.is_multiple_of(LOOKS) {
+            return true;
+        }
         let now = Instant::now();
         now.duration_since(*self.since.get_or_insert(now)) < window
     }
 
     /// Goes to sleep.
     pub fn sleeps(&mut self) {
-        if self.worked {
+        if self.worked && self.window().is_some() {
             self.idle = Some(self.since.unwrap_or_else(Instant::now));
         }
     }
@@ -123,7 +133,10 @@ mod tests {
         let mut none = Looking::new(Polling::For(Duration::ZERO));
         none.worked();
         assert!(!none.goes_on());
+        none.sleeps();
+        assert_eq!(none.idle, None, "nobody will ask how long");
         let mut always = Looking::new(Polling::Always);
         assert!((0..1000).all(|_| always.goes_on()));
+        assert_eq!(always.looks, 0, "there is no end to them");
     }
 }
