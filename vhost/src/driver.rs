@@ -30,21 +30,16 @@ impl Driver {
     /// Starts it, on one processor alone if that is given.
     pub fn start(backend: Arc<Backend>, cpu: Option<usize>) -> io::Result<Self> {
         let driven = Arc::clone(&backend);
-        let this = Pid::from_raw(0);
-        let anywhere = sched_getaffinity(this)?;
-        if let Some(cpu) = cpu {
-            let mut there = CpuSet::new();
-            there.set(cpu)?;
-            // It inherits this from us, so that what is wrong with it is known before there is a thread.
-            sched_setaffinity(this, &there)?;
-        }
-        let thread = std::thread::Builder::new().name("queue".to_owned()).spawn(move || {
-            let _alarm = Alarm;
-            driven.drive();
-        })?;
-        if cpu.is_some() {
-            sched_setaffinity(this, &anywhere)?;
-        }
+        let spawn = || {
+            std::thread::Builder::new().name("queue".to_owned()).spawn(move || {
+                let _alarm = Alarm;
+                driven.drive();
+            })
+        };
+        let thread = match cpu {
+            Some(cpu) => on_processor(cpu, spawn)?,
+            None => spawn()?,
+        };
         Ok(Self { backend, thread: Some(thread) })
     }
 
@@ -52,6 +47,18 @@ impl Driver {
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
     }
+}
+
+/// Starts a thread from there: it inherits the place from us, so that what is wrong with that is known before there is a thread.
+fn on_processor<T>(cpu: usize, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let this = Pid::from_raw(0);
+    let anywhere = sched_getaffinity(this)?;
+    let mut there = CpuSet::new();
+    there.set(cpu)?;
+    sched_setaffinity(this, &there)?;
+    let started = start();
+    sched_setaffinity(this, &anywhere)?;
+    started
 }
 
 impl Drop for Driver {

@@ -11,8 +11,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::Error;
 use vm_memory::GuestMemoryAtomic;
@@ -25,51 +25,62 @@ const GIVE_WAY: Duration = Duration::from_millis(20);
 
 /// How many wait for something that the worker holds most of the time, and what wakes it when they have changed something.
 #[derive(Debug, Clone)]
-pub struct Claims(Arc<(AtomicU32, OwnedFd)>);
+pub struct Claims(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    waiting: AtomicU32,
+    /// Told when one of them has done with it.
+    done: (Mutex<()>, Condvar),
+    changed: OwnedFd,
+}
 
 /// One of them, until it has what it waits for and has done with it.
-pub struct Claim<'a>(&'a Claims);
+pub struct Claim<'a>(&'a Shared);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let (waiting, changed) = &*self.0.0;
+        let Shared { waiting, done: (lock, done), changed } = self.0;
         // A full counter means that the worker is about to wake up anyway.
         let _ = nix::unistd::write(changed, &1u64.to_ne_bytes());
-        waiting.fetch_sub(1, Ordering::Release);
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        // Not between the worker's look and its wait, which would then not hear of it.
+        drop(lock.lock());
+        done.notify_all();
     }
 }
 
 impl Claims {
     /// Nobody waits.
     pub fn new() -> io::Result<Self> {
-        Ok(Self(Arc::new((AtomicU32::new(0), new_event()?))))
+        let (waiting, done, changed) = (AtomicU32::new(0), Default::default(), new_event()?);
+        Ok(Self(Arc::new(Shared { waiting, done, changed })))
     }
 
     /// Says that somebody waits.
     pub fn claim(&self) -> Claim<'_> {
-        self.0.0.fetch_add(1, Ordering::Relaxed);
-        Claim(self)
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Claim(&self.0)
     }
 
     /// Whether the worker has to let go of what it holds. One load.
     pub fn pending(&self) -> bool {
-        self.0.0.load(Ordering::Relaxed) > 0
+        self.0.waiting.load(Ordering::Relaxed) > 0
     }
 
     /// Waits until nobody does. For the worker, while it holds nothing.
     pub fn give_way(&self) {
-        if !self.pending() {
-            return;
-        }
-        let start = Instant::now();
-        while self.pending() && start.elapsed() < GIVE_WAY {
-            std::thread::sleep(Duration::from_micros(50));
+        if self.pending() {
+            let (lock, done) = &self.0.done;
+            let lock = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            // When the time is up it goes on, and gives way again soon.
+            drop(done.wait_timeout_while(lock, GIVE_WAY, |()| self.pending()));
         }
     }
 
     /// Readable when somebody has changed something.
     pub fn changed(&self) -> BorrowedFd<'_> {
-        self.0.1.as_fd()
+        self.0.changed.as_fd()
     }
 }
 
@@ -251,6 +262,7 @@ impl VringT<Memory> for Vring {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use std::time::Instant;
 
     #[test]
     fn the_worker_hears_of_every_change() {
@@ -266,14 +278,18 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_gives_way_for_a_bounded_time() {
+    fn a_worker_gives_way_until_nobody_waits_or_for_a_bounded_time() {
         let claims = Claims::new().unwrap();
         claims.give_way();
         let claim = claims.claim();
         let start = Instant::now();
         claims.give_way();
         assert!(start.elapsed() >= GIVE_WAY && claims.pending());
-        drop(claim);
-        assert!(!claims.pending());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(claim));
+            while claims.pending() {
+                claims.give_way();
+            }
+        });
     }
 }
