@@ -1,5 +1,6 @@
 //! The one request of a queue that may be unfinished.
 
+use crate::flusher::Ticket;
 use crate::guard::Judgement;
 use std::time::Instant;
 
@@ -16,7 +17,7 @@ pub enum Why {
     /// Until everything stored is durable. `len` bytes were written to the guest.
     Flush {
         /// By which the flusher names it.
-        ticket: u64,
+        ticket: Ticket,
         /// For the used ring.
         len: u32,
         /// Whether it is, once that is known.

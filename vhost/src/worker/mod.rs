@@ -5,24 +5,24 @@
 //! and what is replayed then is idempotent. A stop needs no waiting for the same reason: a parked request is
 //! given back to the available ring.
 
-use crate::completion::Finished;
+mod step;
+
 use crate::counters::Counters;
 use crate::dirty::GuestMemory;
-use crate::executor::{Executor, Outcome};
-use crate::fault;
+use crate::executor::Executor;
 use crate::flusher::Flusher;
 use crate::pace::Pace;
 use crate::parked::{Parked, Why};
 use crate::polling::{Looking, Polling};
-use crate::queue::{Broken, Chain, Split};
-use crate::request::{Kind, Request};
+use crate::queue::{Broken, Split};
+use crate::request::Request;
 use crate::vring::{Claims, Memory, Vring};
 use shared_block_ring::device::bell::Bell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
-use vm_memory::{Bytes, GuestAddressSpace};
+use vm_memory::GuestAddressSpace;
 
 /// Completions that the driver may have to wait to be told of: an interrupt is decided on once for so many, or when the queue is empty.
 const BATCH: u16 = 32;
@@ -47,11 +47,8 @@ pub struct Worker {
     looking: Looking,
     request: Request,
     parked: Option<Parked>,
-    tickets: u64,
     /// No FLUSH feature: every write is durable before it is answered.
     write_through: bool,
-    /// After a failed flush nothing is known about what is on the medium, and a second try would only hide it.
-    medium_failed: bool,
     broken: Pace,
     unsignalled: Pace,
     vring: Option<Vring>,
@@ -81,9 +78,7 @@ impl Worker {
             looking: Looking::new(polling),
             request: Request::default(),
             parked: None,
-            tickets: 0,
             write_through: false,
-            medium_failed: false,
             broken: Pace::default(),
             unsignalled: Pace::default(),
             vring: None,
@@ -262,110 +257,6 @@ impl Worker {
         news
     }
 
-    /// One request, or one step of a parked one. False when there is nothing to be done now.
-    fn step(&mut self, queue: &mut Split<'_>, mem: &GuestMemory) -> Result<bool, Broken> {
-        self.hear_flushes();
-        let Some(parked) = self.parked.take() else {
-            let Some(chain) = queue.take()? else { return Ok(false) };
-            let head = chain.head();
-            let outcome = self.take(mem, chain);
-            self.settle(queue, mem, head, outcome)?;
-            return Ok(true);
-        };
-        let head = parked.head;
-        match parked.why {
-            Why::Walking(judgement) => {
-                let outcome = self.executor.resume(mem, &self.request, judgement);
-                self.settle(queue, mem, head, outcome)?;
-            }
-            Why::Flush { len, durable: Some(durable), .. } => {
-                self.counters.flushes.add(u64::from(durable));
-                let finished =
-                    if durable { Finished::ok(head, len) } else { Finished::failed(head) };
-                self.answer(queue, mem, &finished)?;
-            }
-            Why::Held { until }
-                if self.executor.has_news() || queue.has_next()? || Instant::now() >= until =>
-            {
-                let outcome = self.executor.execute(mem, &self.request, false);
-                self.settle(queue, mem, head, outcome)?;
-            }
-            Why::Flush { .. } | Why::Held { .. } => {
-                self.parked = Some(parked);
-                return Ok(false);
-            }
-        }
-        Ok(true)
-    }
-
-    /// Carries a request out as far as it goes.
-    fn take(&mut self, mem: &GuestMemory, chain: Chain<'_>) -> Outcome {
-        match self.request.parse(mem, chain) {
-            Ok(()) if fault::region_lost() => Outcome::Failed,
-            Ok(())
-                if self.medium_failed
-                    && matches!(self.request.kind(), Kind::Write | Kind::Flush) =>
-            {
-                self.counters.failed.count();
-                Outcome::Failed
-            }
-            Ok(()) => self.executor.execute(mem, &self.request, true),
-            Err(reason) => self.executor.refuse(reason),
-        }
-    }
-
-    /// Answers a request, or sets it aside if it waits for somebody else.
-    fn settle(
-        &mut self,
-        queue: &mut Split<'_>,
-        mem: &GuestMemory,
-        head: u16,
-        outcome: Outcome,
-    ) -> Result<(), Broken> {
-        let why = match outcome {
-            Outcome::Hold => {
-                self.counters.held.count();
-                Why::Held { until: Instant::now() + self.hold }
-            }
-            Outcome::Walking(judgement) => Why::Walking(judgement),
-            Outcome::Flush => self.flush(0),
-            Outcome::Done(len) if self.write_through && self.request.kind() == Kind::Write => {
-                self.flush(len)
-            }
-            outcome => return self.answer(queue, mem, &Finished::from(head, &outcome)),
-        };
-        self.parked = Some(Parked { head, why });
-        Ok(())
-    }
-
-    fn flush(&mut self, len: u32) -> Why {
-        self.tickets += 1;
-        if !self.flusher.request(self.tickets) {
-            // Cannot be: the thread ends with us. If it did, an unanswered flush is the safe answer.
-            log::error!("the flusher thread is gone");
-        }
-        Why::Flush { ticket: self.tickets, len, durable: None }
-    }
-
-    /// Takes note of flushes that have finished, whether their requests are still here or were given back by a stop.
-    fn hear_flushes(&mut self) {
-        while let Some((finished, result)) = self.flusher.finished() {
-            if let Err(e) = &result
-                && !self.medium_failed
-            {
-                log::error!(
-                    "cannot make the region durable: {e}; writes and flushes fail from here on"
-                );
-                self.medium_failed = true;
-            }
-            if let Some(Parked { why: Why::Flush { ticket, durable, .. }, .. }) = &mut self.parked
-                && *ticket == finished
-            {
-                *durable = Some(result.is_ok());
-            }
-        }
-    }
-
     /// Forgets the parked request. Whether there was one.
     fn unpark(&mut self) -> bool {
         if self.is_holding() {
@@ -376,28 +267,6 @@ impl Worker {
 
     fn is_holding(&self) -> bool {
         matches!(self.parked, Some(Parked { why: Why::Held { .. }, .. }))
-    }
-
-    fn answer(
-        &self,
-        queue: &mut Split<'_>,
-        mem: &GuestMemory,
-        finished: &Finished,
-    ) -> Result<(), Broken> {
-        let mut len = finished.len;
-        // Found out by carrying it out, perhaps.
-        let code = if fault::region_lost() {
-            Finished::failed(finished.head).status
-        } else {
-            finished.status
-        };
-        // What was parked is still in `request`: nothing else was parsed since.
-        if let Some(at) = self.request.status()
-            && mem.write_obj(code, at).is_ok()
-        {
-            len += 1;
-        }
-        queue.answer(finished.head, len)
     }
 }
 
