@@ -94,13 +94,7 @@ pub struct Arguments {
     pub poll: Option<Poll>,
     /// Judge every write of the guest by the ring's rules; off makes a plain disk, for a guest that formats its own ring or is trusted:
     /// consumers then copy what they read
-    #[arg(
-        long,
-        value_enum,
-        value_name = "on|off",
-        default_value = "on",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
     pub guard: Switch,
     /// Have the queue's thread run on this processor alone
     #[arg(long, value_name = "N")]
@@ -115,13 +109,7 @@ pub struct Arguments {
     #[arg(long, value_name = "GROUP")]
     pub group: Option<String>,
     /// Give up every right that is not needed to serve the ring; off is for debuggers
-    #[arg(
-        long,
-        value_enum,
-        value_name = "on|off",
-        default_value = "on",
-        hide_possible_values = true
-    )]
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
     pub sandbox: Switch,
 }
 

@@ -232,9 +232,7 @@ impl Executor {
         request: &Request,
         range: &Range<u64>,
     ) -> Result<Outcome, Fault> {
-        if request.data.iter().any(|segment| !mem.check_range(segment.address, segment.len)) {
-            return Err(Fault::BadAddress);
-        }
+        all_there(mem, request)?;
         let view = View { region: &self.region, mem, request };
         let geometry = self.region.geometry();
         let size = u64::from(geometry.sector_size().get());
@@ -247,13 +245,10 @@ impl Executor {
         if !data.is_empty() {
             self.region.store(mem, &request.data, view.part(&data), data.start)?;
         }
-        let pointer = geometry.pointer_start(self.guard.guest());
-        if range.contains(&pointer) && self.host.ring() {
-            self.counters.wakeups.count();
+        if range.contains(&geometry.pointer_start(self.guard.guest())) {
+            self.wake_host();
         }
-        self.counters.writes.count();
-        self.counters.written_bytes.add(request.data_len);
-        Ok(Outcome::Done(0))
+        Ok(self.written(request))
     }
 
     fn judge<M: GuestMemoryBackend>(
@@ -277,9 +272,7 @@ impl Executor {
         grant: Grant,
     ) -> Result<Outcome, Fault> {
         let view = View { region: &self.region, mem, request };
-        if request.data.iter().any(|segment| !mem.check_range(segment.address, segment.len)) {
-            return Err(Fault::BadAddress);
-        }
+        all_there(mem, request)?;
         for piece in &grant.stored {
             if !piece.is_empty() {
                 self.region.store(mem, &request.data, view.part(piece), piece.start)?;
@@ -290,15 +283,29 @@ impl Executor {
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;
-            if self.host.ring() {
-                self.counters.wakeups.count();
-            }
+            self.wake_host();
         }
         self.room = Some(grant.into_room());
+        Ok(self.written(request))
+    }
+
+    fn wake_host(&self) {
+        if self.host.ring() {
+            self.counters.wakeups.count();
+        }
+    }
+
+    fn written(&self, request: &Request) -> Outcome {
         self.counters.writes.count();
         self.counters.written_bytes.add(request.data_len);
-        Ok(Outcome::Done(0))
+        Outcome::Done(0)
     }
+}
+
+/// Whether every byte of a request's buffers is guest memory: nothing is stored of one that is not.
+fn all_there<M: GuestMemoryBackend>(mem: &M, request: &Request) -> Result<(), BadAddress> {
+    let there = |segment: &Segment| mem.check_range(segment.address, segment.len);
+    if request.data.iter().all(there) { Ok(()) } else { Err(BadAddress) }
 }
 
 /// What the guard sees of the region and of a request's bytes in guest memory.

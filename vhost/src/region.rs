@@ -11,7 +11,7 @@ use std::io::{IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::fence;
 use vm_memory::bitmap::MS;
-use vm_memory::{Address, Bytes, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 /// Bytes of guest memory looked at in one go: fits the stack and the first-level cache.
 const CHUNK: usize = 4096;
@@ -107,12 +107,14 @@ impl Region {
     ) -> Result<(), BadAddress> {
         let len: usize = data.iter().map(|segment| segment.len).sum();
         if start >= self.geometry().data_start() {
-            return each_slice(mem, data, 0..len as u64, |slice, within| {
+            each_slice(mem, data, 0..len as u64, |slice, within| {
                 let at = start + within;
                 let ours = self.bytes(at..at + slice.len() as u64).ok_or(BadAddress)?;
                 ours.copy_to_volatile_slice(slice);
                 Ok(())
-            });
+            })?;
+            fence(Orders::RING.after_read);
+            return Ok(());
         }
         each_chunk(data, 0..len as u64, |address, within, len| {
             let mut chunk = [0; CHUNK];
@@ -193,6 +195,25 @@ impl Region {
     }
 }
 
+/// The stretches of `part` that lie in one segment each: guest address, place within the data, length.
+fn stretches(
+    data: &[Segment],
+    part: Range<u64>,
+) -> impl Iterator<Item = Result<(GuestAddress, u64, usize), BadAddress>> {
+    let mut end = 0;
+    data.iter().filter_map(move |segment| {
+        let start = end;
+        end += segment.len as u64;
+        let from = part.start.clamp(start, end);
+        let to = part.end.clamp(from, end);
+        let stretch = || {
+            let address = segment.address.checked_add(from - start).ok_or(BadAddress)?;
+            Ok((address, from, usize::try_from(to - from).map_err(|_| BadAddress)?))
+        };
+        (from < to).then(stretch)
+    })
+}
+
 /// Calls `f` with each stretch of `part` that lies side by side in our address space, and its place within the data.
 fn each_slice<'m, M: GuestMemoryBackend>(
     mem: &'m M,
@@ -200,44 +221,30 @@ fn each_slice<'m, M: GuestMemoryBackend>(
     part: Range<u64>,
     mut f: impl FnMut(VolatileSlice<'m, MS<'m, M>>, u64) -> Result<(), BadAddress>,
 ) -> Result<(), BadAddress> {
-    let mut at = 0;
-    for segment in data {
-        let end = at + segment.len as u64;
-        let mut from = part.start.clamp(at, end);
-        let to = part.end.clamp(from, end);
-        if from < to {
-            let address = segment.address.checked_add(from - at).ok_or(BadAddress)?;
-            let len = usize::try_from(to - from).map_err(|_| BadAddress)?;
-            for slice in mem.get_slices(address, len) {
-                let slice = slice.map_err(|_| BadAddress)?;
-                let within = from;
-                from += slice.len() as u64;
-                f(slice, within)?;
-            }
+    for stretch in stretches(data, part) {
+        let (address, mut within, len) = stretch?;
+        for slice in mem.get_slices(address, len) {
+            let slice = slice.map_err(|_| BadAddress)?;
+            let next = within + slice.len() as u64;
+            f(slice, within)?;
+            within = next;
         }
-        at = end;
     }
     Ok(())
 }
 
-/// Calls `f` with the guest address, the place within the data, and the length of each stretch of `part` that lies in one segment.
+/// Calls `f` with the guest address, the place within the data, and the length of each piece of `part`: no more than [`CHUNK`], in one segment.
 fn each_chunk(
     data: &[Segment],
     part: Range<u64>,
-    mut f: impl FnMut(vm_memory::GuestAddress, u64, usize) -> Result<(), BadAddress>,
+    mut f: impl FnMut(GuestAddress, u64, usize) -> Result<(), BadAddress>,
 ) -> Result<(), BadAddress> {
-    let mut at = 0;
-    for segment in data {
-        let end = at + segment.len as u64;
-        let mut from = part.start.clamp(at, end);
-        let to = part.end.clamp(from, end);
-        while from < to {
-            let len = usize::try_from(to - from).unwrap_or(CHUNK).min(CHUNK);
-            let address = segment.address.checked_add(from - at).ok_or(BadAddress)?;
-            f(address, from, len)?;
-            from += len as u64;
+    for stretch in stretches(data, part) {
+        let (address, within, len) = stretch?;
+        for at in (0..len).step_by(CHUNK) {
+            let address = address.checked_add(at as u64).ok_or(BadAddress)?;
+            f(address, within + at as u64, CHUNK.min(len - at))?;
         }
-        at = end;
     }
     Ok(())
 }

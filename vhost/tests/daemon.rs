@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::daemon::Scene;
+use common::daemon::{Daemon, Scene, eventually};
 use nix::sys::signal::Signal;
 use ring_simulation::Unlocked;
 use shared_block_ring::format::Side;
@@ -14,6 +14,7 @@ use shared_block_ring::{
     VirtioDevice, create,
 };
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::process::Output;
 use std::time::Duration;
 
@@ -265,7 +266,7 @@ fn without_a_guard_the_guest_makes_its_own_ring_and_consumers_are_told() {
 #[test]
 fn the_queue_runs_where_it_is_told_to() {
     let scene = Scene::new();
-    let daemon = scene.start(&["--cpu", "1", "--hugepages"]);
+    let daemon = scene.start(&["--cpu", "1"]);
     let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.0.id())).unwrap();
     let allowed = |path: std::path::PathBuf| {
         let status = std::fs::read_to_string(path.join("status")).unwrap();
@@ -279,4 +280,35 @@ fn the_queue_runs_where_it_is_told_to() {
     let scene = Scene::new();
     let usual = ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--cpu", "1000"];
     fails(&scene.run(&usual), 1, "--cpu");
+}
+
+/// What the kernel says of the mapping of the ring's file in this process: a line of `smaps` by its name.
+fn mapping(pid: u32, ring: &Path) -> impl Fn(&str) -> String + use<> {
+    let all = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
+    let ring = ring.to_str().unwrap().to_owned();
+    let from = all.lines().skip_while(|line| !line.ends_with(&ring)).skip(1);
+    let lines: Vec<_> = from.map(str::to_owned).take(30).collect();
+    move |name| {
+        let line = lines.iter().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':').trim().to_owned()
+    }
+}
+
+#[test]
+fn the_region_is_in_memory_before_the_first_request_in_huge_pages_if_asked_for() {
+    let scene = Scene::new();
+    let daemon = scene.start(&["--size", "4M"]);
+    assert_eq!(mapping(daemon.0.id(), &scene.path("ring"))("Rss"), "4096 kB");
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    for (more, asked) in [(&[][..], false), (&["--hugepages"], true)] {
+        let scene = Scene::new();
+        let ring = dir.path().join(format!("ring-{asked}"));
+        let usual = ["--socket-path", "s", "--consumer-socket", "c", "--size", "4M", "--blk-file"];
+        let mut command = scene.command(&usual);
+        let daemon = Daemon(command.arg(&ring).args(more).spawn().unwrap());
+        eventually("the daemon comes up", || scene.connect(Role::Control).is_ok());
+        let fact = mapping(daemon.0.id(), &ring);
+        assert_eq!(fact("Rss"), "4096 kB");
+        assert_eq!(fact("VmFlags").split(' ').any(|flag| flag == "hg"), asked);
+    }
 }
