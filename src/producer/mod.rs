@@ -1,17 +1,18 @@
 //! The end that pushes.
 
+mod looks;
+mod writes;
+
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, Tally, put_slot};
+use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, Tally};
 use crate::handle::{DebugInfo, Durability, Handle, State};
-use crate::history::{History, Memory, superseded};
 use crate::item::Encode;
-use crate::rules::{Fit, Mark, batch_len, fit, fitting, plausible};
+use crate::rules::{Fit, Mark, batch_len, fit, fitting};
 use crate::stage::Stage;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{IoSlice, IoSliceMut};
 
 /// The only producer of a ring.
 ///
@@ -92,28 +93,6 @@ impl<D: BlockDevice> Producer<D> {
         producer.begin()?;
         producer.acknowledge()?;
         Ok(producer)
-    }
-
-    /// Starts where the ring stands, with nothing pushed.
-    fn begin(&mut self) -> Result<()> {
-        let handle = &mut self.handle;
-        let (consumer, freed) = handle.read_mark(Side::Consumer)?;
-        let (producer, published) = handle.read_mark(Side::Producer)?;
-        plausible(producer.position, consumer.position, handle.geometry)?;
-        self.sector.copy_from_slice(handle.last_read());
-        let published = Mark::resumed(
-            Mark::new(producer.position, published),
-            Mark::new(consumer.position, freed),
-        );
-        let head = self.stage.restart(published.position);
-        read_data(handle, published.position.get(), head)?;
-        // What we read may not be durable yet, and we are about to rely on it.
-        handle.flush()?;
-        (self.start, self.published, self.pushed) = (published, published, published);
-        self.ends.clear();
-        (self.consumer, self.acknowledged) = (consumer, producer.flag);
-        self.durable_consumer = consumer.position;
-        Ok(())
     }
 
     /// Chooses what `advance` waits for.
@@ -262,180 +241,6 @@ impl<D: BlockDevice> Producer<D> {
         }
         Ok(())
     }
-
-    /// Gives the device what is staged, unless the ring is known to be suspended, or to be somebody else's.
-    fn hand_over(&mut self) -> Result<()> {
-        // Whoever serves a disk to virtual machines refuses a pointer whose slots do not continue those that are there, and so another
-        // life's. Without slots nobody can tell; and where it costs no request we look ourselves.
-        let device = &self.handle.device;
-        if self.consumer.flag || !self.handle.has_slots() || device.reads_are_free() {
-            self.running()?;
-        }
-        match self.write_out() {
-            Err(e) if e.is_refusal() => {
-                Err(self.look().err().filter(Error::is_superseded).unwrap_or(e))
-            }
-            written => written,
-        }
-    }
-
-    /// Writes the sectors that staged items touch.
-    fn write_out(&mut self) -> Result<()> {
-        if self.stage.is_clean() {
-            return Ok(());
-        }
-        let capacity = self.handle.geometry.capacity().get();
-        if self.pushed.position.get() > self.durable_consumer.get().saturating_add(capacity) {
-            // The space ahead was freed by a consumer pointer that power loss may still take back, and then the bytes
-            // we are about to overwrite would count as unconsumed.
-            self.handle.flush()?;
-            self.durable_consumer = self.consumer.position;
-        }
-        let (handle, heads) = (&self.handle, &mut self.heads);
-        let size = self.sector.len();
-        let limit = self.durable_consumer.get().saturating_add(capacity);
-        let (first, bytes) = self.stage.sectors(capacity, |last, behind| -> Result<()> {
-            if last > limit {
-                // Bytes that are unconsumed, or would be after a power loss.
-                let oldest = &mut heads[..size];
-                read_data(handle, last - size as u64, oldest)?;
-                behind.copy_from_slice(&oldest[size - behind.len()..]);
-            } else {
-                behind.fill(0);
-            }
-            Ok(())
-        })?;
-        let mut rest = bytes;
-        for extent in handle.geometry.extents(first, bytes.len() as u64) {
-            let (now, later) = rest.split_at(usize::try_from(extent.len).unwrap_or(rest.len()));
-            if !now.is_empty() {
-                handle.device.write(extent.offset / size as u64, &[IoSlice::new(now)])?;
-            }
-            rest = later;
-        }
-        // Only now: after a failed write the next one starts from the same sector again.
-        self.stage.settle();
-        Ok(())
-    }
-
-    /// Looks, acknowledges a change, and goes on if the ring is not suspended.
-    fn running(&mut self) -> Result<()> {
-        self.look()?;
-        self.acknowledge()?;
-        if self.consumer.flag {
-            return Err(Error::Suspended);
-        }
-        Ok(plausible(self.pushed.position, self.consumer.position, self.handle.geometry)?)
-    }
-
-    /// Sees what the consumer says, with a look at our own pointer.
-    fn look(&mut self) -> Result<()> {
-        let first = Side::Producer.sector();
-        self.handle.device.read(first, &mut [IoSliceMut::new(&mut self.heads)])?;
-        if self.heads[..self.sector.len()] != self.sector[..] {
-            self.reconcile()?;
-        }
-        self.consumer = PointerSector::decode(Side::Consumer, &self.heads[self.sector.len()..])?;
-        Ok(())
-    }
-
-    /// Deals with a pointer sector that is not as we have written it.
-    fn reconcile(&mut self) -> Result<()> {
-        let own = &self.heads[..self.sector.len()];
-        let remembered = PointerSector::decode(Side::Producer, &self.sector)?.position;
-        let claim = |sector: &[u8], position| self.handle.claim(Side::Producer, sector, position);
-        let ring = PointerSector::decode(Side::Producer, own)?;
-        let memory = Memory {
-            start: self.start,
-            sector: (remembered, claim(&self.sector, remembered)),
-            published: self.published,
-            ends: &self.ends,
-        };
-        match memory.compare(ring.position, claim(own, ring.position)) {
-            // Another text, or an acknowledgement.
-            History::Ours => {}
-            History::Ahead => {
-                // Whoever has published it may have died before it was durable.
-                self.handle.flush()?;
-                self.published = self.pushed;
-                self.stage.settle();
-            }
-            History::Parted(from) => {
-                let to = self.pushed;
-                self.handle.revive();
-                self.begin()?;
-                return Err(superseded(Side::Producer, ring.position, from, to));
-            }
-        }
-        let size = self.sector.len();
-        self.sector.copy_from_slice(&self.heads[..size]);
-        self.acknowledged = ring.flag;
-        Ok(())
-    }
-
-    fn acknowledge(&mut self) -> Result<()> {
-        if self.consumer.flag == self.acknowledged {
-            return Ok(());
-        }
-        self.publish(self.published, self.consumer.flag)
-    }
-
-    fn publish(&mut self, mark: Mark, suspended: bool) -> Result<()> {
-        if let Err(e) = self.write_pointer(mark, suspended) {
-            if !e.is_refusal() {
-                return Err(e);
-            }
-            if self.contested(mark, e)? {
-                return Ok(());
-            }
-            // Once more, now that we know what was there.
-            self.write_pointer(mark, suspended)?;
-        }
-        std::mem::swap(&mut self.sector, &mut self.next);
-        (self.published, self.acknowledged) = (mark, suspended);
-        Ok(())
-    }
-
-    fn write_pointer(&mut self, mark: Mark, suspended: bool) -> Result<()> {
-        self.next.copy_from_slice(&self.sector);
-        let present = PointerSector::decode(Side::Producer, &self.next)?.position;
-        if mark.position > present
-            && let Some((uuid, slot)) = self.handle.slot(mark)
-        {
-            put_slot(uuid, &mut self.next, present, &slot);
-        }
-        let pointer = PointerSector { position: mark.position, flag: suspended };
-        pointer.encode(Side::Producer, Some(self.handle.owner()), &mut self.next);
-        self.handle.write_producer(&self.next)
-    }
-
-    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours. Whether that has
-    /// written what we wanted to; if not, its pointer is where we have left it, and only what is beside it was not.
-    fn contested(&mut self, mark: Mark, error: Error) -> Result<bool> {
-        let first = Side::Producer.sector();
-        let heads = &mut [IoSliceMut::new(&mut self.heads)];
-        let read = self.handle.device.read(first, heads);
-        let own = &self.heads[..self.sector.len()];
-        if read.is_err() || own == &self.next[..] || own == &self.sector[..] {
-            return Err(error);
-        }
-        let acknowledged = self.acknowledged;
-        match self.reconcile() {
-            Ok(()) if self.acknowledged == acknowledged => {
-                self.handle.revive();
-                Ok(self.published.position >= mark.position)
-            }
-            Err(e) if e.is_superseded() => Err(e),
-            Ok(()) | Err(_) => Err(error),
-        }
-    }
-}
-
-/// Fills a sector with what the device has of the data at a place in the stream.
-fn read_data<D: BlockDevice>(handle: &Handle<D>, at: u64, sector: &mut [u8]) -> Result<()> {
-    let size = sector.len() as u64;
-    let [extent, _] = handle.geometry.extents(handle.geometry.sector_floor(at), size);
-    Ok(handle.device.read(extent.offset / size, &mut [IoSliceMut::new(sector)])?)
 }
 
 /// A payload's length, as its header has it.
