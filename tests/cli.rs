@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -329,6 +330,11 @@ fn wrong_use_answers_in_words() {
     );
     assert_fails(&scene.run(&["consume", "--sector-size", "100", "ring"], b""), 2, "power of two");
     assert_fails(&scene.run(&["consume"], b""), 2, "Usage");
+    for address in ["unix:missing", "vhost-user:missing"] {
+        assert_fails(&scene.run(&["consume", address], b""), 1, "is its backend running?");
+    }
+    let _socket = UnixListener::bind(scene.dir.path().join("socket")).unwrap();
+    assert_fails(&scene.run(&["produce", "socket"], b""), 1, "named unix:PATH");
 }
 
 #[test]

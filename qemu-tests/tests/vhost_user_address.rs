@@ -4,22 +4,26 @@
 use qemu_tests::{Daemon, binaries};
 use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Standard output of `blockring`, which has to end well.
 fn blockring(dir: &Path, arguments: &[&str], input: &str) -> String {
+    let output = outcome(dir, arguments, input);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn outcome(dir: &Path, arguments: &[&str], input: &str) -> Output {
     let mut command = Command::new(binaries::host().unwrap().blockring());
     command.args(arguments).current_dir(dir);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    let output = child.wait_with_output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{arguments:?}: {errors}");
-    String::from_utf8(output.stdout).unwrap()
+    child.wait_with_output().unwrap()
 }
 
 fn lines() -> String {
@@ -55,5 +59,9 @@ fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
     let mut daemon = Daemon::spawn("backend", command, dir.path()).unwrap();
     daemon.wait_for_path(&dir.path().join("c"), PATIENCE).unwrap();
     blockring(dir.path(), &["produce", "vhost-user:s"], &lines());
+    // The guest's place is the producer's.
+    let wrong = outcome(dir.path(), &["consume", "vhost-user:s"], "");
+    let words = String::from_utf8(wrong.stderr).unwrap();
+    assert!(!wrong.status.success() && words.contains("or the guest's role"), "{words}");
     assert_eq!(blockring(dir.path(), &["consume", "unix:c"], ""), lines());
 }

@@ -1,7 +1,7 @@
 //! How a command ends when it does not end well.
 
 use shared_block_ring::Error;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -58,6 +58,27 @@ impl Failure {
     pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
+    }
+
+    /// What whoever meets it can do, where the error does not say.
+    pub fn remedy(&self) -> Option<&'static str> {
+        let (Self::Ring(Error::Device(error)) | Self::During { source: Error::Device(error), .. }) =
+            self
+        else {
+            return None;
+        };
+        match (error.operation, error.source.kind()) {
+            ("connect to", ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
+                Some("is its backend running? vhost-device-blockring makes the socket")
+            }
+            ("open", ErrorKind::InvalidInput) => {
+                Some("a backend's sockets are named unix:PATH, for consumers, and vhost-user:PATH")
+            }
+            ("write", _) if error.source.raw_os_error() == Some(libc::EIO) => Some(
+                "a backend refuses what the ring's rules or the guest's role do not allow; its log says why",
+            ),
+            _ => None,
+        }
     }
 
     pub fn code(&self) -> ExitCode {

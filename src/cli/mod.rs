@@ -63,7 +63,8 @@ pub fn run() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
-            eprintln!("blockring: {failure}");
+            let remedy = failure.remedy().map(|remedy| format!(" ({remedy})")).unwrap_or_default();
+            eprintln!("blockring: {failure}{remedy}");
             failure.code()
         }
     }
