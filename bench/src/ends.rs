@@ -63,7 +63,10 @@ impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
 
     /// Publishes a batch, and tells where it ends.
     pub fn push(&mut self, items: &[&[u8]]) -> Result<Position> {
-        let end = self.producer.push_batch(items)?;
+        let end = match items {
+            [item] => self.producer.push(*item)?,
+            items => self.producer.push_batch(items)?,
+        };
         self.producer.advance(end)?;
         Ok(end)
     }
