@@ -20,7 +20,7 @@ const PACE: Duration = Duration::from_micros(500);
 /// Longer than a consumer takes to take what is there.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// On the producer's processor, since the backend has the other one. The consumer sleeps when there is nothing for it.
+/// The consumer runs on the producer's processor, since the backend has the other one, and sleeps when there is nothing for it.
 pub fn two_processes(served: &Served, dir: &Path, plan: &Plan, load: Load) -> Result<Items> {
     let Plan { rounds, processors: cpus, .. } = *plan;
     let Load { bytes, batch, .. } = load;

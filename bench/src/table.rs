@@ -21,7 +21,7 @@ ours, qsd   requests in a second: this backend, qemu-storage-daemon; medians of 
 time        the backend's processor time for a request, of qemu-storage-daemon's
 p50, lines  half of the requests took at most this, without the clock's {clock:.0} ns; the same in round trips of a line
 L           a cache line between the two processors, there and back; ratios to qsd count only where it is
-            at most {NEAR:.0} ns: other rounds are left out where enough are near, else the row says \"far\"
+            at most {NEAR:.0} ns: other rounds are left out where enough are near, else the verdict says \"far\"
 copy        bytes moved, of what memcpy alone moves between such buffers and such a file
 guard       requests in a second with the guard, of those without
 "

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 /// Many times what it takes on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// What it has printed, and whether it ended well.
 fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
