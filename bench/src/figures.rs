@@ -1,5 +1,6 @@
 //! What is measured of a ring from end to end, as numbers with a name.
 
+use crate::bars::{Bar, Found, verdicts};
 use crate::machine::quantile;
 use serde::Serialize;
 
@@ -32,19 +33,71 @@ impl Distribution {
     }
 }
 
+/// What passes a ring.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Load {
+    /// Bytes of an item.
+    pub bytes: usize,
+    /// Items pushed at once.
+    pub batch: usize,
+    /// Whether both ends compute them.
+    pub checksums: bool,
+}
+
 /// Items from one end of a ring to the other.
 #[derive(Debug, Clone, Serialize)]
 pub struct Items {
     /// Where the ends are.
     pub way: &'static str,
-    /// Bytes of an item.
-    pub bytes: usize,
-    /// Items pushed at once.
-    pub batch: usize,
+    /// The items.
+    #[serde(flatten)]
+    pub load: Load,
     /// Items in a second: the median of the rounds.
     pub rate: f64,
-    /// From before the push to after the pop, of one item at a time.
+    /// From before the push until the item was popped, of one item at a time.
     pub latency: Option<Distribution>,
+    /// What else was measured, in turns with it.
+    pub beside: Option<Beside>,
+    /// What is wanted.
+    #[serde(skip)]
+    pub bars: &'static [Bar],
+}
+
+/// The machine's limits and the peer: medians of the rounds.
+#[derive(Debug, Clone, Serialize)]
+pub struct Beside {
+    /// There and back between the processors, nanoseconds.
+    pub line: f64,
+    /// Whether the rounds were near.
+    pub near: bool,
+    /// The peer's requests in a second: writes of 512 bytes, 32 at once.
+    pub peer: f64,
+    /// Items in a second, to the peer's requests: of pairs of rounds.
+    pub times_peer: f64,
+    /// Bytes in a second of a copy alone, beyond the caches.
+    pub copy: f64,
+    /// Bytes of items in a second, of those: of pairs of rounds.
+    pub of_copy: f64,
+}
+
+impl Items {
+    /// What bars are held against.
+    pub fn found(&self) -> Found {
+        let beside = self.beside.as_ref();
+        Found {
+            lines: self.latency.as_ref().zip(beside).map(|(times, at)| times.p50() / at.line),
+            times_peer: beside.map(|beside| beside.times_peer),
+            far: beside.is_some_and(|beside| !beside.near),
+            of_copy: beside.map(|beside| beside.of_copy),
+            rate: Some(self.rate),
+            ..Found::default()
+        }
+    }
+
+    /// What is wanted of them, and whether it is so.
+    pub fn wanted(&self) -> String {
+        verdicts(self.bars, &self.found())
+    }
 }
 
 /// A push that is durable when it returns, and the least that a disk asks for the same bytes.
@@ -60,6 +113,19 @@ pub struct Durable {
     pub raw: Distribution,
 }
 
+impl Durable {
+    /// Batches in a second, of those that are only written and flushed.
+    pub fn of_raw(&self) -> f64 {
+        self.raw.p50() / self.push.p50()
+    }
+
+    /// What is wanted of batches, and whether it is so.
+    pub fn wanted(&self) -> String {
+        let bars: &[Bar] = if self.batch > 1 { &[Bar::Raw(0.9)] } else { &[] };
+        verdicts(bars, &Found { of_raw: Some(self.of_raw()), ..Found::default() })
+    }
+}
+
 /// What one item costs in a ring of that size that holds so many others.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cost {
@@ -71,6 +137,16 @@ pub struct Cost {
     pub push: f64,
     /// Pop, advance.
     pub pop: f64,
+    /// Push to the least push of all, or pop to the least pop: what is more.
+    pub times_least: f64,
+}
+
+impl Cost {
+    /// What is wanted of it, and whether it is so.
+    pub fn wanted(&self) -> String {
+        let found = Found { times_least: Some(self.times_least), ..Found::default() };
+        verdicts(&[Bar::Flat(0.2)], &found)
+    }
 }
 
 /// Messages out of a guest.
@@ -101,4 +177,31 @@ pub struct Ring {
     pub costs: Vec<Cost>,
     /// Out of a guest.
     pub guest: Vec<Carried>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durable_batches_are_held_against_what_the_disk_reaches() {
+        let said = |batch, push, raw| {
+            let [push, raw] = [push, raw].map(|time| Distribution::of(&mut [time]));
+            Durable { bytes: 64, batch, push, raw }.wanted()
+        };
+        assert_eq!(said(64, 100.0, 90.0), ">= 90 % of raw: yes");
+        assert_eq!(said(64, 100.0, 89.0), ">= 90 % of raw: NO");
+        assert_eq!(said(1, 200.0, 89.0), "");
+    }
+
+    #[test]
+    fn a_file_takes_so_many_items_or_not() {
+        let said = |rate| {
+            let load = Load { bytes: 64, batch: 64, checksums: true };
+            let bars = &[Bar::Rate(5.8e6)];
+            Items { way: "a file", load, rate, latency: None, beside: None, bars }.wanted()
+        };
+        assert_eq!(said(5.8e6), ">= 5.8 M items/s: yes");
+        assert_eq!(said(5.7e6), ">= 5.8 M items/s: NO");
+    }
 }

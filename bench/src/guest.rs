@@ -3,8 +3,9 @@
 use crate::backend::{Backend, consumer_socket};
 use crate::error::{Error, Result, doing};
 use crate::figures::Carried;
-use crate::items::{BATCHES, RING, Rounds, SIZES};
+use crate::items::{BATCHES, RING, SIZES};
 use crate::machine::{Processors, finished, median};
+use crate::rounds::Rounds;
 use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, binaries, wait_until};
 use serde_json::{Value, json};
 use shared_block_ring::format::Side;

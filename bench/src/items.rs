@@ -1,22 +1,22 @@
 //! Items from a producer to a consumer: through our backend, and through a file.
 
-use crate::backend::Backend;
-use crate::error::{Error, Result};
-use crate::figures::{Distribution, Items};
+use crate::backend::{Backend, consumer_socket};
+use crate::bars::Bar;
+use crate::ends::{Ends, Passed};
+use crate::error::{Result, doing};
+use crate::figures::{Beside, Distribution, Items, Load};
 use crate::front::{REGION, START};
-use crate::machine::{Processors, median, nanoseconds, pin};
-use nix::time::{ClockId, clock_gettime};
-use qemu_tests::Daemon;
-use shared_block_ring::format::Side;
+use crate::machine::{Streaming, clock_cost, median};
+use crate::processes::two_processes;
+use crate::requests::{Plan, Runner, WARM_UP};
+use crate::rounds::{Counted, Rounds, beside_line};
+use crate::rows::PEER_ROW;
 use shared_block_ring::handover::Role;
-use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, Durability, OpenOptions, Producer, UnixDevice,
-    VirtioDevice, create, make_file,
+    Consumer, CreateOptions, Durability, OpenOptions, Producer, UnixDevice, VirtioDevice, create,
+    make_file,
 };
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
 
 /// Bytes of an item, and items pushed at once.
 pub const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];
@@ -25,270 +25,194 @@ pub const BATCHES: [usize; 2] = [1, 64];
 /// Bytes of the ring: more than front ends write when a backend has started.
 pub const RING: u64 = START + REGION;
 
-/// Between two items of which each is waited for: the consumer is asleep by then.
-const PACE: Duration = Duration::from_micros(500);
-
-/// Longer than a consumer takes to take what is there.
-const PATIENCE: Duration = Duration::from_secs(20);
-
-/// How long, how often.
-#[derive(Debug, Clone, Copy)]
-pub struct Rounds {
-    /// Of each kind.
-    pub count: u32,
-    /// Of each.
-    pub time: Duration,
+/// Our daemon, and the ways to it.
+pub struct Served {
+    backend: Backend,
+    consumer: PathBuf,
 }
 
-/// Our daemon, and the ways to it.
-pub struct Served<'a> {
-    /// The daemon.
-    pub backend: &'a Backend,
-    /// Where it hands the ring over.
-    pub consumer: PathBuf,
+/// What the machine and the peer reach, measured in turns with items.
+struct Limits<'a> {
+    peer: Runner<'a>,
+    copy: Streaming,
+    clock: f64,
+}
+
+/// One round of everything.
+struct Sample {
+    ours: Passed,
+    peer: f64,
+    copy: f64,
+    line: f64,
+}
+
+/// What is wanted of items that one thread pushes and pops.
+fn wanted(load: Load) -> &'static [Bar] {
+    match load {
+        Load { bytes: 64, batch: 64, checksums: true } => &[Bar::Peer(80.0)],
+        Load { bytes: 64, batch: 64, checksums: false } => &[Bar::Peer(120.0)],
+        Load { bytes: 64, batch: 1, .. } => &[Bar::Lines(4.0)],
+        Load { bytes: 65_536, checksums: true, .. } => &[Bar::Copy(0.4)],
+        Load { bytes: 65_536, checksums: false, .. } => &[Bar::Copy(0.7)],
+        Load { .. } => &[],
+    }
 }
 
 /// Every way, size and batch.
-pub fn all(
-    served: &Served<'_>,
-    dir: &Path,
-    cpus: Processors,
-    rounds: Rounds,
-) -> Result<Vec<Items>> {
-    served.backend.resume()?;
+pub fn all(plan: &Plan, dir: &Path) -> Result<Vec<Items>> {
+    let dir = &dir.join("items");
+    std::fs::create_dir(dir).map_err(doing("making a folder"))?;
+    let peer = Backend::peer(RING, dir, plan.processors)?;
+    let runner = Runner::new(&peer, PEER_ROW)?;
+    let mut limits = Limits { peer: runner, copy: Streaming::new(), clock: clock_cost() };
     let mut found = Vec::new();
-    for bytes in SIZES {
-        for batch in BATCHES {
-            found.push(one_thread(served, bytes, batch, rounds)?);
-            found.push(two_processes(served, dir, cpus, bytes, batch, rounds)?);
+    for checksums in [true, false] {
+        let served = Served::start(plan, dir, checksums)?;
+        for bytes in SIZES {
+            for batch in BATCHES {
+                let load = Load { bytes, batch, checksums };
+                found.push(one_thread(&served, &mut limits, plan, load)?);
+                if checksums {
+                    let two = || two_processes(&served, dir, plan, load);
+                    found.push(served.running(two)?);
+                }
+            }
         }
     }
-    served.backend.halt()?;
-    found.push(file(dir, rounds)?);
+    found.push(file(dir, plan.rounds, limits.clock)?);
     Ok(found)
 }
 
-/// Both ends in this thread.
-fn one_thread(served: &Served<'_>, bytes: usize, batch: usize, rounds: Rounds) -> Result<Items> {
-    let producer = producer(served)?;
-    let consumer = consumer(&served.consumer)?;
-    let mut ends = Ends { producer, consumer };
-    ends.measure("one thread", bytes, batch, rounds)
+impl Served {
+    /// Without checksums it is a ring without identity, and so without slots.
+    fn start(plan: &Plan, dir: &Path, checksums: bool) -> Result<Self> {
+        let name = if checksums { "ring" } else { "plain" };
+        if !checksums {
+            let path = dir.join(format!("{name}.ring"));
+            make_file(&path, RING).map_err(doing("making a ring"))?;
+            create(&OpenOptions::default().open(&path)?, CreateOptions { plain: true })?;
+        }
+        let Plan { program, arguments, processors, .. } = plan;
+        let backend = Backend::ours(name, program, arguments, RING, dir, *processors)?;
+        Ok(Self { backend, consumer: consumer_socket(dir, name) })
+    }
+
+    /// Runs only while `action` does.
+    pub fn running<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.backend.resume()?;
+        let outcome = action()?;
+        self.backend.halt()?;
+        Ok(outcome)
+    }
+
+    /// The front end, which is the producer.
+    pub fn producer(&self) -> Result<Producer<VirtioDevice>> {
+        let device = VirtioDevice::connect(self.backend.socket(), None)?;
+        let mut producer = Producer::attach(device, "bench", "producer")?;
+        producer.set_durability(Durability::PageCache);
+        Ok(producer)
+    }
+
+    /// Where the ring is handed over.
+    pub fn consumer(&self) -> &Path {
+        &self.consumer
+    }
 }
 
-/// Without a backend: a ring in a file.
-fn file(dir: &Path, rounds: Rounds) -> Result<Items> {
-    let path = dir.join("file.ring");
-    let open = || OpenOptions::default().open(&path);
-    make_file(&path, RING).map_err(crate::error::doing("making a ring"))?;
-    create(&open()?, CreateOptions::default())?;
-    let producer = quick(Producer::attach(open()?, "bench", "producer")?);
-    let mut consumer = Consumer::attach(open()?, "bench", "consumer")?;
-    consumer.set_durability(Durability::PageCache);
-    Ends { producer, consumer }.measure("a file", 64, 64, rounds)
-}
-
-fn producer(served: &Served<'_>) -> Result<Producer<VirtioDevice>> {
-    let device = VirtioDevice::connect(served.backend.socket(), None)?;
-    Ok(quick(Producer::attach(device, "bench", "producer")?))
-}
-
-fn quick<D: BlockDevice>(mut producer: Producer<D>) -> Producer<D> {
-    producer.set_durability(Durability::PageCache);
-    producer
-}
-
-fn consumer(socket: &Path) -> Result<Consumer<UnixDevice>> {
+/// Who has the ring by the hand-over.
+pub fn consumer(socket: &Path) -> Result<Consumer<UnixDevice>> {
     let device = UnixDevice::connect(socket, Role::Consumer)?;
     let mut consumer = Consumer::attach(device, "bench", "consumer")?;
     consumer.set_durability(Durability::PageCache);
     Ok(consumer)
 }
 
-/// Producer and consumer of one thread.
-struct Ends<P, C: BlockDevice> {
-    producer: Producer<P>,
-    consumer: Consumer<C>,
+/// Both ends in this thread.
+fn one_thread(served: &Served, limits: &mut Limits<'_>, plan: &Plan, load: Load) -> Result<Items> {
+    let Plan { rounds, processors, .. } = *plan;
+    let mut ends = served.running(|| {
+        let (producer, consumer) = (served.producer()?, consumer(served.consumer())?);
+        Ok(Ends { producer, consumer })
+    })?;
+    let payload = vec![7u8; load.bytes];
+    let items = vec![&payload[..]; load.batch];
+    let samples = rounds.each(|| {
+        let round = || {
+            let copy = limits.copy.rate();
+            let ours = served.running(|| {
+                ends.round(&items, Rounds { time: WARM_UP, ..rounds }, limits.clock)?;
+                ends.round(&items, rounds, limits.clock)
+            })?;
+            let peer = limits.peer.round(rounds.time, limits.clock)?.requests;
+            Ok(Sample { ours, peer, copy, line: f64::NAN })
+        };
+        let (sample, line) = beside_line(processors, round)?;
+        Ok(Sample { line, ..sample })
+    })?;
+    served.running(|| {
+        drop(ends);
+        Ok(())
+    })?;
+    Ok(outcome(load, &samples))
 }
 
-impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
-    fn measure(
-        &mut self,
-        way: &'static str,
-        bytes: usize,
-        batch: usize,
-        rounds: Rounds,
-    ) -> Result<Items> {
-        let payload = vec![7u8; bytes];
-        let items = vec![&payload[..]; batch];
-        let mut latencies = Vec::with_capacity(1 << 20);
-        let mut rates = Vec::new();
-        self.pass(&items)?;
-        for _ in 0..rounds.count {
-            let start = Instant::now();
-            let (mut passed, mut now) = (0, start);
-            while now - start < rounds.time {
-                self.pass(&items)?;
-                passed += batch;
-                let after = Instant::now();
-                latencies.push(nanoseconds(after - now));
-                now = after;
-            }
-            rates.push(passed as f64 / (now - start).as_secs_f64());
-        }
-        let latency = (batch == 1).then(|| Distribution::of(&mut latencies));
-        Ok(Items { way, bytes, batch, rate: median(&mut rates), latency })
-    }
-
-    /// A batch from one end to the other.
-    fn pass(&mut self, items: &[&[u8]]) -> Result<()> {
-        let end = self.producer.push_batch(items)?;
-        self.producer.advance(end)?;
-        let mut at = self.consumer.position();
-        while at < end {
-            at = self.consumer.pop(at)?.next;
-        }
-        Ok(self.consumer.advance(end)?)
-    }
+fn outcome(load: Load, samples: &[Sample]) -> Items {
+    let counted = Counted::of(samples, |sample| sample.line);
+    let moved = |sample: &Sample| sample.ours.rate * load.bytes as f64;
+    let beside = Beside {
+        line: counted.median(|sample| sample.line),
+        near: counted.near,
+        peer: counted.median(|sample| sample.peer),
+        times_peer: counted.median(|sample| sample.ours.rate / sample.peer),
+        copy: counted.median(|sample| sample.copy),
+        of_copy: counted.median(|sample| moved(sample) / sample.copy),
+    };
+    let times = counted.rounds.iter().flat_map(|sample| &sample.ours.times);
+    let latency =
+        (load.batch == 1).then(|| Distribution::of(&mut times.copied().collect::<Vec<_>>()));
+    let rate = counted.median(|sample| sample.ours.rate);
+    Items { way: "one thread", load, rate, latency, beside: Some(beside), bars: wanted(load) }
 }
 
-/// The consumer is a process of its own, on the producer's processor since the backend has the other one. It sleeps when there is
-/// nothing for it.
-fn two_processes(
-    served: &Served<'_>,
-    dir: &Path,
-    cpus: Processors,
-    bytes: usize,
-    batch: usize,
-    rounds: Rounds,
-) -> Result<Items> {
-    let mut producer = producer(served)?;
-    let program = std::env::current_exe().map_err(crate::error::doing("finding this program"))?;
-    let mut command = Command::new(program);
-    command.arg("--consume").arg(&served.consumer);
-    command.arg("--cpus").arg(format!("{},{}", cpus.front, cpus.back));
-    let logs = tempfile::tempdir_in(dir).map_err(crate::error::doing("making a folder"))?;
-    let mut child = Daemon::spawn("consumer", command, logs.path())?;
-    let attached = |child: &Daemon| child.printed() > 0;
-    child.wait_for("attaching", PATIENCE, attached)?;
-    let payload = vec![7u8; bytes];
-    let mut rates = Vec::new();
-    for _ in 0..rounds.count {
-        let rate = stream(&mut producer, &payload, batch, rounds.time).map_err(|e| {
-            // What the consumer has said tells more than that it no longer takes anything.
-            let ended = child.wait_for("taking items", Duration::ZERO, |_| false);
-            ended.err().map_or(e, Error::from)
-        });
-        rates.push(rate?);
-    }
-    if batch == 1 {
-        let start = Instant::now();
-        while start.elapsed() < rounds.time * rounds.count {
-            push_one(&mut producer, &stamped(&payload, now()?))?;
-            std::thread::sleep(PACE);
-        }
-    }
-    push_one(&mut producer, &stamped(&payload, LAST))?;
-    child.wait(PATIENCE)?;
-    let text = String::from_utf8_lossy(&child.stdout()).into_owned();
-    let mut times: Vec<f64> = text.lines().skip(1).filter_map(|line| line.parse().ok()).collect();
-    let latency = (batch == 1 && !times.is_empty()).then(|| Distribution::of(&mut times));
-    Ok(Items { way: "two processes", bytes, batch, rate: median(&mut rates), latency })
+/// Without a backend: a ring in a file.
+fn file(dir: &Path, rounds: Rounds, clock: f64) -> Result<Items> {
+    let load = Load { bytes: 64, batch: 64, checksums: true };
+    let mut ends = Ends::in_file(&dir.join("file.ring"), RING, Durability::PageCache)?;
+    let payload = vec![7u8; load.bytes];
+    let items = vec![&payload[..]; load.batch];
+    let mut rates = rounds.each(|| Ok(ends.round(&items, rounds, clock)?.rate))?;
+    let (rate, bars) = (median(&mut rates), &[Bar::Rate(5.8e6)]);
+    Ok(Items { way: "a file", load, rate, latency: None, beside: None, bars })
 }
 
-/// As much as the consumer takes; items in a second.
-fn stream<D: BlockDevice>(
-    producer: &mut Producer<D>,
-    payload: &[u8],
-    batch: usize,
-    time: Duration,
-) -> Result<f64> {
-    let plain = stamped(payload, 0);
-    let items = vec![&plain[..]; batch];
-    let start = Instant::now();
-    let mut passed = 0;
-    let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
-    while start.elapsed() < time {
-        match producer.push_batch(&items) {
-            Ok(end) => {
-                producer.advance(end)?;
-                passed += batch;
-                wait = Wait::new(Side::Consumer, Some(PATIENCE));
-            }
-            Err(e) if e.is_transient() => {
-                if wait.pause(producer.device(), &[])? == Woken::TimedOut {
-                    return Err(Error::Stalled("the consumer"));
-                }
-            }
-            Err(e) => return Err(e.into()),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A round of so many items in a second beside a peer and a copy; each item took as long as `lines` lines of 100 ns.
+    fn outcome_of(load: Load, rate: f64, lines: f64) -> Items {
+        let ours = Passed { rate, times: vec![lines * 100.0] };
+        outcome(load, &[Sample { ours, peer: 1e5, copy: 1e10, line: 100.0 }])
+    }
+
+    #[test]
+    fn items_are_held_against_what_was_measured_beside_them() {
+        let load = |bytes, batch, checksums| Load { bytes, batch, checksums };
+        let cases = [
+            (load(64, 64, true), 8.0e6, 9.0, ">= 80 x qsd: yes"),
+            (load(64, 64, true), 7.9e6, 1.0, ">= 80 x qsd: NO"),
+            (load(64, 64, false), 1.2e7, 9.0, ">= 120 x qsd: yes"),
+            (load(64, 64, false), 1.1e7, 1.0, ">= 120 x qsd: NO"),
+            (load(64, 1, true), 1.0, 4.0, "p50 <= 4 L: yes"),
+            (load(64, 1, false), 1e9, 4.1, "p50 <= 4 L: NO"),
+            (load(65_536, 64, true), 6.2e4, 1.0, ">= 40 % of copy: yes"),
+            (load(65_536, 1, true), 6.1e4, 1.0, ">= 40 % of copy: NO"),
+            (load(65_536, 1, false), 1.1e5, 1.0, ">= 70 % of copy: yes"),
+            (load(65_536, 64, false), 1.0e5, 1.0, ">= 70 % of copy: NO"),
+            (load(1024, 1, true), 1.0, 1.0, ""),
+        ];
+        for (load, rate, lines, said) in cases {
+            assert_eq!(outcome_of(load, rate, lines).wanted(), said, "{load:?}");
         }
     }
-    // What is in the ring is not there yet.
-    let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
-    while producer.debug_info()?.used > 0 {
-        if wait.pause(producer.device(), &[])? == Woken::TimedOut {
-            return Err(Error::Stalled("the consumer"));
-        }
-    }
-    Ok(passed as f64 / start.elapsed().as_secs_f64())
-}
-
-fn push_one<D: BlockDevice>(producer: &mut Producer<D>, item: &[u8]) -> Result<()> {
-    let end = producer.push(item)?;
-    Ok(producer.advance(end)?)
-}
-
-/// Instead of a time: the end.
-const LAST: u64 = u64::MAX;
-
-fn stamped(payload: &[u8], stamp: u64) -> Vec<u8> {
-    let mut item = payload.to_vec();
-    item[..8].copy_from_slice(&stamp.to_le_bytes());
-    item
-}
-
-/// Of a clock that all processes share, nanoseconds.
-fn now() -> Result<u64> {
-    let time = clock_gettime(ClockId::CLOCK_MONOTONIC)
-        .map_err(|e| crate::error::doing("reading the clock")(e.into()))?;
-    Ok(u64::try_from(Duration::from(time).as_nanos()).unwrap_or(0))
-}
-
-/// The other process of [`two_processes`]: prints a line when it is there, and at the end how long each stamped item took.
-pub fn consume(socket: &Path, cpus: Processors) -> Result<()> {
-    pin(cpus.front)?;
-    let mut consumer = consumer(socket)?;
-    println!("attached");
-    let mut times = Vec::new();
-    let mut wait = Wait::new(Side::Producer, Some(PATIENCE));
-    let mut last = false;
-    while !last {
-        let mut at = consumer.position();
-        loop {
-            match consumer.pop(at) {
-                Ok(item) => {
-                    let mut stamp = [0; 8];
-                    stamp.copy_from_slice(&item.bytes[..8]);
-                    match u64::from_le_bytes(stamp) {
-                        0 => {}
-                        LAST => last = true,
-                        sent => times.push(now()?.saturating_sub(sent)),
-                    }
-                    at = item.next;
-                }
-                Err(e) if e.is_transient() => break,
-                Err(e) => return Err(e.into()),
-            }
-        }
-        if at > consumer.position() {
-            consumer.advance(at)?;
-            wait = Wait::new(Side::Producer, Some(PATIENCE));
-        } else if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
-            return Err(Error::Stalled("the producer"));
-        }
-    }
-    for time in times {
-        println!("{time}");
-    }
-    Ok(())
 }

@@ -106,6 +106,34 @@ pub fn copy_rate(
     })
 }
 
+/// Bytes of a copy of which no cache holds anything when it is made again.
+const STREAM: usize = 64 << 20;
+
+/// A copy alone, from memory to memory.
+pub struct Streaming {
+    from: Vec<u8>,
+    to: Vec<u8>,
+}
+
+impl Streaming {
+    /// With every page there.
+    pub fn new() -> Self {
+        Self { from: vec![1; STREAM], to: vec![2; STREAM] }
+    }
+
+    /// Bytes in a second, on the processor of this thread: the median of short runs.
+    pub fn rate(&mut self) -> f64 {
+        const RUNS: usize = 5;
+        let run = || {
+            let start = Instant::now();
+            self.to.copy_from_slice(&self.from);
+            std::hint::black_box(&self.to);
+            STREAM as f64 / start.elapsed().as_secs_f64()
+        };
+        median(&mut std::iter::repeat_with(run).take(RUNS).collect::<Vec<_>>())
+    }
+}
+
 /// What it costs to look at the clock, nanoseconds.
 pub fn clock_cost() -> f64 {
     let mut costs: Vec<_> =

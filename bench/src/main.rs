@@ -7,7 +7,9 @@
 )]
 
 mod backend;
+mod bars;
 mod durable;
+mod ends;
 mod error;
 mod figures;
 mod front;
@@ -15,19 +17,20 @@ mod guest;
 mod items;
 mod machine;
 mod plot;
+mod processes;
 mod report;
 mod requests;
+mod rounds;
 mod rows;
 mod size;
 mod table;
 
-use backend::{Backend, consumer_socket};
 use clap::Parser;
 use error::{Error, Result, doing};
 use figures::Ring;
-use items::{Rounds, Served};
 use machine::{Processors, pin};
 use requests::{Bench, Outcome, Plan};
+use rounds::Rounds;
 use rows::{ROWS, Row};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -145,7 +148,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     if let Some(socket) = &arguments.consume {
-        return items::consume(socket, arguments.cpus);
+        return processes::consume(socket, arguments.cpus);
     }
     // First: QEMU is not to run on one processor only.
     let carried = if arguments.wants(What::Guest) {
@@ -180,8 +183,14 @@ impl Arguments {
         self.measure.iter().any(|wanted| *wanted == what || *wanted == What::All)
     }
 
-    fn fast(&self) -> Vec<String> {
-        self.daemon_args.split_whitespace().map(str::to_owned).collect()
+    fn plan(&self) -> Result<Plan> {
+        Ok(Plan {
+            program: self.program()?,
+            arguments: self.daemon_args.split_whitespace().map(str::to_owned).collect(),
+            compare_guard: self.compare_guard,
+            rounds: self.rounds(),
+            processors: self.cpus,
+        })
     }
 
     fn rounds(&self) -> Rounds {
@@ -207,11 +216,7 @@ fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
     let rounds = arguments.rounds();
     let mut ring = Ring::default();
     if arguments.wants(What::Items) {
-        let (name, bytes) = ("items", items::RING);
-        let (program, cpus) = (arguments.program()?, arguments.cpus);
-        let backend = Backend::ours(name, &program, &arguments.fast(), bytes, dir, cpus)?;
-        let served = Served { backend: &backend, consumer: consumer_socket(dir, name) };
-        ring.items = items::all(&served, dir, cpus, rounds)?;
+        ring.items = items::all(&arguments.plan()?, dir)?;
     }
     if arguments.wants(What::Durable) {
         ring.durable = durable::all(&arguments.disk_dir, rounds)?;
@@ -224,14 +229,7 @@ fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
 }
 
 fn requests(arguments: &Arguments, rows: &[Row], dir: &Path) -> Result<Vec<Outcome>> {
-    let plan = Plan {
-        program: arguments.program()?,
-        arguments: arguments.fast(),
-        compare_guard: arguments.compare_guard,
-        rounds: arguments.rounds(),
-        processors: arguments.cpus,
-    };
-    let bench = Bench::new(plan, rows, dir)?;
+    let bench = Bench::new(arguments.plan()?, rows, dir)?;
     print!("{}", table::legend(bench.clock()));
     println!("\n{}", table::head(arguments.compare_guard));
     let mut outcomes = Vec::new();

@@ -1,7 +1,7 @@
 //! Plots, as SVG.
 
 use crate::error::{Error, Result};
-use crate::figures::{Cost, Items, QUANTILES};
+use crate::figures::{Cost, Items, Load, QUANTILES};
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::{
     ChartBuilder, Color, IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, WHITE,
@@ -39,13 +39,14 @@ struct Labels {
 
 /// Times of single items, by how many of them took at most so long.
 pub fn latency(folder: &Path, items: &[Items]) -> Result<()> {
-    let series = items.iter().filter_map(|items| {
+    let checked = items.iter().filter(|items| items.load.checksums);
+    let series = checked.filter_map(|items| {
         let latency = items.latency.as_ref()?;
         // One in so many takes longer.
         let points =
             QUANTILES.iter().zip(latency.at).map(|(part, at)| (1.0 / (1.0 - part), at / 1e3));
         Some(Series {
-            name: format!("{}, {} bytes", items.way, items.bytes),
+            name: format!("{}, {} bytes", items.way, items.load.bytes),
             points: points.collect(),
         })
     });
@@ -63,8 +64,10 @@ pub fn latency(folder: &Path, items: &[Items]) -> Result<()> {
 pub fn throughput(folder: &Path, items: &[Items]) -> Result<()> {
     let mut series: Vec<Series> = Vec::new();
     for items in items {
-        let name = format!("{}, batches of {}", items.way, items.batch);
-        let point = (items.bytes as f64, items.rate * items.bytes as f64 / 1e6);
+        let Load { bytes, batch, checksums } = items.load;
+        let checksums = if checksums { "" } else { ", no checksums" };
+        let name = format!("{}, batches of {batch}{checksums}", items.way);
+        let point = (bytes as f64, items.rate * bytes as f64 / 1e6);
         match series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.points.push(point),
             None => series.push(Series { name, points: vec![point] }),

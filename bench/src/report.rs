@@ -1,10 +1,10 @@
 //! Tables for people, and the report that is kept with the sources.
 
 use crate::error::{Result, doing};
-use crate::figures::{Carried, Cost, Ring};
+use crate::figures::{Beside, Carried, Cost, Distribution, Durable, Items, Load, Ring};
 use crate::plot;
 use crate::requests::Outcome;
-use crate::table::{count, time, verdicts};
+use crate::table::{count, part, ratio, time};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -119,18 +119,19 @@ fn provenance() -> String {
 
 fn requests(outcomes: &[Outcome]) -> Table {
     let line = |outcome: &Outcome| {
-        let p50 = outcome.ours.p50;
+        let found = outcome.found();
         vec![
             outcome.name.clone(),
             count(outcome.ours.requests),
             count(outcome.peer.requests),
-            format!("{:.1}", outcome.times_peer),
-            p50.map(time).unwrap_or_default(),
-            p50.map(|p50| format!("{:.1}", p50 / outcome.line)).unwrap_or_default(),
-            format!("{:.0} ns{}", outcome.line, if outcome.near { "" } else { " (far)" }),
-            format!("{:.0} %", 100.0 * outcome.copied()),
-            outcome.guarded.map(|part| format!("{:.0} %", 100.0 * part)).unwrap_or_default(),
-            verdicts(outcome),
+            format!("{:.2}", outcome.times_peer),
+            part(found.of_peer_time),
+            outcome.ours.p50.map(time).unwrap_or_default(),
+            ratio(found.lines),
+            nanoseconds(outcome.line, outcome.near),
+            part(found.of_copy),
+            part(found.of_unguarded),
+            outcome.wanted(),
         ]
     };
     Table {
@@ -139,6 +140,7 @@ fn requests(outcomes: &[Outcome]) -> Table {
             "a second",
             "qsd",
             "x qsd",
+            "time of qsd's",
             "p50",
             "in L",
             "L",
@@ -150,29 +152,65 @@ fn requests(outcomes: &[Outcome]) -> Table {
     }
 }
 
+/// What a cache line takes, and whether that is too far.
+fn nanoseconds(line: f64, near: bool) -> String {
+    format!("{line:.0} ns{}", if near { "" } else { " (far)" })
+}
+
 fn items(ring: &Ring) -> Table {
-    let line = |items: &crate::figures::Items| {
-        let latency = |part: fn(&crate::figures::Distribution) -> f64| {
+    let line = |items: &Items| {
+        let Load { bytes, batch, checksums } = items.load;
+        let latency = |part: fn(&Distribution) -> f64| {
             items.latency.as_ref().map(|times| time(part(times))).unwrap_or_default()
         };
+        let found = items.found();
+        let beside = |said: fn(&Beside) -> String| items.beside.as_ref().map(said);
         vec![
             items.way.to_owned(),
-            items.bytes.to_string(),
-            items.batch.to_string(),
+            if checksums { "yes" } else { "no" }.to_owned(),
+            bytes.to_string(),
+            batch.to_string(),
             count(items.rate),
-            format!("{:.0}", items.rate * items.bytes as f64 / 1e6),
-            latency(crate::figures::Distribution::p50),
-            latency(crate::figures::Distribution::p99),
+            megabytes(items.rate * bytes as f64),
+            latency(Distribution::p50),
+            latency(Distribution::p99),
+            ratio(found.lines),
+            beside(|beside| nanoseconds(beside.line, beside.near)).unwrap_or_default(),
+            beside(|beside| count(beside.peer)).unwrap_or_default(),
+            ratio(found.times_peer),
+            beside(|beside| megabytes(beside.copy)).unwrap_or_default(),
+            part(found.of_copy),
+            items.wanted(),
         ]
     };
     Table {
-        head: vec!["ends", "bytes", "batch", "items/s", "MB/s", "p50", "p99"],
+        head: vec![
+            "ends",
+            "checksums",
+            "bytes",
+            "batch",
+            "items/s",
+            "MB/s",
+            "p50",
+            "p99",
+            "in L",
+            "L",
+            "qsd",
+            "x qsd",
+            "copy, MB/s",
+            "of copy",
+            "wanted",
+        ],
         lines: ring.items.iter().map(line).collect(),
     }
 }
 
+fn megabytes(bytes: f64) -> String {
+    format!("{:.0}", bytes / 1e6)
+}
+
 fn durable(ring: &Ring) -> Table {
-    let line = |durable: &crate::figures::Durable| {
+    let line = |durable: &Durable| {
         vec![
             durable.bytes.to_string(),
             durable.batch.to_string(),
@@ -180,11 +218,14 @@ fn durable(ring: &Ring) -> Table {
             time(durable.push.p99()),
             time(durable.raw.p50()),
             time(durable.raw.p99()),
-            format!("{:.2}", durable.push.p50() / durable.raw.p50()),
+            part(Some(durable.of_raw())),
+            durable.wanted(),
         ]
     };
     Table {
-        head: vec!["bytes", "batch", "push p50", "push p99", "raw p50", "raw p99", "push / raw"],
+        head: vec![
+            "bytes", "batch", "push p50", "push p99", "raw p50", "raw p99", "of raw", "wanted",
+        ],
         lines: ring.durable.iter().map(line).collect(),
     }
 }
@@ -196,10 +237,12 @@ fn costs(ring: &Ring) -> Table {
             cost.items.to_string(),
             time(cost.push),
             time(cost.pop),
+            format!("{:.2}", cost.times_least),
+            cost.wanted(),
         ]
     };
     Table {
-        head: vec!["ring", "items in it", "push, advance", "pop, advance"],
+        head: vec!["ring", "items in it", "push, advance", "pop, advance", "x least", "wanted"],
         lines: ring.costs.iter().map(line).collect(),
     }
 }

@@ -1,12 +1,11 @@
-//! The rows of requests: our backend and its peer in turns, in short rounds, since what else the machine does changes within seconds.
+//! The rows of requests: our backend and its peer in turns.
 
 use crate::backend::Backend;
+use crate::bars::{Bar, Found, verdicts};
 use crate::error::{Result, doing};
-use crate::front::{REGION, Round, START, walked};
-use crate::items::Rounds;
-use crate::machine::{
-    Processors, clock_cost, copy_rate, line_round_trip, median, nanoseconds, quantile,
-};
+use crate::front::{Front, REGION, Round, START, walked};
+use crate::machine::{Processors, clock_cost, copy_rate, nanoseconds, quantile};
+use crate::rounds::{Counted, Rounds, beside_line};
 use crate::rows::{Row, Settings};
 use serde::Serialize;
 use shared_block_ring::device::Mapping;
@@ -15,15 +14,11 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Round trips of a cache line up to this count as near, nanoseconds: beyond it processors share no cache, and the line is all
-/// that is measured.
-pub const NEAR: f64 = 150.0;
-
-/// Near rounds that are enough to leave the others out.
-const ENOUGH: usize = 3;
+/// A guard may cost so much of the requests in a second.
+const GUARD: f64 = 0.05;
 
 /// Before a round: caches hold what the last one left.
-const WARM_UP: Duration = Duration::from_millis(20);
+pub const WARM_UP: Duration = Duration::from_millis(20);
 
 /// A copy alone.
 const COPY: Duration = Duration::from_millis(30);
@@ -146,48 +141,53 @@ impl Bench {
         let mut ours = Runner::new(ours, row)?;
         let mut unguarded = unguarded.map(|backend| Runner::new(backend, row)).transpose()?;
         let mut peer = Runner::new(&self.peer, row)?;
-        let mut samples = Vec::new();
-        for _ in 0..self.plan.rounds.count {
-            let line = line_round_trip(self.plan.processors)?;
-            let region = walked(row.bytes);
-            let copy = copy_rate(
-                self.plan.processors,
-                &mut self.scratch.borrow_mut(),
-                region,
-                &row,
-                COPY,
-            )?;
-            let ours = ours.round(self)?;
-            let unguarded = unguarded.as_mut().map(|runner| runner.round(self)).transpose()?;
-            let peer = peer.round(self)?;
-            let line = line.max(line_round_trip(self.plan.processors)?);
-            samples.push(Sample { ours, unguarded, peer, line, copy });
-        }
+        let Plan { rounds, processors, .. } = self.plan;
+        let samples = rounds.each(|| {
+            let round = || {
+                let (mut scratch, region) = (self.scratch.borrow_mut(), walked(row.bytes));
+                let copy = copy_rate(processors, &mut scratch, region, &row, COPY)?;
+                let ours = ours.round(rounds.time, self.clock)?;
+                let unguarded = unguarded.as_mut();
+                let unguarded = unguarded.map(|runner| runner.round(rounds.time, self.clock));
+                let unguarded = unguarded.transpose()?;
+                let peer = peer.round(rounds.time, self.clock)?;
+                Ok(Sample { ours, unguarded, peer, copy, line: f64::NAN })
+            };
+            let (sample, line) = beside_line(processors, round)?;
+            Ok(Sample { line, ..sample })
+        })?;
         Ok(Outcome::of(row, &samples))
     }
 }
 
 impl Outcome {
-    /// Bytes moved, of what a copy alone moves.
-    pub fn copied(&self) -> f64 {
-        self.ours.requests * f64::from(self.row.bytes) / self.copy
+    /// What bars are held against.
+    pub fn found(&self) -> Found {
+        Found {
+            lines: self.ours.p50.map(|p50| p50 / self.line),
+            times_peer: Some(self.times_peer),
+            of_peer_time: Some(self.ours.processor / self.peer.processor),
+            far: !self.near,
+            of_copy: Some(self.ours.requests * f64::from(self.row.bytes) / self.copy),
+            of_unguarded: self.guarded,
+            ..Found::default()
+        }
+    }
+
+    /// What is wanted of it, and whether it is so.
+    pub fn wanted(&self) -> String {
+        let guard = self.guarded.map(|_| Bar::Guard(GUARD));
+        let bars: Vec<_> = self.row.bars.iter().copied().chain(guard).collect();
+        verdicts(&bars, &self.found())
     }
 
     fn of(row: Row, samples: &[Sample]) -> Self {
-        let near: Vec<_> = samples.iter().filter(|sample| sample.line <= NEAR).collect();
-        let is_near = near.len() >= ENOUGH.min(samples.len());
-        let counted = if is_near { near } else { samples.iter().collect() };
-        let of = |value: &dyn Fn(&Sample) -> Option<f64>| {
-            let mut values: Vec<_> = counted.iter().filter_map(|sample| value(sample)).collect();
-            (!values.is_empty()).then(|| median(&mut values))
-        };
-        let sure =
-            |value: &dyn Fn(&Sample) -> f64| of(&|sample| Some(value(sample))).unwrap_or(f64::NAN);
+        let counted = Counted::of(samples, |sample| sample.line);
         let figures = |whose: &dyn Fn(&Sample) -> Figures| Figures {
-            requests: sure(&|sample| whose(sample).requests),
-            p50: of(&|sample| whose(sample).p50),
-            p99: of(&|sample| whose(sample).p99),
-            processor: sure(&|sample| whose(sample).processor),
+            requests: counted.median(|sample| whose(sample).requests),
+            p50: counted.of_some(|sample| whose(sample).p50),
+            p99: counted.of_some(|sample| whose(sample).p99),
+            processor: counted.median(|sample| whose(sample).processor),
         };
         let guarded = |sample: &Sample| Some(sample.ours.requests / sample.unguarded?.requests);
         Self {
@@ -199,39 +199,41 @@ impl Outcome {
                 .all(|sample| sample.unguarded.is_some())
                 .then(|| figures(&|sample| sample.unguarded.unwrap_or(sample.ours))),
             peer: figures(&|sample| sample.peer),
-            times_peer: sure(&|sample| sample.ours.requests / sample.peer.requests),
-            guarded: of(&guarded),
-            line: sure(&|sample| sample.line),
-            copy: sure(&|sample| sample.copy),
-            rounds: (counted.len(), samples.len()),
-            near: is_near,
+            times_peer: counted.median(|sample| sample.ours.requests / sample.peer.requests),
+            guarded: counted.of_some(guarded),
+            line: counted.median(|sample| sample.line),
+            copy: counted.median(|sample| sample.copy),
+            rounds: (counted.rounds.len(), samples.len()),
+            near: counted.near,
         }
     }
 }
 
 /// A row on a backend.
-struct Runner<'a> {
+pub struct Runner<'a> {
     backend: &'a Backend,
-    front: crate::front::Front,
+    front: Front,
     row: Row,
 }
 
 impl<'a> Runner<'a> {
-    fn new(backend: &'a Backend, row: Row) -> Result<Self> {
+    /// The backend stands still until a round.
+    pub fn new(backend: &'a Backend, row: Row) -> Result<Self> {
         backend.resume()?;
         let front = backend.front(row.bytes, row.depth)?;
         backend.halt()?;
         Ok(Self { backend, front, row })
     }
 
-    fn round(&mut self, bench: &Bench) -> Result<Figures> {
+    /// Requests for `time`; `clock` is what a look at it costs.
+    pub fn round(&mut self, time: Duration, clock: f64) -> Result<Figures> {
         self.backend.resume()?;
         self.front.round(&self.row, WARM_UP)?;
         let before = self.backend.cpu_time()?;
-        let mut round = self.front.round(&self.row, bench.plan.rounds.time)?;
+        let mut round = self.front.round(&self.row, time)?;
         let processor = self.backend.cpu_time()?.saturating_sub(before);
         self.backend.halt()?;
-        Ok(figures(&mut round, processor, &self.row, bench.clock))
+        Ok(figures(&mut round, processor, &self.row, clock))
     }
 }
 
@@ -249,6 +251,7 @@ fn figures(round: &mut Round, processor: Duration, row: &Row, clock: f64) -> Fig
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::rows::ROWS;
 
@@ -272,5 +275,19 @@ mod tests {
         let few = outcome(&[(100.0, 9.0), (400.0, 1.0), (110.0, 10.0), (500.0, 1.0), (510.0, 1.0)]);
         assert_eq!((few.rounds, few.near), ((5, 5), false));
         assert!((few.times_peer - 1.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn with_time_to_think_the_rate_counts_and_processor_time_does() {
+        let row = *ROWS.iter().find(|row| row.bars == [Bar::Thrift]).unwrap();
+        let said = |times, processor| {
+            let mut round = sample(100.0, times);
+            round.ours.processor = processor;
+            Outcome::of(row, &[round]).wanted()
+        };
+        let bar = ">= 1 x qsd for less processor time";
+        assert_eq!(said(1.0, 0.9), format!("{bar}: yes"));
+        assert_eq!(said(0.99, 0.9), format!("{bar}: NO"));
+        assert_eq!(said(1.1, 1.0), format!("{bar}: NO"));
     }
 }

@@ -1,5 +1,6 @@
 //! What is measured, and what is wanted of it.
 
+use crate::bars::Bar;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -33,19 +34,6 @@ pub enum Settings {
     Default,
 }
 
-/// What is wanted of a row.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Bar {
-    /// Half of the requests within so many round trips of a cache line.
-    Lines(f64),
-    /// So many times the peer's requests in a second.
-    Peer(f64),
-    /// So much of what a copy alone moves.
-    Copy(f64),
-    /// Half of the requests as fast as half of the peer's, for less of the backend's processor time.
-    Thrift,
-}
-
 /// One kind of load.
 #[derive(Debug, Clone, Copy)]
 pub struct Row {
@@ -77,6 +65,9 @@ const ROW: Row = Row {
 const READ: Row = Row { direction: Direction::Read, ..ROW };
 const SLEEPING: Row = Row { waiting: Waiting::Sleeping, ..ROW };
 const DEFAULT: Row = Row { settings: Settings::Default, ..SLEEPING };
+
+/// What others are held against: the peer's fastest requests.
+pub const PEER_ROW: Row = Row { bytes: 512, depth: 32, ..ROW };
 
 /// All of them.
 pub const ROWS: &[Row] = &[

@@ -1,12 +1,11 @@
 //! What an item costs, whatever the size of the ring and whatever is in it.
 
+use crate::ends::Ends;
 use crate::error::{Result, doing};
 use crate::figures::Cost;
-use crate::items::Rounds;
 use crate::machine::{median, nanoseconds};
-use shared_block_ring::{
-    Consumer, CreateOptions, Durability, OpenOptions, Producer, create, make_file,
-};
+use crate::rounds::Rounds;
+use shared_block_ring::Durability;
 use std::path::Path;
 use std::time::Instant;
 
@@ -32,35 +31,57 @@ pub fn all(dir: &Path, largest: u64, rounds: Rounds) -> Result<Vec<Cost>> {
             costs.push(one(&path, size, items, rounds)?);
         }
     }
+    compare(&mut costs);
     Ok(costs)
 }
 
 fn one(path: &Path, size: u64, items: u64, rounds: Rounds) -> Result<Cost> {
-    make_file(path, size).map_err(doing("making a ring"))?;
-    let open = || OpenOptions::default().open(path);
-    create(&open()?, CreateOptions::default())?;
-    let mut producer = Producer::attach(open()?, "bench", "producer")?;
-    let mut consumer = Consumer::attach(open()?, "bench", "consumer")?;
-    producer.set_durability(Durability::PageCache);
-    consumer.set_durability(Durability::PageCache);
+    let mut ends = Ends::in_file(path, size, Durability::PageCache)?;
     let payload = [7u8; BYTES];
     let batch = vec![&payload[..]; usize::try_from(BATCH).unwrap_or(1)];
     for _ in 0..items / BATCH {
-        let end = producer.push_batch(&batch)?;
-        producer.advance(end)?;
+        ends.push(&batch)?;
     }
     let (mut pushes, mut pops) = (Vec::new(), Vec::new());
-    let start = Instant::now();
-    while start.elapsed() < rounds.time * rounds.count {
-        let before = Instant::now();
-        let end = producer.push(&payload)?;
-        producer.advance(end)?;
-        let between = Instant::now();
-        let next = consumer.pop(consumer.position())?.next;
-        consumer.advance(next)?;
-        pushes.push(nanoseconds(between - before));
-        pops.push(nanoseconds(between.elapsed()));
-    }
+    rounds.each(|| {
+        rounds.one(|| {
+            let before = Instant::now();
+            ends.push(&[&payload])?;
+            let between = Instant::now();
+            let next = ends.consumer.pop(ends.consumer.position())?.next;
+            ends.consumer.advance(next)?;
+            pushes.push(nanoseconds(between - before));
+            pops.push(nanoseconds(between.elapsed()));
+            Ok(1)
+        })
+    })?;
     std::fs::remove_file(path).map_err(doing("removing a ring"))?;
-    Ok(Cost { size, items, push: median(&mut pushes), pop: median(&mut pops) })
+    let (push, pop) = (median(&mut pushes), median(&mut pops));
+    Ok(Cost { size, items, push, pop, times_least: f64::NAN })
+}
+
+/// Pushes with the least of all pushes, pops with the least of all pops.
+fn compare(costs: &mut [Cost]) {
+    let least = |of: fn(&Cost) -> f64| costs.iter().map(of).fold(f64::INFINITY, f64::min);
+    let (push, pop) = (least(|cost| cost.push), least(|cost| cost.pop));
+    for cost in costs {
+        cost.times_least = (cost.push / push).max(cost.pop / pop);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neither_pushes_nor_pops_may_be_far_above_the_least() {
+        let cost = |push, pop| Cost { size: 1, items: 0, push, pop, times_least: f64::NAN };
+        let mut costs =
+            [cost(100.0, 200.0), cost(119.0, 239.0), cost(121.0, 90.0), cost(100.0, 100.0)];
+        compare(&mut costs[..2]);
+        let said = |cost: &Cost| cost.wanted().ends_with("yes");
+        assert!(costs[..2].iter().all(said));
+        compare(&mut costs);
+        assert_eq!(costs.each_ref().map(said), [false, false, false, true]);
+    }
 }

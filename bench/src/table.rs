@@ -1,18 +1,15 @@
 //! Outcomes as people read them.
 
-use crate::requests::{NEAR, Outcome};
-use crate::rows::Bar;
+use crate::requests::Outcome;
+use crate::rounds::NEAR;
 use std::fmt::Write;
-
-/// A guard may cost so much of the requests in a second.
-const GUARD: f64 = 0.05;
 
 /// Of the columns.
 pub fn head(guard: bool) -> String {
     let guard = if guard { "   guard" } else { "" };
     format!(
-        "{:<34} {:>9} {:>9} {:>7} {:>8} {:>6} {:>6} {:>6} {:>7}{guard}  wanted",
-        "row", "ours", "qsd", "x qsd", "p50", "lines", "L", "copy", "rounds"
+        "{:<38} {:>9} {:>9} {:>7} {:>5} {:>8} {:>6} {:>6} {:>6} {:>7}{guard}  wanted",
+        "row", "ours", "qsd", "x qsd", "time", "p50", "lines", "L", "copy", "rounds"
     )
 }
 
@@ -21,9 +18,10 @@ pub fn legend(clock: f64) -> String {
     format!(
         "\
 ours, qsd   requests in a second: this backend, qemu-storage-daemon; medians of short rounds in turns
+time        the backend's processor time for a request, of qemu-storage-daemon's
 p50, lines  half of the requests took at most this, without the clock's {clock:.0} ns; the same in round trips of a line
 L           a cache line between the two processors, there and back; ratios to qsd count only where it is
-            at most {NEAR:.0} ns: other rounds are left out where enough are near, else the row says \"far\"
+            at most {NEAR:.0} ns: other rounds are left out where enough are near, else the verdict says \"far\"
 copy        bytes moved, of what memcpy alone moves between such buffers and such a file
 guard       requests in a second with the guard, of those without
 "
@@ -32,54 +30,22 @@ guard       requests in a second with the guard, of those without
 
 /// One row.
 pub fn line(outcome: &Outcome) -> String {
-    let Outcome { name, ours, peer, times_peer, line, near, rounds, .. } = outcome;
+    let Outcome { name, ours, peer, times_peer, line, rounds, .. } = outcome;
+    let found = outcome.found();
     let mut text = format!(
-        "{name:<34} {:>9} {:>9} {times_peer:>7.1} {:>8} {:>6} {line:>6.0} {:>5.0}% {:>7}",
+        "{name:<38} {:>9} {:>9} {times_peer:>7.2} {:>5} {:>8} {:>6} {line:>6.0} {:>6} {:>7}",
         count(ours.requests),
         count(peer.requests),
+        part(found.of_peer_time),
         ours.p50.map(time).unwrap_or_default(),
-        ours.p50.map(|p50| format!("{:.1}", p50 / line)).unwrap_or_default(),
-        100.0 * outcome.copied(),
+        ratio(found.lines),
+        part(found.of_copy),
         format!("{}/{}", rounds.0, rounds.1),
     );
-    if let Some(guarded) = outcome.guarded {
-        let _ = write!(text, " {:>6.0}%", 100.0 * guarded);
+    if outcome.guarded.is_some() {
+        let _ = write!(text, " {:>7}", part(outcome.guarded));
     }
-    text.push_str(if *near { "  " } else { "  far; " });
-    text + &verdicts(outcome)
-}
-
-/// What is wanted of it, and whether it is so.
-pub fn verdicts(outcome: &Outcome) -> String {
-    let mut wanted: Vec<_> =
-        outcome.row.bars.iter().map(|bar| verdict(&said(bar), met(outcome, bar))).collect();
-    if let Some(guarded) = outcome.guarded {
-        wanted.push(verdict("guard costs <= 5 %", guarded >= 1.0 - GUARD));
-    }
-    wanted.join("; ")
-}
-
-fn verdict(wanted: &str, met: bool) -> String {
-    format!("{wanted}: {}", if met { "yes" } else { "NO" })
-}
-
-fn said(bar: &Bar) -> String {
-    match bar {
-        Bar::Lines(lines) => format!("p50 <= {lines} L"),
-        Bar::Peer(times) => format!(">= {times} x qsd"),
-        Bar::Copy(part) => format!(">= {:.0} % of copy", part * 100.0),
-        Bar::Thrift => "p50 and processor time <= qsd's".to_owned(),
-    }
-}
-
-fn met(outcome: &Outcome, bar: &Bar) -> bool {
-    let Outcome { ours, peer, .. } = outcome;
-    match bar {
-        Bar::Lines(lines) => ours.p50.is_some_and(|p50| p50 <= lines * outcome.line),
-        Bar::Peer(times) => outcome.times_peer >= *times,
-        Bar::Copy(part) => outcome.copied() >= *part,
-        Bar::Thrift => ours.p50 <= peer.p50 && ours.processor <= peer.processor,
-    }
+    text + "  " + &outcome.wanted()
 }
 
 /// A rate.
@@ -99,4 +65,14 @@ pub fn time(nanoseconds: f64) -> String {
     } else {
         format!("{:.2} us", nanoseconds / 1e3)
     }
+}
+
+/// A ratio; nothing where there is none.
+pub fn ratio(value: Option<f64>) -> String {
+    value.map(|value| format!("{value:.1}")).unwrap_or_default()
+}
+
+/// A part of a whole.
+pub fn part(value: Option<f64>) -> String {
+    value.map(|value| format!("{:.0} %", 100.0 * value)).unwrap_or_default()
 }

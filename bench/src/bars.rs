@@ -1,0 +1,152 @@
+//! What is wanted, and whether it is so.
+
+/// What is wanted of a row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Bar {
+    /// Half of the requests or items within so many round trips of a cache line.
+    Lines(f64),
+    /// So many times the peer's requests in a second.
+    Peer(f64),
+    /// So much of what a copy alone moves.
+    Copy(f64),
+    /// At least the peer's requests in a second, for less of the backend's processor time.
+    Thrift,
+    /// The guard costs at most so much of the requests in a second.
+    Guard(f64),
+    /// So many items in a second.
+    Rate(f64),
+    /// So much of what writing and flushing the same bytes reaches.
+    Raw(f64),
+    /// At most so much above the least of all rows of its kind.
+    Flat(f64),
+}
+
+/// What a row has brought, as far as it was measured.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Found {
+    /// Half of the requests or items took at most this, in round trips of a cache line.
+    pub lines: Option<f64>,
+    /// Requests or items in a second, to the peer's requests.
+    pub times_peer: Option<f64>,
+    /// The backend's processor time for a request, to the peer's.
+    pub of_peer_time: Option<f64>,
+    /// Whether the processors were too far from each other for a ratio to the peer to count.
+    pub far: bool,
+    /// Bytes moved, of what a copy alone moves.
+    pub of_copy: Option<f64>,
+    /// Requests in a second, of those without a guard.
+    pub of_unguarded: Option<f64>,
+    /// Items in a second.
+    pub rate: Option<f64>,
+    /// Batches in a second, of those that are only written and flushed.
+    pub of_raw: Option<f64>,
+    /// A time, to the least of its kind.
+    pub times_least: Option<f64>,
+}
+
+impl Bar {
+    fn said(self) -> String {
+        match self {
+            Bar::Lines(lines) => format!("p50 <= {lines} L"),
+            Bar::Peer(times) => format!(">= {times} x qsd"),
+            Bar::Copy(part) => format!(">= {:.0} % of copy", part * 100.0),
+            Bar::Thrift => ">= 1 x qsd for less processor time".to_owned(),
+            Bar::Guard(part) => format!("guard costs <= {:.0} %", part * 100.0),
+            Bar::Rate(rate) => format!(">= {} M items/s", rate / 1e6),
+            Bar::Raw(part) => format!(">= {:.0} % of raw", part * 100.0),
+            Bar::Flat(part) => format!("within {:.0} % of the least", part * 100.0),
+        }
+    }
+
+    /// A figure that is missing, or no number, meets nothing.
+    fn met(self, found: &Found) -> bool {
+        let reaches = |value: Option<f64>, least: f64| value.is_some_and(|value| value >= least);
+        let within = |value: Option<f64>, most: f64| value.is_some_and(|value| value <= most);
+        match self {
+            Bar::Lines(lines) => within(found.lines, lines),
+            Bar::Peer(times) => reaches(found.times_peer, times),
+            Bar::Copy(part) => reaches(found.of_copy, part),
+            Bar::Thrift => {
+                reaches(found.times_peer, 1.0) && found.of_peer_time.is_some_and(|part| part < 1.0)
+            }
+            Bar::Guard(part) => reaches(found.of_unguarded, 1.0 - part),
+            Bar::Rate(rate) => reaches(found.rate, rate),
+            Bar::Raw(part) => reaches(found.of_raw, part),
+            Bar::Flat(part) => within(found.times_least, 1.0 + part),
+        }
+    }
+
+    fn verdict(self, found: &Found) -> String {
+        let met = if self.met(found) { "yes" } else { "NO" };
+        let far = found.far && matches!(self, Bar::Peer(_) | Bar::Thrift);
+        format!("{}: {met}{}", self.said(), if far { " (far)" } else { "" })
+    }
+}
+
+/// What is wanted of a row, and for each whether it is so.
+pub fn verdicts(bars: &[Bar], found: &Found) -> String {
+    bars.iter().map(|bar| bar.verdict(found)).collect::<Vec<_>>().join("; ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every bar, what just meets it, and what just does not.
+    fn edges() -> Vec<(Bar, Found, Found)> {
+        let none = Found::default();
+        let lines = |lines| Found { lines: Some(lines), ..none };
+        let peer = |times| Found { times_peer: Some(times), ..none };
+        let copy = |part| Found { of_copy: Some(part), ..none };
+        let thrift = |times, time| Found { of_peer_time: Some(time), ..peer(times) };
+        let guard = |part| Found { of_unguarded: Some(part), ..none };
+        let rate = |rate| Found { rate: Some(rate), ..none };
+        let raw = |part| Found { of_raw: Some(part), ..none };
+        let flat = |times| Found { times_least: Some(times), ..none };
+        vec![
+            (Bar::Lines(4.0), lines(4.0), lines(4.01)),
+            (Bar::Peer(80.0), peer(80.0), peer(79.9)),
+            (Bar::Copy(0.4), copy(0.4), copy(0.39)),
+            (Bar::Thrift, thrift(1.0, 0.99), thrift(0.99, 0.5)),
+            (Bar::Thrift, thrift(1.1, 0.5), thrift(1.1, 1.0)),
+            (Bar::Guard(0.05), guard(0.95), guard(0.94)),
+            (Bar::Rate(5.8e6), rate(5.8e6), rate(5.79e6)),
+            (Bar::Raw(0.9), raw(0.9), raw(0.89)),
+            (Bar::Flat(0.2), flat(1.2), flat(1.21)),
+        ]
+    }
+
+    #[test]
+    fn a_bar_that_is_not_met_says_no() {
+        for (bar, meets, misses) in edges() {
+            assert_eq!(verdicts(&[bar], &meets), format!("{}: yes", bar.said()));
+            assert_eq!(verdicts(&[bar], &misses), format!("{}: NO", bar.said()));
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_meets_nothing() {
+        let nan = Some(f64::NAN);
+        let nothing = Found {
+            lines: nan,
+            times_peer: nan,
+            of_peer_time: nan,
+            far: false,
+            of_copy: nan,
+            of_unguarded: nan,
+            rate: nan,
+            of_raw: nan,
+            times_least: nan,
+        };
+        for (bar, _, _) in edges() {
+            assert!(!bar.met(&Found::default()) && !bar.met(&nothing), "{bar:?}");
+        }
+    }
+
+    #[test]
+    fn a_ratio_to_the_peer_that_does_not_count_says_so() {
+        let far = Found { times_peer: Some(90.0), lines: Some(5.0), far: true, ..Found::default() };
+        let said = verdicts(&[Bar::Peer(80.0), Bar::Peer(120.0), Bar::Lines(4.0)], &far);
+        assert_eq!(said, ">= 80 x qsd: yes (far); >= 120 x qsd: NO (far); p50 <= 4 L: NO");
+    }
+}

@@ -1,0 +1,82 @@
+//! Both ends of a ring in one thread.
+
+use crate::error::{Result, doing};
+use crate::machine::nanoseconds;
+use crate::rounds::Rounds;
+use shared_block_ring::{
+    BlockDevice, Consumer, CreateOptions, Durability, FileDevice, OpenOptions, Position, Producer,
+    create, make_file,
+};
+use std::path::Path;
+use std::time::Instant;
+
+/// Producer and consumer.
+pub struct Ends<P, C: BlockDevice> {
+    /// Pushes.
+    pub producer: Producer<P>,
+    /// Pops.
+    pub consumer: Consumer<C>,
+}
+
+/// What a round has brought.
+pub struct Passed {
+    /// Items in a second.
+    pub rate: f64,
+    /// From before each push until the last item of it was popped, nanoseconds.
+    pub times: Vec<f64>,
+}
+
+impl Ends<FileDevice, FileDevice> {
+    /// Of a new ring in a file of that many bytes.
+    pub fn in_file(path: &Path, bytes: u64, durability: Durability) -> Result<Self> {
+        make_file(path, bytes).map_err(doing("making a ring"))?;
+        let open = || OpenOptions::default().open(path);
+        create(&open()?, CreateOptions::default())?;
+        let producer = Producer::attach(open()?, "bench", "producer")?;
+        let consumer = Consumer::attach(open()?, "bench", "consumer")?;
+        let mut ends = Self { producer, consumer };
+        ends.set_durability(durability);
+        Ok(ends)
+    }
+}
+
+impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
+    /// Of both.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.producer.set_durability(durability);
+        self.consumer.set_durability(durability);
+    }
+
+    /// One round of batches from one end to the other; `clock` is what a look at it costs.
+    pub fn round(&mut self, items: &[&[u8]], rounds: Rounds, clock: f64) -> Result<Passed> {
+        let mut times = Vec::with_capacity(1 << 20);
+        let rate = rounds.one(|| {
+            let before = Instant::now();
+            let end = self.push(items)?;
+            self.pop_to(end)?;
+            times.push((nanoseconds(before.elapsed()) - clock).max(0.0));
+            self.consumer.advance(end)?;
+            Ok(items.len())
+        })?;
+        Ok(Passed { rate, times })
+    }
+
+    /// Publishes a batch, and tells where it ends.
+    pub fn push(&mut self, items: &[&[u8]]) -> Result<Position> {
+        let end = match items {
+            [item] => self.producer.push(*item)?,
+            items => self.producer.push_batch(items)?,
+        };
+        self.producer.advance(end)?;
+        Ok(end)
+    }
+
+    /// All in front of `end`, which the consumer does not free yet.
+    pub fn pop_to(&mut self, end: Position) -> Result<()> {
+        let mut at = self.consumer.position();
+        while at < end {
+            at = self.consumer.pop(at)?.next;
+        }
+        Ok(())
+    }
+}
