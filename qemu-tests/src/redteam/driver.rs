@@ -13,13 +13,9 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("driver_taken_away_under_load", driver_taken_away),
-    attack("device_reset_under_load", device_reset),
+    Group::Driver.attack("driver_taken_away_under_load", &[Reason::Signature], driver_taken_away),
+    Group::Driver.attack("device_reset_under_load", &[Reason::Signature], device_reset),
 ];
-
-const fn attack(name: &'static str, run: fn(&mut Raid) -> Result<(), Failure>) -> Attack {
-    Attack { name, group: Group::Driver, reasons: &[Reason::Signature], run }
-}
 
 /// Made in the guest when the device is reset: nothing that waits for it comes back, the kernel's driver least of all.
 pub const RESET_DONE: &str = "/tmp/reset-done";

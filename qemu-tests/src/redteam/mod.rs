@@ -53,6 +53,18 @@ pub enum Group {
     Consumer,
 }
 
+impl Group {
+    /// One of this group. What it tries is refused for `reasons`.
+    const fn attack(
+        self,
+        name: &'static str,
+        reasons: &'static [Reason],
+        run: fn(&mut Raid) -> Result<(), Failure>,
+    ) -> Attack {
+        Attack { name, group: self, reasons, run }
+    }
+}
+
 /// One attack.
 #[derive(Debug, Clone, Copy)]
 pub struct Attack {

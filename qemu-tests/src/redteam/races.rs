@@ -12,7 +12,7 @@ use super::raid::Published;
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack(
+    Group::Races.attack(
         "pointer_changed_in_flight",
         &[
             Reason::PointerBackwards,
@@ -25,21 +25,13 @@ pub(super) const ATTACKS: &[Attack] = &[
         ],
         pointer,
     ),
-    attack("published_data_changed_in_flight", &[Reason::PublishedData], data),
-    attack(
+    Group::Races.attack("published_data_changed_in_flight", &[Reason::PublishedData], data),
+    Group::Races.attack(
         "header_changed_while_it_is_published",
         &[Reason::ItemFraming, Reason::ItemCount, Reason::PublishedData],
         header,
     ),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Races, reasons, run }
-}
 
 /// Both outcomes must be seen so often,
 const OFTEN: u32 = 20;

@@ -13,9 +13,9 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid, index};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("idle_reads", &[], idle_reads),
-    attack("flushes", &[], flushes),
-    attack(
+    Group::Storms.attack("idle_reads", &[], idle_reads),
+    Group::Storms.attack("flushes", &[], flushes),
+    Group::Storms.attack(
         "twenty_thousand_refused",
         &[
             Reason::Signature,
@@ -27,16 +27,8 @@ pub(super) const ATTACKS: &[Attack] = &[
         ],
         mixed,
     ),
-    attack("huge_writes", &[Reason::BufferedPage, Reason::PublishedData], huge),
+    Group::Storms.attack("huge_writes", &[Reason::BufferedPage, Reason::PublishedData], huge),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Storms, reasons, run }
-}
 
 /// Honest items published meanwhile.
 const ITEMS: usize = 30;
