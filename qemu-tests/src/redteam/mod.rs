@@ -10,6 +10,7 @@ mod driver;
 mod heads;
 mod items;
 mod kernel;
+mod meanwhile;
 mod races;
 mod raid;
 mod second;
