@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{LONG, SOON, Scene, assert_no_io_error, job_report, numbers};
+use common::{LONG, SOON, Scene, assert_no_io_error, is_full, job_report, numbers, report};
 use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, Job, Result, wait_until};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, UnixDevice};
@@ -156,9 +156,9 @@ fn a_guest_that_waits_is_stopped_and_reset_and_its_backend_replaced() -> Result<
     guest.stop()?;
     std::thread::sleep(Duration::from_millis(500));
     guest.cont()?;
+    let before = held(&scene);
     assert_eq!(scene.check(&["consume", "--count", "1", &scene.address()]), "1\n");
-    let held_again = held(&scene);
-    assert!(wait_until(SOON, || held(&scene) > held_again || held_again > 1));
+    assert!(wait_until(SOON, || held(&scene) > before), "{}", scene.diagnostics());
 
     backend.kill()?;
     drop(backend);
@@ -176,7 +176,8 @@ fn a_guest_that_waits_is_stopped_and_reset_and_its_backend_replaced() -> Result<
     guest.wait_ready()?;
     drop(job);
     let late = guest.run("echo more | blockring produce --on-full fail serial:ring")?;
-    println!("after the reset: {late:?}");
+    // Whether there is room depends on what was pushed before.
+    assert!(late.status == 0 || late.stderr.contains("full"), "{late:?}");
     assert_eq!(scene.blockring(&["consume", &scene.address()]).status.code(), Some(0));
     let job = waiting_producer(&scene, &guest)?;
     drain(&scene, &job)?;
@@ -193,10 +194,9 @@ fn on_a_disk_that_holds_no_reads_waiting_is_polling() -> Result<()> {
     guest.check("blockring create /dev/vda")?;
     let job = guest.spawn(TOO_MUCH)?;
     let consume = "timeout -s TERM 60 blockring consume --count 20000 -f serial:ring >/tmp/out";
-    let full =
-        || guest.check("blockring diagnostics serial:ring").is_ok_and(|t| t.contains("used"));
-    assert!(wait_until(SOON, full));
-    std::thread::sleep(Duration::from_secs(1));
+    let facts = || guest.check("blockring diagnostics --json serial:ring");
+    let full = || facts().is_ok_and(|facts| is_full(&report(facts.as_bytes())));
+    assert!(wait_until(SOON, full), "{:?}", facts());
     guest.check(consume)?;
     assert_eq!(job.wait(SOON)?.status, 0);
     assert_eq!(guest.check("cat /tmp/out")?, numbers(1, 20_000));
