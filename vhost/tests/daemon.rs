@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::daemon::Scene;
+use common::daemon::{Scene, fails};
 use nix::sys::signal::Signal;
 use ring_simulation::Unlocked;
 use shared_block_ring::format::Side;
@@ -14,14 +14,7 @@ use shared_block_ring::{
     VirtioDevice, create,
 };
 use std::os::fd::BorrowedFd;
-use std::process::Output;
 use std::time::Duration;
-
-fn fails(output: &Output, code: i32, words: &str) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(words), "{text:?} lacks {words:?}");
-}
 
 #[test]
 fn capabilities_are_json() {

@@ -90,8 +90,15 @@ impl Scene {
     }
 }
 
+/// It must have ended with that code, and with these words on standard error.
+pub fn fails(output: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
+}
+
 /// Waits until it is so.
-pub fn eventually(what: &str, so: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
