@@ -114,6 +114,11 @@ impl Scene {
         facts.unwrap_or_else(|output| panic!("the backend does not answer: {output:?}"))
     }
 
+    /// How often the backend has held a read until there was something to tell.
+    pub fn held(&self) -> u64 {
+        self.diagnostics()["backend"]["held"].as_u64().unwrap()
+    }
+
     /// Waits until the consumer has everything.
     pub fn wait_until_empty(&self) {
         let empty = || self.diagnostics()["used"] == 0;
