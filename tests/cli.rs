@@ -1,6 +1,9 @@
 //! The `blockring` program as a user meets it.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::assert_fails;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
@@ -68,12 +71,6 @@ impl Scene {
 
 fn assert_ok(output: &Output) {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-}
-
-fn assert_fails(output: &Output, code: i32, words: &str) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(words), "{text:?} lacks {words:?}");
 }
 
 fn terminate(child: &Child) {

@@ -1,6 +1,9 @@
 //! `blockring journal` as its users meet it: nothing that was accepted goes unperformed.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::assert_fails;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use std::io::Write;
@@ -61,12 +64,6 @@ impl Scene {
 
 fn pid(child: &Child) -> Pid {
     Pid::from_raw(child.id().cast_signed())
-}
-
-fn assert_fails(output: &Output, code: i32, words: &str) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(words), "{text:?} lacks {words:?}");
 }
 
 fn numbers(last: usize) -> Vec<String> {

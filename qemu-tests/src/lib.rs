@@ -28,6 +28,7 @@ mod image;
 mod job;
 pub mod load;
 mod process;
+pub mod program;
 mod qemu;
 mod qmp;
 pub mod redteam;

@@ -102,15 +102,15 @@ fn a_read_of_idle_class_waits_for_the_host_to_move() -> Result<()> {
     let guest = scene.guest().boot()?;
     guest.check("seq 1 3 | blockring produce serial:ring")?;
     guest.check(READ)?;
-    assert_eq!(scene.diagnostics()["backend"]["held"], 0, "the first is answered at once");
+    assert_eq!(scene.held(), 0, "the first is answered at once");
     let held = guest.spawn(READ)?;
-    assert!(wait_until(SOON, || scene.diagnostics()["backend"]["held"] == 1));
+    assert!(wait_until(SOON, || scene.held() == 1));
     assert!(held.wait(Duration::from_millis(300)).is_err(), "it is not answered before");
     assert_eq!(scene.check(&["consume", "--count", "1", &scene.address()]), "1\n");
     assert_eq!(held.wait(SOON)?.status, 0);
     // Nothing moved since; but a later request is not kept waiting.
     let held = guest.spawn(READ)?;
-    assert!(wait_until(SOON, || scene.diagnostics()["backend"]["held"] == 2));
+    assert!(wait_until(SOON, || scene.held() == 2));
     guest.check("seq 4 5 | blockring produce serial:ring")?;
     assert_eq!(held.wait(SOON)?.status, 0);
     assert_no_io_error(&guest)?;

@@ -31,6 +31,11 @@ fn superseded(guest: &Guest) -> Result<Vec<Vec<u64>>> {
     Ok(told.map(|line| line.split(' ').map(|word| word.parse().unwrap()).collect()).collect())
 }
 
+fn wait_until_superseded(scene: &Scene, guest: &Guest) {
+    let told = || superseded(guest).is_ok_and(|told| !told.is_empty());
+    assert!(wait_until(SOON, told), "{}", scene.diagnostics());
+}
+
 /// Waits until the load in the guest has ended by itself.
 fn end(guest: &Guest) -> Result<()> {
     say(guest, "end")?;
@@ -54,26 +59,24 @@ fn parts(lines: &[Line]) -> Vec<&[Line]> {
     lines.chunk_by(|(_, number), (_, next)| number + 1 == *next).collect()
 }
 
-fn consumer(scene: &Scene, name: &str) -> Result<Daemon> {
-    scene.spawn(name, "blockring", &["consume", "--follow", &scene.address()])
+fn consumer(scene: &Scene) -> Result<Daemon> {
+    scene.spawn("consumer", "blockring", &["consume", "--follow", &scene.address()])
 }
 
-fn produced(scene: &Scene) -> u64 {
-    scene.diagnostics()["producer"].as_u64().unwrap()
+/// A backend, a consumer, and a guest that is about to produce.
+fn producing() -> Result<(Scene, Daemon, Daemon, Guest)> {
+    let scene = Scene::new(&["--size", "256K", "--migratable"]);
+    let backend = scene.backend()?;
+    let receiving = consumer(&scene)?;
+    let guest = scene.guest().boot()?;
+    Ok((scene, backend, receiving, guest))
 }
 
-/// Waits until the guest's producer has published more.
-fn wait_for_more(scene: &Scene) {
-    let before = produced(scene);
-    assert!(wait_until(SOON, || produced(scene) > before + 20_000), "{}", scene.diagnostics());
-}
-
-fn wait_until_full(scene: &Scene) {
-    let full = || {
-        let facts = scene.diagnostics();
-        facts["used"].as_u64().unwrap() + 4000 > facts["capacity"].as_u64().unwrap()
-    };
-    assert!(wait_until(SOON, full), "{}", scene.diagnostics());
+/// Waits until this side of the ring has moved on.
+fn wait_for_more(scene: &Scene, side: &str) {
+    let position = || scene.diagnostics()[side].as_u64().unwrap();
+    let before = position();
+    assert!(wait_until(SOON, || position() > before + 20_000), "{}", scene.diagnostics());
 }
 
 fn save(scene: &Scene, guest: &Guest) -> Result<Snapshot> {
@@ -90,12 +93,9 @@ fn delivered(scene: &Scene, consumer: &mut Daemon) -> Result<Vec<Line>> {
 #[test]
 fn a_guest_that_is_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of_the_ring()
 -> Result<()> {
-    let scene = Scene::new(&["--size", "256K", "--migratable"]);
-    let _backend = scene.backend()?;
-    let mut receiving = consumer(&scene, "consumer")?;
-    let guest = scene.guest().boot()?;
+    let (scene, _backend, mut receiving, guest) = producing()?;
     start(&guest, "feed")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     let snapshot = save(&scene, &guest)?;
     scene.wait_until_empty();
     let copy = Scene::new(&["--migratable"]);
@@ -104,7 +104,7 @@ fn a_guest_that_is_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of
 
     let go_on = |scene: &Scene| -> Result<()> {
         let guest = scene.guest().resume(&snapshot)?;
-        wait_for_more(scene);
+        wait_for_more(scene, "producer");
         end(&guest)?;
         assert_eq!(superseded(&guest)?, Vec::<Vec<u64>>::new());
         assert_no_io_error(&guest)?;
@@ -116,7 +116,7 @@ fn a_guest_that_is_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of
     assert_eq!((parts(&original).len(), original[0].1), (1, 1));
 
     let _backend = copy.backend()?;
-    let mut receiving = consumer(&copy, "consumer")?;
+    let mut receiving = consumer(&copy)?;
     go_on(&copy)?;
     let clone = delivered(&copy, &mut receiving)?;
     // From where the copy was made.
@@ -155,36 +155,28 @@ fn published(scene: &Scene) -> Vec<u8> {
 
 #[test]
 fn an_older_guest_is_told_that_it_is_superseded_and_overwrites_nothing() -> Result<()> {
-    let scene = Scene::new(&["--size", "256K", "--migratable"]);
-    let _backend = scene.backend()?;
-    let mut receiving = consumer(&scene, "consumer")?;
-    let guest = scene.guest().boot()?;
+    let (scene, _backend, mut receiving, guest) = producing()?;
     start(&guest, "feed")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     let snapshot = save(&scene, &guest)?;
     guest.cont()?;
     say(&guest, "original")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     // The rest stays in the ring, and fills it.
     assert!(receiving.terminate(SOON)?.success());
-    wait_until_full(&scene);
+    scene.wait_until_full();
     let before = published(&scene);
     guest.kill()?;
 
     let guest = scene.guest().resume(&snapshot)?;
-    let mut told = Vec::new();
-    let asked = || {
-        told = superseded(&guest).unwrap();
-        !told.is_empty()
-    };
-    assert!(wait_until(SOON, asked), "{}", scene.diagnostics());
+    wait_until_superseded(&scene, &guest);
     say(&guest, "restored")?;
     assert!(published(&scene).starts_with(&before), "what was published has changed");
-    let mut receiving = consumer(&scene, "consumer")?;
+    let mut receiving = consumer(&scene)?;
     let restored =
         |receiving: &Daemon| lines(&receiving.stdout()).iter().any(|(life, _)| life == "restored");
     receiving.wait_for("the restored life", SOON, restored)?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     end(&guest)?;
     let lines = delivered(&scene, &mut receiving)?;
     assert_taken_over(&lines, &superseded(&guest)?);
@@ -230,19 +222,16 @@ fn add_state(scene: &Scene, guest: &Guest) -> Result<()> {
 
 #[test]
 fn loadvm_takes_a_running_guest_back_to_an_older_snapshot() -> Result<()> {
-    let scene = Scene::new(&["--size", "256K", "--migratable"]);
-    let _backend = scene.backend()?;
-    let mut receiving = consumer(&scene, "consumer")?;
-    let guest = scene.guest().boot()?;
+    let (scene, _backend, mut receiving, guest) = producing()?;
     add_state(&scene, &guest)?;
     start(&guest, "feed")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     snapshot_job(&guest, "snapshot-save", "state")?;
     say(&guest, "original")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     snapshot_job(&guest, "snapshot-load", "state")?;
     say(&guest, "restored")?;
-    wait_for_more(&scene);
+    wait_for_more(&scene, "producer");
     end(&guest)?;
     let lines = delivered(&scene, &mut receiving)?;
     assert_taken_over(&lines, &superseded(&guest)?);
@@ -257,20 +246,15 @@ fn an_older_guest_that_consumes_frees_nothing_twice_and_goes_on() -> Result<()> 
     let mut sending = scene.spawn("producer", "ringload", &["feed", &scene.address(), "life"])?;
     let guest = scene.guest().boot()?;
     start(&guest, "drain")?;
-    let consumed = || scene.diagnostics()["consumer"].as_u64().unwrap();
-    let wait_for_more = || {
-        let before = consumed();
-        assert!(wait_until(SOON, || consumed() > before + 20_000), "{}", scene.diagnostics());
-    };
-    wait_for_more();
+    wait_for_more(&scene, "consumer");
     let snapshot = save(&scene, &guest)?;
     guest.cont()?;
-    wait_for_more();
+    wait_for_more(&scene, "consumer");
     guest.kill()?;
 
     let guest = scene.guest().resume(&snapshot)?;
-    assert!(wait_until(SOON, || superseded(&guest).is_ok_and(|told| !told.is_empty())));
-    wait_for_more();
+    wait_until_superseded(&scene, &guest);
+    wait_for_more(&scene, "consumer");
     fs::write(scene.path("life"), "end").unwrap();
     assert!(sending.wait(SOON)?.success(), "{}", sending.stderr());
     scene.wait_until_empty();

@@ -32,13 +32,9 @@ fn a_hundred_thousand_random_items_leave_the_guest() -> Result<()> {
     let sending = guest.spawn(&format!(
         "ringload produce serial:ring --items {ITEMS} --max {LONGEST} --batch 16"
     ))?;
-    // Nobody takes anything until the ring is full: a batch is at most 16 times 16 KiB and stays out.
-    let (nearly, mut before) = (Some((8 << 20) - (17 << 14)), None);
-    let full = || {
-        std::thread::sleep(Duration::from_millis(500));
-        let used = scene.diagnostics()["used"].as_u64();
-        used > nearly && std::mem::replace(&mut before, used) == used
-    };
+    // Nobody takes anything until the ring is full, and the guest waits: a batch is at most 16 times 16 KiB and stays out.
+    let nearly = Some((8 << 20) - (17 << 14));
+    let full = || scene.held() > 0 && scene.diagnostics()["used"].as_u64() > nearly;
     assert!(wait_until(SOON, full), "{}", scene.diagnostics());
     let address = scene.address();
     let mut consumer =
@@ -59,8 +55,7 @@ fn a_hundred_thousand_random_items_enter_the_guest() -> Result<()> {
     let receiving =
         guest.spawn(&format!("ringload consume serial:ring --items {ITEMS} --batch 16"))?;
     // It has met an empty ring once it waits for the host.
-    let held = || scene.diagnostics()["backend"]["held"].as_u64() > Some(0);
-    assert!(wait_until(SOON, held), "{}", scene.diagnostics());
+    assert!(wait_until(SOON, || scene.held() > 0), "{}", scene.diagnostics());
     let address = scene.address();
     let arguments = ["produce", &address, "--items", ITEMS, "--max", LONGEST, "--batch", "16"];
     let mut producer = scene.spawn("producer", "ringload", &arguments)?;

@@ -1,4 +1,4 @@
-//! A ring in a temporary file, opened as often as a test likes.
+//! What these tests share: a ring in a temporary file, opened as often as a test likes, and more in files of its own.
 #![allow(dead_code, clippy::unwrap_used, missing_docs)]
 
 pub mod backend;
@@ -10,6 +10,7 @@ use shared_block_ring::{
     create,
 };
 use std::path::PathBuf;
+use std::process::Output;
 
 pub struct RingFile {
     _dir: tempfile::TempDir,
@@ -58,4 +59,11 @@ impl RingFile {
     pub fn bytes(&self) -> Vec<u8> {
         std::fs::read(&self.path).unwrap()
     }
+}
+
+/// The program must have ended with that code, and with these words on standard error.
+pub fn assert_fails(output: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
 }

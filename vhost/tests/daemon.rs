@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::daemon::{Daemon, Scene, eventually};
+use common::daemon::{Daemon, Scene, eventually, fails};
 use nix::sys::signal::Signal;
 use ring_simulation::Unlocked;
 use shared_block_ring::format::Side;
@@ -15,14 +15,7 @@ use shared_block_ring::{
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
-use std::process::Output;
 use std::time::Duration;
-
-fn fails(output: &Output, code: i32, words: &str) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(words), "{text:?} lacks {words:?}");
-}
 
 #[test]
 fn capabilities_are_json() {

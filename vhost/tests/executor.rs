@@ -3,12 +3,12 @@
 
 mod common;
 
+use common::beside::beside;
 use common::daemon::PATIENCE;
 use common::disk::{DATA_AT, Disk, Driver, IDLE};
 use shared_block_ring::format::{PointerSector, Side};
 use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use vhost_device_blockring::executor::Outcome;
 use vhost_device_blockring::guard::Reason;
@@ -265,27 +265,13 @@ fn racing<T>(
     bytes: [[u8; 4]; 2],
     test: impl FnOnce(&mut Disk) -> T,
 ) -> T {
-    let (mem, stop) = (disk.mem.clone(), AtomicBool::new(false));
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                for bytes in bytes {
-                    mem.write_slice(&bytes, GuestAddress(DATA_AT + place)).unwrap();
-                }
-            }
-        });
-        let _stop = Stop(&stop);
-        test(disk)
-    })
-}
-
-/// Ends the other processor, also when the test fails.
-struct Stop<'a>(&'a AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
+    let mem = disk.mem.clone();
+    let work = || {
+        for bytes in bytes {
+            mem.write_slice(&bytes, GuestAddress(DATA_AT + place)).unwrap();
+        }
+    };
+    beside(work, || test(disk))
 }
 
 /// Many times, and until the other processor has been met: it may have to wait for its turn.

@@ -51,7 +51,7 @@ fn what_is_produced_through_the_queue_is_consumed_on_the_host() {
         }
         consumer.advance(at).unwrap();
     }
-    assert_eq!((popped, scene.counter("refused")), (pushed, 0));
+    assert_eq!((popped, scene.refused()), (pushed, 0));
 }
 
 #[test]

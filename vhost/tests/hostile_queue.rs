@@ -5,6 +5,7 @@
 mod common;
 
 use common::attack::{broken, start, writes};
+use common::beside::beside;
 use common::daemon::{Scene, eventually};
 use common::front_end::{
     DATA, Desc, FrontEnd, HEADER, MEMORY, RINGS, Rings, STATUS, TABLE, described, linked, readable,
@@ -18,7 +19,6 @@ use shared_block_ring::format::{
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, Error, Position};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use uuid::Uuid;
 use vhost::VhostBackend;
@@ -212,24 +212,21 @@ fn descriptors_that_change_under_way() {
     guest.header(VIRTIO_BLK_T_OUT, 20);
     guest.describe(RINGS.descriptors, 0, &good);
     // Address and length of the second descriptor, as another processor of the guest writes them.
-    let (memory, stop) = (guest.memory.clone(), Arc::new(AtomicBool::new(false)));
-    let stopped = Arc::clone(&stop);
-    let racing = std::thread::spawn(move || {
-        while !stopped.load(Ordering::Relaxed) {
-            for chain in [&good, &bad] {
-                let at = RINGS.descriptors + 16;
-                memory.write_obj(chain[1].address, GuestAddress(at)).unwrap();
-                memory.write_obj(chain[1].len, GuestAddress(at + 8)).unwrap();
-            }
+    let memory = guest.memory.clone();
+    let racing = || {
+        for chain in [&good, &bad] {
+            let at = RINGS.descriptors + 16;
+            memory.write_obj(chain[1].address, GuestAddress(at)).unwrap();
+            memory.write_obj(chain[1].len, GuestAddress(at + 8)).unwrap();
+        }
+    };
+    beside(racing, || {
+        for _ in 0..2000 {
+            guest.offer(0);
+            guest.kick();
+            guest.completion().expect("no answer");
         }
     });
-    for _ in 0..2000 {
-        guest.offer(0);
-        guest.kick();
-        guest.completion().expect("no answer");
-    }
-    stop.store(true, Ordering::Relaxed);
-    racing.join().unwrap();
     assert!(scene.counter("failed") + scene.counter("refused.out_of_range") > 0, "no race");
     guest.honest(&scene);
     assert_eq!(scene.counter("broken"), 0);

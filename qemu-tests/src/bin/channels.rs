@@ -2,6 +2,7 @@
 
 use clap::{Parser, ValueEnum};
 use qemu_tests::load::{self, Device, Failure, PATIENCE};
+use qemu_tests::program;
 use serde_json::json;
 use shared_block_ring::device::AlignedBuf;
 use shared_block_ring::format::Side;
@@ -49,16 +50,7 @@ enum Channel {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
-        Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("channels: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    program::report("channels", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {

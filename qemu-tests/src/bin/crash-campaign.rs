@@ -7,6 +7,7 @@ use std::{fs, io, thread};
 
 use clap::Parser;
 use qemu_tests::campaign::{Failure, Flushes, Kind, Plan, run};
+use qemu_tests::program::failed;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -125,8 +126,7 @@ fn main() -> ExitCode {
     let folder = match scratch() {
         Ok(folder) => folder,
         Err(e) => {
-            eprintln!("crash-campaign: cannot make a temporary folder: {e}");
-            return ExitCode::FAILURE;
+            return failed("crash-campaign", format!("cannot make a temporary folder: {e}"));
         }
     };
     eprintln!("crash-campaign: seed {}", plan.seed);

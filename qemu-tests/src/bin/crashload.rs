@@ -9,9 +9,12 @@ use clap::{Parser, ValueEnum};
 use qemu_tests::load::item::Recipe;
 use qemu_tests::load::log::{Line, Log};
 use qemu_tests::load::{Failure, Random, consume, open, produce};
+use qemu_tests::program::failed;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, Producer, Stop};
+
+const NAME: &str = "crashload";
 
 /// Pushes or pops the items of a crash campaign, and logs what it does before and after
 #[derive(Parser)]
@@ -46,18 +49,15 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let mut log = match open_log(arguments.log.as_deref()) {
         Ok(log) => log,
-        Err(e) => {
-            eprintln!("crashload: the log: {e}");
-            return ExitCode::FAILURE;
-        }
+        Err(e) => return failed(NAME, format_args!("the log: {e}")),
     };
     match run(&arguments, &mut log).and_then(|()| Ok(log.write(&Line::End)?)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("crashload: {e}");
+            let status = failed(NAME, &e);
             // If that fails, too, the exit status has to do.
             let _ = log.write(&Line::Failed(e.to_string()));
-            ExitCode::FAILURE
+            status
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use qemu_tests::program;
 use qemu_tests::redteam::{Failure, Raid, Report, attacks};
 
 /// Tries an attack, publishes honest items before and after, and says what was refused
@@ -23,16 +24,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(report) => {
-            println!("{}", serde_json::to_string(&report).unwrap_or_default());
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("redteam: {}: {e}", arguments.attack);
-            ExitCode::FAILURE
-        }
-    }
+    program::report(&format!("redteam: {}", arguments.attack), run(&arguments))
 }
 
 fn run(arguments: &Arguments) -> Result<Report, Failure> {

@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 use qemu_tests::load::{self, Device, Failure, Random};
+use qemu_tests::program;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use shared_block_ring::device::AlignedBuf;
@@ -100,17 +101,7 @@ struct Report {
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    match run(&arguments) {
-        Ok(report) => {
-            println!("{}", serde_json::to_string(&report).unwrap_or_default());
-            ExitCode::SUCCESS
-        }
-        Err(e) => {
-            eprintln!("ringload: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    program::report("ringload", run(&Arguments::parse()))
 }
 
 fn run(arguments: &Arguments) -> Result<Report, Failure> {

@@ -2,6 +2,7 @@
 
 use clap::Parser;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use qemu_tests::program::failed;
 use ring_simulation::model::{follow, operations};
 use shared_block_ring::{BlockDevice, CreateOptions, FileDevice, OpenOptions, create};
 use std::io::IoSlice;
@@ -28,8 +29,8 @@ fn main() -> ExitCode {
         match run(path, &arguments) {
             Ok(()) => println!("{}: {} cases", path.display(), arguments.cases),
             Err(e) => {
-                eprintln!("ringmodel: {} with --seed {}: {e}", path.display(), arguments.seed);
-                return ExitCode::FAILURE;
+                let why = format!("{} with --seed {}: {e}", path.display(), arguments.seed);
+                return failed("ringmodel", why);
             }
         }
     }

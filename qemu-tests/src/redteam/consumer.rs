@@ -5,18 +5,17 @@ use vhost_device_blockring::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid};
 
-pub(super) const ATTACKS: &[Attack] = &[Attack {
-    name: "consumer_writes_what_is_the_hosts",
-    group: Group::Consumer,
-    reasons: &[
+pub(super) const ATTACKS: &[Attack] = &[Group::Consumer.attack(
+    "consumer_writes_what_is_the_hosts",
+    &[
         Reason::Signature,
         Reason::HostPointer,
         Reason::ForeignData,
         Reason::PointerBeyond,
         Reason::ItemFraming,
     ],
-    run: consumer,
-}];
+    consumer,
+)];
 
 fn consumer(raid: &mut Raid) -> Result<(), Failure> {
     let mut junk = raid.bare(0);

@@ -9,21 +9,21 @@ use super::{Attack, Failure, Group, Raid, ensure, index};
 use crate::load::Random;
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("published_bits_flipped", &[Reason::PublishedData], flipped),
-    attack("published_across_the_wrap_point", &[Reason::PublishedData], flipped_at_the_wrap),
-    attack("free_and_published_in_one_write", &[Reason::PublishedData], together),
-    attack("free_part_filled_with_junk", &[], junk),
-    attack("whole_disk_overwritten", &[Reason::BufferedPage, Reason::PublishedData], whole_disk),
-    attack("past_the_end", &[], past_the_end),
+    Group::Data.attack("published_bits_flipped", &[Reason::PublishedData], flipped),
+    Group::Data.attack(
+        "published_across_the_wrap_point",
+        &[Reason::PublishedData],
+        flipped_at_the_wrap,
+    ),
+    Group::Data.attack("free_and_published_in_one_write", &[Reason::PublishedData], together),
+    Group::Data.attack("free_part_filled_with_junk", &[], junk),
+    Group::Data.attack(
+        "whole_disk_overwritten",
+        &[Reason::BufferedPage, Reason::PublishedData],
+        whole_disk,
+    ),
+    Group::Data.attack("past_the_end", &[], past_the_end),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Data, reasons, run }
-}
 
 /// Bytes of a chunk in which a disk is overwritten.
 const CHUNK: u64 = 16 << 10;

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use shared_block_ring::BlockDevice as _;
@@ -10,16 +9,13 @@ use shared_block_ring::format::Side;
 use std::io::IoSlice;
 use vhost_device_blockring::guard::Reason;
 
+use super::meanwhile::{Stop, meanwhile};
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("driver_taken_away_under_load", driver_taken_away),
-    attack("device_reset_under_load", device_reset),
+    Group::Driver.attack("driver_taken_away_under_load", &[Reason::Signature], driver_taken_away),
+    Group::Driver.attack("device_reset_under_load", &[Reason::Signature], device_reset),
 ];
-
-const fn attack(name: &'static str, run: fn(&mut Raid) -> Result<(), Failure>) -> Attack {
-    Attack { name, group: Group::Driver, reasons: &[Reason::Signature], run }
-}
 
 /// Made in the guest when the device is reset: nothing that waits for it comes back, the kernel's driver least of all.
 pub const RESET_DONE: &str = "/tmp/reset-done";
@@ -31,31 +27,26 @@ const THREADS: usize = 8;
 /// For the disk to come back.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Writes to sector 0 and flushes in some threads until the disk is gone, or `meanwhile` is over.
+/// Writes to sector 0 and flushes in some threads until the disk is gone, or `work` is over.
 fn under_load<T>(
     raid: &mut Raid,
-    meanwhile: impl FnOnce(&mut Raid) -> Result<T, Failure>,
+    work: impl FnOnce(&mut Raid) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
     let devices = (0..THREADS).map(|_| raid.open()).collect::<Result<Vec<_>, _>>()?;
-    let stop = AtomicBool::new(false);
     let junk = raid.bare(0);
-    std::thread::scope(|scope| {
-        for device in devices {
-            let (stop, junk) = (&stop, &junk);
-            scope.spawn(move || {
-                while !stop.load(Ordering::Relaxed) {
-                    // Refused, or for a disk that is gone: both are as they should be.
-                    let _ = device.write(0, &[IoSlice::new(junk)]);
-                    if device.flush().is_err() {
-                        return;
-                    }
+    let writers = devices.into_iter().map(|device| {
+        let junk = &junk;
+        move |stop: &Stop| {
+            while !stop.is_told() {
+                // Refused, or for a disk that is gone: both are as they should be.
+                let _ = device.write(0, &[IoSlice::new(junk)]);
+                if device.flush().is_err() {
+                    return;
                 }
-            });
+            }
         }
-        let outcome = meanwhile(raid);
-        stop.store(true, Ordering::Relaxed);
-        outcome
-    })
+    });
+    Ok(meanwhile(writers, || work(raid))?.0)
 }
 
 /// The device's folder among the PCI devices.

@@ -7,29 +7,21 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("signature_rewritten", &[Reason::Signature], signature),
-    attack("host_pointer_rewritten", &[Reason::HostPointer], host_pointer),
-    attack("heads_rewritten_as_they_are", &[], identical),
-    attack("pointer_backwards", &[Reason::PointerBackwards], backwards),
-    attack("pointer_too_far", &[Reason::PointerBeyond], beyond),
-    attack("pointer_unaligned", &[Reason::PointerMisaligned], misaligned),
-    attack("pointer_flag", &[Reason::PointerFlag], flag),
-    attack("slot_forged", &[Reason::PointerExtension], slots),
-    attack("slot_miscounts", &[Reason::ItemCount], counts),
-    attack(
+    Group::Heads.attack("signature_rewritten", &[Reason::Signature], signature),
+    Group::Heads.attack("host_pointer_rewritten", &[Reason::HostPointer], host_pointer),
+    Group::Heads.attack("heads_rewritten_as_they_are", &[], identical),
+    Group::Heads.attack("pointer_backwards", &[Reason::PointerBackwards], backwards),
+    Group::Heads.attack("pointer_too_far", &[Reason::PointerBeyond], beyond),
+    Group::Heads.attack("pointer_unaligned", &[Reason::PointerMisaligned], misaligned),
+    Group::Heads.attack("pointer_flag", &[Reason::PointerFlag], flag),
+    Group::Heads.attack("slot_forged", &[Reason::PointerExtension], slots),
+    Group::Heads.attack("slot_miscounts", &[Reason::ItemCount], counts),
+    Group::Heads.attack(
         "heads_in_one_write",
         &[Reason::Signature, Reason::HostPointer, Reason::PublishedData],
         together,
     ),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Heads, reasons, run }
-}
 
 const MINE: u64 = Side::Producer.sector();
 const THEIRS: u64 = Side::Consumer.sector();

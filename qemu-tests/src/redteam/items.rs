@@ -7,15 +7,11 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid, ensure, index};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("item_reaches_past_the_pointer", past_the_pointer),
-    attack("item_of_negative_length", negative),
-    attack("pointer_within_an_item", within),
-    attack("item_across_the_wrap_point", across_the_wrap),
+    Group::Heads.attack("item_reaches_past_the_pointer", &[Reason::ItemFraming], past_the_pointer),
+    Group::Heads.attack("item_of_negative_length", &[Reason::ItemFraming], negative),
+    Group::Heads.attack("pointer_within_an_item", &[Reason::ItemFraming], within),
+    Group::Heads.attack("item_across_the_wrap_point", &[Reason::ItemFraming], across_the_wrap),
 ];
-
-const fn attack(name: &'static str, run: fn(&mut Raid) -> Result<(), Failure>) -> Attack {
-    Attack { name, group: Group::Heads, reasons: &[Reason::ItemFraming], run }
-}
 
 impl Raid {
     /// Writes the length of an item into the free part.

@@ -12,20 +12,12 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("written_through_the_page_cache", &[Reason::BufferedPage], buffered),
-    attack("discarded", &[], discard),
-    attack("zeroed", &[Reason::BufferedPage, Reason::PublishedData], zeroed),
-    attack("holes_punched", &[], holes),
-    attack("odd_requests_of_a_disk", &[], odd),
+    Group::Kernel.attack("written_through_the_page_cache", &[Reason::BufferedPage], buffered),
+    Group::Kernel.attack("discarded", &[], discard),
+    Group::Kernel.attack("zeroed", &[Reason::BufferedPage, Reason::PublishedData], zeroed),
+    Group::Kernel.attack("holes_punched", &[], holes),
+    Group::Kernel.attack("odd_requests_of_a_disk", &[], odd),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Kernel, reasons, run }
-}
 
 /// Numbers of `linux/fs.h`, `linux/hdreg.h`, `scsi/sg.h` and `linux/cdrom.h`.
 mod request {

@@ -10,6 +10,7 @@ mod driver;
 mod heads;
 mod items;
 mod kernel;
+mod meanwhile;
 mod races;
 mod raid;
 mod second;
@@ -51,6 +52,18 @@ pub enum Group {
     Driver,
     /// By a guest that is the consumer: there is no honest producer in it.
     Consumer,
+}
+
+impl Group {
+    /// One of this group. What it tries is refused for `reasons`.
+    const fn attack(
+        self,
+        name: &'static str,
+        reasons: &'static [Reason],
+        run: fn(&mut Raid) -> Result<(), Failure>,
+    ) -> Attack {
+        Attack { name, group: self, reasons, run }
+    }
 }
 
 /// One attack.

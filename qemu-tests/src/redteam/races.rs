@@ -3,16 +3,17 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared_block_ring::format::{SLOTS_AT, Side};
 use vhost_device_blockring::guard::Reason;
 
+use super::meanwhile::{Stop, meanwhile};
 use super::raid::Published;
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack(
+    Group::Races.attack(
         "pointer_changed_in_flight",
         &[
             Reason::PointerBackwards,
@@ -25,21 +26,13 @@ pub(super) const ATTACKS: &[Attack] = &[
         ],
         pointer,
     ),
-    attack("published_data_changed_in_flight", &[Reason::PublishedData], data),
-    attack(
+    Group::Races.attack("published_data_changed_in_flight", &[Reason::PublishedData], data),
+    Group::Races.attack(
         "header_changed_while_it_is_published",
         &[Reason::ItemFraming, Reason::ItemCount, Reason::PublishedData],
         header,
     ),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Races, reasons, run }
-}
 
 /// Both outcomes must be seen so often,
 const OFTEN: u32 = 20;
@@ -86,19 +79,14 @@ fn racing<T>(
     variants: &[Vec<u8>],
     tries: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                for bytes in variants {
-                    shared.store(bytes);
-                }
+    let racer = |stop: &Stop| {
+        while !stop.is_told() {
+            for bytes in variants {
+                shared.store(bytes);
             }
-        });
-        let outcome = tries();
-        stop.store(true, Ordering::Relaxed);
-        outcome
-    })
+        }
+    };
+    Ok(meanwhile([racer], tries)?.0)
 }
 
 /// Counts until both outcomes have been seen often enough.
@@ -221,38 +209,34 @@ fn header(raid: &mut Raid) -> Result<(), Failure> {
         let length = raid.next_item().len() + 8;
         let length = u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes();
         forged[byte..byte + 4].copy_from_slice(&length);
-        let (shared, stop) = (Shared::new(), AtomicBool::new(false));
-        let more = &mut outcomes;
-        let wrote = std::thread::scope(|scope| -> Result<(u64, u64), Failure> {
-            let writer = scope.spawn(|| {
-                let (mut passed, mut refused) = (0, 0);
-                while !stop.load(Ordering::Relaxed) {
-                    for bytes in [&forged, &sound] {
-                        shared.store(bytes);
-                        match shared.write(&disk, sector) {
-                            Ok(()) => passed += 1,
-                            Err(_) => refused += 1,
-                        }
+        let shared = Shared::new();
+        let writer = |stop: &Stop| {
+            let (mut passed, mut refused) = (0, 0);
+            while !stop.is_told() {
+                for bytes in [&forged, &sound] {
+                    shared.store(bytes);
+                    match shared.write(&disk, sector) {
+                        Ok(()) => passed += 1,
+                        Err(_) => refused += 1,
                     }
                 }
-                (passed, refused)
-            });
-            let outcome = (|| {
-                loop {
-                    let passed = raid.write(Side::Producer.sector(), &publication);
-                    let passed = raid.by_chance(passed)?;
-                    more.note(passed);
-                    if passed || !more.more()? {
-                        return Ok(());
-                    }
+            }
+            (passed, refused)
+        };
+        let ((), wrote) = meanwhile([writer], || {
+            loop {
+                let passed = raid.write(Side::Producer.sector(), &publication);
+                let passed = raid.by_chance(passed)?;
+                outcomes.note(passed);
+                if passed || !outcomes.more()? {
+                    return Ok(());
                 }
-            })();
-            stop.store(true, Ordering::Relaxed);
-            let wrote = writer.join().map_err(|_| Failure::Unsound("the writer died".into()))?;
-            outcome.map(|()| wrote)
+            }
         })?;
-        raid.report.passed += wrote.0;
-        raid.report.by_chance += wrote.1;
+        for (passed, refused) in wrote {
+            raid.report.passed += passed;
+            raid.report.by_chance += refused;
+        }
         settle(raid, item)?;
         let found = raid.stream(item.start, item.end)?;
         ensure(found[..4] == sound[byte..byte + 4], || format!("a header of {:?}", &found[..4]))?;

@@ -8,18 +8,10 @@ use vhost_device_blockring::guard::Reason;
 use super::{Attack, Failure, Group, Raid, ensure};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("second_producer_by_the_library", &[], by_the_library),
-    attack("second_producer_left_behind", &[Reason::PublishedData], left_behind),
-    attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
+    Group::Races.attack("second_producer_by_the_library", &[], by_the_library),
+    Group::Races.attack("second_producer_left_behind", &[Reason::PublishedData], left_behind),
+    Group::Races.attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Races, reasons, run }
-}
 
 /// How often two of them meet.
 const ROUNDS: usize = 30;

@@ -1,8 +1,6 @@
 //! Much at once.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::ScopedJoinHandle;
 
 use shared_block_ring::BlockDevice as _;
 use shared_block_ring::device::AlignedBuf;
@@ -10,12 +8,13 @@ use shared_block_ring::format::Side;
 use std::io::{IoSlice, IoSliceMut};
 use vhost_device_blockring::guard::Reason;
 
+use super::meanwhile::{Stop, meanwhile};
 use super::{Attack, Failure, Group, Raid, index};
 
 pub(super) const ATTACKS: &[Attack] = &[
-    attack("idle_reads", &[], idle_reads),
-    attack("flushes", &[], flushes),
-    attack(
+    Group::Storms.attack("idle_reads", &[], idle_reads),
+    Group::Storms.attack("flushes", &[], flushes),
+    Group::Storms.attack(
         "twenty_thousand_refused",
         &[
             Reason::Signature,
@@ -27,16 +26,8 @@ pub(super) const ATTACKS: &[Attack] = &[
         ],
         mixed,
     ),
-    attack("huge_writes", &[Reason::BufferedPage, Reason::PublishedData], huge),
+    Group::Storms.attack("huge_writes", &[Reason::BufferedPage, Reason::PublishedData], huge),
 ];
-
-const fn attack(
-    name: &'static str,
-    reasons: &'static [Reason],
-    run: fn(&mut Raid) -> Result<(), Failure>,
-) -> Attack {
-    Attack { name, group: Group::Storms, reasons, run }
-}
 
 /// Honest items published meanwhile.
 const ITEMS: usize = 30;
@@ -52,31 +43,23 @@ fn beside(
     raid: &mut Raid,
     load: impl Fn(&shared_block_ring::FileDevice) -> io::Result<()> + Sync,
 ) -> Result<(), Failure> {
-    let stop = AtomicBool::new(false);
     let devices = (0..THREADS).map(|_| raid.open()).collect::<Result<Vec<_>, _>>()?;
-    std::thread::scope(|scope| {
-        let (load, stop) = (&load, &stop);
-        let threads: Vec<_> = devices
-            .into_iter()
-            .map(|device| {
-                scope.spawn(move || {
-                    let mut times = 0;
-                    while !stop.load(Ordering::Relaxed) {
-                        load(&device)?;
-                        times += 1;
-                    }
-                    Ok::<u64, io::Error>(times)
-                })
-            })
-            .collect();
-        let published = raid.publish(ITEMS);
-        stop.store(true, Ordering::Relaxed);
-        for thread in threads {
-            let times = thread.join().map_err(|_| Failure::Unsound("a thread died".into()))?;
-            raid.report.passed += times?;
+    let threads = devices.into_iter().map(|device| {
+        let load = &load;
+        move |stop: &Stop| {
+            let mut times = 0;
+            while !stop.is_told() {
+                load(&device)?;
+                times += 1;
+            }
+            Ok::<u64, io::Error>(times)
         }
-        published
-    })
+    });
+    let ((), times) = meanwhile(threads, || raid.publish(ITEMS))?;
+    for times in times {
+        raid.report.passed += times?;
+    }
+    Ok(())
 }
 
 /// Gives the thread the idle class for its requests.
@@ -120,35 +103,28 @@ fn mixed(raid: &mut Raid) -> Result<(), Failure> {
         (Reason::PointerFlag, mine, &flag),
     ];
     let devices = (0..WRITERS).map(|_| raid.open()).collect::<Result<Vec<_>, _>>()?;
-    let (outcomes, published) = std::thread::scope(|scope| {
+    let writers = (0..).zip(devices).map(|(number, device)| {
         let kinds = &kinds;
-        let threads: Vec<_> = (0..)
-            .zip(devices)
-            .map(|(number, device)| {
-                scope.spawn(move || {
-                    let mut outcomes = Vec::new();
-                    let mut sector = AlignedBuf::zeroed(512);
-                    for (turn, (reason, at, bytes)) in
-                        kinds.iter().cycle().skip(number).take(WRITES).enumerate()
-                    {
-                        let written = device.write(*at, &[IoSlice::new(bytes)]);
-                        outcomes.push((*reason, written.map_err(|e| e.source)));
-                        if turn % 16 == 0 {
-                            let read = device.read(0, &mut [IoSliceMut::new(&mut sector)]);
-                            read.and_then(|()| device.flush()).map_err(|e| e.source)?;
-                        }
-                    }
-                    Ok::<_, io::Error>(outcomes)
-                })
-            })
-            .collect();
-        let published = raid.publish(ITEMS);
-        (threads.into_iter().map(ScopedJoinHandle::join).collect::<Vec<_>>(), published)
+        // Each to its end: it is known how much there will be.
+        move |_: &Stop| {
+            let mut outcomes = Vec::new();
+            let mut sector = AlignedBuf::zeroed(512);
+            for (turn, (reason, at, bytes)) in
+                kinds.iter().cycle().skip(number).take(WRITES).enumerate()
+            {
+                let written = device.write(*at, &[IoSlice::new(bytes)]);
+                outcomes.push((*reason, written.map_err(|e| e.source)));
+                if turn % 16 == 0 {
+                    let read = device.read(0, &mut [IoSliceMut::new(&mut sector)]);
+                    read.and_then(|()| device.flush()).map_err(|e| e.source)?;
+                }
+            }
+            Ok::<_, io::Error>(outcomes)
+        }
     });
-    published?;
+    let ((), outcomes) = meanwhile(writers, || raid.publish(ITEMS))?;
     for of_a_thread in outcomes {
-        let of_a_thread = of_a_thread.map_err(|_| Failure::Unsound("a thread died".into()))??;
-        for (reason, outcome) in of_a_thread {
+        for (reason, outcome) in of_a_thread? {
             raid.refused(reason, outcome)?;
         }
     }

@@ -14,6 +14,9 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// For a whole stream.
 pub const LONG: Duration = Duration::from_secs(400);
 
+/// Bytes that may be left in a ring that is full: less than a batch.
+const ROOM: u64 = 4000;
+
 /// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s` and `c`.
 pub struct Scene {
     dir: tempfile::TempDir,
@@ -111,11 +114,26 @@ impl Scene {
         facts.unwrap_or_else(|output| panic!("the backend does not answer: {output:?}"))
     }
 
+    /// How often the backend has held a read until there was something to tell.
+    pub fn held(&self) -> u64 {
+        self.diagnostics()["backend"]["held"].as_u64().unwrap()
+    }
+
     /// Waits until the consumer has everything.
     pub fn wait_until_empty(&self) {
         let empty = || self.diagnostics()["used"] == 0;
         assert!(wait_until(SOON, empty), "{}", self.diagnostics());
     }
+
+    /// Waits until the producer has no room for more.
+    pub fn wait_until_full(&self) {
+        assert!(wait_until(SOON, || is_full(&self.diagnostics())), "{}", self.diagnostics());
+    }
+}
+
+/// Whether a ring of which these are the diagnostics has no room for more.
+pub fn is_full(facts: &Value) -> bool {
+    facts["used"].as_u64().unwrap() + ROOM > facts["capacity"].as_u64().unwrap()
 }
 
 /// The JSON object that a program printed.

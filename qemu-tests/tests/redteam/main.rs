@@ -175,7 +175,7 @@ fn storms_pass_and_leave_the_backend_as_it_was() -> Result<()> {
     // The connection that the counters were asked for by takes a moment to go.
     let as_before = || now().descriptors <= before.descriptors && now().threads <= before.threads;
     assert!(wait_until(SOON, as_before), "{before:?} became {:?}", now());
-    assert!(scenery.scene.diagnostics()["backend"]["held"].as_u64() > Some(0), "reads were held");
+    assert!(scenery.scene.held() > 0, "reads were held");
     scenery.finish()
 }
 

@@ -2,7 +2,6 @@
 
 use super::daemon::{Daemon, Scene, eventually};
 use super::front_end::{FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
-use std::time::Duration;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
 
 /// What is said of a queue that is stopped.
@@ -21,8 +20,7 @@ pub fn start() -> (Scene, Daemon, FrontEnd) {
 pub fn broken(scene: &Scene, guest: &mut FrontEnd) {
     eventually("the queue is stopped", || scene.counter("broken") == 1);
     let used = guest.used_index();
-    guest.kick();
-    std::thread::sleep(Duration::from_millis(20));
+    guest.kick_and_wait();
     assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (1, 1));
     assert_eq!(guest.used_index(), used);
     guest.reset();

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+use vhost_device_blockring::guard::Reason;
 
 /// The longest that anything here is waited for.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -76,11 +77,21 @@ impl Scene {
         UnixDevice::connect(&self.path("c"), role)
     }
 
-    /// One of the daemon's counters, as `diagnostics` has it; a dot leads into an object.
+    /// One of the daemon's counters, as `diagnostics` has it; that of a reason for refusals is `refused.REASON`.
     pub fn counter(&self, name: &str) -> u64 {
         let counters = self.connect(Role::Control).unwrap().counters();
-        let value = name.split('.').fold(&counters, |value, key| &value[key]);
-        value.as_u64().unwrap_or(0)
+        let Some(name) = name.strip_prefix("refused.") else {
+            return counters[name].as_u64().unwrap_or_else(|| panic!("{name} in {counters}"));
+        };
+        assert!(Reason::ALL.iter().any(|reason| reason.name() == name), "{name} is no reason");
+        // Only those that occurred are there.
+        counters["refused"].get(name).map_or(0, |count| count.as_u64().unwrap())
+    }
+
+    /// Requests that were refused, for whatever reason.
+    pub fn refused(&self) -> u64 {
+        let counters = self.connect(Role::Control).unwrap().counters();
+        counters["refused"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
     }
 
     /// Lines of the daemon's log that contain these words.
@@ -90,8 +101,15 @@ impl Scene {
     }
 }
 
+/// It must have ended with that code, and with these words on standard error.
+pub fn fails(output: &Output, code: i32, words: &str) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(words), "{text:?} lacks {words:?}");
+}
+
 /// Waits until it is so.
-pub fn eventually(what: &str, so: impl Fn() -> bool) {
+pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !so() {
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");

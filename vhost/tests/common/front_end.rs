@@ -1,14 +1,14 @@
 //! A front end by the letter of a script: guest memory in a memfd, a split ring written by hand (virtio 1.3, 2.7), and no virtual
 //! machine.
 
-use super::daemon::{PATIENCE, Scene};
+use super::daemon::{PATIENCE, Scene, eventually};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::{Geometry, SectorSize};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Consumer, Position, Producer};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -204,6 +204,21 @@ impl FrontEnd {
 
     pub fn kick(&self) {
         self.kick_event.write(1).unwrap();
+    }
+
+    /// Kicks, and waits until the backend has looked what it was about.
+    pub fn kick_and_wait(&self) {
+        let event = format!("/proc/self/fdinfo/{}", self.kick_event.as_raw_fd());
+        // It looks after it has heard: when it hears the second kick it has looked after the first.
+        for _ in 0..2 {
+            self.kick();
+            eventually("the kick is heard", || {
+                let about = std::fs::read_to_string(&event).unwrap();
+                about.lines().any(|line| {
+                    line.strip_prefix("eventfd-count:").is_some_and(|count| count.trim() == "0")
+                })
+            });
+        }
     }
 
     /// Writes descriptors to a table, from `first` on.

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod attack;
+pub mod beside;
 pub mod daemon;
 pub mod direct;
 pub mod disk;

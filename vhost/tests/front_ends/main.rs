@@ -5,10 +5,9 @@
 mod common;
 mod random;
 
-use common::daemon::{Daemon, Scene};
+use common::daemon::{Daemon, Scene, eventually};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use ring_simulation::front_end::*;
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::handover::Role;
@@ -29,12 +28,8 @@ fn works(scene: &Scene) {
 }
 
 fn ends_well(mut daemon: Daemon) {
-    kill(Pid::from_raw(daemon.0.id().cast_signed()), Signal::SIGTERM).unwrap();
-    let start = Instant::now();
-    while daemon.0.try_wait().unwrap().is_none() {
-        assert!(start.elapsed() < SOON, "it does not end");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    daemon.signal(Signal::SIGTERM);
+    eventually("it ends", || daemon.0.try_wait().unwrap().is_some());
     assert!(daemon.0.wait().unwrap().success());
 }
 
@@ -123,12 +118,8 @@ fn descriptors_that_do_not_belong_there_are_closed() {
         front_end.ends();
     }
     works(&scene);
-    let start = Instant::now();
     // One of those before was that of a client which had just gone, perhaps.
-    while open_files() > before {
-        assert!(start.elapsed() < SOON, "{before} descriptors became {}", open_files());
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    eventually("the descriptors are closed", || open_files() <= before);
     ends_well(daemon);
 }
 
@@ -193,15 +184,7 @@ fn memory_that_is_taken_back_ends_the_connection_alone() {
 #[test]
 fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     let scene = Scene::new();
-    let mut command = scene.command(&["--socket-path", "s", "--blk-file", "ring"]);
-    command.args(["--size", "64K", "--consumer-socket", "c"]);
-    let log = File::create(scene.path("log")).unwrap();
-    let daemon = Daemon(command.stderr(log).spawn().unwrap());
-    let start = Instant::now();
-    while scene.connect(Role::Control).is_err() {
-        assert!(start.elapsed() < SOON, "the daemon does not come up");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let daemon = scene.start(&[]);
     let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
     let front_end = connect(&scene);
     front_end.start(&memory, &kicks, &calls);
@@ -217,8 +200,7 @@ fn a_region_that_is_cut_short_fails_the_ring_and_not_the_daemon() {
     // The client finds the file too short; the daemon is there to give it.
     assert!(scene.connect(Role::Consumer).is_err());
     ends_well(daemon);
-    let log = std::fs::read_to_string(scene.path("log")).unwrap();
-    assert!(log.contains("ring: the file was cut short"), "{log}");
+    assert!(scene.logged("ring: the file was cut short") > 0);
 }
 
 #[test]
