@@ -6,7 +6,7 @@ use crate::rows::{Direction, Row, Waiting};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
 use shared_block_ring::virtqueue::{
-    BlockQueue, Completion, DmaMemory, Operation, Pages, Request, Shape, VhostUser,
+    BlockQueue, Completion, Operation, Request, Shape, Transport, VhostUser,
 };
 use std::ops::Range;
 use std::path::Path;
@@ -60,8 +60,8 @@ impl Front {
         let failed = |what: &str| doing(format!("{what} {}", socket.display()));
         let mut transport = VhostUser::connect(socket).map_err(failed("connecting to"))?;
         let shape = Shape::new(depth, bytes);
-        let memory = DmaMemory::new(shape.memory(), Pages::Small)
-            .map_err(doing("allocating memory for requests"))?;
+        let memory =
+            transport.allocate(shape.memory()).map_err(doing("allocating memory for requests"))?;
         let queue = BlockQueue::new(memory, shape, transport.disk().event_idx);
         transport
             .start(queue.memory(), queue.ring().layout())

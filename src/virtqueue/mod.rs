@@ -11,6 +11,7 @@ mod request;
 mod shape;
 #[cfg(test)]
 mod tests;
+mod transport;
 mod vhost_user;
 
 pub use block::BlockQueue;
@@ -18,4 +19,5 @@ pub use memory::{DmaMemory, Pages};
 pub use queue::{Broken, Descriptor, Layout, Queue, Used};
 pub use request::{Completion, IDLE, Operation, Request, Slot};
 pub use shape::{Chains, Shape};
-pub use vhost_user::{Disk, VhostUser};
+pub use transport::{Disk, Transport};
+pub use vhost_user::VhostUser;

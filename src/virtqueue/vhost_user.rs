@@ -1,6 +1,6 @@
 //! The front end of vhost-user: a block device in another process, which works on our memory.
 
-use super::{DmaMemory, Layout};
+use super::{Disk, DmaMemory, Layout, Pages, Transport};
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -38,23 +38,6 @@ const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_BLK_F_BLK_SIZE
     | 1 << VIRTIO_BLK_F_FLUSH
     | 1 << VIRTIO_BLK_F_RO;
-
-/// What a device says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disk {
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Bytes in a sector.
-    pub sector_size: u32,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// Writes are durable only after a flush.
-    pub flush: bool,
-    /// Chains may be indirect.
-    pub indirect: bool,
-    /// Notifications and interrupts by index.
-    pub event_idx: bool,
-}
 
 /// A connection, and the two events that go with its queue.
 pub struct VhostUser {
@@ -95,14 +78,18 @@ impl VhostUser {
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
         Ok(Self { wire, connection, disk, kick: event()?, call: event()? })
     }
+}
 
-    /// What the device says of itself.
-    pub fn disk(&self) -> Disk {
+impl Transport for VhostUser {
+    fn disk(&self) -> Disk {
         self.disk
     }
 
-    /// Gives the memory to the backend, and starts the queue that lies in it.
-    pub fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
+        DmaMemory::new(bytes, Pages::Small)
+    }
+
+    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: memory.device_address(0),
             memory_size: memory.bytes(),
@@ -131,8 +118,7 @@ impl VhostUser {
         })
     }
 
-    /// Tells the device that there is something in the queue.
-    pub fn notify(&self) -> io::Result<()> {
+    fn notify(&self) -> io::Result<()> {
         match self.kick.write(1) {
             // A full counter says the same.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
@@ -140,25 +126,21 @@ impl VhostUser {
         }
     }
 
-    /// Readable after an interrupt of the device.
-    pub fn interrupt(&self) -> BorrowedFd<'_> {
+    fn interrupt(&self) -> BorrowedFd<'_> {
         // SAFETY: the descriptor is the event's, which lives as long as the borrow.
         unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) }
     }
 
-    /// Readable when the backend is gone: it never says anything that it was not asked.
-    pub fn gone(&self) -> BorrowedFd<'_> {
+    fn gone(&self) -> BorrowedFd<'_> {
         self.connection.as_fd()
     }
 
-    /// Makes that readable, for another thread of ours that waits for what was found here.
-    pub fn pass_on(&self) {
+    fn pass_on(&self) {
         // A full counter says the same.
         let _ = self.call.write(1);
     }
 
-    /// Forgets interrupts that came.
-    pub fn acknowledge(&self) {
+    fn acknowledge(&self) {
         // None is the common case of one that raced with another reason to wake up.
         let _ = self.call.read();
     }

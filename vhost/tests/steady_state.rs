@@ -8,9 +8,7 @@ use common::direct::Direct;
 use common::disk::Disk;
 use nix::sys::signal::Signal;
 use shared_block_ring::format::Side;
-use shared_block_ring::virtqueue::{
-    BlockQueue, DmaMemory, Operation, Pages, Request, Shape, VhostUser,
-};
+use shared_block_ring::virtqueue::{BlockQueue, Operation, Request, Shape, Transport, VhostUser};
 use shared_block_ring::{BlockDevice, Consumer, Durability, Producer};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -121,7 +119,7 @@ fn a_request_costs_no_system_call_while_both_sides_look() {
     let daemon = scene.start(&["--poll", "always", "--size", "1M"]);
     let mut transport = VhostUser::connect(&scene.path("s")).unwrap();
     let shape = Shape::new(32, 4096);
-    let memory = DmaMemory::new(shape.memory(), Pages::Small).unwrap();
+    let memory = transport.allocate(shape.memory()).unwrap();
     let mut queue = BlockQueue::new(memory, shape, transport.disk().event_idx);
     transport.start(queue.memory(), queue.ring().layout()).unwrap();
     let mut requests = |count: u32| {

@@ -1,23 +1,14 @@
-//! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
+//! Requests of one operation at a time, and the wait for them.
 
-use super::{Answer, BlockDevice, DeviceError, HeldReads};
-use crate::error::Result as RingResult;
-use crate::format::{FormatError, Geometry, SectorSize, Side};
-use crate::virtqueue::{
-    BlockQueue, Completion, DmaMemory, IDLE, Operation, Pages, Request, Shape, Slot, VhostUser,
-};
-use crate::wait::{Woken, wait_readable};
+use crate::device::Answer;
+use crate::virtqueue::{BlockQueue, Completion, IDLE, Operation, Request, Shape, Slot, Transport};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use std::fmt;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::io;
 use std::time::{Duration, Instant};
 
 /// Bytes of a request at most: a long transfer is several, so that the device copies one while we copy the next.
-const BUFFER: u32 = 64 << 10;
+pub const BUFFER: u32 = 64 << 10;
 
 /// Requests at once: enough to keep both sides of a long transfer busy, and so few that rings and buffers stay in the caches.
 const DEPTH: u16 = 4;
@@ -29,162 +20,13 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 64;
 
-/// A block device behind a virtqueue.
-pub struct VirtioDevice {
-    name: String,
-    geometry: Geometry,
-    read_only: bool,
-    driver: Mutex<Driver>,
-    /// Readable after an interrupt, and when the backend is gone.
-    events: [OwnedFd; 2],
-}
-
-impl VirtioDevice {
-    /// Connects to the vhost-user-blk backend that listens at `path`, as its front end. `sector_size` is what the caller expects.
-    pub fn connect(path: &Path, sector_size: Option<SectorSize>) -> RingResult<Self> {
-        let name = format!("vhost-user:{}", path.display());
-        let fail =
-            |operation, source| DeviceError { name: name.clone(), operation, sector: None, source };
-        let mut transport = VhostUser::connect(path).map_err(|e| fail("connect to", e))?;
-        let disk = transport.disk();
-        let size = SectorSize::new(disk.sector_size)?;
-        if let Some(ring) = sector_size.filter(|&expected| expected != size) {
-            let (ring, device) = (ring.get(), size.get());
-            return Err(FormatError::WrongSectorSize { ring, device }.into());
-        }
-        let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
-        let shape = Shape::new(DEPTH, BUFFER);
-        let memory = DmaMemory::new(shape.memory(), Pages::Small)
-            .map_err(|e| fail("allocate memory for", e))?;
-        let queue = BlockQueue::new(memory, shape, disk.event_idx);
-        transport
-            .start(queue.memory(), queue.ring().layout())
-            .map_err(|e| fail("start the queue of", e))?;
-        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| fail("watch", e));
-        let events = [copy(transport.interrupt())?, copy(transport.gone())?];
-        let idle = Idle::default();
-        let driver = Mutex::new(Driver { transport, queue, flush: disk.flush, lost: false, idle });
-        Ok(Self { name, geometry, read_only: disk.read_only, driver, events })
-    }
-
-    fn driver(&self) -> MutexGuard<'_, Driver> {
-        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn error(&self, operation: &'static str, sector: u64, source: io::Error) -> DeviceError {
-        DeviceError { name: self.name.clone(), operation, sector: Some(sector), source }
-    }
-
-    /// The first unit of 512 bytes of a transfer within the device.
-    fn first_unit(&self, sector: u64, bytes: usize) -> io::Result<u64> {
-        let size = u64::from(self.geometry.sector_size().get());
-        let end = sector.checked_mul(size).and_then(|at| at.checked_add(bytes as u64));
-        match end {
-            Some(end) if end <= self.geometry.total_bytes() => Ok(sector * (size / 512)),
-            _ => Err(io::ErrorKind::UnexpectedEof.into()),
-        }
-    }
-}
-
-impl fmt::Debug for VirtioDevice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VirtioDevice({}, {:?})", self.name, self.geometry)
-    }
-}
-
-impl BlockDevice for VirtioDevice {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.geometry
-    }
-
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        let bytes = bufs.iter().map(|buf| buf.len()).sum();
-        self.first_unit(first, bytes)
-            .and_then(|unit| {
-                let chunks = bufs.iter_mut().flat_map(|buf| buf.chunks_mut(BUFFER as usize));
-                self.driver().read(unit, chunks)
-            })
-            .map_err(|e| self.error("read", first, e))
-    }
-
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        let bytes = bufs.iter().map(|buf| buf.len()).sum();
-        self.first_unit(first, bytes)
-            .and_then(|unit| {
-                if self.read_only {
-                    return Err(io::ErrorKind::ReadOnlyFilesystem.into());
-                }
-                let chunks = bufs.iter().flat_map(|buf| buf.chunks(BUFFER as usize));
-                self.driver().write(unit, chunks)
-            })
-            .map_err(|e| self.error("write", first, e))
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.driver().flush().map_err(|source| DeviceError {
-            name: self.name.clone(),
-            operation: "flush",
-            sector: None,
-            source,
-        })
-    }
-
-    fn held_reads(&self) -> Option<&dyn HeldReads> {
-        Some(self)
-    }
-
-    /// None: a backend serves one front end at a time.
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-}
-
-impl HeldReads for VirtioDevice {
-    fn await_answer(
-        &self,
-        peer: Side,
-        interrupts: &[BorrowedFd<'_>],
-        deadline: Option<Instant>,
-    ) -> Result<Answer, DeviceError> {
-        let sector = peer.sector();
-        let bytes = self.geometry.sector_size().bytes();
-        let fail = |e| self.error("wait", sector, e);
-        let unit = self.first_unit(sector, bytes).map_err(fail)?;
-        let [interrupt, gone] = self.events.each_ref().map(AsFd::as_fd);
-        let mut waited = vec![interrupt, gone];
-        waited.extend_from_slice(interrupts);
-        loop {
-            // Others may have the queue while we sleep.
-            if let Some(answer) = self.driver().look_for_answer(unit, bytes).map_err(fail)? {
-                return Ok(answer);
-            }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-            let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            match wait_readable(&waited, left).map_err(fail)? {
-                Some(0) => self.driver().transport.acknowledge(),
-                Some(1) => {
-                    self.driver().lost = true;
-                    return Err(fail(backend_gone()));
-                }
-                Some(index) => return Ok(Answer::Woken(Woken::Readable(index - 2))),
-                None if late() => return Ok(Answer::Woken(Woken::TimedOut)),
-                None => return Ok(Answer::Woken(Woken::Elapsed)),
-            }
-        }
-    }
-}
-
 fn backend_gone() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the backend is gone")
 }
 
 /// What one operation at a time has to itself.
-struct Driver {
-    transport: VhostUser,
+pub struct Driver {
+    transport: Box<dyn Transport>,
     queue: BlockQueue,
     flush: bool,
     /// The device is gone, or cannot be believed: what was in flight never comes back.
@@ -204,7 +46,29 @@ struct Idle {
 }
 
 impl Driver {
-    fn write<'a>(&mut self, unit: u64, from: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
+    /// Starts the device's queue, with nothing in it.
+    pub fn start(mut transport: Box<dyn Transport>) -> io::Result<Self> {
+        let disk = transport.disk();
+        let shape = Shape::new(DEPTH, BUFFER);
+        let memory = transport.allocate(shape.memory())?;
+        let queue = BlockQueue::new(memory, shape, disk.event_idx);
+        transport.start(queue.memory(), queue.ring().layout())?;
+        Ok(Self { transport, queue, flush: disk.flush, lost: false, idle: Idle::default() })
+    }
+
+    /// The way to the device.
+    pub fn transport(&self) -> &dyn Transport {
+        &*self.transport
+    }
+
+    /// The device is gone.
+    pub fn lose(&mut self) -> io::Error {
+        self.lost = true;
+        backend_gone()
+    }
+
+    /// Writes from `unit` on.
+    pub fn write<'a>(&mut self, unit: u64, from: impl Iterator<Item = &'a [u8]>) -> io::Result<()> {
         let mut at = unit;
         let mut outcome = Ok(());
         for bytes in from {
@@ -224,7 +88,8 @@ impl Driver {
         outcome
     }
 
-    fn read<'a>(
+    /// Reads from `unit` on.
+    pub fn read<'a>(
         &mut self,
         unit: u64,
         mut to: impl Iterator<Item = &'a mut [u8]>,
@@ -254,7 +119,7 @@ impl Driver {
     }
 
     /// Without that feature everything is durable when it is written.
-    fn flush(&mut self) -> io::Result<()> {
+    pub fn flush(&mut self) -> io::Result<()> {
         match self.queue.slot() {
             Some(slot) if self.flush => {
                 self.submit(slot, Operation::Flush, 0, 0, 0)?;
@@ -316,7 +181,7 @@ impl Driver {
     }
 
     /// The answer of the read that may be held, which is made if there is none; `None` when its interrupt is to be waited for.
-    fn look_for_answer(&mut self, unit: u64, bytes: usize) -> io::Result<Option<Answer>> {
+    pub fn look_for_answer(&mut self, unit: u64, bytes: usize) -> io::Result<Option<Answer>> {
         if self.idle.outstanding.is_none()
             && self.idle.answer.is_none()
             && let Some(slot) = self.queue.slot()

@@ -1,0 +1,169 @@
+//! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
+
+mod driver;
+
+use self::driver::{BUFFER, Driver};
+use super::{Answer, BlockDevice, DeviceError, HeldReads};
+use crate::error::Result as RingResult;
+use crate::format::{FormatError, Geometry, SectorSize, Side};
+use crate::virtqueue::{Transport, VhostUser};
+use crate::wait::{Woken, wait_readable};
+use std::fmt;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+/// A block device behind a virtqueue.
+pub struct VirtioDevice {
+    name: String,
+    geometry: Geometry,
+    read_only: bool,
+    driver: Mutex<Driver>,
+    /// Readable after an interrupt, and when the backend is gone.
+    events: [OwnedFd; 2],
+}
+
+impl VirtioDevice {
+    /// Connects to the vhost-user-blk backend that listens at `path`, as its front end. `sector_size` is what the caller expects.
+    pub fn connect(path: &Path, sector_size: Option<SectorSize>) -> RingResult<Self> {
+        let name = format!("vhost-user:{}", path.display());
+        match VhostUser::connect(path) {
+            Ok(transport) => Self::over(Box::new(transport), name, sector_size),
+            Err(source) => {
+                Err(DeviceError { name, operation: "connect to", sector: None, source }.into())
+            }
+        }
+    }
+
+    /// The device at the other end of `transport`.
+    fn over(
+        transport: Box<dyn Transport>,
+        name: String,
+        sector_size: Option<SectorSize>,
+    ) -> RingResult<Self> {
+        let fail =
+            |operation, source| DeviceError { name: name.clone(), operation, sector: None, source };
+        let disk = transport.disk();
+        let size = SectorSize::new(disk.sector_size)?;
+        if let Some(ring) = sector_size.filter(|&expected| expected != size) {
+            let (ring, device) = (ring.get(), size.get());
+            return Err(FormatError::WrongSectorSize { ring, device }.into());
+        }
+        let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
+        let driver = Driver::start(transport).map_err(|e| fail("start the queue of", e))?;
+        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| fail("watch", e));
+        let events = [copy(driver.transport().interrupt())?, copy(driver.transport().gone())?];
+        Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver), events })
+    }
+
+    fn driver(&self) -> MutexGuard<'_, Driver> {
+        self.driver.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn error(&self, operation: &'static str, sector: u64, source: io::Error) -> DeviceError {
+        DeviceError { name: self.name.clone(), operation, sector: Some(sector), source }
+    }
+
+    /// The first unit of 512 bytes of a transfer within the device.
+    fn first_unit(&self, sector: u64, bytes: usize) -> io::Result<u64> {
+        let size = u64::from(self.geometry.sector_size().get());
+        let end = sector.checked_mul(size).and_then(|at| at.checked_add(bytes as u64));
+        match end {
+            Some(end) if end <= self.geometry.total_bytes() => Ok(sector * (size / 512)),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+}
+
+impl fmt::Debug for VirtioDevice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VirtioDevice({}, {:?})", self.name, self.geometry)
+    }
+}
+
+impl BlockDevice for VirtioDevice {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        self.first_unit(first, bytes)
+            .and_then(|unit| {
+                let chunks = bufs.iter_mut().flat_map(|buf| buf.chunks_mut(BUFFER as usize));
+                self.driver().read(unit, chunks)
+            })
+            .map_err(|e| self.error("read", first, e))
+    }
+
+    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
+        let bytes = bufs.iter().map(|buf| buf.len()).sum();
+        self.first_unit(first, bytes)
+            .and_then(|unit| {
+                if self.read_only {
+                    return Err(io::ErrorKind::ReadOnlyFilesystem.into());
+                }
+                let chunks = bufs.iter().flat_map(|buf| buf.chunks(BUFFER as usize));
+                self.driver().write(unit, chunks)
+            })
+            .map_err(|e| self.error("write", first, e))
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        self.driver().flush().map_err(|source| DeviceError {
+            name: self.name.clone(),
+            operation: "flush",
+            sector: None,
+            source,
+        })
+    }
+
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
+        Some(self)
+    }
+
+    /// None: a backend serves one front end at a time.
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+impl HeldReads for VirtioDevice {
+    fn await_answer(
+        &self,
+        peer: Side,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Answer, DeviceError> {
+        let sector = peer.sector();
+        let bytes = self.geometry.sector_size().bytes();
+        let fail = |e| self.error("wait", sector, e);
+        let unit = self.first_unit(sector, bytes).map_err(fail)?;
+        let [interrupt, gone] = self.events.each_ref().map(AsFd::as_fd);
+        let mut waited = vec![interrupt, gone];
+        waited.extend_from_slice(interrupts);
+        loop {
+            // Others may have the queue while we sleep.
+            if let Some(answer) = self.driver().look_for_answer(unit, bytes).map_err(fail)? {
+                return Ok(answer);
+            }
+            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
+            match wait_readable(&waited, left).map_err(fail)? {
+                Some(0) => self.driver().transport().acknowledge(),
+                Some(1) => {
+                    return Err(fail(self.driver().lose()));
+                }
+                Some(index) => return Ok(Answer::Woken(Woken::Readable(index - 2))),
+                None if late() => return Ok(Answer::Woken(Woken::TimedOut)),
+                None => return Ok(Answer::Woken(Woken::Elapsed)),
+            }
+        }
+    }
+}
