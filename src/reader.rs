@@ -2,7 +2,7 @@
 
 use crate::device::BlockDevice;
 use crate::error::{Error, Result};
-use crate::format::{FormatError, Geometry, Header, Lap, Position, Tally};
+use crate::format::{FormatError, Geometry, Header, Lap, Position, Tally, crc32c_append};
 use crate::window::{Popped, WINDOW_BYTES, Window};
 
 /// Reads what is published and not freed. Its callers say how far that goes.
@@ -109,7 +109,7 @@ impl Reader {
                 let window = if near { &mut self.window } else { &mut self.aside };
                 return window.digest(device, at, to, crc);
             };
-            crc = crc32c::crc32c_append(crc, run);
+            crc = crc32c_append(crc, run);
             at = end;
         }
         Ok(crc)

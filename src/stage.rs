@@ -1,7 +1,7 @@
 //! What was pushed and is not on the device yet: one piece of aligned memory, so that a batch leaves as one write.
 
 use crate::device::AlignedBuf;
-use crate::format::{Geometry, Position};
+use crate::format::{Geometry, Position, crc32c};
 use std::fmt;
 
 /// Bytes staged before they are written out, unless one item or batch is longer: a device's fixed cost per request is small beside
@@ -25,7 +25,7 @@ pub struct Stage {
 /// What tells two of them apart: the bytes that are still to be written, or will be again.
 impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let crc = crc32c::crc32c(&self.bytes[..self.end]);
+        let crc = crc32c(&self.bytes[..self.end]);
         write!(f, "{}: {}..{} {crc:#010x}", self.first, self.written, self.end)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{HEADER_BYTES, Header, Position, Tally};
+use crate::format::{HEADER_BYTES, Header, Position, Tally, crc32c_append};
 use std::io::IoSliceMut;
 
 /// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
@@ -86,7 +86,7 @@ impl Window {
         while at < to.get() {
             self.cover(device, at, at + HEADER_BYTES, to.get())?;
             let end = self.end.min(to.get());
-            crc = crc32c::crc32c_append(crc, &self.bytes[self.index(at)..self.index(end)]);
+            crc = crc32c_append(crc, &self.bytes[self.index(at)..self.index(end)]);
             at = end;
         }
         Ok(crc)

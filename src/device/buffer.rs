@@ -1,5 +1,6 @@
 //! Memory that `O_DIRECT` accepts.
 
+use crate::format::crc32c;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 
@@ -33,7 +34,7 @@ impl AlignedBuf {
 /// Its size and checksum: two with the same have the same bytes, for all that a reader of logs cares.
 impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} bytes {:#010x}", self.len, crc32c::crc32c(self))
+        write!(f, "{} bytes {:#010x}", self.len, crc32c(self))
     }
 }
 

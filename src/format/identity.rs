@@ -1,6 +1,6 @@
 //! Sector 0: the signature, and the identity that tells this ring from any other.
 
-use super::{FormatError, Geometry, SectorSize};
+use super::{FormatError, Geometry, SectorSize, crc32c};
 use uuid::Uuid;
 
 /// The first bytes of every ring.
@@ -57,7 +57,7 @@ pub fn encode_sector0(sector: &mut [u8], identity: Option<&Identity>) {
     sector[48..56].copy_from_slice(&identity.geometry.sectors().to_le_bytes());
     sector[56..72].copy_from_slice(identity.uuid.as_bytes());
     sector[72..80].copy_from_slice(&identity.created_ns.to_le_bytes());
-    let crc = crc32c::crc32c(&sector[..80]);
+    let crc = crc32c(&sector[..80]);
     sector[80..IDENTITY_END].copy_from_slice(&crc.to_le_bytes());
 }
 
@@ -69,7 +69,7 @@ pub fn decode_sector0(sector: &[u8], device: Geometry) -> Result<Signed, FormatE
     if sector[IDENTITY_AT..IDENTITY_END].iter().all(|&byte| byte == 0) {
         return Ok(Signed::Plain);
     }
-    let (found, computed) = (u32_at(sector, 80), crc32c::crc32c(&sector[..80]));
+    let (found, computed) = (u32_at(sector, 80), crc32c(&sector[..80]));
     if &sector[32..40] != MAGIC || found != computed {
         return Err(FormatError::IdentityChecksum { found, computed });
     }

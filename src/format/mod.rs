@@ -3,6 +3,7 @@
 //! `docs/format.md` is the specification; every other module, on either side of the virtual machine border,
 //! calls what stands here.
 
+mod checksum;
 mod geometry;
 mod identity;
 mod item;
@@ -10,6 +11,7 @@ mod pointer;
 mod position;
 mod slot;
 
+pub(crate) use checksum::{crc32c, crc32c_append};
 pub use geometry::{Capacity, Extent, Geometry, Lap, MIN_SECTORS, SectorSize};
 pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, encode_sector0};
 pub use item::{HEADER_BYTES, Header, framed_len};

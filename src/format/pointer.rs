@@ -2,7 +2,6 @@
 
 use super::{FormatError, Position};
 use std::fmt;
-use std::io::Write;
 
 /// The flag's byte: 1 is true, 2 is false.
 pub const FLAG_AT: usize = 8;
@@ -80,14 +79,25 @@ impl PointerSector {
     pub fn encode(self, side: Side, owner: Option<(&str, &str)>, sector: &mut [u8]) {
         sector[..8].copy_from_slice(&self.position.get().to_le_bytes());
         sector[FLAG_AT] = if self.flag { 1 } else { 2 };
-        sector[TEXT_AT..].fill(0);
+        let (text, behind) = sector[TEXT_AT..].split_at_mut(TEXT_BYTES);
+        behind.fill(0);
+        let mut rest = text;
         if let Some((queue, client)) = owner {
             let (who, flag) = side.words();
-            let (position, set) = (self.position, self.flag);
-            let mut text = &mut sector[TEXT_AT..TEXT_AT + TEXT_BYTES];
-            // What does not fit is left out, and that is all that can go wrong.
-            let _ = write!(text, "{queue} used by {client}; {who} = {position}; {flag} = {set}");
+            let mut digits = itoa::Buffer::new();
+            let position = digits.format(self.position.get());
+            let set = if self.flag { "true" } else { "false" };
+            // Piece by piece: the formatting machinery takes longer than all else that a push does.
+            let words =
+                [queue, " used by ", client, "; ", who, " = ", position, "; ", flag, " = ", set];
+            for word in words {
+                // What does not fit is left out.
+                let (now, later) = rest.split_at_mut(word.len().min(rest.len()));
+                now.copy_from_slice(&word.as_bytes()[..now.len()]);
+                rest = later;
+            }
         }
+        rest.fill(0);
     }
 }
 

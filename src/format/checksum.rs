@@ -1,0 +1,50 @@
+//! CRC32C (Castagnoli), as the extensions have it.
+
+use crc_fast::CrcAlgorithm::Crc32Iscsi;
+use crc_fast::Digest;
+
+/// The checksum of `bytes`.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc32c_append(0, bytes)
+}
+
+/// The checksum of bytes whose own is `crc`, and of `bytes` behind them.
+pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
+    // The register is the checksum before its final inversion.
+    let mut digest = Digest::new_with_init_state(Crc32Iscsi, u64::from(!crc));
+    digest.update(bytes);
+    low_half(digest.finalize())
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "a checksum of 32 bits")]
+fn low_half(word: u64) -> u32 {
+    word as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn it_is_castagnolis() {
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(b""), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn it_can_be_continued_anywhere(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000),
+            at in any::<proptest::sample::Index>(),
+        ) {
+            let whole = bytes.iter().fold(!0u32, |register, byte| {
+                (0..8).fold(register ^ u32::from(*byte), |register, _| {
+                    register >> 1 ^ (register & 1) * 0x82f6_3b78
+                })
+            });
+            let (front, back) = bytes.split_at(at.index(bytes.len() + 1));
+            prop_assert_eq!(crc32c_append(crc32c(front), back), !whole);
+        }
+    }
+}
