@@ -154,6 +154,7 @@ impl<D: BlockDevice> Consumer<D> {
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
         if self.handle.change_wanted(suspend)? {
             self.edit(|pointer, _| pointer.flag = suspend)?;
+            self.handle.flush()?;
         }
         Ok(())
     }

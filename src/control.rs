@@ -52,6 +52,7 @@ impl<D: BlockDevice> Control<D> {
         if self.handle.change_wanted(suspend)? {
             // The text is the consumer's to write; the flag alone is what counts.
             self.handle.edit_consumer(|_, sector| sector[FLAG_AT] = if suspend { 1 } else { 2 })?;
+            self.handle.flush()?;
         }
         Ok(())
     }

@@ -26,6 +26,10 @@ pub enum Durability {
     /// Data is flushed before the pointer that exposes it, the pointer before `advance` returns.
     #[default]
     Flush,
+    /// Data is flushed before the pointer that exposes it, and the pointer by whatever is flushed next: the next `advance`, or
+    /// [`Producer::flush`](crate::Producer::flush). Half of the flushes. A power cut can take back the last `advance`, and nothing else: what is
+    /// there is whole and in order, and what a consumer had freed was there.
+    Ordered,
     /// Nothing is flushed. Safe against the death of any process, not against that of the machine.
     PageCache,
 }
@@ -228,7 +232,7 @@ impl<D: BlockDevice> Handle<D> {
         Ok(current != suspend)
     }
 
-    /// Changes sector 2, keeping what another process changed meanwhile.
+    /// Changes sector 2, keeping what another process changed meanwhile. It is not flushed.
     pub fn edit_consumer(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
         let mut verdict = Ok(());
         let edited = self.device.edit_pointer(Side::Consumer, &mut |sector| {
@@ -236,14 +240,18 @@ impl<D: BlockDevice> Handle<D> {
                 .map(|mut pointer| change(&mut pointer, sector));
         });
         self.vital(edited)?;
-        verdict?;
-        self.flush()
+        Ok(verdict?)
     }
 
     /// Writes the producer's pointer sector.
     pub fn write_producer(&self, sector: &[u8]) -> Result<()> {
         self.vital(self.device.write(Side::Producer.sector(), &[IoSlice::new(sector)]))?;
-        self.flush()
+        self.flush_pointer()
+    }
+
+    /// After a pointer was written.
+    pub fn flush_pointer(&self) -> Result<()> {
+        if self.durability == Durability::Ordered { Ok(()) } else { self.flush() }
     }
 
     /// Without it, nothing may be acknowledged any more.
@@ -253,7 +261,7 @@ impl<D: BlockDevice> Handle<D> {
 
     pub fn flush(&self) -> Result<()> {
         match self.durability {
-            Durability::Flush => self.vital(self.device.flush()),
+            Durability::Flush | Durability::Ordered => self.vital(self.device.flush()),
             Durability::PageCache => Ok(()),
         }
     }

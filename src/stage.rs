@@ -58,17 +58,27 @@ impl Stage {
         self.is_clean() || (self.end as u64).saturating_add(more) <= self.limit as u64
     }
 
-    /// Frames an item of `length` bytes behind the others, and answers its bytes with framing.
-    pub fn put(&mut self, payload: &[u8], length: u32) -> &[u8] {
-        let (start, body) = (self.end, self.end + 4);
-        let behind = body + payload.len();
-        let end = behind.next_multiple_of(4);
+    /// Frames items behind the others, each with its length, and answers their bytes with framing, of which there are `bytes`.
+    pub fn put<'a>(
+        &mut self,
+        items: impl Iterator<Item = (&'a [u8], u32)>,
+        bytes: usize,
+    ) -> &[u8] {
+        let (start, end) = (self.end, self.end + bytes);
         if end > self.bytes.len() {
             self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));
         }
-        self.bytes[start..body].copy_from_slice(&length.to_le_bytes());
-        self.bytes[body..behind].copy_from_slice(payload);
-        self.bytes[behind..end].fill(0);
+        let mut rest = &mut self.bytes[start..end];
+        for (payload, length) in items {
+            let framed = (4 + payload.len()).next_multiple_of(4);
+            let (item, behind) = rest.split_at_mut(framed);
+            let (header, body) = item.split_at_mut(4);
+            header.copy_from_slice(&length.to_le_bytes());
+            let (body, padding) = body.split_at_mut(payload.len());
+            body.copy_from_slice(payload);
+            padding.fill(0);
+            rest = behind;
+        }
         self.end = end;
         &self.bytes[start..end]
     }

@@ -2,7 +2,7 @@
 
 use crate::ends::Ends;
 use crate::error::{Result, doing};
-use crate::figures::{Distribution, Durable};
+use crate::figures::{AT_ONCE, Distribution, Durable, WITH_THE_NEXT};
 use crate::machine::nanoseconds;
 use crate::rounds::Rounds;
 use shared_block_ring::{Durability, make_file};
@@ -21,12 +21,28 @@ const RING: u64 = 64 << 20;
 pub fn all(dir: &Path, rounds: Rounds) -> Result<Vec<Durable>> {
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(dir);
     let dir = dir.map_err(doing("making a folder"))?;
-    LOADS.iter().map(|&(bytes, batch)| one(dir.path(), bytes, batch, rounds)).collect()
+    let mut found = Vec::new();
+    for (durability, pointer) in
+        [(Durability::Flush, AT_ONCE), (Durability::Ordered, WITH_THE_NEXT)]
+    {
+        for (bytes, batch) in LOADS {
+            let (push, raw) = one(dir.path(), bytes, batch, durability, rounds)?;
+            found.push(Durable { bytes, batch, pointer, push, raw });
+        }
+    }
+    Ok(found)
 }
 
-fn one(dir: &Path, bytes: usize, batch: usize, rounds: Rounds) -> Result<Durable> {
+/// Times of a push, and of what it is held against.
+fn one(
+    dir: &Path,
+    bytes: usize,
+    batch: usize,
+    durability: Durability,
+    rounds: Rounds,
+) -> Result<(Distribution, Distribution)> {
     let (ring, raw) = (dir.join("ring"), dir.join("raw"));
-    let mut ends = Ends::in_file(&ring, RING, Durability::Flush)?;
+    let mut ends = Ends::in_file(&ring, RING, durability)?;
     make_file(&raw, RING).map_err(doing("making a file"))?;
     let file = File::options().write(true).open(&raw).map_err(doing("opening a file"))?;
     let payload = vec![7u8; bytes];
@@ -54,6 +70,5 @@ fn one(dir: &Path, bytes: usize, batch: usize, rounds: Rounds) -> Result<Durable
     for path in [&ring, &raw] {
         std::fs::remove_file(path).map_err(doing("removing a file"))?;
     }
-    let (push, raw) = (Distribution::of(&mut pushes), Distribution::of(&mut raws));
-    Ok(Durable { bytes, batch, push, raw })
+    Ok((Distribution::of(&mut pushes), Distribution::of(&mut raws)))
 }

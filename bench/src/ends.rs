@@ -4,9 +4,10 @@ use crate::error::{Result, doing};
 use crate::machine::nanoseconds;
 use crate::rounds::Rounds;
 use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, Durability, FileDevice, OpenOptions, Position, Producer,
-    create, make_file,
+    BlockDevice, Consumer, CreateOptions, Durability, FileDevice, OpenOptions, Popped, Position,
+    Producer, create, make_file,
 };
+use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
@@ -75,7 +76,8 @@ impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
     pub fn pop_to(&mut self, end: Position) -> Result<()> {
         let mut at = self.consumer.position();
         while at < end {
-            at = self.consumer.pop(at)?.next;
+            let seen = |bytes: usize, item: Popped<'_>| black_box(bytes + item.bytes.len());
+            (at, _) = self.consumer.fold(at, 0, seen)?;
         }
         Ok(())
     }

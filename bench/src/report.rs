@@ -214,6 +214,7 @@ fn durable(ring: &Ring) -> Table {
         vec![
             durable.bytes.to_string(),
             durable.batch.to_string(),
+            durable.pointer.to_owned(),
             time(durable.push.p50()),
             time(durable.push.p99()),
             time(durable.raw.p50()),
@@ -224,7 +225,15 @@ fn durable(ring: &Ring) -> Table {
     };
     Table {
         head: vec![
-            "bytes", "batch", "push p50", "push p99", "raw p50", "raw p99", "of raw", "wanted",
+            "bytes",
+            "batch",
+            "pointer durable",
+            "push p50",
+            "push p99",
+            "raw p50",
+            "raw p99",
+            "of raw",
+            "wanted",
         ],
         lines: ring.durable.iter().map(line).collect(),
     }

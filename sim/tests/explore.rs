@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{preludes, sectors, stores};
+use common::{ordered, preludes, sectors, stores};
 use ring_simulation::{Bounds, Explorer, Setting, wander};
 use shared_block_ring::format::{Geometry, SectorSize};
 use std::time::Instant;
@@ -66,6 +66,21 @@ fn nothing_promised_is_lost_in_any_crash_between_two_stores() {
 }
 
 #[test]
+fn what_is_flushed_later_is_whole_and_in_order_after_any_crash() {
+    let mut visited = 0;
+    for data in 1..=3 {
+        let lengths = if long() { [4, 2, 1, 0] } else { [3, 2, 0, 0] };
+        for setting in [sectors(300), sectors(700)] {
+            visited += explore(data, ordered(setting), lengths);
+        }
+        let lengths = if long() { [3, 2, 0, 0] } else { [3, 1, 0, 0] };
+        visited += explore(data, ordered(stores(500)), lengths);
+    }
+    println!("{visited} crash points with flushes left for later");
+    assert!(visited >= 500_000);
+}
+
+#[test]
 fn nothing_promised_is_lost_in_crashes_of_long_programs() {
     let (seeds, lives) = if long() { (400, 40) } else { (24, 10) };
     let mut visited = 0;
@@ -76,6 +91,7 @@ fn nothing_promised_is_lost_in_crashes_of_long_programs() {
         let large =
             usize::try_from(u64::from(size) * [1, 3][usize::from(seed % 4 > 1)] + 100).unwrap();
         let setting = if seed % 5 == 4 { stores(large) } else { sectors(large) };
+        let setting = if seed % 3 == 2 { ordered(setting) } else { setting };
         let outcome = wander(seed, geometry, setting, lives, 60);
         visited += outcome.unwrap_or_else(|failure| panic!("seed {seed}: {failure}"));
     }

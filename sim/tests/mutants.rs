@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{preludes, sectors, stores};
+use common::{ordered, preludes, sectors, stores};
 use ring_simulation::{Bounds, Explorer, Last, Mutant, Setting};
 
 /// Far more than any of them needs.
@@ -30,6 +30,13 @@ fn without_flush_behind(last: Last) {
     let mutant = Mutant::NoFlushBehind(last);
     caught(mutant, sectors(500), "");
     caught(mutant, stores(500), "");
+}
+
+#[test]
+fn what_is_flushed_later_still_needs_the_flushes_between() {
+    caught(Mutant::NoFlushBehind(Last::Nothing), ordered(sectors(500)), "");
+    caught(Mutant::NoFlushBehind(Last::Data), ordered(sectors(500)), "");
+    caught(Mutant::NoFlush { operation: "consume", nth: 0 }, ordered(sectors(500)), "");
 }
 
 #[test]

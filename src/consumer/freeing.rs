@@ -69,7 +69,10 @@ impl<D: BlockDevice> Consumer<D> {
         });
         match edited {
             Err(e) if e.is_refusal() => self.contested(to, &written.get(), e)?,
-            edited => edited?,
+            edited => {
+                edited?;
+                self.handle.flush_pointer()?;
+            }
         }
         if elsewhere.get() {
             self.ours()?;

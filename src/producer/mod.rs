@@ -5,7 +5,7 @@ mod writes;
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, Tally};
+use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting};
@@ -132,10 +132,7 @@ impl<D: BlockDevice> Producer<D> {
     pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
         let payload = item.encode();
         let length = length_of(&payload, self.handle.geometry)?;
-        let end = self.admit(u64::from(length) + HEADER_BYTES)?;
-        let tally = self.put(self.pushed.tally, &payload, length);
-        self.end_at(end, tally);
-        Ok(end)
+        self.push_all(&[payload], &[length])
     }
 
     /// Pushes items, all or none of them.
@@ -163,14 +160,18 @@ impl<D: BlockDevice> Producer<D> {
     }
 
     fn push_all(&mut self, payloads: &[Cow<'_, [u8]>], lengths: &[u32]) -> Result<Position> {
-        let start = self.pushed.position;
         let end = self.admit(batch_len(lengths))?;
+        let start = self.pushed.position;
         if end > start {
-            let mut tally = self.pushed.tally;
-            for (payload, length) in payloads.iter().zip(lengths) {
-                tally = self.put(tally, payload, *length);
-            }
-            self.end_at(end, tally);
+            // As many as fit into the ring, and so into memory.
+            let bytes = usize::try_from(end.get() - start.get()).unwrap_or(usize::MAX);
+            let items = payloads.iter().map(|payload| &payload[..]).zip(lengths.iter().copied());
+            let framed = self.stage.put(items, bytes);
+            // In a plain ring nobody asks for the checksum.
+            let summed = if self.handle.has_slots() { framed } else { &[] };
+            let tally = self.pushed.tally.extend(payloads.len() as u64, summed);
+            self.pushed = Mark { position: end, tally };
+            self.ends.push_back(self.pushed);
         }
         Ok(end)
     }
@@ -199,19 +200,7 @@ impl<D: BlockDevice> Producer<D> {
         Ok(end)
     }
 
-    /// Stages one item; what is known of the stream behind it, if this is known in front.
-    fn put(&mut self, tally: Tally, payload: &[u8], length: u32) -> Tally {
-        let framed = self.stage.put(payload, length);
-        // In a plain ring nobody asks for the checksum.
-        tally.extend(1, if self.handle.has_slots() { framed } else { &[] })
-    }
-
-    fn end_at(&mut self, position: Position, tally: Tally) {
-        self.pushed = Mark { position, tally };
-        self.ends.push_back(self.pushed);
-    }
-
-    /// Makes durable what was pushed, where nobody sees it, whether it is advanced over or not.
+    /// Makes durable what was advanced over, and what was pushed beyond that, where nobody sees it.
     pub fn flush(&mut self) -> Result<()> {
         self.handle.attached()?;
         self.hand_over()?;

@@ -44,6 +44,7 @@ impl Case {
         let disk = Disk::with(Side::Producer, false, SECTORS, |_| ());
         let mut producer = Producer::attach(disk.outside()(), "queue", "guest").unwrap();
         let end = producer.push_batch(&vec![[7; 64]; items]).unwrap();
+        producer.flush().unwrap();
         let mut case = Self::of(&disk, disk.bytes(), 1, Vec::new());
         producer.advance(end).unwrap();
         case.bytes = disk.bytes()[SECTOR..2 * SECTOR].to_vec();

@@ -49,8 +49,12 @@ pub struct Oracle {
     promised: usize,
     /// Other numbers of visible items that are possible: an `advance` has not returned.
     possible: BTreeSet<usize>,
+    /// Where the producer has advanced to, which is promised once something is flushed.
+    ordered: Option<Position>,
     /// So many are promised never to come again.
     freed: usize,
+    /// What the consumer has freed, likewise.
+    freed_in_order: Option<Position>,
     /// So many may have been freed at most.
     freeing: usize,
     suspend: bool,
@@ -76,7 +80,9 @@ impl Oracle {
             promised: stream.len(),
             stream,
             possible: BTreeSet::new(),
+            ordered: None,
             freed: 0,
+            freed_in_order: None,
             freeing: 0,
             suspend,
             suspend_unsure: false,
@@ -160,6 +166,19 @@ impl Oracle {
         }
     }
 
+    /// It is done, and what was done before is promised: an advance flushes before it writes.
+    pub fn advanced_in_order(&mut self, end: Position) {
+        self.flushed();
+        self.ordered = Some(end);
+    }
+
+    /// What was done before is promised.
+    pub fn flushed(&mut self) {
+        if let Some(end) = self.ordered.take() {
+            self.advanced(end);
+        }
+    }
+
     /// A consumer has attached at `position`.
     pub fn consumer_attached(&self, position: Position) -> Verdict {
         match self.count_at(position) {
@@ -211,6 +230,13 @@ impl Oracle {
     pub fn freed(&mut self, end: Position) {
         if let Some(count) = self.count_at(end) {
             self.freed = count;
+        }
+    }
+
+    /// It is done, and what was freed before is promised.
+    pub fn freed_in_order(&mut self, end: Position) {
+        if let Some(end) = self.freed_in_order.replace(end) {
+            self.freed(end);
         }
     }
 

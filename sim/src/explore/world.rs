@@ -8,7 +8,9 @@ use crate::explore::mutant::Mutant;
 use crate::explore::oracle::Oracle;
 use crate::explore::step::{Op, Party, Step};
 use crate::explore::tap::{Tap, TapMemory};
-use shared_block_ring::{BlockDevice, Consumer, Error, MappedDevice, Position, Producer};
+use shared_block_ring::{
+    BlockDevice, Consumer, Durability, Error, MappedDevice, Position, Producer,
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type Device = Box<dyn BlockDevice>;
@@ -22,6 +24,8 @@ pub struct Setting {
     pub small: usize,
     /// And of a large one.
     pub large: usize,
+    /// What both sides wait for.
+    pub durability: Durability,
     /// How both sides are wrong, if they are.
     pub mutant: Option<Mutant>,
 }

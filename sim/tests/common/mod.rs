@@ -5,13 +5,20 @@ use ring_simulation::Op::{
     self, AdvanceAll, AttachConsumer, AttachProducer, ConsumeAll, ConsumeOne, Create, Push,
 };
 use ring_simulation::{Setting, Size};
+use shared_block_ring::Durability;
 
 const SMALL: Op = Push(Size::Small);
 const LARGE: Op = Push(Size::Large);
 
 /// By sectors, with items of 40 bytes and of `large`.
 pub fn sectors(large: usize) -> Setting {
-    Setting { mapped: false, small: 40, large, mutant: None }
+    let durability = Durability::Flush;
+    Setting { mapped: false, small: 40, large, durability, mutant: None }
+}
+
+/// With pointers that are durable only when something is flushed after them.
+pub fn ordered(setting: Setting) -> Setting {
+    Setting { durability: Durability::Ordered, ..setting }
 }
 
 /// By stores.

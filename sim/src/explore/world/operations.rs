@@ -4,7 +4,7 @@ use super::{World, lock};
 use crate::explore::item::{number_of, payload};
 use crate::explore::oracle::Item;
 use crate::explore::step::{Op, Party, Size};
-use shared_block_ring::{Consumer, CreateOptions, Error, Producer, create};
+use shared_block_ring::{Consumer, CreateOptions, Durability, Error, Producer, create};
 
 impl World {
     pub(super) fn operate(&self, op: Op) {
@@ -51,7 +51,8 @@ impl World {
     }
 
     fn attach_producer(&self) -> Result<(), Error> {
-        let producer = Producer::attach(self.open(&self.producing), "queue", "producer")?;
+        let mut producer = Producer::attach(self.open(&self.producing), "queue", "producer")?;
+        producer.set_durability(self.setting.durability);
         if self.lives(Party::Producer) {
             let verdict = lock(&self.oracle).producer_attached(producer.position());
             self.note(verdict);
@@ -94,7 +95,13 @@ impl World {
             lock(&self.ends).push(reached);
         }
         // Some of what is pushed is written before it is advanced over, as where more has come together than is staged.
-        if sizes == [Size::Large] { producer.flush() } else { Ok(()) }
+        if sizes == [Size::Large] {
+            producer.flush()?;
+            if self.lives(Party::Producer) {
+                lock(&self.oracle).flushed();
+            }
+        }
+        Ok(())
     }
 
     fn advance(&self, index: usize) -> Result<(), Error> {
@@ -111,7 +118,10 @@ impl World {
                 if suspended {
                     self.note(Err("an advance in a suspended ring".to_owned()));
                 }
-                lock(&self.oracle).advanced(end);
+                match self.setting.durability {
+                    Durability::Ordered => lock(&self.oracle).advanced_in_order(end),
+                    Durability::Flush | Durability::PageCache => lock(&self.oracle).advanced(end),
+                }
                 lock(&self.ends).drain(..=index);
             }
             (Err(Error::Suspended), Some(count)) => lock(&self.oracle).not_advancing(count),
@@ -121,7 +131,8 @@ impl World {
     }
 
     fn attach_consumer(&self) -> Result<(), Error> {
-        let consumer = Consumer::attach(self.open(&self.consuming), "queue", "consumer")?;
+        let mut consumer = Consumer::attach(self.open(&self.consuming), "queue", "consumer")?;
+        consumer.set_durability(self.setting.durability);
         if self.lives(Party::Consumer) {
             let verdict = lock(&self.oracle).consumer_attached(consumer.position());
             self.note(verdict);
@@ -159,7 +170,10 @@ impl World {
         lock(&self.oracle).freeing(at);
         consumer.advance(at)?;
         if self.lives(Party::Consumer) {
-            lock(&self.oracle).freed(at);
+            match self.setting.durability {
+                Durability::Ordered => lock(&self.oracle).freed_in_order(at),
+                Durability::Flush | Durability::PageCache => lock(&self.oracle).freed(at),
+            }
         }
         Ok(())
     }
