@@ -105,6 +105,11 @@ impl Sysfs {
         self.device(address).join("config")
     }
 
+    /// The name (`uio0`) of what `uio_pci_generic` has made of the device: a node in `/dev`.
+    pub fn uio(&self, address: PciAddress) -> io::Result<Option<String>> {
+        Ok(names(&self.device(address).join("uio"))?.pop())
+    }
+
     /// The names (`vda`) of the disks that the kernel's virtio driver has made of the device.
     pub fn disks(&self, address: PciAddress) -> io::Result<Vec<String>> {
         let mut disks = Vec::new();
@@ -197,6 +202,9 @@ mod tests {
         assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("vfio-pci"));
         assert_eq!(sysfs.iommu_group(address).unwrap(), None);
         assert_eq!(sysfs.disks(address).unwrap(), [""; 0]);
+        assert_eq!(sysfs.uio(address).unwrap(), None);
+        fs::create_dir_all(sysfs.device(address).join("uio/uio0")).unwrap();
+        assert_eq!(sysfs.uio(address).unwrap().as_deref(), Some("uio0"));
         assert!(!sysfs.exists("00:05.0".parse().unwrap()));
     }
 
