@@ -58,6 +58,18 @@ impl Sysfs {
         self.device(address).exists()
     }
 
+    /// All virtio block devices.
+    pub fn virtio_blk(&self) -> io::Result<Vec<PciAddress>> {
+        let mut found: Vec<PciAddress> = names(&self.root.join("bus/pci/devices"))?
+            .iter()
+            .flat_map(|name| name.parse())
+            .collect();
+        // A device can go away meanwhile.
+        found.retain(|&address| self.vendor_device(address).is_ok_and(Ids::is_virtio_blk));
+        found.sort();
+        Ok(found)
+    }
+
     /// What kind of device it is, and whose.
     pub fn vendor_device(&self, address: PciAddress) -> io::Result<Ids> {
         let id = |name| {
@@ -184,6 +196,7 @@ mod tests {
         let ids = sysfs.vendor_device(address).unwrap();
         assert_eq!(ids, Ids { vendor: 0x1af4, device: 0x1042 });
         assert!(ids.is_virtio_blk());
+        assert_eq!(sysfs.virtio_blk().unwrap(), [address]);
         assert_eq!(sysfs.class(address).unwrap(), 0x01_0000);
         assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("virtio-pci"));
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
