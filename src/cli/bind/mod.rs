@@ -22,10 +22,10 @@ const NODE: Duration = Duration::from_secs(5);
 /// Take a virtio disk from the kernel, for processes that drive it themselves
 #[derive(clap::Args)]
 #[command(after_help = "\
-It is refused while the disk is mounted, a swap, under a volume or open in a process. Nothing on the
-disk is changed. No module is loaded; which one would be of use is said. A step that fails leaves the
-device as it was, and `blockring unbind` gives it back from any state. After a reboot it is the
-kernel's again.
+It is refused while the disk is mounted, a swap, under a volume or open in a process. Nothing on
+the disk is changed. No module is loaded; which one would be of use is said. A step that fails
+leaves the device as it was, and `blockring unbind` gives it back from any state. After a reboot it
+is the kernel's again.
 
 Whoever drives a device can have it write to all memory of the machine: that is as good as root.
 
