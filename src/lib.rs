@@ -36,6 +36,7 @@ pub mod handover;
 mod history;
 mod item;
 mod journal;
+pub mod pci;
 mod producer;
 mod reader;
 mod repair;

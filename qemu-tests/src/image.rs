@@ -21,6 +21,17 @@ const DISK_MODULES: [&str; 6] = [
     "virtio_pci",
     "virtio_blk",
 ];
+/// What hands devices to processes: interrupts of one that has no other driver, and VFIO.
+const PASSING_MODULES: [&str; 8] = [
+    "uio",
+    "uio_pci_generic",
+    "irqbypass",
+    "vfio",
+    "vfio_virqfd",
+    "vfio_iommu_type1",
+    "vfio_pci_core",
+    "vfio_pci",
+];
 const FOLDERS: [&str; 8] = ["bin", "dev", "lib", "modules", "proc", "scripts", "sys", "tmp"];
 const FOLDER_MODE: u32 = 0o040_755;
 const PROGRAM_MODE: u32 = 0o100_755;
@@ -64,6 +75,12 @@ impl ImageSpec {
         // They are no part of the product: an image without them is of use.
         let there = tools.into_iter().filter(|(_, path)| path.exists());
         Ok(there.fold(spec, |spec, (name, path)| spec.file(name, path)))
+    }
+
+    /// Adds the kernel's drivers that leave a device to a process.
+    #[must_use]
+    pub fn passing(self) -> Self {
+        PASSING_MODULES.into_iter().fold(self, Self::module)
     }
 
     /// Adds a kernel module by name (`vfio_pci`), loaded at boot after those added before.

@@ -115,6 +115,14 @@ impl GuestBuilder {
         self
     }
 
+    /// Puts an IOMMU before the guest's devices.
+    #[must_use]
+    pub fn iommu(self) -> Self {
+        self.arguments(["-machine", "kernel-irqchip=split"])
+            .arguments(["-device", "intel-iommu,caching-mode=on,intremap=on"])
+            .kernel_word("intel_iommu=on")
+    }
+
     /// Adds arguments to QEMU's command line.
     #[must_use]
     pub fn arguments<I: Into<String>>(mut self, more: impl IntoIterator<Item = I>) -> Self {
