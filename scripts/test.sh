@@ -7,9 +7,11 @@ usage() {
 usage: scripts/test.sh [--long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds, and runs the suites
-  library      the ring library and the blockring program
+  library      the ring library and the blockring program, and its micro-benchmarks, run once
   simulation   every crash of short programs on a simulated disk, interleavings, mutants
   vhost        the vhost-user back end
+  programs     builds what runs in the guests
+  counted      builds what is counted in the suite "bench"
   qemu         real guests (emulated where there is no KVM)
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   fuzz         each fuzz target for 20 s (see scripts/fuzz.sh --help)
