@@ -4,7 +4,9 @@ use super::failure::Failure;
 use shared_block_ring::device::{DeviceError, LockRange, RangeLock, find_by_serial, holder};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, Error, FileDevice, OpenOptions, UnixDevice, VirtioDevice};
+use shared_block_ring::{
+    BlockDevice, Error, FileDevice, OpenOptions, Stop, UnixDevice, VirtioDevice,
+};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -25,21 +27,38 @@ pub type Device = Box<dyn BlockDevice>;
 impl Address {
     /// For `role`; a backend hands it over to one producer or consumer at a time.
     pub fn open(&self, role: Role) -> Result<Device, Failure> {
-        self.device(role, self.options())
+        self.device(role, self.options(), None)
+    }
+
+    /// The same, where `stop` ends also the wait for a backend that is gone.
+    pub fn open_until(&self, role: Role, stop: &Stop) -> Result<Device, Failure> {
+        self.device(role, self.options(), Some(stop))
     }
 
     pub fn open_read_only(&self) -> Result<Device, Failure> {
-        self.device(Role::Control, self.options().read_only())
+        self.device(Role::Control, self.options().read_only(), None)
     }
 
-    fn device(&self, role: Role, options: OpenOptions) -> Result<Device, Failure> {
+    fn device(
+        &self,
+        role: Role,
+        options: OpenOptions,
+        stop: Option<&Stop>,
+    ) -> Result<Device, Failure> {
         if self.socket().is_some() {
             return Ok(Box::new(self.connect(role)?));
         }
-        match front_end(Path::new(&self.address)) {
-            Some(path) => Ok(Box::new(VirtioDevice::connect(path, self.sector_size)?)),
-            None => Ok(Box::new(self.open_as(options)?)),
-        }
+        let Some(path) = front_end(Path::new(&self.address)) else {
+            return Ok(Box::new(self.open_as(options)?));
+        };
+        let device = VirtioDevice::connect(path, self.sector_size)?;
+        Ok(Box::new(match stop {
+            Some(stop) => {
+                let stop = stop.fd().try_clone_to_owned();
+                device.stop_on(stop.map_err(Failure::io("cannot duplicate a descriptor"))?)
+            }
+            None => device,
+        }))
     }
 
     /// Whether a backend serves it.

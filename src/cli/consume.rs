@@ -98,10 +98,12 @@ struct Portion {
 impl Consume {
     pub fn run(self) -> Outcome {
         let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
-        let mut consumer =
-            Consumer::attach(self.address.open(Role::Consumer)?, "blockring", &client()).map_err(
-                |source| Failure::During { what: self.address.name().to_owned(), source },
-            )?;
+        let mut consumer = Consumer::attach(
+            self.address.open_until(Role::Consumer, &stop)?,
+            "blockring",
+            &client(),
+        )
+        .map_err(|source| Failure::During { what: self.address.name().to_owned(), source })?;
         if self.no_flush {
             consumer.set_durability(Durability::PageCache);
         }

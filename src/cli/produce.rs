@@ -53,8 +53,8 @@ pub enum OnFull {
 
 impl Produce {
     pub fn run(self) -> Outcome {
-        let device = self.address.open(Role::Producer)?;
         let stop = Stop::on_signal().map_err(Failure::io("cannot set up signals"))?;
+        let device = self.address.open_until(Role::Producer, &stop)?;
         let mut producer = Producer::attach(device, "blockring", &client())
             .map_err(|source| Failure::During { what: self.address.name().to_owned(), source })?;
         if self.no_flush {

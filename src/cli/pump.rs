@@ -135,7 +135,11 @@ impl Pump {
         }
         let poll = |fds: &[_], timeout| wait_readable(fds, Some(timeout)).map_err(reading());
         if self.looked.elapsed() >= LOOK {
-            self.producer.state()?;
+            match self.producer.state() {
+                // Of what was pushed the last advance tells.
+                Err(Error::Device(_)) if self.stop.requested() => return Ok(Next::Stop),
+                looked => looked?,
+            };
             self.looked = Instant::now();
         }
         if poll(&[input.as_fd()], Duration::ZERO)?.is_some() {

@@ -134,10 +134,7 @@ impl BlockQueue {
         let words: &[AtomicU64] = self.memory().words(header, 2);
         words[1].store(request.sector.to_le(), Ordering::Relaxed);
         self.order.push_back(index);
-        self.queue.offer(match self.shape.chains {
-            Chains::Direct => index * CHAIN,
-            Chains::Indirect => index,
-        });
+        self.queue.offer(self.head(index));
     }
 
     /// Shows the device all that was submitted. Whether it wants to be notified of that.
@@ -150,7 +147,7 @@ impl BlockQueue {
     pub fn reap(&mut self) -> Result<Option<Completion>, Broken> {
         loop {
             let Some(&oldest) = self.order.front() else { return Ok(None) };
-            if let Owner::Nobody(status) = self.places[usize::from(oldest)].owner {
+            if let Owner::Nobody(status) = self.owner(oldest) {
                 self.order.pop_front();
                 return Ok(Some(self.release(oldest, status)));
             }
@@ -200,6 +197,14 @@ impl BlockQueue {
         }
     }
 
+    /// For a device in the place of one that is gone: what that has given back counts, and everything else is to be carried out, again
+    /// perhaps, in the order in which it was submitted. The index in the available ring to begin at.
+    pub fn replay(&mut self) -> Result<u16, Broken> {
+        while self.take()?.is_some() {}
+        let unfinished = self.order.iter().filter(|&&slot| self.owner(slot) == Owner::Device);
+        Ok(self.queue.offer_again(unfinished.map(|&slot| self.head(slot))))
+    }
+
     /// Asks for an interrupt when the next request is done. `false` if one is done already.
     #[must_use = "what is done already does not interrupt"]
     pub fn ask_for_interrupt(&self) -> bool {
@@ -209,6 +214,18 @@ impl BlockQueue {
     /// Asks for no interrupts.
     pub fn refuse_interrupts(&self) {
         self.queue.refuse_interrupts();
+    }
+
+    fn owner(&self, slot: u16) -> Owner {
+        self.places[usize::from(slot)].owner
+    }
+
+    /// The first descriptor of a slot's chain.
+    fn head(&self, slot: u16) -> u16 {
+        match self.shape.chains {
+            Chains::Direct => slot * CHAIN,
+            Chains::Indirect => slot,
+        }
     }
 
     fn header(&self, slot: u16) -> u64 {

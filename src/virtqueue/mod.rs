@@ -19,5 +19,5 @@ pub use memory::{DmaMemory, Pages};
 pub use queue::{Broken, Descriptor, Layout, Queue, Used};
 pub use request::{Completion, IDLE, Operation, Request, Slot};
 pub use shape::{Chains, Shape};
-pub use transport::{Disk, Transport};
+pub use transport::{Away, Disk, Transport};
 pub use vhost_user::VhostUser;

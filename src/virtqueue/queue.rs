@@ -197,6 +197,19 @@ impl Queue {
         Ok(Some(Used { head: head.ok_or(Broken::Head(id))?, len }))
     }
 
+    /// For a device that does not know where the one before it has stopped: `heads` take the places of all chains that were not given
+    /// back, in this order. Where the first of them is, and the device is to begin.
+    pub fn offer_again(&self, heads: impl Iterator<Item = u16>) -> u16 {
+        let mut end = self.taken;
+        for head in heads {
+            let place = ENTRIES + usize::from(end & (self.layout.size - 1));
+            self.available()[place].store(head.to_le(), Ordering::Relaxed);
+            end = end.wrapping_add(1);
+        }
+        debug_assert_eq!(end, self.offered, "all of them, and no others");
+        self.taken
+    }
+
     /// Asks for an interrupt when the next chain is given back. `false` if one has been already: whoever sleeps then may sleep
     /// for ever.
     #[must_use = "what is there already does not interrupt"]

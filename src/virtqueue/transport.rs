@@ -21,6 +21,17 @@ pub struct Disk {
     pub event_idx: bool,
 }
 
+/// Why a device that went away is not driven again.
+#[derive(Debug, thiserror::Error)]
+pub enum Away {
+    /// It is not there, or not yet able to serve: a later look may find it.
+    #[error(transparent)]
+    ForNow(io::Error),
+    /// It does not come back, or as another one.
+    #[error(transparent)]
+    ForGood(io::Error),
+}
+
 /// A virtio block device that is not driven yet, and then the one whose queue runs.
 pub trait Transport: Send {
     /// What the device says of itself.
@@ -46,4 +57,11 @@ pub trait Transport: Send {
 
     /// Readable when the device is gone.
     fn gone(&self) -> BorrowedFd<'_>;
+
+    /// Looks once for a device that has gone, and has it go on with the queue in `memory` from the index `base` on.
+    /// [`interrupt`](Self::interrupt) and [`gone`](Self::gone) stay the same descriptors, whoever waits on them.
+    fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
+        let _ = (memory, layout, base);
+        Err(Away::ForGood(io::Error::new(io::ErrorKind::NotConnected, "the device is gone")))
+    }
 }

@@ -1,11 +1,13 @@
 //! The front end of vhost-user: a block device in another process, which works on our memory.
 
-use super::{Disk, DmaMemory, Layout, Pages, Transport};
+use super::{Away, Disk, DmaMemory, Layout, Pages, Transport};
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 use vhost::vhost_user::message::{
@@ -39,22 +41,47 @@ const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_BLK_F_FLUSH
     | 1 << VIRTIO_BLK_F_RO;
 
-/// A connection, and the two events that go with its queue.
+/// A backend, by the connection to it that there is, and the two events that go with its queue.
 pub struct VhostUser {
-    wire: Frontend,
-    /// The wire's own socket: it says when the backend is gone.
-    connection: UnixStream,
+    path: PathBuf,
+    connection: Connection,
+    /// What was agreed on with the first backend, and is with each that takes its place.
+    features: u64,
     disk: Disk,
     kick: EventFd,
     call: EventFd,
+    /// Readable when the connection's other end is gone. One descriptor for all connections, since others wait on it.
+    gone: Epoll,
+}
+
+struct Connection {
+    wire: Frontend,
+    /// The wire's own socket.
+    socket: UnixStream,
 }
 
 impl VhostUser {
     /// Connects to a backend and agrees on features with it. The queue does not run before [`start`](Self::start).
     pub fn connect(path: &Path) -> io::Result<Self> {
-        let connection = UnixStream::connect(path)?;
-        let mut wire = Frontend::from_stream(connection.try_clone()?, 1);
-        let (features, config) = within_patience(&connection, || handshake(&mut wire))?;
+        let (connection, features, disk) = Connection::open(path, WANTED)?;
+        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
+        let (path, gone) = (path.to_owned(), Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
+        gone.add(&connection.socket, hang_up())?;
+        Ok(Self { path, connection, features, disk, kick: event()?, call: event()?, gone })
+    }
+}
+
+/// Not that it can be read: answers to the messages of a start would count as an end.
+fn hang_up() -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLRDHUP, 0)
+}
+
+impl Connection {
+    /// With those of the features `wanted` that the backend has, and its disk.
+    fn open(path: &Path, wanted: u64) -> io::Result<(Self, u64, Disk)> {
+        let socket = UnixStream::connect(path)?;
+        let mut wire = Frontend::from_stream(socket.try_clone()?, 1);
+        let (features, config) = within_patience(&socket, || handshake(&mut wire, wanted))?;
         let has = |bit: u32| features & (1 << bit) != 0;
         if !has(VIRTIO_F_VERSION_1) {
             return Err(io::Error::new(
@@ -75,21 +102,17 @@ impl VhostUser {
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
             event_idx: has(VIRTIO_RING_F_EVENT_IDX),
         };
-        let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        Ok(Self { wire, connection, disk, kick: event()?, call: event()? })
-    }
-}
-
-impl Transport for VhostUser {
-    fn disk(&self) -> Disk {
-        self.disk
+        Ok((Self { wire, socket }, features, disk))
     }
 
-    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
-        DmaMemory::new(bytes, Pages::Small)
-    }
-
-    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+    /// Has the backend drive the queue in `memory` from the index `base` on.
+    fn start(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        base: u16,
+        [call, kick]: [&EventFd; 2],
+    ) -> io::Result<()> {
         let region = VhostUserMemoryRegionInfo {
             guest_phys_addr: memory.device_address(0),
             memory_size: memory.bytes(),
@@ -105,17 +128,31 @@ impl Transport for VhostUser {
             used_ring_addr: memory.host_address(layout.used),
             ..VringConfigData::default()
         };
-        let Self { wire, connection, call, kick, .. } = self;
-        within_patience(connection, || {
+        let Self { wire, socket } = self;
+        within_patience(socket, || {
             // One region: the table says it in one message that every backend understands.
             wire.set_mem_table(&[region])?;
             wire.set_vring_num(QUEUE, layout.size)?;
             wire.set_vring_addr(QUEUE, &rings)?;
-            wire.set_vring_base(QUEUE, 0)?;
+            wire.set_vring_base(QUEUE, base)?;
             wire.set_vring_call(QUEUE, call)?;
             wire.set_vring_kick(QUEUE, kick)?;
             wire.set_vring_enable(QUEUE, true)
         })
+    }
+}
+
+impl Transport for VhostUser {
+    fn disk(&self) -> Disk {
+        self.disk
+    }
+
+    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
+        DmaMemory::new(bytes, Pages::Small)
+    }
+
+    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+        self.connection.start(memory, layout, 0, [&self.call, &self.kick])
     }
 
     fn notify(&self) -> io::Result<()> {
@@ -132,7 +169,28 @@ impl Transport for VhostUser {
     }
 
     fn gone(&self) -> BorrowedFd<'_> {
-        self.connection.as_fd()
+        self.gone.0.as_fd()
+    }
+
+    fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
+        // If the other end has closed its half only, it waits for ours before it serves anybody else.
+        let _ = self.connection.socket.shutdown(Shutdown::Both);
+        let wanted = self.features | 1 << VIRTIO_BLK_F_RO;
+        let (mut connection, _, disk) =
+            Connection::open(&self.path, wanted).map_err(Away::ForNow)?;
+        if let Some(difference) = difference(self.disk, disk) {
+            let text = format!("the backend has come back with another disk: {difference}");
+            return Err(Away::ForGood(io::Error::new(io::ErrorKind::InvalidData, text)));
+        }
+        let events = [&self.call, &self.kick];
+        connection.start(memory, layout, base, events).map_err(Away::ForNow)?;
+        // Until here the old connection is the one that is gone.
+        let failed = |e: Errno| Away::ForGood(e.into());
+        self.gone.delete(&self.connection.socket).map_err(failed)?;
+        self.gone.add(&connection.socket, hang_up()).map_err(failed)?;
+        self.connection = connection;
+        // Whether the last backend wanted to be notified says nothing of this one.
+        self.notify().map_err(Away::ForGood)
     }
 
     fn pass_on(&self) {
@@ -146,11 +204,29 @@ impl Transport for VhostUser {
     }
 }
 
+/// What a queue that was made for the one disk would get wrong with the other.
+fn difference(before: Disk, now: Disk) -> Option<String> {
+    if now.bytes != before.bytes {
+        Some(format!("{} bytes instead of {}", now.bytes, before.bytes))
+    } else if now.sector_size != before.sector_size {
+        Some(format!("sectors of {} bytes instead of {}", now.sector_size, before.sector_size))
+    } else if now.read_only != before.read_only {
+        Some(if now.read_only { "it is read-only" } else { "it is no longer read-only" }.to_owned())
+    } else if now != before {
+        Some(
+            "it lacks a feature that is in use (flush, indirect descriptors or event indices)"
+                .to_owned(),
+        )
+    } else {
+        None
+    }
+}
+
 /// Features that both sides have, and the configuration space.
-fn handshake(wire: &mut Frontend) -> vhost::Result<(u64, Vec<u8>)> {
+fn handshake(wire: &mut Frontend, wanted: u64) -> vhost::Result<(u64, Vec<u8>)> {
     wire.set_owner()?;
     let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-    let features = wire.get_features()? & (WANTED | protocol);
+    let features = wire.get_features()? & (wanted | protocol);
     let wanted = VhostUserProtocolFeatures::CONFIG
         | VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::MQ;

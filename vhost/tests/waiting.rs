@@ -85,20 +85,3 @@ fn a_wait_ends_by_its_deadline_and_by_a_descriptor_and_its_read_goes_on() {
     assert_eq!(published, end);
     assert!(end > Position::ZERO);
 }
-
-#[test]
-fn a_daemon_that_goes_away_ends_the_wait() {
-    let scene = Scene::new();
-    let daemon = scene.start(&HOLD);
-    let producer = full(&scene);
-    told(&producer);
-    let waiting = std::thread::spawn(move || {
-        Wait::new(Side::Consumer, Some(PATIENCE))
-            .pause(producer.device(), &[])
-            .map_err(|e| e.to_string())
-    });
-    eventually("the read is held", || scene.counter("held") >= 1);
-    drop(daemon);
-    let words = waiting.join().unwrap().unwrap_err();
-    assert!(words.contains("the backend is gone"), "{words}");
-}

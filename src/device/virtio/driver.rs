@@ -1,7 +1,9 @@
 //! Requests of one operation at a time, and the wait for them.
 
+use super::search::Search;
 use crate::device::Answer;
 use crate::virtqueue::{BlockQueue, Completion, IDLE, Operation, Request, Shape, Slot, Transport};
+use crate::wait::wait_readable;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io;
@@ -20,16 +22,14 @@ const SPIN: Duration = Duration::from_micros(50);
 /// Looks between two looks at the clock.
 const LOOKS: u32 = 64;
 
-fn backend_gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the backend is gone")
-}
-
 /// What one operation at a time has to itself.
 pub struct Driver {
     transport: Box<dyn Transport>,
     queue: BlockQueue,
     flush: bool,
-    /// The device is gone, or cannot be believed: what was in flight never comes back.
+    /// Of a device that has gone.
+    search: Search,
+    /// The device is gone for good, or cannot be believed: what was in flight never comes back.
     lost: bool,
     idle: Idle,
 }
@@ -46,14 +46,15 @@ struct Idle {
 }
 
 impl Driver {
-    /// Starts the device's queue, with nothing in it.
-    pub fn start(mut transport: Box<dyn Transport>) -> io::Result<Self> {
+    /// Starts the device's queue, with nothing in it. `search` looks for the device when it has gone.
+    pub fn start(mut transport: Box<dyn Transport>, search: Search) -> io::Result<Self> {
         let disk = transport.disk();
         let shape = Shape::new(DEPTH, BUFFER);
         let memory = transport.allocate(shape.memory())?;
         let queue = BlockQueue::new(memory, shape, disk.event_idx);
         transport.start(queue.memory(), queue.ring().layout())?;
-        Ok(Self { transport, queue, flush: disk.flush, lost: false, idle: Idle::default() })
+        let idle = Idle::default();
+        Ok(Self { transport, queue, flush: disk.flush, search, lost: false, idle })
     }
 
     /// The way to the device.
@@ -61,10 +62,20 @@ impl Driver {
         &*self.transport
     }
 
-    /// The device is gone.
-    pub fn lose(&mut self) -> io::Error {
-        self.lost = true;
-        backend_gone()
+    /// How a device that has gone is looked for.
+    pub fn search(&mut self) -> &mut Search {
+        &mut self.search
+    }
+
+    /// One look for the device, if it has gone. How long to wait before the next one, unless it is there.
+    pub fn look_for_device(&mut self) -> io::Result<Option<Duration>> {
+        self.present()?;
+        if wait_readable(&[self.transport.gone()], Some(Duration::ZERO))?.is_none() {
+            return Ok(None);
+        }
+        let outcome = self.search.look(&mut *self.transport, &mut self.queue);
+        self.lost |= outcome.is_err();
+        outcome
     }
 
     /// Writes from `unit` on.
@@ -161,7 +172,10 @@ impl Driver {
     /// The oldest request, if it is done. A held read is answered before anything that was submitted after it.
     fn reap(&mut self) -> io::Result<Option<Completion>> {
         loop {
-            let done = self.queue.reap().map_err(io::Error::other)?;
+            let done = self.queue.reap().map_err(|broken| {
+                self.lost = true;
+                io::Error::other(broken)
+            })?;
             let (Some(done), Some((slot, bytes))) = (done, self.idle.outstanding) else {
                 return Ok(done);
             };
@@ -240,7 +254,7 @@ impl Driver {
                     Err(e) => return Err(e.into()),
                 }
                 if polled[1].revents().is_some_and(|events| !events.is_empty()) {
-                    return Err(backend_gone());
+                    self.search.wait(&mut *self.transport, &mut self.queue)?;
                 }
                 self.transport.acknowledge();
             }

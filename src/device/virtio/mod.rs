@@ -1,8 +1,10 @@
 //! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
 
 mod driver;
+mod search;
 
 use self::driver::{BUFFER, Driver};
+use self::search::Search;
 use super::{Answer, BlockDevice, DeviceError, HeldReads};
 use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize, Side};
@@ -13,7 +15,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A block device behind a virtqueue.
 pub struct VirtioDevice {
@@ -52,10 +54,26 @@ impl VirtioDevice {
             return Err(FormatError::WrongSectorSize { ring, device }.into());
         }
         let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
-        let driver = Driver::start(transport).map_err(|e| fail("start the queue of", e))?;
+        let search = Search::new(&name);
+        let driver = Driver::start(transport, search).map_err(|e| fail("start the queue of", e))?;
         let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| fail("watch", e));
         let events = [copy(driver.transport().interrupt())?, copy(driver.transport().gone())?];
         Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver), events })
+    }
+
+    /// How long a backend may be gone before that is an error: five minutes, unless this is called. Until then whoever uses the device only
+    /// waits.
+    #[must_use]
+    pub fn patience(self, patience: Duration) -> Self {
+        self.driver().search().patience = patience;
+        self
+    }
+
+    /// Whoever waits for a backend that is gone gets an error when `stop` is readable. The device is of no use any more then.
+    #[must_use]
+    pub fn stop_on(self, stop: OwnedFd) -> Self {
+        self.driver().search().stop = Some(stop);
+        self
     }
 
     fn driver(&self) -> MutexGuard<'_, Driver> {
@@ -153,17 +171,30 @@ impl HeldReads for VirtioDevice {
             if let Some(answer) = self.driver().look_for_answer(unit, bytes).map_err(fail)? {
                 return Ok(answer);
             }
-            let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+            let left =
+                || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            match wait_readable(&waited, left).map_err(fail)? {
-                Some(0) => self.driver().transport().acknowledge(),
-                Some(1) => {
-                    return Err(fail(self.driver().lose()));
+            let woken = match wait_readable(&waited, left()).map_err(fail)? {
+                Some(0) => {
+                    self.driver().transport().acknowledge();
+                    continue;
                 }
-                Some(index) => return Ok(Answer::Woken(Woken::Readable(index - 2))),
-                None if late() => return Ok(Answer::Woken(Woken::TimedOut)),
-                None => return Ok(Answer::Woken(Woken::Elapsed)),
-            }
+                Some(1) => {
+                    let pause = self.driver().look_for_device().map_err(fail)?;
+                    let Some(pause) = pause else { continue };
+                    let pause = left().map_or(pause, |left| left.min(pause));
+                    match wait_readable(interrupts, Some(pause)).map_err(fail)? {
+                        None if !late() => continue,
+                        woken => woken,
+                    }
+                }
+                woken => woken.map(|index| index - 2),
+            };
+            return Ok(Answer::Woken(match woken {
+                Some(index) => Woken::Readable(index),
+                None if late() => Woken::TimedOut,
+                None => Woken::Elapsed,
+            }));
         }
     }
 }
