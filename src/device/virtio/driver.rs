@@ -2,8 +2,7 @@
 
 use crate::device::Answer;
 use crate::virtqueue::{BlockQueue, Completion, IDLE, Operation, Request, Shape, Slot, Transport};
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::wait::{Pauses, wait_readable};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,6 +28,7 @@ pub struct Driver {
     transport: Box<dyn Transport>,
     queue: BlockQueue,
     flush: bool,
+    spin: Duration,
     /// The device is gone, or cannot be believed: what was in flight never comes back.
     lost: bool,
     idle: Idle,
@@ -53,12 +53,23 @@ impl Driver {
         let memory = transport.allocate(shape.memory())?;
         let queue = BlockQueue::new(memory, shape, disk.event_idx);
         transport.start(queue.memory(), queue.ring().layout())?;
-        Ok(Self { transport, queue, flush: disk.flush, lost: false, idle: Idle::default() })
+        let (flush, spin, idle) = (disk.flush, SPIN, Idle::default());
+        Ok(Self { transport, queue, flush, spin, lost: false, idle })
+    }
+
+    /// Looks for a completion for so long before it sleeps.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.spin = spin;
     }
 
     /// The way to the device.
     pub fn transport(&self) -> &dyn Transport {
         &*self.transport
+    }
+
+    /// Finds out whether the device is still there.
+    pub fn look_for_device(&mut self) -> io::Result<()> {
+        self.transport.present().inspect_err(|_| self.lost = true)
     }
 
     /// The device is gone.
@@ -198,7 +209,7 @@ impl Driver {
                 return Ok(Some(answer));
             }
             self.present()?;
-            if self.queue.ask_for_interrupt() {
+            if self.ask_for_interrupt() {
                 return Ok(None);
             }
         }
@@ -224,24 +235,23 @@ impl Driver {
                 std::hint::spin_loop();
             }
             let now = Instant::now();
-            if now >= *deadline.get_or_insert(now + SPIN) {
+            if now >= *deadline.get_or_insert(now + self.spin) {
                 return Ok(None);
             }
         }
     }
 
     fn sleep(&mut self) -> io::Result<Completion> {
+        let mut pauses = Pauses::default();
         loop {
-            if self.queue.ask_for_interrupt() {
-                let (interrupt, gone) = (self.transport.interrupt(), self.transport.gone());
-                let mut polled = [interrupt, gone].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-                match poll(&mut polled, PollTimeout::NONE) {
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-                if polled[1].revents().is_some_and(|events| !events.is_empty()) {
+            if self.ask_for_interrupt() {
+                let (gone, interrupt) = (self.transport.gone(), self.transport.interrupt());
+                let pause = if interrupt.is_none() { Some(pauses.next()) } else { None };
+                let waited: Vec<_> = gone.into_iter().chain(interrupt).collect();
+                if wait_readable(&waited, pause)? == Some(0) && gone.is_some() {
                     return Err(backend_gone());
                 }
+                self.transport.present()?;
                 self.transport.acknowledge();
             }
             if let Some(done) = self.reap()? {
@@ -249,6 +259,11 @@ impl Driver {
                 return Ok(done);
             }
         }
+    }
+
+    /// Asks for an interrupt, where there can be one. `false` if something is done already.
+    fn ask_for_interrupt(&self) -> bool {
+        self.transport.interrupt().is_none() || self.queue.ask_for_interrupt()
     }
 }
 
