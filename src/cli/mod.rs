@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod address;
+mod bind;
 mod check;
 mod consume;
 mod create;
@@ -45,6 +46,8 @@ enum Command {
     Check(check::Check),
     Repair(repair::Repair),
     Journal(journal::Journal),
+    Bind(bind::Bind),
+    Unbind(bind::Unbind),
 }
 
 /// Parses, runs, and turns the outcome into an exit code; errors go to standard error.
@@ -60,6 +63,8 @@ pub fn run() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Repair(command) => command.run(),
         Command::Journal(command) => command.run(),
+        Command::Bind(command) => command.run(),
+        Command::Unbind(command) => command.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -3,7 +3,9 @@
 //! Only names and numbers: nothing here touches a device or changes who drives it.
 
 mod address;
+mod claim;
 mod sysfs;
 
 pub use address::{NotAnAddress, PciAddress};
+pub use claim::Claim;
 pub use sysfs::{Ids, Sysfs};

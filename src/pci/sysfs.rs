@@ -58,6 +58,18 @@ impl Sysfs {
         self.device(address).exists()
     }
 
+    /// All virtio block devices.
+    pub fn virtio_blk(&self) -> io::Result<Vec<PciAddress>> {
+        let mut found: Vec<PciAddress> = names(&self.root.join("bus/pci/devices"))?
+            .iter()
+            .flat_map(|name| name.parse())
+            .collect();
+        // A device can go away meanwhile.
+        found.retain(|&address| self.vendor_device(address).is_ok_and(Ids::is_virtio_blk));
+        found.sort();
+        Ok(found)
+    }
+
     /// What kind of device it is, and whose.
     pub fn vendor_device(&self, address: PciAddress) -> io::Result<Ids> {
         let id = |name| {
@@ -103,6 +115,11 @@ impl Sysfs {
     /// The file with the configuration space.
     pub fn config(&self, address: PciAddress) -> PathBuf {
         self.device(address).join("config")
+    }
+
+    /// The name (`uio0`) of what `uio_pci_generic` has made of the device: a node in `/dev`.
+    pub fn uio(&self, address: PciAddress) -> io::Result<Option<String>> {
+        Ok(names(&self.device(address).join("uio"))?.pop())
     }
 
     /// The names (`vda`) of the disks that the kernel's virtio driver has made of the device.
@@ -179,6 +196,7 @@ mod tests {
         let ids = sysfs.vendor_device(address).unwrap();
         assert_eq!(ids, Ids { vendor: 0x1af4, device: 0x1042 });
         assert!(ids.is_virtio_blk());
+        assert_eq!(sysfs.virtio_blk().unwrap(), [address]);
         assert_eq!(sysfs.class(address).unwrap(), 0x01_0000);
         assert_eq!(sysfs.driver(address).unwrap().as_deref(), Some("virtio-pci"));
         assert_eq!(sysfs.driver_override(address).unwrap(), None);
@@ -197,6 +215,9 @@ mod tests {
         assert_eq!(sysfs.driver_override(address).unwrap().as_deref(), Some("vfio-pci"));
         assert_eq!(sysfs.iommu_group(address).unwrap(), None);
         assert_eq!(sysfs.disks(address).unwrap(), [""; 0]);
+        assert_eq!(sysfs.uio(address).unwrap(), None);
+        fs::create_dir_all(sysfs.device(address).join("uio/uio0")).unwrap();
+        assert_eq!(sysfs.uio(address).unwrap().as_deref(), Some("uio0"));
         assert!(!sysfs.exists("00:05.0".parse().unwrap()));
     }
 
