@@ -83,18 +83,24 @@ pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Resul
     if let Some(path) = address.strip_prefix("unix:") {
         return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
     }
-    if let Some(text) = address.strip_prefix("pci:") {
-        let function = text.parse().map_err(|e: NotAnAddress| DeviceError {
-            name: address.to_owned(),
-            operation: "take",
-            sector: None,
-            source: io::Error::new(io::ErrorKind::InvalidInput, e),
-        })?;
-        return Ok(Box::new(VirtioDevice::open(function, sector_size)?));
+    if let Some(disk) = driven(address)? {
+        return Ok(Box::new(disk));
     }
     let options = OpenOptions::default();
     let options = sector_size.map_or(options, |size| options.sector_size(size));
     Ok(Box::new(options.open(&path(address)?)?))
+}
+
+/// The disk that this process drives itself, if the address is a pci:ADDRESS.
+pub fn driven(address: &str) -> Result<Option<VirtioDevice>, Error> {
+    let Some(function) = address.strip_prefix("pci:") else { return Ok(None) };
+    let function = function.parse().map_err(|e: NotAnAddress| DeviceError {
+        name: address.to_owned(),
+        operation: "take",
+        sector: None,
+        source: io::Error::new(io::ErrorKind::InvalidInput, e),
+    })?;
+    VirtioDevice::open(function, None).map(Some)
 }
 
 /// The file that a path or serial:NAME means.

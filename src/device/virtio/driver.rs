@@ -226,7 +226,7 @@ impl Driver {
     }
 
     fn spin(&mut self) -> io::Result<Option<Completion>> {
-        let mut deadline = None;
+        let mut start = None;
         loop {
             for _ in 0..LOOKS {
                 if let Some(done) = self.reap()? {
@@ -235,7 +235,7 @@ impl Driver {
                 std::hint::spin_loop();
             }
             let now = Instant::now();
-            if now >= *deadline.get_or_insert(now + self.spin) {
+            if now.duration_since(*start.get_or_insert(now)) >= self.spin {
                 return Ok(None);
             }
         }

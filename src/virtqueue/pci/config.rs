@@ -13,6 +13,12 @@ const MEMORY: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const NO_LINE_INTERRUPT: u16 = 1 << 10;
 
+/// The kernel lets nobody else at a device.
+pub fn only_root() -> io::Error {
+    let words = "only root may drive a device (CAP_SYS_ADMIN)";
+    io::Error::new(io::ErrorKind::PermissionDenied, words)
+}
+
 /// A part of a file.
 #[derive(Debug)]
 pub struct Area {
@@ -33,8 +39,8 @@ impl Config {
     pub fn read(&self) -> io::Result<[u8; CONFIG_BYTES]> {
         let mut bytes = [0; CONFIG_BYTES];
         self.0.file.read_exact_at(&mut bytes, self.0.offset).map_err(|e| match e.kind() {
-            // The rest is for the administrator.
-            io::ErrorKind::UnexpectedEof => io::ErrorKind::PermissionDenied.into(),
+            // The kernel shows the others the first quarter of it.
+            io::ErrorKind::UnexpectedEof => only_root(),
             _ => e,
         })?;
         Ok(bytes)

@@ -17,14 +17,14 @@ mod vfio;
 use self::bare::Bare;
 use self::caps::Capabilities;
 use self::common::Common;
-use self::config::Config;
+use self::config::{Config, only_root};
 use self::function::Function;
 use self::interrupts::Interrupts;
 use self::registers::Registers;
 use self::vfio::Vfio;
 use super::disk::{self, WANTED};
 use super::{Disk, DmaMemory, Layout, Transport};
-use crate::pci::{PciAddress, Sysfs};
+use crate::pci::{Claim, PciAddress, Sysfs};
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
 
@@ -41,8 +41,9 @@ pub struct Pci {
     notify_at: u32,
     interrupts: Interrupts,
     config: Config,
-    // Last: it is given up when nothing of it is in use.
+    // Last: they are given up when nothing is in use.
     function: Box<dyn Function>,
+    _claim: Claim,
 }
 
 impl Pci {
@@ -57,9 +58,14 @@ impl Pci {
             let words = format!("{:04x}:{:04x} is no virtio block device", ids.vendor, ids.device);
             return Err(io::Error::new(ErrorKind::Unsupported, words));
         }
+        let claim = sysfs.claim(address).map_err(|e| match e.kind() {
+            ErrorKind::PermissionDenied => only_root(),
+            _ => e,
+        })?;
+        let claim = claim.ok_or_else(in_use)?;
         let function: Box<dyn Function> = match sysfs.driver(address)?.as_deref() {
             Some("vfio-pci") => Box::new(Vfio::open(&sysfs, address)?),
-            None | Some("uio_pci_generic") => Box::new(Bare::open(&sysfs, address)?),
+            None | Some("uio_pci_generic") => Box::new(Bare { sysfs, address }),
             Some(driver) => {
                 let words = format!(
                     "the kernel's driver {driver} has it (blockring bind {address} takes it from there)"
@@ -67,10 +73,10 @@ impl Pci {
                 return Err(io::Error::new(ErrorKind::ResourceBusy, words));
             }
         };
-        Self::over(function)
+        Self::over(function, claim)
     }
 
-    fn over(function: Box<dyn Function>) -> io::Result<Self> {
+    fn over(function: Box<dyn Function>, claim: Claim) -> io::Result<Self> {
         let config = function.config()?;
         let caps = Capabilities::parse(&config.read()?)
             .map_err(|e| io::Error::new(ErrorKind::Unsupported, e))?;
@@ -84,7 +90,17 @@ impl Pci {
         let features = common.negotiate(WANTED)?;
         let device = registers(caps.device)?;
         let disk = Disk::new(features, &common.steadily(|| read(&device))?)?;
-        Ok(Self { disk, caps, common, notify, notify_at: 0, interrupts, config, function })
+        Ok(Self {
+            disk,
+            caps,
+            common,
+            notify,
+            notify_at: 0,
+            interrupts,
+            config,
+            function,
+            _claim: claim,
+        })
     }
 
     fn stop(&self) {
@@ -144,6 +160,11 @@ impl Drop for Pci {
     fn drop(&mut self) {
         self.stop();
     }
+}
+
+/// Another process has the device.
+fn in_use() -> io::Error {
+    io::Error::new(ErrorKind::ResourceBusy, "another process drives the device")
 }
 
 /// The start of the disk's configuration, as far as the device has it.

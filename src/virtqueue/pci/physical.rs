@@ -1,5 +1,6 @@
 //! Memory that a device reaches by its physical address.
 
+use super::config::only_root;
 use crate::virtqueue::memory::HUGE_BYTES;
 use crate::virtqueue::{DmaMemory, Pages};
 use std::fs::File;
@@ -40,10 +41,8 @@ fn address_of(address: u64) -> io::Result<u64> {
 fn physical(entry: u64) -> io::Result<u64> {
     match entry & NUMBER {
         _ if entry & PRESENT == 0 => Err(io::Error::other("the queue's memory is not there")),
-        0 => Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "physical addresses are shown to the administrator only (CAP_SYS_ADMIN)",
-        )),
+        // What others are shown.
+        0 => Err(only_root()),
         number => Ok(number * UNIT),
     }
 }

@@ -3,9 +3,9 @@
 //! What is mapped for it ends with the process: the kernel resets the function and takes the mapping back before the memory is anybody
 //! else's, whatever the process died of.
 
-use super::bare::in_use;
 use super::config::{Area, Config};
 use super::function::Function;
+use super::in_use;
 use super::interrupts::{Interrupts, descriptor, event};
 use super::registers::Registers;
 use crate::pci::{PciAddress, Sysfs};
