@@ -59,11 +59,7 @@ impl Stage {
     }
 
     /// Frames items behind the others, each with its length, and answers their bytes with framing, of which there are `bytes`.
-    pub fn put<'a>(
-        &mut self,
-        items: impl Iterator<Item = (&'a [u8], u32)>,
-        bytes: usize,
-    ) -> &[u8] {
+    pub fn put<'a>(&mut self, items: impl Iterator<Item = (&'a [u8], u32)>, bytes: usize) -> &[u8] {
         let (start, end) = (self.end, self.end + bytes);
         if end > self.bytes.len() {
             self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));

@@ -36,11 +36,36 @@ pub enum Woken {
     Readable(usize),
 }
 
+/// The pauses between looks at something that tells nobody when it changes: short ones first.
+#[derive(Debug)]
+pub(crate) struct Pauses(Duration);
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self(FIRST)
+    }
+}
+
+impl Pauses {
+    /// The next one.
+    pub(crate) fn next(&mut self) -> Duration {
+        let pause = self.0;
+        self.0 = (pause * 2).min(LONGEST);
+        pause
+    }
+
+    /// The next one, or what is left.
+    pub(crate) fn next_within(&mut self, left: Option<Duration>) -> Duration {
+        let pause = self.next();
+        left.map_or(pause, |left| left.min(pause))
+    }
+}
+
 /// One wait for the other side of a ring.
 #[derive(Debug)]
 pub struct Wait {
     peer: Side,
-    next: Duration,
+    next: Pauses,
     announced: bool,
     /// Reads that could have been held and were not, one after the other.
     hasty: u32,
@@ -64,7 +89,8 @@ impl Wait {
     pub fn new(peer: Side, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let spin = Spin::Over;
-        Self { peer, next: FIRST, announced: false, hasty: 0, pauses: 0, deadline, spin }
+        let next = Pauses::default();
+        Self { peer, next, announced: false, hasty: 0, pauses: 0, deadline, spin }
     }
 
     /// Spins for so long before it sleeps: what arrives meanwhile is seen at once, and nobody has to wake us. It takes the whole of a
@@ -161,15 +187,11 @@ impl Wait {
         interrupts: &[BorrowedFd<'_>],
     ) -> Result<Woken, DeviceError> {
         self.pauses = self.pauses.wrapping_add(1);
-        let mut pause = self.next;
-        if let Some(deadline) = self.deadline {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(Woken::TimedOut);
-            }
-            pause = pause.min(left);
+        let left = self.deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(Woken::TimedOut);
         }
-        self.next = (self.next * 2).min(LONGEST);
+        let pause = self.next.next_within(left);
         let readable = wait_readable(interrupts, Some(pause)).map_err(|e| failed(device, e))?;
         Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }

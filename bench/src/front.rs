@@ -220,12 +220,12 @@ impl Front {
             if !self.queue.ask_for_interrupt() {
                 continue;
             }
-            let (interrupt, gone) = (self.transport.interrupt(), self.transport.gone());
-            let mut polled = [interrupt, gone].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-            match poll(&mut polled, PATIENCE_MS) {
+            let Some(interrupt) = self.transport.interrupt() else {
+                return Err(Error::Stalled(self.name));
+            };
+            match poll(&mut [PollFd::new(interrupt, PollFlags::POLLIN)], PATIENCE_MS) {
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(doing("waiting for an interrupt")(e.into())),
-                Ok(_) if polled[1].any() != Some(false) => return Err(Error::Stalled(self.name)),
                 Ok(0) => return Err(Error::Stalled(self.name)),
                 Ok(_) => self.transport.acknowledge(),
             }

@@ -50,6 +50,11 @@ impl Binaries {
         self.folder.join("redteam")
     }
 
+    /// What counts another program's system calls.
+    pub fn syscalls(&self) -> PathBuf {
+        self.folder.join("syscalls")
+    }
+
     /// The tests' comparison of a ring with a queue.
     pub fn ringmodel(&self) -> PathBuf {
         self.folder.join("ringmodel")

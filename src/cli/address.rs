@@ -4,6 +4,7 @@ use super::failure::Failure;
 use shared_block_ring::device::{DeviceError, LockRange, RangeLock, find_by_serial, holder};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
+use shared_block_ring::pci::NotAnAddress;
 use shared_block_ring::{
     BlockDevice, Error, FileDevice, OpenOptions, Stop, UnixDevice, VirtioDevice,
 };
@@ -13,8 +14,8 @@ use std::path::{Path, PathBuf};
 /// The arguments that name a ring.
 #[derive(clap::Args)]
 pub struct Address {
-    /// Path of a file or block device, serial:NAME, unix:PATH of a backend's consumer socket, or
-    /// vhost-user:PATH of a backend's own socket
+    /// Path of a file or block device, serial:NAME, unix:PATH of a backend's consumer socket,
+    /// vhost-user:PATH of a backend's own socket, or pci:0000:00:04.0 of a disk bound by blockring bind
     address: String,
     /// Bytes in a sector of a file that was not made with 512
     #[arg(long, value_name = "N", value_parser = sector_size)]
@@ -48,10 +49,10 @@ impl Address {
         if self.socket().is_some() {
             return Ok(Box::new(self.connect(role)?));
         }
-        let Some(path) = front_end(Path::new(&self.address)) else {
+        let Some(disk) = driven(Path::new(&self.address)) else {
             return Ok(Box::new(self.open_as(options)?));
         };
-        let device = VirtioDevice::connect(path, self.sector_size)?;
+        let device = disk.open(self.sector_size)?;
         Ok(Box::new(match stop {
             Some(stop) => {
                 let stop = stop.fd().try_clone_to_owned();
@@ -61,9 +62,9 @@ impl Address {
         }))
     }
 
-    /// Whether a backend serves it.
+    /// Whether a backend serves it, or may do so.
     pub fn is_served(&self) -> bool {
-        self.socket().is_some() || front_end(Path::new(&self.address)).is_some()
+        self.socket().is_some() || driven(Path::new(&self.address)).is_some()
     }
 
     /// The socket that a backend hands its ring over at, if the address names one.
@@ -105,7 +106,7 @@ impl Address {
 
     /// The path, of what is named by its path.
     pub fn path(&self) -> Option<&Path> {
-        let other = ["unix:", "serial:", FRONT_END];
+        let other = ["unix:", "serial:", FRONT_END, FUNCTION];
         let other = other.iter().any(|prefix| self.address.starts_with(prefix));
         (!other).then(|| Path::new(&self.address))
     }
@@ -118,9 +119,38 @@ impl Address {
 /// A backend to be the front end of.
 const FRONT_END: &str = "vhost-user:";
 
-/// The socket of such a backend, if that is what the address names.
-pub fn front_end(address: &Path) -> Option<&Path> {
-    Some(Path::new(address.to_str()?.strip_prefix(FRONT_END)?))
+/// A PCI device to be the driver of.
+const FUNCTION: &str = "pci:";
+
+/// A virtio disk that this process drives itself.
+pub enum Driven<'a> {
+    /// At the socket of a backend.
+    Socket(&'a Path),
+    /// A PCI device of this machine.
+    Function(&'a str),
+}
+
+/// Such a disk, if that is what the address names.
+pub fn driven(address: &Path) -> Option<Driven<'_>> {
+    let text = address.to_str()?;
+    if let Some(function) = text.strip_prefix(FUNCTION) {
+        return Some(Driven::Function(function));
+    }
+    Some(Driven::Socket(Path::new(text.strip_prefix(FRONT_END)?)))
+}
+
+impl Driven<'_> {
+    /// Takes it.
+    pub fn open(self, sector_size: Option<SectorSize>) -> Result<VirtioDevice, Failure> {
+        Ok(match self {
+            Self::Socket(path) => VirtioDevice::connect(path, sector_size)?,
+            Self::Function(text) => {
+                let address = text.parse();
+                let address = address.map_err(|e: NotAnAddress| Failure::Refused(e.to_string()))?;
+                VirtioDevice::open(address, sector_size)?
+            }
+        })
+    }
 }
 
 /// Keeps producer and consumer away; refused while one is there.

@@ -1,11 +1,10 @@
 //! `blockring create`.
 
-use super::address::{Device, both_roles, front_end, sector_size};
+use super::address::{Device, both_roles, driven, sector_size};
 use super::failure::{Failure, Outcome};
 use shared_block_ring::format::{Geometry, SIGNATURE, SectorSize};
 use shared_block_ring::{
-    BlockDevice, CreateOptions, Error, OpenOptions, VirtioDevice, create, first_used, make_file,
-    parse_size,
+    BlockDevice, CreateOptions, Error, OpenOptions, create, first_used, make_file, parse_size,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::path::PathBuf;
@@ -21,7 +20,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Create {
-    /// File, block device, or vhost-user:PATH of a backend's socket
+    /// File, block device, vhost-user:PATH of a backend's socket, or pci:ADDRESS of a disk of this machine
     path: PathBuf,
     /// Make a new file of this size (K, M and G are powers of 1024), all of it allocated
     #[arg(long, value_parser = parse_size)]
@@ -40,8 +39,8 @@ pub struct Create {
 impl Create {
     pub fn run(self) -> Outcome {
         let made = match self.size {
-            Some(_) if front_end(&self.path).is_some() => {
-                let text = "a backend's disk has its size: leave out --size";
+            Some(_) if driven(&self.path).is_some() => {
+                let text = "such a disk has its size: leave out --size";
                 return Err(Failure::Refused(text.to_owned()));
             }
             Some(bytes) => self.make_file(bytes)?,
@@ -56,8 +55,8 @@ impl Create {
     }
 
     fn open(&self) -> Result<Device, Failure> {
-        if let Some(socket) = front_end(&self.path) {
-            return Ok(Box::new(VirtioDevice::connect(socket, self.sector_size)?));
+        if let Some(disk) = driven(&self.path) {
+            return Ok(Box::new(disk.open(self.sector_size)?));
         }
         let mut options = OpenOptions::default();
         if let Some(size) = self.sector_size {

@@ -23,8 +23,9 @@ Exit codes: 0 normal end, 1 error, 2 usage, 3 timed out, 4 suspended, 5 not a ri
 6 superseded.
 
 ADDRESS is the path of a file or a block device, serial:NAME for the disk with that serial number,
-unix:PATH for a ring that vhost-device-blockring serves with --consumer-socket PATH, or
-vhost-user:PATH for the disk that a vhost-user-blk backend serves there, without a virtual machine.";
+unix:PATH for a ring that vhost-device-blockring serves with --consumer-socket PATH,
+vhost-user:PATH for the disk that a vhost-user-blk backend serves there, without a virtual machine,
+or pci:0000:00:04.0 for a virtio disk of this machine that its kernel was made to leave to us.";
 
 /// A crash-safe queue on a block device
 #[derive(Parser)]

@@ -43,17 +43,24 @@ unsafe impl Send for Mapping {}
 impl Mapping {
     /// Maps the first `len` bytes of `file`, for reading and writing.
     pub fn new(file: File, len: u64) -> io::Result<Self> {
+        Self::part(file, 0, len)
+    }
+
+    /// Maps `len` bytes of `file` from `offset` on, a multiple of the page's size.
+    pub(crate) fn part(file: File, offset: u64, len: u64) -> io::Result<Self> {
+        let start = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let len = usize::try_from(len)
             .ok()
             .and_then(NonZeroUsize::new)
             .ok_or(io::ErrorKind::InvalidInput)?;
-        if file.metadata()?.is_file() && file.metadata()?.len() < len.get() as u64 {
+        let end = offset.saturating_add(len.get() as u64);
+        if file.metadata()?.is_file() && file.metadata()?.len() < end {
             // A page behind the end would be SIGBUS.
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows of.
-        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, 0) }?;
+        let start = unsafe { mmap(None, len, access, MapFlags::MAP_SHARED, &file, start) }?;
         Ok(Self { start: start.cast(), len: len.get(), file, frozen: None })
     }
 

@@ -8,11 +8,11 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
-/// Where the device finds the first byte. Not 0: an address that was forgotten must not be one.
+/// Where the device finds the first byte unless it is told otherwise. Not 0: an address that was forgotten must not be one.
 const BASE: u64 = 1 << 20;
 
 /// Bytes of a huge page, and so what such memory is rounded up to.
-const HUGE_BYTES: u64 = 2 << 20;
+pub(super) const HUGE_BYTES: u64 = 2 << 20;
 
 /// What memory is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -30,6 +30,7 @@ pub struct DmaMemory {
     mapping: Mapping,
     file: File,
     bytes: u64,
+    base: u64,
 }
 
 impl DmaMemory {
@@ -48,7 +49,13 @@ impl DmaMemory {
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&file, FcntlArg::F_ADD_SEALS(seals))?;
         let mapping = Mapping::new(file.try_clone()?, bytes)?;
-        Ok(Self { mapping, file, bytes })
+        Ok(Self { mapping, file, bytes, base: BASE })
+    }
+
+    /// The same memory, which the device finds from `base` on.
+    #[must_use]
+    pub fn at(self, base: u64) -> Self {
+        Self { base, ..self }
     }
 
     /// Bytes.
@@ -58,7 +65,7 @@ impl DmaMemory {
 
     /// Where the device finds what lies at `offset` here.
     pub fn device_address(&self, offset: u64) -> u64 {
-        BASE + offset
+        self.base + offset
     }
 
     /// Where this process has it mapped.

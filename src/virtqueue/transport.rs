@@ -1,25 +1,8 @@
 //! The way to a device: how it gets to know of the queue, and how the two wake each other.
 
-use super::{DmaMemory, Layout};
+use super::{Disk, DmaMemory, Layout};
 use std::io;
 use std::os::fd::BorrowedFd;
-
-/// What a device says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Disk {
-    /// Bytes in all.
-    pub bytes: u64,
-    /// Bytes in a sector.
-    pub sector_size: u32,
-    /// Writes are refused.
-    pub read_only: bool,
-    /// Writes are durable only after a flush.
-    pub flush: bool,
-    /// Chains may be indirect.
-    pub indirect: bool,
-    /// Notifications and interrupts by index.
-    pub event_idx: bool,
-}
 
 /// Why a device that went away is not driven again.
 #[derive(Debug, thiserror::Error)]
@@ -46,17 +29,20 @@ pub trait Transport: Send {
     /// Tells the device that there is something in the queue.
     fn notify(&self) -> io::Result<()>;
 
-    /// Readable after an interrupt of the device.
-    fn interrupt(&self) -> BorrowedFd<'_>;
+    /// Readable after an interrupt of the device; `None` where none can be had, and whoever waits has to look.
+    fn interrupt(&self) -> Option<BorrowedFd<'_>>;
 
     /// Forgets interrupts that came.
     fn acknowledge(&self);
 
-    /// Makes [`interrupt`](Self::interrupt) readable, for another thread of ours that waits for what was found here.
+    /// Makes [`interrupt`](Self::interrupt), if there is one, readable, for another thread of ours that waits for what was found here.
     fn pass_on(&self);
 
-    /// Readable when the device is gone.
-    fn gone(&self) -> BorrowedFd<'_>;
+    /// Readable when the device is gone; `None` where nobody tells.
+    fn gone(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Whether the device is still there, as far as that can be asked: it is while it does not answer for long.
+    fn present(&self) -> io::Result<()>;
 
     /// Looks once for a device that has gone, and has it go on with the queue in `memory` from the index `base` on.
     /// [`interrupt`](Self::interrupt) and [`gone`](Self::gone) stay the same descriptors, whoever waits on them.

@@ -1,5 +1,6 @@
 //! The front end of vhost-user: a block device in another process, which works on our memory.
 
+use super::disk::{CONFIG_BYTES, Config, WANTED};
 use super::{Away, Disk, DmaMemory, Layout, Pages, Transport};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -15,13 +16,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-};
-use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
-use virtio_bindings::bindings::virtio_ring::{
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
-};
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_RO;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 /// How long a backend may take for an answer. One that serves another front end does not answer at all.
@@ -29,17 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The one queue that is used.
 const QUEUE: usize = 0;
-
-/// Of `struct virtio_blk_config`, up to the number of queues (virtio 1.3, 5.2.4).
-const CONFIG_BYTES: u32 = 36;
-
-/// What is used of a device where it has it.
-const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
-    | 1 << VIRTIO_RING_F_EVENT_IDX
-    | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | 1 << VIRTIO_BLK_F_BLK_SIZE
-    | 1 << VIRTIO_BLK_F_FLUSH
-    | 1 << VIRTIO_BLK_F_RO;
 
 /// A backend, by the connection to it that there is, and the two events that go with its queue.
 pub struct VhostUser {
@@ -82,26 +66,7 @@ impl Connection {
         let socket = UnixStream::connect(path)?;
         let mut wire = Frontend::from_stream(socket.try_clone()?, 1);
         let (features, config) = within_patience(&socket, || handshake(&mut wire, wanted))?;
-        let has = |bit: u32| features & (1 << bit) != 0;
-        if !has(VIRTIO_F_VERSION_1) {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "a device from before virtio 1",
-            ));
-        }
-        let mut capacity = [0; 8];
-        capacity.copy_from_slice(&config[..8]);
-        let mut block = [0; 4];
-        block.copy_from_slice(&config[20..24]);
-        let disk = Disk {
-            // In units of 512 bytes, whatever the block size.
-            bytes: u64::from_le_bytes(capacity).saturating_mul(512),
-            sector_size: if has(VIRTIO_BLK_F_BLK_SIZE) { u32::from_le_bytes(block) } else { 512 },
-            read_only: has(VIRTIO_BLK_F_RO),
-            flush: has(VIRTIO_BLK_F_FLUSH),
-            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
-            event_idx: has(VIRTIO_RING_F_EVENT_IDX),
-        };
+        let disk = Disk::new(features, &config)?;
         Ok((Self { wire, socket }, features, disk))
     }
 
@@ -163,13 +128,18 @@ impl Transport for VhostUser {
         }
     }
 
-    fn interrupt(&self) -> BorrowedFd<'_> {
+    fn interrupt(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: the descriptor is the event's, which lives as long as the borrow.
-        unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) }
+        Some(unsafe { BorrowedFd::borrow_raw(self.call.as_raw_fd()) })
     }
 
-    fn gone(&self) -> BorrowedFd<'_> {
-        self.gone.0.as_fd()
+    fn gone(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.gone.0.as_fd())
+    }
+
+    /// Its socket tells.
+    fn present(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
@@ -223,7 +193,7 @@ fn difference(before: Disk, now: Disk) -> Option<String> {
 }
 
 /// Features that both sides have, and the configuration space.
-fn handshake(wire: &mut Frontend, wanted: u64) -> vhost::Result<(u64, Vec<u8>)> {
+fn handshake(wire: &mut Frontend, wanted: u64) -> vhost::Result<(u64, Config)> {
     wire.set_owner()?;
     let protocol = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
     let features = wire.get_features()? & (wanted | protocol);
@@ -237,7 +207,9 @@ fn handshake(wire: &mut Frontend, wanted: u64) -> vhost::Result<(u64, Vec<u8>)> 
         wire.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
     }
     let flags = VhostUserConfigFlags::empty();
-    let (_, config) = wire.get_config(0, CONFIG_BYTES, flags, &[0; CONFIG_BYTES as usize])?;
+    let mut config: Config = [0; _];
+    let (_, answer) = wire.get_config(0, CONFIG_BYTES, flags, &config)?;
+    config.copy_from_slice(&answer);
     wire.set_features(features)?;
     Ok((features, config))
 }

@@ -27,13 +27,16 @@ struct Arguments {
     /// Flush nothing
     #[arg(long, global = true)]
     no_flush: bool,
+    /// Look for the answer of a pci:ADDRESS, and never sleep
+    #[arg(long, global = true)]
+    poll: bool,
 }
 
 #[derive(Subcommand)]
 enum Command {
     /// Push random items
     Produce {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
         #[arg(long)]
         items: u64,
@@ -51,7 +54,7 @@ enum Command {
     },
     /// Pop items
     Consume {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
         #[arg(long)]
         items: u64,
@@ -61,24 +64,31 @@ enum Command {
     },
     /// Push numbered items, each with what the file LIFE says, until that is "end"; print when superseded
     Feed {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
         life: PathBuf,
     },
     /// Pop and print them, until the file LIFE says "end"
     Drain {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
         life: PathBuf,
     },
+    /// Push an item of 64 bytes so often, and print how long it takes until the other end can have it
+    Show {
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
+        address: String,
+        #[arg(long)]
+        items: usize,
+    },
     /// Read the consumer's pointer sector once
     Look {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
     },
     /// Wait for the consumer so often, and write a byte to an I/O port each time that the wait ends; print what a plain read takes
     Wake {
-        /// Path, serial:NAME or unix:PATH
+        /// Path, serial:NAME, unix:PATH or pci:ADDRESS
         address: String,
         times: u32,
         /// The port
@@ -98,6 +108,9 @@ struct Report {
     /// Median of a read of one sector, in nanoseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     read_ns: Option<u64>,
+    /// Time from a push until its item is visible, in nanoseconds: of the quickest tenth, and of half of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shown_ns: Option<[u64; 2]>,
 }
 
 fn main() -> ExitCode {
@@ -106,6 +119,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<Report, Failure> {
     let patience = Duration::from_secs(arguments.patience);
+    let open = |address: &str, role| open(address, role, arguments.poll);
     let durability = if arguments.no_flush { Durability::PageCache } else { Durability::Flush };
     match &arguments.command {
         Command::Produce { address, items, max, seed, batch, push_only } => {
@@ -134,6 +148,12 @@ fn run(arguments: &Arguments) -> Result<Report, Failure> {
             load::drain(&mut consumer, life)?;
             Ok(Tally::default().report())
         }
+        Command::Show { address, items } => {
+            let mut producer =
+                Producer::attach(open(address, Role::Producer)?, "load", "ringload")?;
+            producer.set_durability(durability);
+            show(&mut producer, *items)
+        }
         Command::Look { address } => {
             let device = open(address, Role::Control)?;
             let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
@@ -146,20 +166,47 @@ fn run(arguments: &Arguments) -> Result<Report, Failure> {
     }
 }
 
-fn open(address: &str, role: Role) -> Result<Device, Error> {
-    load::open(address, role, None)
+fn open(address: &str, role: Role, poll: bool) -> Result<Device, Error> {
+    match load::driven(address)? {
+        Some(disk) => {
+            if poll {
+                disk.set_spin(Duration::MAX);
+            }
+            Ok(Box::new(disk))
+        }
+        None => load::open(address, role, None),
+    }
+}
+
+fn show(producer: &mut Producer<Device>, items: usize) -> Result<Report, Failure> {
+    let mut times = Vec::with_capacity(items);
+    for _ in 0..items {
+        let start = Instant::now();
+        let end = producer.push(&[7; 64])?;
+        producer.advance(end)?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    let shown_ns = Some([10, 2].map(|part| nanoseconds(&times, part)));
+    Ok(Report { shown_ns, ..Report::default() })
+}
+
+/// What one in `part` of the sorted times is below.
+fn nanoseconds(times: &[Duration], part: usize) -> u64 {
+    let time = times.get(times.len() / part).map_or(0, Duration::as_nanos);
+    u64::try_from(time).unwrap_or(u64::MAX)
 }
 
 fn wake(device: &Device, times: u32, port: u16, patience: Duration) -> Result<Report, Failure> {
     const READS: usize = 201;
     let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
-    let mut times_ns = [0; READS];
-    for time in &mut times_ns {
+    let mut reads = [Duration::ZERO; READS];
+    for time in &mut reads {
         let start = Instant::now();
         device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
-        *time = u64::try_from(start.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        *time = start.elapsed();
     }
-    times_ns.sort_unstable();
+    reads.sort_unstable();
     // SAFETY: it lets this process write to a port that no driver of the guest's kernel uses, and touches no memory.
     if unsafe { libc::ioperm(port.into(), 1, 1) } != 0 {
         return Err(io::Error::last_os_error().into());
@@ -173,7 +220,7 @@ fn wake(device: &Device, times: u32, port: u16, patience: Duration) -> Result<Re
         // As who was woken would.
         device.read(Side::Consumer.sector(), &mut [IoSliceMut::new(&mut sector)])?;
     }
-    Ok(Report { read_ns: Some(times_ns[READS / 2]), ..Report::default() })
+    Ok(Report { read_ns: Some(nanoseconds(&reads, 2)), ..Report::default() })
 }
 
 fn produce(
@@ -286,7 +333,8 @@ impl Tally {
             let _ = write!(text, "{byte:02x}");
             text
         });
-        Report { items: self.items, bytes: self.bytes, sha256, waits: self.waits, read_ns: None }
+        let Self { items, bytes, waits, .. } = self;
+        Report { items, bytes, sha256, waits, ..Report::default() }
     }
 }
 

@@ -18,7 +18,8 @@ use std::time::Duration;
 use shared_block_ring::device::{DeviceError, find_by_serial};
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, Error, OpenOptions, UnixDevice};
+use shared_block_ring::pci::NotAnAddress;
+use shared_block_ring::{BlockDevice, Error, OpenOptions, UnixDevice, VirtioDevice};
 
 pub use consume::consume;
 pub use lives::{drain, feed};
@@ -77,14 +78,29 @@ impl Temper {
     }
 }
 
-/// Opens a path, serial:NAME or unix:PATH for `role`.
+/// Opens a path, serial:NAME, unix:PATH or pci:ADDRESS for `role`.
 pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Result<Device, Error> {
     if let Some(path) = address.strip_prefix("unix:") {
         return Ok(Box::new(UnixDevice::connect(Path::new(path), role)?));
     }
+    if let Some(disk) = driven(address)? {
+        return Ok(Box::new(disk));
+    }
     let options = OpenOptions::default();
     let options = sector_size.map_or(options, |size| options.sector_size(size));
     Ok(Box::new(options.open(&path(address)?)?))
+}
+
+/// The disk that this process drives itself, if the address is a pci:ADDRESS.
+pub fn driven(address: &str) -> Result<Option<VirtioDevice>, Error> {
+    let Some(function) = address.strip_prefix("pci:") else { return Ok(None) };
+    let function = function.parse().map_err(|e: NotAnAddress| DeviceError {
+        name: address.to_owned(),
+        operation: "take",
+        sector: None,
+        source: io::Error::new(io::ErrorKind::InvalidInput, e),
+    })?;
+    VirtioDevice::open(function, None).map(Some)
 }
 
 /// The file that a path or serial:NAME means.

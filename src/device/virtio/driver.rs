@@ -3,9 +3,7 @@
 use super::search::Search;
 use crate::device::Answer;
 use crate::virtqueue::{BlockQueue, Completion, IDLE, Operation, Request, Shape, Slot, Transport};
-use crate::wait::wait_readable;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use crate::wait::{Pauses, wait_readable};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -29,6 +27,7 @@ pub struct Driver {
     flush: bool,
     /// Of a device that has gone.
     search: Search,
+    spin: Duration,
     /// The device is gone for good, or cannot be believed: what was in flight never comes back.
     lost: bool,
     idle: Idle,
@@ -53,8 +52,13 @@ impl Driver {
         let memory = transport.allocate(shape.memory())?;
         let queue = BlockQueue::new(memory, shape, disk.event_idx);
         transport.start(queue.memory(), queue.ring().layout())?;
-        let idle = Idle::default();
-        Ok(Self { transport, queue, flush: disk.flush, search, lost: false, idle })
+        let (flush, spin, idle) = (disk.flush, SPIN, Idle::default());
+        Ok(Self { transport, queue, flush, search, spin, lost: false, idle })
+    }
+
+    /// Looks for a completion for so long before it sleeps.
+    pub fn set_spin(&mut self, spin: Duration) {
+        self.spin = spin;
     }
 
     /// The way to the device.
@@ -70,10 +74,12 @@ impl Driver {
     /// One look for the device, if it has gone. How long to wait before the next one, unless it is there.
     pub fn look_for_device(&mut self) -> io::Result<Option<Duration>> {
         self.present()?;
-        if wait_readable(&[self.transport.gone()], Some(Duration::ZERO))?.is_none() {
-            return Ok(None);
-        }
-        let outcome = self.search.look(&mut *self.transport, &mut self.queue);
+        let outcome = self.transport.present().and_then(|()| match self.transport.gone() {
+            Some(gone) if wait_readable(&[gone], Some(Duration::ZERO))?.is_some() => {
+                self.search.look(&mut *self.transport, &mut self.queue)
+            }
+            _ => Ok(None),
+        });
         self.lost |= outcome.is_err();
         outcome
     }
@@ -212,7 +218,7 @@ impl Driver {
                 return Ok(Some(answer));
             }
             self.present()?;
-            if self.queue.ask_for_interrupt() {
+            if self.ask_for_interrupt() {
                 return Ok(None);
             }
         }
@@ -229,7 +235,7 @@ impl Driver {
     }
 
     fn spin(&mut self) -> io::Result<Option<Completion>> {
-        let mut deadline = None;
+        let mut start = None;
         loop {
             for _ in 0..LOOKS {
                 if let Some(done) = self.reap()? {
@@ -238,24 +244,23 @@ impl Driver {
                 std::hint::spin_loop();
             }
             let now = Instant::now();
-            if now >= *deadline.get_or_insert(now + SPIN) {
+            if now.duration_since(*start.get_or_insert(now)) >= self.spin {
                 return Ok(None);
             }
         }
     }
 
     fn sleep(&mut self) -> io::Result<Completion> {
+        let mut pauses = Pauses::default();
         loop {
-            if self.queue.ask_for_interrupt() {
-                let (interrupt, gone) = (self.transport.interrupt(), self.transport.gone());
-                let mut polled = [interrupt, gone].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-                match poll(&mut polled, PollTimeout::NONE) {
-                    Ok(_) | Err(Errno::EINTR) => {}
-                    Err(e) => return Err(e.into()),
-                }
-                if polled[1].revents().is_some_and(|events| !events.is_empty()) {
+            if self.ask_for_interrupt() {
+                let (gone, interrupt) = (self.transport.gone(), self.transport.interrupt());
+                let pause = if interrupt.is_none() { Some(pauses.next()) } else { None };
+                let waited: Vec<_> = gone.into_iter().chain(interrupt).collect();
+                if wait_readable(&waited, pause)? == Some(0) && gone.is_some() {
                     self.search.wait(&mut *self.transport, &mut self.queue)?;
                 }
+                self.transport.present()?;
                 self.transport.acknowledge();
             }
             if let Some(done) = self.reap()? {
@@ -263,6 +268,11 @@ impl Driver {
                 return Ok(done);
             }
         }
+    }
+
+    /// Asks for an interrupt, where there can be one. `false` if something is done already.
+    fn ask_for_interrupt(&self) -> bool {
+        self.transport.interrupt().is_none() || self.queue.ask_for_interrupt()
     }
 }
 

@@ -8,8 +8,9 @@ use self::search::Search;
 use super::{Answer, BlockDevice, DeviceError, HeldReads};
 use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize, Side};
-use crate::virtqueue::{Transport, VhostUser};
-use crate::wait::{Woken, wait_readable};
+use crate::pci::PciAddress;
+use crate::virtqueue::{Pci, Transport, VhostUser};
+use crate::wait::{Pauses, Woken, wait_readable};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,8 +24,15 @@ pub struct VirtioDevice {
     geometry: Geometry,
     read_only: bool,
     driver: Mutex<Driver>,
-    /// Readable after an interrupt, and when the backend is gone.
-    events: [OwnedFd; 2],
+    /// What else ends a wait, as far as the device can tell.
+    events: Vec<(Event, OwnedFd)>,
+}
+
+/// What a descriptor of the device's says by being readable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Event {
+    Interrupt,
+    Gone,
 }
 
 impl VirtioDevice {
@@ -37,6 +45,24 @@ impl VirtioDevice {
                 Err(DeviceError { name, operation: "connect to", sector: None, source }.into())
             }
         }
+    }
+
+    /// Takes the virtio block device of this machine that the kernel has at `address` and does not drive (`blockring bind`), for this
+    /// process alone. `sector_size` is what the caller expects.
+    pub fn open(address: PciAddress, sector_size: Option<SectorSize>) -> RingResult<Self> {
+        let name = format!("pci:{address}");
+        match Pci::open(address) {
+            Ok(transport) => Self::over(Box::new(transport), name, sector_size),
+            Err(source) => {
+                Err(DeviceError { name, operation: "take", sector: None, source }.into())
+            }
+        }
+    }
+
+    /// Has requests look for their completion for so long before they sleep until it comes, which takes the whole of a processor: 50 µs
+    /// unless this says otherwise.
+    pub fn set_spin(&self, spin: Duration) {
+        self.driver().set_spin(spin);
     }
 
     /// The device at the other end of `transport`.
@@ -56,8 +82,12 @@ impl VirtioDevice {
         let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
         let search = Search::new(&name);
         let driver = Driver::start(transport, search).map_err(|e| fail("start the queue of", e))?;
-        let copy = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(|e| fail("watch", e));
-        let events = [copy(driver.transport().interrupt())?, copy(driver.transport().gone())?];
+        let transport = driver.transport();
+        let events = [(Event::Interrupt, transport.interrupt()), (Event::Gone, transport.gone())];
+        let events = events.into_iter().filter_map(|(event, fd)| Some((event, fd?)));
+        let events: io::Result<_> =
+            events.map(|(event, fd)| Ok((event, fd.try_clone_to_owned()?))).collect();
+        let events = events.map_err(|e| fail("watch", e))?;
         Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver), events })
     }
 
@@ -146,7 +176,7 @@ impl BlockDevice for VirtioDevice {
         Some(self)
     }
 
-    /// None: a backend serves one front end at a time.
+    /// None: a backend serves one front end at a time, and a device of this machine has one process to drive it.
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -163,9 +193,11 @@ impl HeldReads for VirtioDevice {
         let bytes = self.geometry.sector_size().bytes();
         let fail = |e| self.error("wait", sector, e);
         let unit = self.first_unit(sector, bytes).map_err(fail)?;
-        let [interrupt, gone] = self.events.each_ref().map(AsFd::as_fd);
-        let mut waited = vec![interrupt, gone];
+        let own = self.events.len();
+        let mut waited: Vec<_> = self.events.iter().map(|(_, fd)| fd.as_fd()).collect();
         waited.extend_from_slice(interrupts);
+        let interrupted = self.events.iter().any(|(event, _)| *event == Event::Interrupt);
+        let mut pauses = Pauses::default();
         loop {
             // Others may have the queue while we sleep.
             if let Some(answer) = self.driver().look_for_answer(unit, bytes).map_err(fail)? {
@@ -174,13 +206,17 @@ impl HeldReads for VirtioDevice {
             let left =
                 || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            let woken = match wait_readable(&waited, left()).map_err(fail)? {
-                Some(0) => {
-                    self.driver().transport().acknowledge();
-                    continue;
-                }
-                Some(1) => {
-                    let pause = self.driver().look_for_device().map_err(fail)?;
+            let pause = if interrupted { left() } else { Some(pauses.next_within(left())) };
+            let woken = match wait_readable(&waited, pause).map_err(fail)? {
+                Some(index) if index >= own => Some(index - own),
+                None if interrupted || late() => None,
+                event => {
+                    let mut driver = self.driver();
+                    if event.is_some_and(|index| self.events[index].0 == Event::Interrupt) {
+                        driver.transport().acknowledge();
+                    }
+                    let pause = driver.look_for_device().map_err(fail)?;
+                    drop(driver);
                     let Some(pause) = pause else { continue };
                     let pause = left().map_or(pause, |left| left.min(pause));
                     match wait_readable(interrupts, Some(pause)).map_err(fail)? {
@@ -188,7 +224,6 @@ impl HeldReads for VirtioDevice {
                         woken => woken,
                     }
                 }
-                woken => woken.map(|index| index - 2),
             };
             return Ok(Answer::Woken(match woken {
                 Some(index) => Woken::Readable(index),

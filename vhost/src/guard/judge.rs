@@ -213,20 +213,16 @@ impl Guard {
         if let Some(reason) = self.immutable(index) {
             return Err(reason.into());
         }
-        let change = match room.published.as_ref().map(Published::consumer) {
-            // As for data: where what we knew of the host will do, its line is not asked for.
-            Some(position) => {
-                let host = Host { position, tally: Ok(None) };
-                self.judge_pointer(mine, host, ours, theirs).ok()
-            }
-            None => None,
-        };
-        let change = match change {
-            Some(change) => change,
-            None => {
-                let host = self.look_at_host(sight, &mut room.host, &mut room.before)?;
-                self.judge_pointer(mine, host, ours, theirs)?
-            }
+        // As for data: where what we knew of the host will do, its line is not asked for.
+        let known = room.published.as_ref().and_then(|known| {
+            let host = Host { position: known.consumer(), tally: Ok(None) };
+            self.judge_pointer(mine, host, ours, theirs).ok()
+        });
+        let change = if let Some(change) = known {
+            change
+        } else {
+            let host = self.look_at_host(sight, &mut room.host, &mut room.before)?;
+            self.judge_pointer(mine, host, ours, theirs)?
         };
         // What was judged is what is stored: the guest can have changed it since.
         std::mem::swap(&mut room.pointer, theirs);

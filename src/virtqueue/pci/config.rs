@@ -1,0 +1,77 @@
+//! The configuration space of a PCI function.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Bytes of it that every function has.
+pub const CONFIG_BYTES: usize = 256;
+
+/// The command register, and its bits.
+const COMMAND: u64 = 4;
+const MEMORY: u16 = 1 << 1;
+const BUS_MASTER: u16 = 1 << 2;
+const NO_LINE_INTERRUPT: u16 = 1 << 10;
+
+/// The kernel lets nobody else at a device.
+pub fn only_root() -> io::Error {
+    let words = "only root may drive a device (CAP_SYS_ADMIN)";
+    io::Error::new(io::ErrorKind::PermissionDenied, words)
+}
+
+/// A part of a file.
+#[derive(Debug)]
+pub struct Area {
+    /// The file.
+    pub file: File,
+    /// Where the part starts.
+    pub offset: u64,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// The configuration space.
+#[derive(Debug)]
+pub struct Config(pub Area);
+
+impl Config {
+    /// The first bytes. They are the kernel's answer: what is there when the device is gone is ones.
+    pub fn read(&self) -> io::Result<[u8; CONFIG_BYTES]> {
+        let mut bytes = [0; CONFIG_BYTES];
+        self.0.file.read_exact_at(&mut bytes, self.0.offset).map_err(|e| match e.kind() {
+            // The kernel shows the others the first quarter of it.
+            io::ErrorKind::UnexpectedEof => only_root(),
+            _ => e,
+        })?;
+        Ok(bytes)
+    }
+
+    /// Lets the processor reach the device's registers.
+    pub fn enable_registers(&self) -> io::Result<()> {
+        self.set(MEMORY, 0)
+    }
+
+    /// Lets the device reach memory, and interrupt by its line or not.
+    pub fn enable_device(&self, line: bool) -> io::Result<()> {
+        let (set, clear) = if line { (0, NO_LINE_INTERRUPT) } else { (NO_LINE_INTERRUPT, 0) };
+        self.set(MEMORY | BUS_MASTER | set, clear)
+    }
+
+    /// Keeps the device from memory.
+    pub fn disable_device(&self) -> io::Result<()> {
+        self.set(NO_LINE_INTERRUPT, BUS_MASTER)
+    }
+
+    /// Lets the device interrupt by its line again, which the kernel has switched off to end the interrupt.
+    pub fn enable_line(&self) -> io::Result<()> {
+        self.set(0, NO_LINE_INTERRUPT)
+    }
+
+    fn set(&self, set: u16, clear: u16) -> io::Result<()> {
+        let at = self.0.offset + COMMAND;
+        let mut bytes = [0; 2];
+        self.0.file.read_exact_at(&mut bytes, at)?;
+        let command = (u16::from_le_bytes(bytes) | set) & !clear;
+        self.0.file.write_all_at(&command.to_le_bytes(), at)
+    }
+}

@@ -1,0 +1,77 @@
+//! A device's registers, mapped.
+
+use super::caps::Place;
+use super::config::Area;
+use crate::device::{Mapping, Word};
+use std::io;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
+
+/// One structure of a device. Every access is checked against its bounds, and made as it stands: once, in this order, and of this width.
+#[derive(Debug)]
+pub struct Registers {
+    region: Mapping,
+    place: Place,
+}
+
+/// An integer that a register can be.
+pub trait Value: Copy {
+    /// What has its size and its alignment.
+    type Word: Word;
+}
+
+impl Value for u8 {
+    type Word = AtomicU8;
+}
+
+impl Value for u16 {
+    type Word = AtomicU16;
+}
+
+impl Value for u32 {
+    type Word = AtomicU32;
+}
+
+impl Registers {
+    /// The structure that lies at `place` in the region that `area` shows.
+    pub fn map(area: Area, place: Place) -> io::Result<Self> {
+        if u64::from(place.offset) + u64::from(place.length) > area.bytes {
+            let Place { bar, offset, length } = place;
+            let words = format!(
+                "{length} bytes of registers at {offset} of region {bar}, which has {}",
+                area.bytes
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+        }
+        let region = Mapping::part(area.file, area.offset, area.bytes)?;
+        Ok(Self { region, place })
+    }
+
+    /// Bytes.
+    pub fn length(&self) -> u32 {
+        self.place.length
+    }
+
+    /// Reads the register at `at`, a multiple of its size.
+    pub fn read<V: Value>(&self, at: u32) -> V {
+        let register = self.at::<V>(at);
+        // SAFETY: `at` has checked bounds and alignment, and the mapping lives as long as `self`. Integers are valid whatever the
+        // device answers; it is no memory of Rust's, so that whoever else stores to it races with nobody's reference.
+        unsafe { register.read_volatile() }
+    }
+
+    /// Writes the register at `at`, a multiple of its size.
+    pub fn write<V: Value>(&self, at: u32, value: V) {
+        let register = self.at::<V>(at);
+        // SAFETY: as in `read`. What a device does to memory when it is told to is for those who tell it: it is given memory
+        // that only atomics and copies look at.
+        unsafe { register.write_volatile(value) }
+    }
+
+    fn at<V: Value>(&self, at: u32) -> *mut V {
+        let end = u64::from(at) + size_of::<V>() as u64;
+        assert!(end <= u64::from(self.place.length), "a register within its structure");
+        let at = u64::from(self.place.offset) + u64::from(at);
+        let words: &[V::Word] = self.region.words(at, 1);
+        std::ptr::from_ref(&words[0]).cast_mut().cast()
+    }
+}
