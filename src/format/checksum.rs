@@ -40,7 +40,7 @@ mod tests {
         ) {
             let whole = bytes.iter().fold(!0u32, |register, byte| {
                 (0..8).fold(register ^ u32::from(*byte), |register, _| {
-                    register >> 1 ^ (register & 1) * 0x82f6_3b78
+                    (register >> 1) ^ ((register & 1) * 0x82f6_3b78)
                 })
             });
             let (front, back) = bytes.split_at(at.index(bytes.len() + 1));

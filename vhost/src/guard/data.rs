@@ -31,13 +31,6 @@ pub(super) struct Published {
     parts: [Range<u64>; 2],
 }
 
-impl Published {
-    /// Where they begin.
-    pub fn consumer(&self) -> Position {
-        self.consumer
-    }
-}
-
 impl Guard {
     /// Cuts a write of device bytes `range` (all in the data area) into pieces.
     pub fn data_pieces(

@@ -213,17 +213,8 @@ impl Guard {
         if let Some(reason) = self.immutable(index) {
             return Err(reason.into());
         }
-        // As for data: where what we knew of the host will do, its line is not asked for.
-        let known = room.published.as_ref().and_then(|known| {
-            let host = Host { position: known.consumer(), tally: Ok(None) };
-            self.judge_pointer(mine, host, ours, theirs).ok()
-        });
-        let change = if let Some(change) = known {
-            change
-        } else {
-            let host = self.look_at_host(sight, &mut room.host, &mut room.before)?;
-            self.judge_pointer(mine, host, ours, theirs)?
-        };
+        let host = self.look_at_host(sight, &mut room.host, &mut room.before)?;
+        let change = self.judge_pointer(mine, host, ours, theirs)?;
         // What was judged is what is stored: the guest can have changed it since.
         std::mem::swap(&mut room.pointer, theirs);
         Ok(Some(NewPointer { change, walk: change.walk() }))
@@ -239,22 +230,18 @@ impl Guard {
         if data.is_empty() {
             return Ok(Pieces::NONE);
         }
-        let positions = |host| match self.guest {
+        let host = sight.position(self.host()).ok_or(Reason::HostCorrupt)?;
+        let (producer, consumer) = match self.guest {
             Side::Producer => (mine.pointer.position, host),
             Side::Consumer => (host, mine.pointer.position),
         };
-        // Positions only grow: what the host had freed when we looked last is free, and to look costs the line that it writes.
-        if let Some(freed) = known.as_ref().map(Published::consumer)
-            && let (producer, consumer) = positions(freed)
-            && let Ok(pieces) = self.pieces(&data, producer, consumer, known)
-            && same_as_ever(&pieces, sight)?
-        {
-            return Ok(pieces);
-        }
-        let host = sight.position(self.host()).ok_or(Reason::HostCorrupt)?;
-        let (producer, consumer) = positions(host);
         let pieces = self.pieces(&data, producer, consumer, known)?;
-        if same_as_ever(&pieces, sight)? { Ok(pieces) } else { Err(pieces.reason.into()) }
+        for piece in &pieces.compared {
+            if !piece.is_empty() && !sight.same(piece.clone()).map_err(Denied::Fault)? {
+                return Err(pieces.reason.into());
+            }
+        }
+        Ok(pieces)
     }
 
     /// The host's side. What its slot says matters only for a guest that reads what the host writes.
@@ -303,16 +290,6 @@ impl Guard {
             reason
         }
     }
-}
-
-/// Whether the guest wants what is compared to be as it is.
-fn same_as_ever<S: Sight>(pieces: &Pieces, sight: &S) -> Result<bool, Denied<S::Fault>> {
-    for piece in &pieces.compared {
-        if !piece.is_empty() && !sight.same(piece.clone()).map_err(Denied::Fault)? {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn position_of(sector: &[u8]) -> Option<Position> {
