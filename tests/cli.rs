@@ -315,6 +315,27 @@ fn a_damaged_span_stops_the_consumer_or_is_skipped_and_counted() {
 }
 
 #[test]
+fn a_bench_says_what_it_has_pushed() {
+    let scene = Scene::with_ring("1M");
+    let bench = |more: &[&str]| {
+        let arguments = [&["bench", "--json", "--seconds", "0.2"], more, &["ring"]].concat();
+        scene.run(&arguments, b"")
+    };
+    let output = bench(&["--bytes", "1K", "--batch", "4", "--durability", "ordered"]);
+    assert_ok(&output);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let items = report["items"].as_u64().unwrap();
+    assert!(items > 0 && items % 4 == 0 && report["batch_p50_us"].as_f64().unwrap() > 0.0);
+    let consumed = scene.run(&["consume", "--framing", "length", "ring"], b"");
+    assert_ok(&consumed);
+    assert_eq!(consumed.stdout.len() as u64, items * (4 + 1024));
+    // Nobody consumes: it ends, and says so.
+    assert_ok(&bench(&["--bytes", "60K", "--batch", "17"]));
+    assert_fails(&bench(&["--bytes", "60K", "--batch", "17"]), 1, "the ring is full");
+    assert_fails(&bench(&["--bytes", "1M"]), 1, "can never fit");
+}
+
+#[test]
 fn wrong_use_answers_in_words() {
     let scene = Scene::with_ring("64K");
     assert_fails(&scene.run(&["consume", "missing"], b""), 1, "missing: cannot open: No such file");

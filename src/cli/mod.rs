@@ -1,6 +1,7 @@
 //! The command line: one file a subcommand.
 
 mod address;
+mod bench;
 mod bind;
 mod check;
 mod consume;
@@ -46,6 +47,7 @@ enum Command {
     Check(check::Check),
     Repair(repair::Repair),
     Journal(journal::Journal),
+    Bench(bench::Bench),
     Bind(bind::Bind),
     Unbind(bind::Unbind),
 }
@@ -63,6 +65,7 @@ pub fn run() -> ExitCode {
         Command::Check(command) => command.run(),
         Command::Repair(command) => command.run(),
         Command::Journal(command) => command.run(),
+        Command::Bench(command) => command.run(),
         Command::Bind(command) => command.run(),
         Command::Unbind(command) => command.run(),
     };
