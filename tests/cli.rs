@@ -325,7 +325,7 @@ fn a_bench_says_what_it_has_pushed() {
     assert_ok(&output);
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let items = report["items"].as_u64().unwrap();
-    assert!(items > 0 && items % 4 == 0 && report["batch_p50_us"].as_f64().unwrap() > 0.0);
+    assert!(items > 0 && items.is_multiple_of(4) && report["batch_p50_us"].as_f64().unwrap() > 0.0);
     let consumed = scene.run(&["consume", "--framing", "length", "ring"], b"");
     assert_ok(&consumed);
     assert_eq!(consumed.stdout.len() as u64, items * (4 + 1024));

@@ -102,7 +102,8 @@ impl Bench {
         producer: &mut Producer<D>,
         stop: &Stop,
     ) -> Result<Report, Failure> {
-        let needed = self.bytes.saturating_add(HEADER_BYTES).saturating_mul(self.batch.get() as u64);
+        let needed =
+            self.bytes.saturating_add(HEADER_BYTES).saturating_mul(self.batch.get() as u64);
         let capacity = producer.device().geometry().capacity().get();
         if needed > capacity {
             return Err(Error::TooLarge { needed, capacity }.into());
