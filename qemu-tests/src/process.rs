@@ -1,7 +1,7 @@
 //! Processes on the host that never outlive the test.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, PipeWriter};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -137,7 +137,17 @@ pub struct Daemon {
 impl Daemon {
     /// Starts `command`. Its standard output and error go to `NAME.stdout` and `NAME.stderr` in `dir`
     /// (appended, so that a restarted daemon's log tells the whole story); its input is empty.
-    pub fn spawn(name: &str, mut command: Command, dir: &Path) -> Result<Self> {
+    pub fn spawn(name: &str, command: Command, dir: &Path) -> Result<Self> {
+        Self::spawn_reading(Stdio::null(), name, command, dir)
+    }
+
+    /// The same with an input, which is what is written to the other end of a pipe.
+    pub fn spawn_fed(name: &str, command: Command, dir: &Path) -> Result<(Self, PipeWriter)> {
+        let (input, feed) = io::pipe().map_err(Error::io("making a pipe"))?;
+        Ok((Self::spawn_reading(input.into(), name, command, dir)?, feed))
+    }
+
+    fn spawn_reading(input: Stdio, name: &str, mut command: Command, dir: &Path) -> Result<Self> {
         let open = |suffix: &str| {
             let path = dir.join(format!("{name}.{suffix}"));
             let file = File::options().create(true).append(true).open(&path);
@@ -145,7 +155,7 @@ impl Daemon {
         };
         let (stdout_file, stdout) = open("stdout")?;
         let (stderr_file, stderr) = open("stderr")?;
-        command.stdin(Stdio::null()).stdout(stdout_file).stderr(stderr_file);
+        command.stdin(input).stdout(stdout_file).stderr(stderr_file);
         let process = Process::spawn(command)?;
         Ok(Self { name: name.to_owned(), process, stdout, stderr })
     }

@@ -1,7 +1,10 @@
 //! `blockring` as the front end of a backend: its disk by the address of its socket, and no guest.
 #![allow(clippy::unwrap_used)]
 
-use qemu_tests::{Daemon, binaries};
+mod common;
+
+use common::{SOON, Scene};
+use qemu_tests::{Daemon, binaries, wait_until};
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -64,4 +67,35 @@ fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
     let words = String::from_utf8(wrong.stderr).unwrap();
     assert!(!wrong.status.success() && words.contains("or the guest's role"), "{words}");
     assert_eq!(blockring(dir.path(), &["consume", "unix:c"], ""), lines());
+}
+
+#[test]
+fn a_producer_ends_when_it_is_asked_to_while_its_backend_is_gone() {
+    for (left, code, words) in [
+        ("", 0, ""),
+        (
+            "half a li",
+            1,
+            "not accepted: item 2 of the input (from byte 10) and everything behind it",
+        ),
+    ] {
+        let scene = Scene::new(&["--size", "1M"]);
+        let mut backend = scene.backend().unwrap();
+        let command = scene.command("blockring", &["produce", "vhost-user:s"]).unwrap();
+        let (mut producer, mut feed) = Daemon::spawn_fed("producer", command, scene.dir()).unwrap();
+        // In one piece, which is read in one piece.
+        feed.write_all(format!("published\n{left}").as_bytes()).unwrap();
+        assert!(wait_until(SOON, || scene.diagnostics()["producer_items"] == 1));
+        // When it looks whether it is to suspend, it knows that this is done.
+        let reads = || scene.diagnostics()["backend"]["reads"].as_u64().unwrap();
+        let before = reads();
+        assert!(wait_until(SOON, || reads() > before));
+        backend.kill().unwrap();
+        let misses = |producer: &Daemon| producer.stderr().contains("the backend is gone, looking");
+        producer.wait_for("missing its backend", SOON, misses).unwrap();
+        let status = producer.terminate(SOON).unwrap();
+        let said = producer.stderr();
+        assert_eq!(status.code(), Some(code), "{said}");
+        assert!(said.contains(words), "{said}");
+    }
 }

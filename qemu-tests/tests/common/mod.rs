@@ -20,14 +20,20 @@ const ROOM: u64 = 4000;
 /// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s` and `c`.
 pub struct Scene {
     dir: tempfile::TempDir,
+    socket: &'static str,
     options: Vec<String>,
 }
 
 impl Scene {
     /// `options` are the backend's, `--size` among them.
     pub fn new(options: &[&str]) -> Self {
+        Self::with_socket("s", options)
+    }
+
+    /// With the front ends' socket somewhere else in the folder.
+    pub fn with_socket(socket: &'static str, options: &[&str]) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
-        Self { dir: tempfile::tempdir().unwrap(), options }
+        Self { dir: tempfile::tempdir().unwrap(), socket, options }
     }
 
     pub fn dir(&self) -> &Path {
@@ -50,7 +56,7 @@ impl Scene {
     /// A backend whose process `prepare` has its way with.
     pub fn backend_with(&self, prepare: impl FnOnce(&mut Command)) -> Result<Daemon> {
         let mut command = Command::new(binaries::host()?.vhost_device_blockring());
-        command.current_dir(self.dir()).args(["--socket-path", "s", "--blk-file", "ring"]);
+        command.current_dir(self.dir()).args(["--socket-path", self.socket, "--blk-file", "ring"]);
         command.args(["--consumer-socket", "c", "--serial", "ring"]).args(&self.options);
         prepare(&mut command);
         let mut backend = Daemon::spawn("backend", command, self.dir())?;
@@ -60,7 +66,7 @@ impl Scene {
     }
 
     pub fn guest(&self) -> GuestBuilder {
-        GuestBuilder::new().disk(Disk::vhost_user(self.path("s")).reconnecting())
+        GuestBuilder::new().disk(Disk::vhost_user(self.path(self.socket)).reconnecting())
     }
 
     /// A program of the workspace in this folder, running on.

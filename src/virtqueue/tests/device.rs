@@ -40,6 +40,11 @@ impl Device {
         Self { memory: mapping, base, layout, event_idx, disk, available: 0, used: 0 }
     }
 
+    /// The device that takes this one's place, and begins there.
+    pub fn succeeded(self, base: u16) -> Self {
+        Self { available: base, used: base, ..self }
+    }
+
     /// The next request that the driver has published.
     pub fn next(&mut self) -> Option<Seen> {
         let ring: &[AtomicU16] =
@@ -96,6 +101,12 @@ impl Device {
 
     /// Carries it out, and gives it back.
     pub fn serve(&mut self, request: &Seen) {
+        self.carry_out(request);
+        self.answer(request, 0);
+    }
+
+    /// Carries it out, and no more.
+    pub fn carry_out(&mut self, request: &Seen) {
         let start = usize::try_from(request.sector * 512).unwrap();
         let sectors = start..start + request.bytes as usize;
         match request.kind {
@@ -103,7 +114,6 @@ impl Device {
             1 => self.memory.read(request.data, &mut self.disk[sectors]),
             _ => {}
         }
-        self.answer(request, 0);
     }
 
     /// Gives a request back.

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod device;
+mod replay;
 
 use super::{BlockQueue, Broken, Chains, DmaMemory, IDLE, Operation, Pages, Request, Shape, Slot};
 use device::Device;
