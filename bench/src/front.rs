@@ -220,7 +220,9 @@ impl Front {
             if !self.queue.ask_for_interrupt() {
                 continue;
             }
-            let (interrupt, gone) = (self.transport.interrupt(), self.transport.gone());
+            // Every backend of a socket has both.
+            let events = self.transport.interrupt().zip(self.transport.gone());
+            let (interrupt, gone) = events.ok_or(Error::Stalled(self.name))?;
             let mut polled = [interrupt, gone].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
             match poll(&mut polled, PATIENCE_MS) {
                 Err(Errno::EINTR) => {}

@@ -57,19 +57,13 @@ impl Way {
     /// Takes a disk from the kernel. How it is named then.
     fn take(self, guest: &Guest, disk: &str) -> Result<String> {
         guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
-        self.bind(guest, &function_of(guest, disk)?)
+        self.bind(guest, &guest.pci_address(disk)?)
     }
 
     fn bind(self, guest: &Guest, function: &str) -> Result<String> {
         guest.check(&format!("blockring bind --driver {} {function}", self.driver()))?;
         Ok(format!("pci:{function}"))
     }
-}
-
-/// Where a disk's device is.
-fn function_of(guest: &Guest, disk: &str) -> Result<String> {
-    let path = guest.check(&format!("dirname $(readlink -f /sys/block/{disk}/device)"))?;
-    Ok(path.trim().rsplit('/').next().unwrap().to_owned())
 }
 
 const ITEMS: &str = "100000";
@@ -264,7 +258,7 @@ fn wait_for_room(ways: &[Way]) -> Result<()> {
     let scene = Scene::new(&["--size", "1M", "--hold-ms", "60000"]);
     let _backend = scene.backend()?;
     let guest = ways[0].guest(&scene)?.boot()?;
-    let function = function_of(&guest, "vda")?;
+    let function = guest.pci_address("vda")?;
     guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
     for way in ways {
         let address = way.bind(&guest, &function)?;
@@ -315,7 +309,7 @@ fn what_cannot_be_is_said_in_words() -> Result<()> {
         }
         Ok(())
     };
-    let ours = function_of(&guest, "vda")?;
+    let ours = guest.pci_address("vda")?;
     let look = |address: &str| format!("blockring diagnostics {address}");
     refused(&look("pci:1:2:3"), &["is not the address of a PCI device, as in 0000:00:04.0"])?;
     refused(&look("pci:0000:00:1e.7"), &["there is no such PCI device"])?;
