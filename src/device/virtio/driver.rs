@@ -75,7 +75,8 @@ impl Driver {
     /// The device is gone.
     pub fn lose(&mut self) -> io::Error {
         self.lost = true;
-        backend_gone()
+        // Who is gone is for those who know.
+        self.transport.present().err().unwrap_or_else(backend_gone)
     }
 
     /// Writes from `unit` on.
@@ -249,7 +250,7 @@ impl Driver {
                 let pause = if interrupt.is_none() { Some(pauses.next()) } else { None };
                 let waited: Vec<_> = gone.into_iter().chain(interrupt).collect();
                 if wait_readable(&waited, pause)? == Some(0) && gone.is_some() {
-                    return Err(backend_gone());
+                    return Err(self.lose());
                 }
                 self.transport.present()?;
                 self.transport.acknowledge();

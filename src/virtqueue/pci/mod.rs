@@ -13,6 +13,7 @@ mod interrupts;
 mod physical;
 mod registers;
 mod vfio;
+mod vfio_calls;
 
 use self::bare::Bare;
 use self::caps::Capabilities;
@@ -25,8 +26,10 @@ use self::vfio::Vfio;
 use super::disk::{self, WANTED};
 use super::{Disk, DmaMemory, Layout, Transport};
 use crate::pci::{Claim, PciAddress, Sysfs};
+use crate::wait::wait_readable;
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// The one queue that is used.
 const QUEUE: u16 = 0;
@@ -152,7 +155,12 @@ impl Transport for Pci {
     }
 
     fn present(&self) -> io::Result<()> {
-        self.common.present()
+        match self.function.gone() {
+            Some(gone) if wait_readable(&[gone], Some(Duration::ZERO))?.is_some() => {
+                Err(common::gone())
+            }
+            _ => self.common.present(),
+        }
     }
 }
 
