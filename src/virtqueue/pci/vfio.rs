@@ -1,7 +1,7 @@
-//! A function behind an IOMMU, by VFIO: it reaches our memory and nothing else.
+//! A function behind an IOMMU, by VFIO.
 //!
-//! What is mapped for it ends with the process: the kernel resets the function and takes the mapping back before the memory is anybody
-//! else's, whatever the process died of.
+//! The kernel makes events of its interrupts, and resets it when we are gone, whatever we died of, before our memory is anybody else's. The
+//! IOMMU itself is no fence here: a virtio device that does not ask for translation goes past it.
 
 use super::config::{Area, Config};
 use super::function::Function;
