@@ -1,4 +1,4 @@
-//! The ways out of a guest: our disk, a virtio-serial port, and a plain disk which nobody on the host reads.
+//! The ways out of a guest: our disk by the guest's kernel and past it, a virtio-serial port, and a plain disk which nobody on the host reads.
 
 use crate::backend::{Backend, consumer_socket};
 use crate::error::{Error, Result, doing};
@@ -25,20 +25,24 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const GLANCE: Duration = Duration::from_millis(50);
 
 /// A way out: what the guest's program calls it, and what it is given.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Way {
+#[derive(Debug, Clone, Copy)]
+struct Way<'a> {
     name: &'static str,
     channel: &'static str,
-    address: &'static str,
+    address: &'a str,
     /// Whether it can be told to make durable what it carries.
     disk: bool,
 }
 
-const RING_WAY: Way = Way { name: "ring", channel: "ring", address: "serial:ring", disk: true };
-const PORT_WAY: Way =
+const RING_WAY: Way<'static> =
+    Way { name: "ring", channel: "ring", address: "serial:ring", disk: true };
+const PORT_WAY: Way<'static> =
     Way { name: "virtio-serial", channel: "port", address: "/dev/vport0p1", disk: false };
-const DISK_WAY: Way =
+const DISK_WAY: Way<'static> =
     Way { name: "plain disk", channel: "disk", address: "serial:plain", disk: true };
+
+/// The same disk, driven by the program.
+const USERSPACE: &str = "ring, userspace";
 
 /// What has arrived on the host.
 #[derive(Default)]
@@ -86,15 +90,17 @@ pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Resu
 }
 
 fn image() -> Result<ImageSpec> {
-    let program = binaries::guest()?.channels();
-    Ok(ImageSpec::minimal().module("virtio_console").file("bin/channels", program))
+    let programs = binaries::guest()?;
+    let image = ImageSpec::minimal().module("virtio_console");
+    let image = image.file("bin/channels", programs.channels());
+    Ok(image.file("bin/blockring", programs.blockring()))
 }
 
 fn each(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>> {
     let kvm = guest.qmp("query-kvm", &json!({}))?;
     let machine = if kvm["enabled"] == true { "KVM" } else { "emulated" };
     let mut all = Vec::new();
-    for way in [RING_WAY, PORT_WAY, DISK_WAY] {
+    let mut measure = |way: Way<'_>| -> Result<()> {
         for durable in [false, true].into_iter().filter(|durable| way.disk || !durable) {
             for bytes in SIZES {
                 for batch in BATCHES {
@@ -104,14 +110,27 @@ fn each(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>
                 }
             }
         }
+        Ok(())
+    };
+    for way in [RING_WAY, PORT_WAY, DISK_WAY] {
+        measure(way)?;
     }
+    measure(Way { name: USERSPACE, address: &past_the_kernel(guest)?, ..RING_WAY })?;
     Ok(all)
+}
+
+/// Takes the ring's disk from the guest's kernel. The ring's address then.
+fn past_the_kernel(guest: &Guest) -> Result<String> {
+    let function = guest.pci_address("vda")?;
+    guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
+    guest.check(&format!("blockring bind --driver none {function}"))?;
+    Ok(format!("pci:{function}"))
 }
 
 /// Messages in a second: the median of the rounds.
 fn one(
     guest: &Guest,
-    way: Way,
+    way: Way<'_>,
     bytes: usize,
     batch: usize,
     durable: bool,
@@ -131,9 +150,9 @@ fn one(
     let sent = report["messages"].as_u64().ok_or_else(nonsense)?;
     let rates = report["rates"].as_array().ok_or_else(nonsense)?;
     let mut rates: Vec<f64> = rates.iter().filter_map(Value::as_f64).collect();
-    let (count, wanted) = match way {
-        RING_WAY => (&arrived.items, before[0] + sent),
-        PORT_WAY => (&arrived.port_bytes, before[1] + sent * bytes as u64),
+    let (count, wanted) = match channel {
+        "ring" => (&arrived.items, before[0] + sent),
+        "port" => (&arrived.port_bytes, before[1] + sent * bytes as u64),
         _ => return Ok(median(&mut rates)),
     };
     if wait_until(PATIENCE, || count.load(Ordering::Acquire) == wanted) {

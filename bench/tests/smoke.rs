@@ -100,7 +100,9 @@ fn ways_out_of_a_guest_have_figures() {
     assert!(ended_well, "{text}");
     let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let rows = figures["ring"]["guest"].as_array().unwrap();
-    for (way, count) in [("ring", 12), ("virtio-serial", 6), ("plain disk", 12)] {
+    for (way, count) in
+        [("ring", 12), ("virtio-serial", 6), ("plain disk", 12), ("ring, userspace", 12)]
+    {
         let of_it: Vec<_> = rows.iter().filter(|row| row["way"] == way).collect();
         assert_eq!(of_it.len(), count, "{text}");
         assert!(of_it.iter().all(|row| row["rate"].as_f64().unwrap() > 0.0), "{text}");

@@ -83,6 +83,12 @@ impl Guest {
         Err(Error::Answer { what: command.to_owned(), answer: format!("{output:?}") })
     }
 
+    /// Where a disk's (`vda`) PCI device is: `0000:00:04.0`.
+    pub fn pci_address(&self, disk: &str) -> Result<String> {
+        let path = self.check(&format!("dirname $(readlink -f /sys/block/{disk}/device)"))?;
+        Ok(path.trim().rsplit('/').next().unwrap_or_default().to_owned())
+    }
+
     /// Starts a shell command in the background.
     pub fn spawn(&self, command: &str) -> Result<Job> {
         self.link.start(command)

@@ -5,7 +5,7 @@ mod common;
 
 use common::{LONG, SOON, Scene, daemon_report, job_report, numbers, report};
 use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, Result, binaries, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Modules for interrupts of a device that no driver of the kernel's has, and for VFIO.
 const MODULES: [&str; 8] = [
@@ -40,9 +40,13 @@ impl Way {
     }
 
     fn guest(self, scene: &Scene) -> Result<GuestBuilder> {
+        self.around(scene.guest())
+    }
+
+    fn around(self, guest: GuestBuilder) -> Result<GuestBuilder> {
         let image = MODULES.into_iter().fold(ImageSpec::standard()?, ImageSpec::module);
         let image = image.file("bin/syscalls", binaries::guest()?.syscalls());
-        let guest = scene.guest().image(image);
+        let guest = guest.image(image);
         Ok(match self {
             Self::Bare | Self::Uio => guest,
             Self::Vfio => guest
@@ -57,19 +61,13 @@ impl Way {
     /// Takes a disk from the kernel. How it is named then.
     fn take(self, guest: &Guest, disk: &str) -> Result<String> {
         guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
-        self.bind(guest, &function_of(guest, disk)?)
+        self.bind(guest, &guest.pci_address(disk)?)
     }
 
     fn bind(self, guest: &Guest, function: &str) -> Result<String> {
         guest.check(&format!("blockring bind --driver {} {function}", self.driver()))?;
         Ok(format!("pci:{function}"))
     }
-}
-
-/// Where a disk's device is.
-fn function_of(guest: &Guest, disk: &str) -> Result<String> {
-    let path = guest.check(&format!("dirname $(readlink -f /sys/block/{disk}/device)"))?;
-    Ok(path.trim().rsplit('/').next().unwrap().to_owned())
 }
 
 const ITEMS: &str = "100000";
@@ -93,7 +91,7 @@ fn leave_the_guest(way: Way) -> Result<()> {
     let mut consumer = scene.spawn("consumer", "ringload", &arguments)?;
     let received = daemon_report(&mut consumer, LONG)?;
     assert_same(&job_report(&sending, SOON)?, &received);
-    assert_eq!(scene.diagnostics()["backend"]["refused"], serde_json::json!({}));
+    assert_eq!(scene.diagnostics()["backend"]["refused"], json!({}));
     guest.power_off()
 }
 
@@ -110,7 +108,7 @@ fn enter_the_guest(way: Way) -> Result<()> {
     // What the guest has to say comes first: without its end the host's waits in vain.
     let received = job_report(&receiving, LONG)?;
     assert_same(&daemon_report(&mut producer, SOON)?, &received);
-    assert_eq!(scene.diagnostics()["backend"]["refused"], serde_json::json!({}));
+    assert_eq!(scene.diagnostics()["backend"]["refused"], json!({}));
     guest.power_off()
 }
 
@@ -264,7 +262,7 @@ fn wait_for_room(ways: &[Way]) -> Result<()> {
     let scene = Scene::new(&["--size", "1M", "--hold-ms", "60000"]);
     let _backend = scene.backend()?;
     let guest = ways[0].guest(&scene)?.boot()?;
-    let function = function_of(&guest, "vda")?;
+    let function = guest.pci_address("vda")?;
     guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
     for way in ways {
         let address = way.bind(&guest, &function)?;
@@ -293,6 +291,36 @@ fn a_full_ring_is_waited_for_in_one_read_behind_an_iommu() -> Result<()> {
     wait_for_room(&[Way::Vfio])
 }
 
+/// Whoever waits at a disk that is unplugged is told so.
+fn lose_the_disk(way: Way) -> Result<()> {
+    let scene = Scene::new(&["--size", "1M", "--hold-ms", "60000"]);
+    let _backend = scene.backend()?;
+    let disk = Disk::vhost_user(scene.path("s")).reconnecting().options("bus=plug,id=ring");
+    let guest = way.around(GuestBuilder::new().slot("plug").disk(disk))?.boot()?;
+    let address = way.take(&guest, "vda")?;
+    let full = guest.spawn(&format!("yes | blockring produce {address}"))?;
+    scene.wait_until_full();
+    guest.qmp("device_del", &json!({ "id": "ring" }))?;
+    let lost = full.wait(SOON)?;
+    assert!(lost.status == 1 && lost.stderr.contains("the device is gone"), "{lost:?}");
+    guest.power_off()
+}
+
+#[test]
+fn a_disk_that_is_unplugged_is_gone_by_registers_alone() -> Result<()> {
+    lose_the_disk(Way::Bare)
+}
+
+#[test]
+fn a_disk_that_is_unplugged_is_gone_with_a_line_that_interrupts() -> Result<()> {
+    lose_the_disk(Way::Uio)
+}
+
+#[test]
+fn a_disk_that_is_unplugged_is_gone_behind_an_iommu() -> Result<()> {
+    lose_the_disk(Way::Vfio)
+}
+
 #[test]
 fn what_cannot_be_is_said_in_words() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
@@ -315,7 +343,7 @@ fn what_cannot_be_is_said_in_words() -> Result<()> {
         }
         Ok(())
     };
-    let ours = function_of(&guest, "vda")?;
+    let ours = guest.pci_address("vda")?;
     let look = |address: &str| format!("blockring diagnostics {address}");
     refused(&look("pci:1:2:3"), &["is not the address of a PCI device, as in 0000:00:04.0"])?;
     refused(&look("pci:0000:00:1e.7"), &["there is no such PCI device"])?;

@@ -258,6 +258,8 @@ impl Driver {
                 let pause = if interrupt.is_none() { Some(pauses.next()) } else { None };
                 let waited: Vec<_> = gone.into_iter().chain(interrupt).collect();
                 if wait_readable(&waited, pause)? == Some(0) && gone.is_some() {
+                    // Who is gone is for those who know.
+                    self.transport.present()?;
                     self.search.wait(&mut *self.transport, &mut self.queue)?;
                 }
                 self.transport.present()?;

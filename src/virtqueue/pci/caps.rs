@@ -166,7 +166,7 @@ fn check(
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
@@ -184,7 +184,7 @@ mod tests {
     }
 
     /// As QEMU lays it out, with a capability of somebody else in front.
-    fn honest() -> [u8; CONFIG_BYTES] {
+    pub fn honest() -> [u8; CONFIG_BYTES] {
         let mut config = [0; CONFIG_BYTES];
         config[STATUS] = HAS_LIST;
         config[LIST] = 0x98;

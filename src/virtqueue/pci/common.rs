@@ -164,16 +164,15 @@ impl Common {
             status if status & NEEDS_RESET != 0 => {
                 Err(io::Error::other("the device has met an error that only a reset ends"))
             }
-            // Somebody else has reset it.
-            status if status & DRIVER_OK != DRIVER_OK => {
-                Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the device was taken away"))
-            }
+            // It is kept from memory, as before it is unplugged, or was reset past us.
+            status if status & DRIVER_OK != DRIVER_OK => Err(gone()),
             _ => Ok(()),
         }
     }
 }
 
-fn gone() -> io::Error {
+/// It is not there any more.
+pub fn gone() -> io::Error {
     io::Error::new(io::ErrorKind::ConnectionAborted, "the device is gone")
 }
 

@@ -46,20 +46,15 @@ impl Config {
         Ok(bytes)
     }
 
-    /// Lets the processor reach the device's registers.
-    pub fn enable_registers(&self) -> io::Result<()> {
-        self.set(MEMORY, 0)
+    /// Lets the processor reach the device's registers, and keeps the device from memory and from interrupting by its line.
+    pub fn disable_device(&self) -> io::Result<()> {
+        self.set(MEMORY | NO_LINE_INTERRUPT, BUS_MASTER)
     }
 
     /// Lets the device reach memory, and interrupt by its line or not.
     pub fn enable_device(&self, line: bool) -> io::Result<()> {
         let (set, clear) = if line { (0, NO_LINE_INTERRUPT) } else { (NO_LINE_INTERRUPT, 0) };
         self.set(MEMORY | BUS_MASTER | set, clear)
-    }
-
-    /// Keeps the device from memory.
-    pub fn disable_device(&self) -> io::Result<()> {
-        self.set(NO_LINE_INTERRUPT, BUS_MASTER)
     }
 
     /// Lets the device interrupt by its line again, which the kernel has switched off to end the interrupt.

@@ -12,7 +12,10 @@ mod function;
 mod interrupts;
 mod physical;
 mod registers;
+#[cfg(test)]
+mod tests;
 mod vfio;
+mod vfio_calls;
 
 use self::bare::Bare;
 use self::caps::Capabilities;
@@ -25,8 +28,10 @@ use self::vfio::Vfio;
 use super::disk::{self, WANTED};
 use super::{Disk, DmaMemory, Layout, Transport};
 use crate::pci::{Claim, PciAddress, Sysfs};
+use crate::wait::wait_readable;
 use std::io::{self, ErrorKind};
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// The one queue that is used.
 const QUEUE: u16 = 0;
@@ -49,7 +54,10 @@ pub struct Pci {
 impl Pci {
     /// Takes the device at `address`, which the kernel's driver must not have. The queue does not run before [`start`](Transport::start).
     pub fn open(address: PciAddress) -> io::Result<Self> {
-        let sysfs = Sysfs::default();
+        Self::take(Sysfs::default(), address)
+    }
+
+    fn take(sysfs: Sysfs, address: PciAddress) -> io::Result<Self> {
         if !sysfs.exists(address) {
             return Err(io::Error::new(ErrorKind::NotFound, "there is no such PCI device"));
         }
@@ -82,12 +90,11 @@ impl Pci {
             .map_err(|e| io::Error::new(ErrorKind::Unsupported, e))?;
         let registers = |place: caps::Place| Registers::map(function.region(place.bar)?, place);
         let (common, notify) = (Common::new(registers(caps.common)?), registers(caps.notify)?);
-        config.enable_registers()?;
+        config.disable_device()?;
         // Whoever had it before may have left it with memory that is not his any more.
         common.reset()?;
         let interrupts = function.interrupts(registers(caps.isr)?)?;
-        config.enable_device(matches!(interrupts, Interrupts::Line(_)))?;
-        let features = common.negotiate(WANTED)?;
+        let features = common.negotiate(WANTED).inspect_err(|_| drop(common.reset()))?;
         let device = registers(caps.device)?;
         let disk = Disk::new(features, &common.steadily(|| read(&device))?)?;
         Ok(Self {
@@ -120,7 +127,9 @@ impl Transport for Pci {
     }
 
     fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+        let line = matches!(self.interrupts, Interrupts::Line(_));
         self.function.map(memory)?;
+        self.config.enable_device(line)?;
         // The memory may be gone before we are.
         let started = self
             .common
@@ -152,7 +161,12 @@ impl Transport for Pci {
     }
 
     fn present(&self) -> io::Result<()> {
-        self.common.present()
+        match self.function.gone() {
+            Some(gone) if wait_readable(&[gone], Some(Duration::ZERO))?.is_some() => {
+                Err(common::gone())
+            }
+            _ => self.common.present(),
+        }
     }
 }
 

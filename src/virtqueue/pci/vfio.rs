@@ -1,29 +1,29 @@
-//! A function behind an IOMMU, by VFIO: it reaches our memory and nothing else.
+//! A function behind an IOMMU, by VFIO.
 //!
-//! What is mapped for it ends with the process: the kernel resets the function and takes the mapping back before the memory is anybody
-//! else's, whatever the process died of.
+//! The kernel makes events of its interrupts, and resets it when we are gone, whatever we died of, before our memory is anybody else's. The
+//! IOMMU itself is no fence here: a virtio device that does not ask for translation goes past it.
 
 use super::config::{Area, Config};
 use super::function::Function;
 use super::in_use;
 use super::interrupts::{Interrupts, descriptor, event};
 use super::registers::Registers;
+use super::vfio_calls;
 use crate::pci::{PciAddress, Sysfs};
 use crate::virtqueue::DmaMemory;
 use std::fs::File;
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::Arc;
+use std::os::fd::BorrowedFd;
 use vfio_bindings::bindings::vfio::{
     VFIO_PCI_CONFIG_REGION_INDEX, VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_REQ_IRQ_INDEX,
 };
-use vfio_ioctls::{VfioContainer, VfioDevice, VfioError};
 use vmm_sys_util::eventfd::EventFd;
 
 /// The function, and the address space that it sees.
 pub struct Vfio {
-    device: VfioDevice,
-    container: Arc<VfioContainer>,
+    device: File,
+    _group: File,
+    container: File,
     /// The kernel wants it back.
     request: EventFd,
 }
@@ -31,23 +31,34 @@ pub struct Vfio {
 impl Vfio {
     /// Takes the function, which `vfio-pci` has.
     pub fn open(sysfs: &Sysfs, address: PciAddress) -> io::Result<Self> {
-        let container = Arc::new(VfioContainer::new(None).map_err(explain)?);
-        let path = sysfs.device(address);
-        let device = VfioDevice::new(&path, container.clone(), true).map_err(explain)?;
-        let request = event()?;
-        if device.get_irq_info(VFIO_PCI_REQ_IRQ_INDEX).is_some_and(|irq| irq.count > 0) {
-            device.enable_irq(VFIO_PCI_REQ_IRQ_INDEX, vec![&request]).map_err(explain)?;
+        let number = sysfs.iommu_group(address)?;
+        let number = number.ok_or_else(|| io::Error::other("it is in no IOMMU group"))?;
+        let container = open("vfio")?;
+        let group = open(&number.to_string())?;
+        if !vfio_calls::is_viable(&group)? {
+            let words = "other devices of its IOMMU group are the kernel's: they have to be bound to vfio-pci too";
+            return Err(io::Error::new(ErrorKind::ResourceBusy, words));
         }
-        Ok(Self { device, container, request })
+        vfio_calls::join(&group, &container)?;
+        let device = vfio_calls::device(&group, &address.to_string())?;
+        let request = event()?;
+        // Without it nobody tells.
+        vfio_calls::interrupt(&device, VFIO_PCI_REQ_IRQ_INDEX, &request)?;
+        Ok(Self { device, _group: group, container, request })
     }
 
     fn area(&self, region: u32) -> io::Result<Area> {
-        // SAFETY: the descriptor is the device's, which lives as long as the borrow.
-        let device = unsafe { BorrowedFd::borrow_raw(self.device.as_raw_fd()) };
-        let (offset, bytes) =
-            (self.device.get_region_offset(region), self.device.get_region_size(region));
-        Ok(Area { file: File::from(device.try_clone_to_owned()?), offset, bytes })
+        let (offset, bytes) = vfio_calls::region(&self.device, region)?;
+        Ok(Area { file: self.device.try_clone()?, offset, bytes })
     }
+}
+
+fn open(name: &str) -> io::Result<File> {
+    let path = format!("/dev/vfio/{name}");
+    File::options().read(true).write(true).open(&path).map_err(|e| match e.kind() {
+        ErrorKind::ResourceBusy => in_use(),
+        kind => io::Error::new(kind, format!("{path}: {e}")),
+    })
 }
 
 impl Function for Vfio {
@@ -60,45 +71,22 @@ impl Function for Vfio {
     }
 
     fn map(&self, memory: &DmaMemory) -> io::Result<()> {
-        let at = memory.host_address(0) as *mut u8;
-        let bytes = usize::try_from(memory.bytes()).map_err(io::Error::other)?;
+        let (host, device) = (memory.host_address(0), memory.device_address(0));
         // The device address is the physical one: a device that does not ask for translation (ACCESS_PLATFORM) is not subject to
         // it, and would miss every other.
         //
         // SAFETY: the memory is looked at by atomics and copies alone, as any that is shared with another process. It is ours until the
         // driver drops it, which is after the device was reset and this container is gone.
-        unsafe { self.container.vfio_dma_map(memory.device_address(0), bytes, at) }.map_err(explain)
+        unsafe { vfio_calls::map(&self.container, host, device, memory.bytes()) }
     }
 
     fn interrupts(&self, _: Registers) -> io::Result<Interrupts> {
-        if self.device.get_irq_info(VFIO_PCI_MSIX_IRQ_INDEX).is_none_or(|irq| irq.count == 0) {
-            return Ok(Interrupts::None);
-        }
         let event = event()?;
-        self.device.enable_msix(vec![&event]).map_err(explain)?;
-        Ok(Interrupts::Message(event))
+        let there = vfio_calls::interrupt(&self.device, VFIO_PCI_MSIX_IRQ_INDEX, &event)?;
+        Ok(if there { Interrupts::Message(event) } else { Interrupts::None })
     }
 
     fn gone(&self) -> Option<BorrowedFd<'_>> {
         Some(descriptor(&self.request))
-    }
-}
-
-fn explain(error: VfioError) -> io::Error {
-    match error {
-        VfioError::OpenGroup(e, _) if e.kind() == ErrorKind::ResourceBusy => in_use(),
-        VfioError::OpenGroup(e, group) => {
-            let remedy = match e.kind() {
-                ErrorKind::PermissionDenied => " (whoever may open that may drive the device)",
-                _ => "",
-            };
-            io::Error::new(e.kind(), format!("/dev/vfio/{group}: {e}{remedy}"))
-        }
-        VfioError::GroupViable => io::Error::new(
-            ErrorKind::ResourceBusy,
-            "other devices of its IOMMU group are the kernel's: they have to be bound to vfio-pci too",
-        ),
-        VfioError::OpenContainer(e) => io::Error::new(e.kind(), format!("/dev/vfio/vfio: {e}")),
-        other => io::Error::other(other),
     }
 }
