@@ -137,7 +137,6 @@ mod tests {
         is_there: bool,
         answers: bool,
         lives: u32,
-        nothing: OwnedFd,
     }
 
     impl Transport for Short {
@@ -157,16 +156,20 @@ mod tests {
             Ok(())
         }
 
-        fn interrupt(&self) -> BorrowedFd<'_> {
-            self.nothing.as_fd()
+        fn interrupt(&self) -> Option<BorrowedFd<'_>> {
+            None
         }
 
         fn acknowledge(&self) {}
 
         fn pass_on(&self) {}
 
-        fn gone(&self) -> BorrowedFd<'_> {
-            self.nothing.as_fd()
+        fn gone(&self) -> Option<BorrowedFd<'_>> {
+            None
+        }
+
+        fn present(&self) -> io::Result<()> {
+            Ok(())
         }
 
         fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
@@ -184,8 +187,7 @@ mod tests {
     }
 
     fn set_up() -> (Search, Short, BlockQueue) {
-        let nothing = std::fs::File::open("/dev/null").unwrap().into();
-        let transport = Short { is_there: true, answers: false, lives: 0, nothing };
+        let transport = Short { is_there: true, answers: false, lives: 0 };
         let shape = Shape::new(1, 512);
         let memory = transport.allocate(shape.memory()).unwrap();
         let mut queue = BlockQueue::new(memory, shape, false);
