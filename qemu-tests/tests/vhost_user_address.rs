@@ -5,6 +5,7 @@ mod common;
 
 use common::{SOON, Scene};
 use qemu_tests::{Daemon, binaries, wait_until};
+use serde_json::Value;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -33,15 +34,20 @@ fn lines() -> String {
     (0..20_000).fold(String::new(), |text, number| text + &format!("line {number}\n"))
 }
 
+/// A backend that knows nothing of rings, with `disk` at `s`.
+fn storage(dir: &Path) -> Daemon {
+    let mut command = Command::new("qemu-storage-daemon");
+    command.current_dir(dir).args(["--blockdev", "driver=file,node-name=f,filename=disk"]);
+    command.args(["--blockdev", "driver=raw,node-name=r,file=f", "--export"]);
+    command.arg("type=vhost-user-blk,id=e,node-name=r,addr.type=unix,addr.path=s,writable=on");
+    Daemon::spawn("storage", command, dir).unwrap()
+}
+
 #[test]
 fn a_ring_on_any_backend_s_disk() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("disk"), vec![0; 1 << 20]).unwrap();
-    let mut command = Command::new("qemu-storage-daemon");
-    command.current_dir(dir.path()).args(["--blockdev", "driver=file,node-name=f,filename=disk"]);
-    command.args(["--blockdev", "driver=raw,node-name=r,file=f", "--export"]);
-    command.arg("type=vhost-user-blk,id=e,node-name=r,addr.type=unix,addr.path=s,writable=on");
-    let mut daemon = Daemon::spawn("storage", command, dir.path()).unwrap();
+    let mut daemon = storage(dir.path());
     daemon.wait_for_path(&dir.path().join("s"), PATIENCE).unwrap();
     let run = |arguments: &[&str], input: &str| blockring(dir.path(), arguments, input);
     run(&["create", "vhost-user:s"], "");
@@ -51,6 +57,39 @@ fn a_ring_on_any_backend_s_disk() {
     assert_eq!(run(&["consume", "vhost-user:s"], ""), lines());
     daemon.kill().unwrap();
     assert!(run(&["check", "disk"], "").starts_with("sound: 0 items"), "it is a ring like any");
+}
+
+#[test]
+fn a_producer_outlives_any_backend() {
+    const PARTS: usize = 10;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("disk"), vec![0; 1 << 20]).unwrap();
+    blockring(dir.path(), &["create", "disk"], "");
+    let mut daemon = storage(dir.path());
+    daemon.wait_for_path(&dir.path().join("s"), PATIENCE).unwrap();
+    let mut command = Command::new(binaries::host().unwrap().blockring());
+    command.current_dir(dir.path()).args(["produce", "vhost-user:s"]);
+    let (mut producer, mut feed) = Daemon::spawn_fed("producer", command, dir.path()).unwrap();
+    let lines = lines();
+    for (number, part) in lines.as_bytes().chunks(lines.len() / PARTS).enumerate() {
+        let published = || {
+            let facts = blockring(dir.path(), &["diagnostics", "--json", "disk"], "");
+            serde_json::from_str::<Value>(&facts).unwrap()["producer"].as_u64().unwrap()
+        };
+        let before = published();
+        feed.write_all(part).unwrap();
+        // Some are killed while the part is on its way.
+        if number % 2 == 0 {
+            assert!(wait_until(SOON, || published() > before), "{}", producer.stderr());
+        }
+        daemon.kill().unwrap();
+        daemon = storage(dir.path());
+    }
+    drop(feed);
+    assert!(producer.wait(SOON).unwrap().success(), "{}", producer.stderr());
+    daemon.kill().unwrap();
+    assert!(producer.stderr().contains("the backend is back"), "{}", producer.stderr());
+    assert_eq!(blockring(dir.path(), &["consume", "disk"], ""), lines);
 }
 
 #[test]

@@ -23,8 +23,8 @@ const KILLS: u64 = 50;
 /// Items that arrive between two of them: each has worked.
 const BETWEEN: u64 = 20;
 
-/// Items that are pushed at once, by turns with single ones.
-const BATCH: u64 = 8;
+/// Items that are pushed at once, by turns: in one request, and in several at once.
+const BATCHES: [u64; 3] = [1, 8, 400];
 
 /// Behind the last item.
 const END: &[u8] = b"end";
@@ -56,11 +56,13 @@ fn put<D: BlockDevice>(producer: &mut Producer<D>, items: &[Vec<u8>]) {
 
 /// Items one after the other until it is enough.
 fn produce<D: BlockDevice>(mut producer: Producer<D>, enough: &AtomicBool) {
-    let (mut number, mut count) = (0, 1);
-    while !enough.load(Ordering::Relaxed) {
+    let mut number = 0;
+    for count in BATCHES.into_iter().cycle() {
+        if enough.load(Ordering::Relaxed) {
+            break;
+        }
         put(&mut producer, &(number..number + count).map(item).collect::<Vec<_>>());
         number += count;
-        count = BATCH + 1 - count;
     }
     put(&mut producer, &[END.to_vec()]);
 }
@@ -95,7 +97,7 @@ fn consume<D: BlockDevice>(mut consumer: Consumer<D>, popped: &AtomicU64) {
 fn kill_backends(guest: Side, durability: Durability) {
     let scene = Scene::new();
     let role = if guest == Side::Producer { "producer" } else { "consumer" };
-    let mut daemon = scene.start(&["--guest", role]);
+    let mut daemon = scene.start(&["--size", "1M", "--guest", role]);
     let (enough, popped) = (&AtomicBool::new(false), &AtomicU64::new(0));
     std::thread::scope(|scope| {
         let scene = &scene;
@@ -120,7 +122,7 @@ fn kill_backends(guest: Side, durability: Durability) {
                     || ends.iter().any(std::thread::ScopedJoinHandle::is_finished)
             });
             drop(daemon);
-            daemon = scene.start(&["--guest", role]);
+            daemon = scene.start(&["--size", "1M", "--guest", role]);
         }
         enough.store(true, Ordering::Relaxed);
         // The last backend lives until they have ended.
