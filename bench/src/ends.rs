@@ -23,7 +23,9 @@ pub struct Ends<P, C: BlockDevice> {
 pub struct Passed {
     /// Items in a second.
     pub rate: f64,
-    /// From before each push until the last item of it was popped, nanoseconds.
+    /// From before each push until its advance had returned, and so until the consumer could see it, nanoseconds.
+    pub visible: Vec<f64>,
+    /// From before each push until the last item of it was popped.
     pub times: Vec<f64>,
 }
 
@@ -50,16 +52,17 @@ impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
 
     /// One round of batches from one end to the other; `clock` is what a look at it costs.
     pub fn round(&mut self, items: &[&[u8]], rounds: Rounds, clock: f64) -> Result<Passed> {
-        let mut times = Vec::with_capacity(1 << 20);
+        let (mut visible, mut times) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 20));
         let rate = rounds.one(|| {
             let before = Instant::now();
             let end = self.push(items)?;
+            visible.push((nanoseconds(before.elapsed()) - clock).max(0.0));
             self.pop_to(end)?;
-            times.push((nanoseconds(before.elapsed()) - clock).max(0.0));
+            times.push((nanoseconds(before.elapsed()) - 2.0 * clock).max(0.0));
             self.consumer.advance(end)?;
             Ok(items.len())
         })?;
-        Ok(Passed { rate, times })
+        Ok(Passed { rate, visible, times })
     }
 
     /// Publishes a batch, and tells where it ends.

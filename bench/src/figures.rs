@@ -74,6 +74,8 @@ pub struct Beside {
     pub peer: f64,
     /// Items in a second, to the peer's requests: of pairs of rounds.
     pub times_peer: f64,
+    /// From before the push of one item until the consumer could see it, nanoseconds: half of them at most.
+    pub visible: Option<f64>,
     /// Bytes in a second of a copy alone, beyond the caches.
     pub copy: f64,
     /// Bytes of items in a second, of those: of pairs of rounds.
@@ -85,7 +87,7 @@ impl Items {
     pub fn found(&self) -> Found {
         let beside = self.beside.as_ref();
         Found {
-            lines: self.latency.as_ref().zip(beside).map(|(times, at)| times.p50() / at.line),
+            lines: beside.and_then(|beside| Some(beside.visible? / beside.line)),
             times_peer: beside.map(|beside| beside.times_peer),
             far: beside.is_some_and(|beside| !beside.near),
             of_copy: beside.map(|beside| beside.of_copy),

@@ -164,12 +164,16 @@ fn outcome(load: Load, samples: &[Sample]) -> Items {
         near: counted.near,
         peer: counted.median(|sample| sample.peer),
         times_peer: counted.median(|sample| sample.ours.rate / sample.peer),
+        visible: None,
         copy: counted.median(|sample| sample.copy),
         of_copy: counted.median(|sample| moved(sample) / sample.copy),
     };
-    let times = counted.rounds.iter().flat_map(|sample| &sample.ours.times);
-    let latency =
-        (load.batch == 1).then(|| Distribution::of(&mut times.copied().collect::<Vec<_>>()));
+    let single = |of: fn(&Passed) -> &Vec<f64>| {
+        let times = counted.rounds.iter().flat_map(|sample| of(&sample.ours));
+        (load.batch == 1).then(|| Distribution::of(&mut times.copied().collect::<Vec<_>>()))
+    };
+    let (visible, latency) = (single(|ours| &ours.visible), single(|ours| &ours.times));
+    let beside = Beside { visible: visible.map(|times| times.p50()), ..beside };
     let rate = counted.median(|sample| sample.ours.rate);
     Items { way: "one thread", load, rate, latency, beside: Some(beside), bars: wanted(load) }
 }
@@ -189,9 +193,9 @@ fn file(dir: &Path, rounds: Rounds, clock: f64) -> Result<Items> {
 mod tests {
     use super::*;
 
-    /// A round of so many items in a second beside a peer and a copy; each item took as long as `lines` lines of 100 ns.
+    /// A round of so many items in a second beside a peer and a copy; each item was visible after `lines` lines of 100 ns.
     fn outcome_of(load: Load, rate: f64, lines: f64) -> Items {
-        let ours = Passed { rate, times: vec![lines * 100.0] };
+        let ours = Passed { rate, visible: vec![lines * 100.0], times: vec![9e9] };
         outcome(load, &[Sample { ours, peer: 1e5, copy: 1e10, line: 100.0 }])
     }
 
