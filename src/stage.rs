@@ -68,11 +68,10 @@ impl Stage {
         for (payload, length) in items {
             let framed = (4 + payload.len()).next_multiple_of(4);
             let (item, behind) = rest.split_at_mut(framed);
-            let (header, body) = item.split_at_mut(4);
-            header.copy_from_slice(&length.to_le_bytes());
-            let (body, padding) = body.split_at_mut(payload.len());
-            body.copy_from_slice(payload);
-            padding.fill(0);
+            // The padding, if there is any, is in the last of these words.
+            item[framed - 4..].copy_from_slice(&[0; 4]);
+            item[..4].copy_from_slice(&length.to_le_bytes());
+            item[4..4 + payload.len()].copy_from_slice(payload);
             rest = behind;
         }
         self.end = end;

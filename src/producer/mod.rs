@@ -241,5 +241,10 @@ fn length_of(payload: &[u8], geometry: Geometry) -> Result<u32> {
 }
 
 fn lengths_of(payloads: &[Cow<'_, [u8]>], geometry: Geometry) -> Result<Vec<u32>> {
-    payloads.iter().map(|payload| length_of(payload, geometry)).collect()
+    // By `collect` it would grow as it goes.
+    let mut lengths = Vec::with_capacity(payloads.len());
+    for payload in payloads {
+        lengths.push(length_of(payload, geometry)?);
+    }
+    Ok(lengths)
 }

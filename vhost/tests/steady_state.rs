@@ -104,15 +104,6 @@ fn a_consuming_guest_costs_no_allocation() {
     costs_no_allocation(&counted, &mut producer, &mut consumer);
 }
 
-/// The queue's thread of a process.
-fn queue_thread(pid: u32) -> String {
-    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
-    let name =
-        |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap();
-    let queue = tasks.map(Result::unwrap).find(|task| name(task).trim() == "queue");
-    queue.unwrap().file_name().into_string().unwrap()
-}
-
 #[test]
 fn a_request_costs_no_system_call_while_both_sides_look() {
     let scene = Scene::new();
@@ -143,7 +134,7 @@ fn a_request_costs_no_system_call_while_both_sides_look() {
     };
     requests(1000);
     let trace = scene.path("trace");
-    let thread = queue_thread(daemon.0.id());
+    let thread = daemon.queue_thread();
     let mut strace = Daemon(
         Command::new("strace")
             .args(["-qq", "-p", &thread, "-o"])

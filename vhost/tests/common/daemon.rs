@@ -30,6 +30,25 @@ impl Drop for Daemon {
 }
 
 impl Daemon {
+    /// The number of the thread that drives the queue.
+    pub fn queue_thread(&self) -> String {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let name =
+            |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap();
+        let queue = tasks.map(Result::unwrap).find(|task| name(task).trim() == "queue");
+        queue.unwrap().file_name().into_string().unwrap()
+    }
+
+    /// Waits until that thread sleeps: it has looked at the queue for the last time before the next kick.
+    pub fn queue_sleeps(&self) {
+        let status = format!("/proc/{}/status", self.queue_thread());
+        eventually("the queue's thread sleeps", || {
+            std::fs::read_to_string(&status)
+                .unwrap()
+                .lines()
+                .any(|line| line.starts_with("State:\tS"))
+        });
+    }
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
     }

@@ -172,6 +172,7 @@ fn memory_that_is_taken_back_ends_the_connection_alone() {
         ask(&memory, 0, 0);
         kick(&kicks);
         assert_eq!(status(&memory, 0), 0);
+        daemon.queue_sleeps();
         ask(&memory, 1, 0);
         memory.set_len(left).unwrap();
         kick(&kicks);
