@@ -69,7 +69,7 @@ suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest --
 # So is the one whose instructions are counted.
 suite counted 10 cargo build --locked --release -p vhost-device-blockring --bench instructions
 # A guest takes a processor; more of them at once only make each other slow.
-suite qemu 12 cargo test --locked -p qemu-tests -- --test-threads=2
+suite qemu 16 cargo test --locked -p qemu-tests -- --test-threads=2
 suite bench 5 cargo test --locked -p ring-bench
 suite fuzz 15 scripts/fuzz.sh --each 20
 if ((long)); then
