@@ -7,18 +7,6 @@ use common::{LONG, SOON, Scene, daemon_report, job_report, numbers, report};
 use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, Result, binaries, wait_until};
 use serde_json::{Value, json};
 
-/// Modules for interrupts of a device that no driver of the kernel's has, and for VFIO.
-const MODULES: [&str; 8] = [
-    "uio",
-    "uio_pci_generic",
-    "irqbypass",
-    "vfio",
-    "vfio_virqfd",
-    "vfio_iommu_type1",
-    "vfio_pci_core",
-    "vfio_pci",
-];
-
 /// How the process gets at the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -44,17 +32,12 @@ impl Way {
     }
 
     fn around(self, guest: GuestBuilder) -> Result<GuestBuilder> {
-        let image = MODULES.into_iter().fold(ImageSpec::standard()?, ImageSpec::module);
+        let image = ImageSpec::standard()?.passing();
         let image = image.file("bin/syscalls", binaries::guest()?.syscalls());
         let guest = guest.image(image);
         Ok(match self {
             Self::Bare | Self::Uio => guest,
-            Self::Vfio => guest
-                .arguments(["-machine", "kernel-irqchip=split"])
-                .arguments(["-device", "intel-iommu,caching-mode=on,intremap=on"])
-                .kernel_word("intel_iommu=on")
-                // A busy host lets no timer tick in time, which is a panic where interrupts are remapped.
-                .kernel_word("no_timer_check"),
+            Self::Vfio => guest.iommu(),
         })
     }
 

@@ -112,8 +112,9 @@ impl Transport for VhostUser {
         self.disk
     }
 
+    /// Of huge pages where the administrator has set some aside: fewer entries of the translation caches, here and in the backend.
     fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
-        DmaMemory::new(bytes, Pages::Small)
+        DmaMemory::new(bytes, Pages::Huge).or_else(|_| DmaMemory::new(bytes, Pages::Small))
     }
 
     fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
