@@ -53,29 +53,39 @@ impl Stage {
         self.written == self.end
     }
 
-    /// Whether `more` bytes join what is staged, rather than wait until that is written.
-    pub fn has_room(&self, more: u64) -> bool {
-        self.is_clean() || (self.end as u64).saturating_add(more) <= self.limit as u64
+    /// Bytes that join what is staged; more of them wait until that is written.
+    pub fn room(&self) -> u64 {
+        if self.is_clean() { u64::MAX } else { self.limit.saturating_sub(self.end) as u64 }
     }
 
-    /// Frames items behind the others, each with its length, and answers their bytes with framing, of which there are `bytes`.
-    pub fn put<'a>(&mut self, items: impl Iterator<Item = (&'a [u8], u32)>, bytes: usize) -> &[u8] {
-        let (start, end) = (self.end, self.end + bytes);
+    /// Frames an item of `length` bytes behind the others.
+    pub fn put(&mut self, payload: &[u8], length: u32) {
+        let framed = (4 + payload.len()).next_multiple_of(4);
+        let (start, end) = (self.end, self.end + framed);
         if end > self.bytes.len() {
             self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));
         }
-        let mut rest = &mut self.bytes[start..end];
-        for (payload, length) in items {
-            let framed = (4 + payload.len()).next_multiple_of(4);
-            let (item, behind) = rest.split_at_mut(framed);
-            // The padding, if there is any, is in the last of these words.
-            item[framed - 4..].copy_from_slice(&[0; 4]);
-            item[..4].copy_from_slice(&length.to_le_bytes());
-            item[4..4 + payload.len()].copy_from_slice(payload);
-            rest = behind;
-        }
+        let item = &mut self.bytes[start..end];
+        // The padding, if there is any, is in the last of these words.
+        item[framed - 4..].copy_from_slice(&[0; 4]);
+        item[..4].copy_from_slice(&length.to_le_bytes());
+        item[4..4 + payload.len()].copy_from_slice(payload);
         self.end = end;
-        &self.bytes[start..end]
+    }
+
+    /// Where the next item goes: for [`since`](Self::since) and [`forget`](Self::forget), until something is written.
+    pub fn end(&self) -> usize {
+        self.end
+    }
+
+    /// What was staged from there on, with framing.
+    pub fn since(&self, end: usize) -> &[u8] {
+        &self.bytes[end..self.end]
+    }
+
+    /// Forgets what was staged from there on.
+    pub fn forget(&mut self, end: usize) {
+        self.end = end;
     }
 
     /// The sectors to write, and where in the stream they begin. `oldest` fills in what the last one holds behind the items.

@@ -5,7 +5,7 @@ mod writes;
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side};
+use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, framed_len};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting};
@@ -130,13 +130,15 @@ impl<D: BlockDevice> Producer<D> {
 
     /// Puts an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
     pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
-        let payload = item.encode();
-        let length = length_of(&payload, self.handle.geometry)?;
-        self.push_all(&[payload], &[length])
+        self.push_batch(&[item])
     }
 
     /// Pushes items, all or none of them.
     pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
+        self.handle.attached()?;
+        if let Some(end) = self.push_at_once(items) {
+            return Ok(end);
+        }
         let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
         let lengths = lengths_of(&encoded, self.handle.geometry)?;
         self.push_all(&encoded, &lengths)
@@ -159,21 +161,56 @@ impl<D: BlockDevice> Producer<D> {
         self.push_all(&encoded[..fits], &lengths[..fits]).map(|end| (fits, end))
     }
 
+    /// Stages items as they are encoded, as long as nothing has to be looked at or written for it. If they do not all fit so, none of them
+    /// is staged.
+    fn push_at_once<T: Encode>(&mut self, items: &[T]) -> Option<Position> {
+        let capacity = self.handle.geometry.capacity().get();
+        let used = self.pushed.position.since(self.consumer.position)?;
+        if items.is_empty() || self.consumer.flag {
+            return None;
+        }
+        let room = capacity.checked_sub(used)?.min(self.stage.room());
+        let from = self.stage.end();
+        let mut bytes = 0;
+        for item in items {
+            let payload = item.encode();
+            let fits = |framed: &u64| bytes + framed <= room;
+            let length = u32::try_from(payload.len()).ok();
+            let framed = length.map(framed_len).filter(fits);
+            let (Some(length), Some(framed)) = (length, framed) else {
+                self.stage.forget(from);
+                return None;
+            };
+            self.stage.put(&payload, length);
+            bytes += framed;
+        }
+        let end = self.pushed.position.checked_add(bytes);
+        match end {
+            Some(end) => self.staged(from, items.len(), end),
+            None => self.stage.forget(from),
+        }
+        end
+    }
+
     fn push_all(&mut self, payloads: &[Cow<'_, [u8]>], lengths: &[u32]) -> Result<Position> {
         let end = self.admit(batch_len(lengths))?;
-        let start = self.pushed.position;
-        if end > start {
-            // As many as fit into the ring, and so into memory.
-            let bytes = usize::try_from(end.get() - start.get()).unwrap_or(usize::MAX);
-            let items = payloads.iter().map(|payload| &payload[..]).zip(lengths.iter().copied());
-            let framed = self.stage.put(items, bytes);
-            // In a plain ring nobody asks for the checksum.
-            let summed = if self.handle.has_slots() { framed } else { &[] };
-            let tally = self.pushed.tally.extend(payloads.len() as u64, summed);
-            self.pushed = Mark { position: end, tally };
-            self.ends.push_back(self.pushed);
+        if end > self.pushed.position {
+            let from = self.stage.end();
+            for (payload, length) in payloads.iter().zip(lengths) {
+                self.stage.put(payload, *length);
+            }
+            self.staged(from, payloads.len(), end);
         }
         Ok(end)
+    }
+
+    /// What lies in the stage from `from` on are so many items, pushed together.
+    fn staged(&mut self, from: usize, items: usize, end: Position) {
+        // In a plain ring nobody asks for the checksum.
+        let framed = if self.handle.has_slots() { self.stage.since(from) } else { &[] };
+        let tally = self.pushed.tally.extend(items as u64, framed);
+        self.pushed = Mark { position: end, tally };
+        self.ends.push_back(self.pushed);
     }
 
     /// Makes sure that so many bytes with framing can be staged, and answers where they will end.
@@ -194,7 +231,7 @@ impl<D: BlockDevice> Producer<D> {
             }
         }
         let end = start.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
-        if !self.stage.has_room(needed) {
+        if needed > self.stage.room() {
             self.hand_over()?;
         }
         Ok(end)
