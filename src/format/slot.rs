@@ -168,11 +168,15 @@ pub fn put_slot(uuid: Uuid, sector: &mut [u8], present: Position, slot: &Slot) {
 
 /// Whether a pointer sector that is to follow `old` keeps to the rules of writing slots: at most one of them changes, to one that speaks
 /// for the new position, and not the one that speaks for the present one; the bytes around them are zero. Or there are none any more.
+///
+/// None has to change if one speaks for the new position already: it was left by a writer that died before it stored the position, and
+/// whoever comes after it writes the same once more.
 pub fn follows(uuid: Uuid, old: &[u8], present: Position, new: &[u8], to: Position) -> bool {
     if new[EXTENSION].iter().all(|&byte| byte == 0) {
         return true;
     }
-    let mut spoken = to == present;
+    let left = |index| speaks(uuid, place(new, index), to).is_some();
+    let mut spoken = to == present || (0..SLOTS_AT.len()).any(left);
     let mut changed = 0;
     for index in 0..SLOTS_AT.len() {
         let (before, after) = (place(old, index), place(new, index));
@@ -284,5 +288,7 @@ mod tests {
         assert!(!after(&[SLOTS_AT[0]], 16) && !after(&[SLOTS_AT[1]], 16));
         assert!(!after(&[9], 16) && !after(&[127], 16));
         assert!(follows(RING, &old, at(12), &[0; 512], at(16)));
+        let left = |to| follows(RING, &next, at(12), &next, at(to));
+        assert!(left(16) && !left(20) && !left(8));
     }
 }

@@ -6,8 +6,9 @@ mod common;
 use common::beside::beside;
 use common::daemon::PATIENCE;
 use common::disk::{DATA_AT, Disk, Driver, IDLE};
-use shared_block_ring::format::{PointerSector, Side};
+use shared_block_ring::format::{FLAG_AT, PointerSector, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT};
 use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Instant;
 use vhost_device_blockring::executor::Outcome;
@@ -99,6 +100,61 @@ fn what_the_library_writes_in_a_guest_is_never_refused() {
         match guest {
             Side::Producer => laps(|| &shared, host, stride),
             Side::Consumer => laps(host, || &shared, stride),
+        }
+    }
+}
+
+/// Every sector that a backend can leave which is killed while it stores `new` over `old`, store by store.
+fn halfway(old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
+    let mut sector = old.to_vec();
+    let mut states = vec![sector.clone()];
+    let mut store = |range: std::ops::Range<usize>, bytes: &[u8]| {
+        sector[range].copy_from_slice(bytes);
+        states.push(sector.clone());
+    };
+    store(TEXT_AT..512, &new[TEXT_AT..]);
+    for at in
+        SLOTS_AT.into_iter().filter(|&at| old[at..at + SLOT_BYTES] != new[at..at + SLOT_BYTES])
+    {
+        store(at..at + 8, &[0; 8]);
+        store(at + 8..at + SLOT_BYTES, &new[at + 8..at + SLOT_BYTES]);
+        store(at..at + 8, &new[at..at + 8]);
+    }
+    store(FLAG_AT..FLAG_AT + 1, &new[FLAG_AT..=FLAG_AT]);
+    store(0..8, &new[..8]);
+    states
+}
+
+#[test]
+fn a_pointer_that_a_killed_backend_has_stored_halfway_is_stored_by_the_next_one() {
+    for guest in [Side::Producer, Side::Consumer] {
+        let start = usize::try_from(guest.sector() * 512).unwrap();
+        let disk = Disk::new(guest);
+        let mut producer = Producer::attach(disk.outside()(), "queue", "p").unwrap();
+        let mut consumer = disk.consumer();
+        for number in 0..4 {
+            let end = producer.push(&[number; 20]).unwrap();
+            if guest == Side::Consumer {
+                producer.advance(end).unwrap();
+                consumer.pop(consumer.position()).unwrap();
+            } else {
+                producer.flush().unwrap();
+            }
+            let before = disk.bytes();
+            match guest {
+                Side::Producer => producer.advance(end).unwrap(),
+                Side::Consumer => consumer.advance(end).unwrap(),
+            }
+            let new = disk.bytes()[start..start + 512].to_vec();
+            for (store, sector) in halfway(&before[start..start + 512], &new).iter().enumerate() {
+                let prepare = |path: &PathBuf| {
+                    let file = std::fs::File::options().write(true).open(path).unwrap();
+                    file.write_all_at(&before, 0).unwrap();
+                    file.write_all_at(sector, start as u64).unwrap();
+                };
+                println!("{guest}, item {number}, {store} stores");
+                Disk::with(guest, false, 13, prepare).accepted(guest.sector(), &new);
+            }
         }
     }
 }

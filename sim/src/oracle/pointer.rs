@@ -92,7 +92,8 @@ impl Ring {
             slot::decode(uuid, &sector[at..at + 48]).is_some_and(|(of, _)| of == position)
         };
         let kept = match changed[..] {
-            [] => to == present,
+            // Of a writer that died before it stored the position.
+            [] => to == present || speaks(new, 16, to) || speaks(new, 64, to),
             [at] => speaks(new, at, to) && !speaks(old, at, present),
             _ => false,
         };
