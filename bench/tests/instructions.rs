@@ -42,7 +42,7 @@ const BOUNDS: [Bound; 9] = [
     Bound { case: "publish-1", parts: 1, most: 8_100 },
     Bound { case: "publish-64", parts: 1, most: 16_600 },
     Bound { case: "push", parts: 64, most: 700 },
-    Bound { case: "pop", parts: 64, most: 500 },
+    Bound { case: "pop", parts: 64, most: 450 },
     Bound { case: "fold", parts: 64, most: 150 },
 ];
 
