@@ -21,7 +21,7 @@ pub struct IdleReads {
     file: File,
     name: String,
     sector_size: SectorSize,
-    sides: [OnceLock<Option<Mutex<Reader>>>; 2],
+    sides: [OnceLock<Option<Mutex<HeldRead>>>; 2],
 }
 
 impl IdleReads {
@@ -32,9 +32,9 @@ impl IdleReads {
     }
 
     /// None where the kernel has no `io_uring`, or does not let us have it.
-    fn reader(&self, peer: Side) -> Option<&Mutex<Reader>> {
+    fn reader(&self, peer: Side) -> Option<&Mutex<HeldRead>> {
         let side = &self.sides[usize::from(peer == Side::Consumer)];
-        let reader = side.get_or_init(|| match Reader::new(self.sector_size) {
+        let reader = side.get_or_init(|| match HeldRead::new(self.sector_size) {
             Ok(reader) => Some(Mutex::new(reader)),
             Err(e) => {
                 log::debug!("{}: waiting by polling, without io_uring: {e}", self.name);
@@ -67,7 +67,7 @@ impl HeldReads for IdleReads {
 impl Drop for IdleReads {
     /// A process cannot end while a read of its is held. Any other request has it answered.
     fn drop(&mut self) {
-        let outstanding = |side: &OnceLock<Option<Mutex<Reader>>>| {
+        let outstanding = |side: &OnceLock<Option<Mutex<HeldRead>>>| {
             let reader = side.get().and_then(Option::as_ref);
             reader.is_some_and(|r| r.lock().unwrap_or_else(PoisonError::into_inner).outstanding)
         };
@@ -79,7 +79,7 @@ impl Drop for IdleReads {
     }
 }
 
-struct Reader {
+struct HeldRead {
     ring: IoUring,
     /// Where the kernel puts the sector. It has the pages for as long as it needs them, whatever becomes of our mapping.
     memory: DmaMemory,
@@ -89,13 +89,13 @@ struct Reader {
     outstanding: bool,
 }
 
-impl std::fmt::Debug for Reader {
+impl std::fmt::Debug for HeldRead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Reader(outstanding: {})", self.outstanding)
+        write!(f, "HeldRead(outstanding: {})", self.outstanding)
     }
 }
 
-impl Reader {
+impl HeldRead {
     fn new(sector_size: SectorSize) -> io::Result<Self> {
         let ring = IoUring::new(2)?;
         let memory = DmaMemory::new(u64::from(sector_size.get()), Pages::Small)?;

@@ -8,4 +8,4 @@ mod sysfs;
 
 pub use address::{NotAnAddress, PciAddress};
 pub use claim::Claim;
-pub use sysfs::{Ids, Sysfs};
+pub use sysfs::{Ids, Sysfs, names};

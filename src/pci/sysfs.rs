@@ -150,8 +150,8 @@ impl Sysfs {
     }
 }
 
-/// What is in a folder; nothing where there is none.
-fn names(folder: &Path) -> io::Result<Vec<String>> {
+/// What is in a folder of sysfs or proc; nothing where there is none.
+pub fn names(folder: &Path) -> io::Result<Vec<String>> {
     match fs::read_dir(folder) {
         Ok(entries) => {
             entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()

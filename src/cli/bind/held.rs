@@ -2,7 +2,7 @@
 
 use super::Machine;
 use nix::errno::Errno;
-use shared_block_ring::pci::PciAddress;
+use shared_block_ring::pci::{PciAddress, names};
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
@@ -139,16 +139,6 @@ fn user_of_any(machine: &Machine, paths: &[PathBuf]) -> io::Result<Option<(Strin
         }
     }
     Ok(None)
-}
-
-fn names(folder: &Path) -> io::Result<Vec<String>> {
-    match fs::read_dir(folder) {
-        Ok(entries) => {
-            entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
-        }
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error),
-    }
 }
 
 fn read_if_there(path: &Path) -> io::Result<String> {
