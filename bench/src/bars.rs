@@ -19,6 +19,8 @@ pub enum Bar {
     Raw(f64),
     /// At most so much above the least of all rows of its kind.
     Flat(f64),
+    /// So many times the messages in a second of another way out of the guest.
+    Way(f64, &'static str),
 }
 
 /// What a row has brought, as far as it was measured.
@@ -42,6 +44,8 @@ pub struct Found {
     pub of_raw: Option<f64>,
     /// A time, to the least of its kind.
     pub times_least: Option<f64>,
+    /// Messages in a second, to those of another way.
+    pub times_way: Option<f64>,
 }
 
 impl Bar {
@@ -55,6 +59,7 @@ impl Bar {
             Bar::Rate(rate) => format!(">= {} M items/s", rate / 1e6),
             Bar::Raw(part) => format!(">= {:.0} % of raw", part * 100.0),
             Bar::Flat(part) => format!("within {:.0} % of the least", part * 100.0),
+            Bar::Way(times, way) => format!(">= {times} x {way}"),
         }
     }
 
@@ -73,6 +78,7 @@ impl Bar {
             Bar::Rate(rate) => reaches(found.rate, rate),
             Bar::Raw(part) => reaches(found.of_raw, part),
             Bar::Flat(part) => within(found.times_least, 1.0 + part),
+            Bar::Way(times, _) => reaches(found.times_way, times),
         }
     }
 
@@ -103,6 +109,7 @@ mod tests {
         let rate = |rate| Found { rate: Some(rate), ..none };
         let raw = |part| Found { of_raw: Some(part), ..none };
         let flat = |times| Found { times_least: Some(times), ..none };
+        let way = |times| Found { times_way: Some(times), ..none };
         vec![
             (Bar::Lines(4.0), lines(4.0), lines(4.01)),
             (Bar::Peer(80.0), peer(80.0), peer(79.9)),
@@ -113,6 +120,7 @@ mod tests {
             (Bar::Rate(5.8e6), rate(5.8e6), rate(5.79e6)),
             (Bar::Raw(0.9), raw(0.9), raw(0.89)),
             (Bar::Flat(0.2), flat(1.2), flat(1.21)),
+            (Bar::Way(10.0, "a port"), way(10.0), way(9.9)),
         ]
     }
 
@@ -137,6 +145,7 @@ mod tests {
             rate: nan,
             of_raw: nan,
             times_least: nan,
+            times_way: nan,
         };
         for (bar, _, _) in edges() {
             assert!(!bar.met(&Found::default()) && !bar.met(&nothing), "{bar:?}");

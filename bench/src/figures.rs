@@ -1,6 +1,7 @@
 //! What is measured of a ring from end to end, as numbers with a name.
 
 use crate::bars::{Bar, Found, verdicts};
+use crate::guest;
 use crate::machine::quantile;
 use serde::Serialize;
 
@@ -158,6 +159,32 @@ impl Cost {
     }
 }
 
+/// What tells a row from the others: the way, bytes of a message, messages at once, and what a batch waits for.
+pub type Key = (&'static str, usize, usize, Until);
+
+/// What a batch is before the next one is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Until {
+    /// Taken by the way.
+    Sent,
+    /// Safe from a power cut.
+    Durable,
+    /// Popped by the host, and seen to be in the guest.
+    Popped,
+}
+
+impl Until {
+    /// As in a table, and as the guest's program has its options.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sent => "sent",
+            Self::Durable => "durable",
+            Self::Popped => "popped",
+        }
+    }
+}
+
 /// Messages out of a guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Carried {
@@ -169,10 +196,25 @@ pub struct Carried {
     pub bytes: usize,
     /// Messages sent at once.
     pub batch: usize,
-    /// Whether each batch survives a power cut before the next.
-    pub durable: bool,
+    /// What each batch is before the next is sent.
+    pub until: Until,
     /// Messages in a second: the median of the rounds.
     pub rate: f64,
+}
+
+impl Carried {
+    /// Which row it is.
+    pub fn key(&self) -> Key {
+        (self.way, self.bytes, self.batch, self.until)
+    }
+
+    /// What is wanted of it beside another row of the same guest, and whether it is so.
+    pub fn wanted(&self, all: &[Self]) -> String {
+        let Some((other, bar)) = guest::bar(self) else { return String::new() };
+        let other = all.iter().find(|row| row.key() == other);
+        let times_way = other.map(|other| self.rate / other.rate);
+        verdicts(&[bar], &Found { times_way, ..Found::default() })
+    }
 }
 
 /// All of it.

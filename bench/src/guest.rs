@@ -1,8 +1,9 @@
 //! The ways out of a guest: our disk by the guest's kernel and past it, a virtio-serial port, and a plain disk which nobody on the host reads.
 
 use crate::backend::{Backend, consumer_socket};
+use crate::bars::Bar;
 use crate::error::{Error, Result, doing};
-use crate::figures::Carried;
+use crate::figures::{Carried, Key, Until};
 use crate::items::{BATCHES, RING, SIZES};
 use crate::machine::{Processors, finished, median};
 use crate::rounds::Rounds;
@@ -24,25 +25,49 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long those who wait for the guest take to see that it is over.
 const GLANCE: Duration = Duration::from_millis(50);
 
+const KERNEL: &str = "ring";
+const PORT: &str = "virtio-serial";
+
+/// The same disk, driven by the program.
+const USERSPACE: &str = "ring, userspace";
+
 /// A way out: what the guest's program calls it, and what it is given.
 #[derive(Debug, Clone, Copy)]
 struct Way<'a> {
     name: &'static str,
     channel: &'static str,
     address: &'a str,
-    /// Whether it can be told to make durable what it carries.
-    disk: bool,
+    /// What can be waited for.
+    until: &'static [Until],
 }
 
-const RING_WAY: Way<'static> =
-    Way { name: "ring", channel: "ring", address: "serial:ring", disk: true };
+const RING_WAY: Way<'static> = Way {
+    name: KERNEL,
+    channel: "ring",
+    address: "serial:ring",
+    until: &[Until::Sent, Until::Durable, Until::Popped],
+};
 const PORT_WAY: Way<'static> =
-    Way { name: "virtio-serial", channel: "port", address: "/dev/vport0p1", disk: false };
-const DISK_WAY: Way<'static> =
-    Way { name: "plain disk", channel: "disk", address: "serial:plain", disk: true };
+    Way { name: PORT, channel: "port", address: "/dev/vport0p1", until: &[Until::Sent] };
+const DISK_WAY: Way<'static> = Way {
+    name: "plain disk",
+    channel: "disk",
+    address: "serial:plain",
+    until: &[Until::Sent, Until::Durable],
+};
 
-/// The same disk, driven by the program.
-const USERSPACE: &str = "ring, userspace";
+/// What a ring's disk without the guest's kernel is held to: a port's single messages, and an item there and back by the kernel.
+pub fn bar(carried: &Carried) -> Option<(Key, Bar)> {
+    match carried.key() {
+        (USERSPACE, 64, 64, Until::Sent) => {
+            Some(((PORT, 64, 1, Until::Sent), Bar::Way(10.0, "the port's single ones")))
+        }
+        (USERSPACE, 64, 1, Until::Popped) => {
+            Some(((KERNEL, 64, 1, Until::Popped), Bar::Way(5.0, "the kernel's")))
+        }
+        _ => None,
+    }
+}
 
 /// What has arrived on the host.
 #[derive(Default)]
@@ -101,12 +126,13 @@ fn each(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>
     let machine = if kvm["enabled"] == true { "KVM" } else { "emulated" };
     let mut all = Vec::new();
     let mut measure = |way: Way<'_>| -> Result<()> {
-        for durable in [false, true].into_iter().filter(|durable| way.disk || !durable) {
+        for &until in way.until {
             for bytes in SIZES {
-                for batch in BATCHES {
-                    let rate = one(guest, way, bytes, batch, durable, rounds, arrived)?;
+                // One by one, or the time says nothing of one.
+                for batch in BATCHES.into_iter().filter(|n| until != Until::Popped || *n == 1) {
+                    let rate = one(guest, way, bytes, batch, until, rounds, arrived)?;
                     let way = way.name;
-                    all.push(Carried { machine, way, bytes, batch, durable, rate });
+                    all.push(Carried { machine, way, bytes, batch, until, rate });
                 }
             }
         }
@@ -133,15 +159,15 @@ fn one(
     way: Way<'_>,
     bytes: usize,
     batch: usize,
-    durable: bool,
+    until: Until,
     rounds: Rounds,
     arrived: &Arrived,
 ) -> Result<f64> {
     let Way { channel, address, .. } = way;
     let (count, time) = (rounds.count, rounds.time.as_millis());
-    let durable = if durable { "--durable" } else { "" };
+    let until = until.name();
     let command = format!(
-        "channels {channel} {address} --bytes {bytes} --batch {batch} --rounds {count} --round-ms {time} {durable}"
+        "channels {channel} {address} --bytes {bytes} --batch {batch} --rounds {count} --round-ms {time} --until {until}"
     );
     let before = [&arrived.items, &arrived.port_bytes].map(|count| count.load(Ordering::Acquire));
     let answer = guest.check(&command)?;

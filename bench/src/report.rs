@@ -264,14 +264,24 @@ fn guest(ring: &Ring) -> Table {
             carried.way.to_owned(),
             carried.bytes.to_string(),
             carried.batch.to_string(),
-            if carried.durable { "yes" } else { "no" }.to_owned(),
+            carried.until.name().to_owned(),
             count(carried.rate),
             format!("{:.1}", carried.rate * carried.bytes as f64 / 1e6),
             carried.machine.to_owned(),
+            carried.wanted(&ring.guest),
         ]
     };
     Table {
-        head: vec!["way", "bytes", "batch", "durable", "messages/s", "MB/s", "guest"],
+        head: vec![
+            "way",
+            "bytes",
+            "batch",
+            "each batch is",
+            "messages/s",
+            "MB/s",
+            "guest",
+            "wanted",
+        ],
         lines: ring.guest.iter().map(line).collect(),
     }
 }

@@ -30,13 +30,23 @@ struct Arguments {
     /// Messages that are sent at once
     #[arg(long)]
     batch: u32,
-    /// Each batch survives a power cut before the next one is sent
+    /// What each batch is before the next one is sent
     #[arg(long)]
-    durable: bool,
+    until: Until,
     #[arg(long)]
     rounds: u32,
     #[arg(long)]
     round_ms: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Until {
+    /// Taken by the channel
+    Sent,
+    /// Safe from a power cut
+    Durable,
+    /// Popped by the host
+    Popped,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -66,6 +76,7 @@ fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {
         let mut sent = 0_u32;
         while start.elapsed() < Duration::from_millis(arguments.round_ms) {
             way.send()?;
+            while arguments.until == Until::Popped && !way.is_popped()? {}
             sent += 1;
         }
         way.settle()?;
@@ -84,14 +95,15 @@ enum Way {
 
 impl Way {
     fn open(arguments: &Arguments) -> Result<Self, Failure> {
-        let Arguments { channel, address, bytes, batch, durable, .. } = arguments;
+        let Arguments { channel, address, bytes, batch, until, .. } = arguments;
         let batch = usize::try_from(*batch).unwrap_or(usize::MAX);
+        let durable = *until == Until::Durable;
         let all = bytes.saturating_mul(batch);
         match channel {
             Channel::Ring => {
                 let device = load::open(address, Role::Producer, None)?;
                 let mut producer = Producer::attach(device, "bench", "channels")?;
-                let durability = if *durable { Durability::Flush } else { Durability::PageCache };
+                let durability = if durable { Durability::Flush } else { Durability::PageCache };
                 producer.set_durability(durability);
                 Ok(Self::Ring { producer: Box::new(producer), items: vec![vec![7; *bytes]; batch] })
             }
@@ -106,7 +118,7 @@ impl Way {
                 let end = disk.seek(SeekFrom::End(0))?;
                 let mut bytes = AlignedBuf::zeroed(all.next_multiple_of(SECTOR));
                 bytes.fill(7);
-                Ok(Self::Disk { disk, bytes, at: 0, end, durable: *durable })
+                Ok(Self::Disk { disk, bytes, at: 0, end, durable })
             }
         }
     }
@@ -142,10 +154,15 @@ impl Way {
     fn settle(&self) -> Result<(), Failure> {
         let Self::Ring { producer, .. } = self else { return Ok(()) };
         let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
-        while producer.debug_info()?.used > 0 {
+        while !self.is_popped()? {
             pause(producer, &mut wait)?;
         }
         Ok(())
+    }
+
+    fn is_popped(&self) -> Result<bool, Failure> {
+        let Self::Ring { producer, .. } = self else { return Ok(true) };
+        Ok(producer.debug_info()?.used == 0)
     }
 }
 
