@@ -31,6 +31,13 @@ const PORT: &str = "virtio-serial";
 /// The same disk, driven by the program.
 const USERSPACE: &str = "ring, userspace";
 
+/// For how long the consumer leaves a stream of batches alone. Guest, backend and consumer may have two processors between them, and one that
+/// is woken for each batch takes its processor from one of the others.
+const NAP: Duration = Duration::from_micros(300);
+
+/// Items found at once that make it a stream.
+const STREAM: u64 = 64;
+
 /// A way out: what the guest's program calls it, and what it is given.
 #[derive(Debug, Clone, Copy)]
 struct Way<'a> {
@@ -197,6 +204,9 @@ fn take(mut consumer: Consumer<UnixDevice>, arrived: &Arrived) -> Result<()> {
         if items > 0 {
             arrived.items.fetch_add(items, Ordering::AcqRel);
             consumer.advance(end)?;
+            if items >= STREAM {
+                std::thread::sleep(NAP);
+            }
             wait = Wait::new(Side::Producer, Some(GLANCE));
         } else if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
             wait = Wait::new(Side::Producer, Some(GLANCE));
