@@ -1,7 +1,6 @@
 //! What is measured of a ring from end to end, as numbers with a name.
 
 use crate::bars::{Bar, Found, verdicts};
-use crate::guest;
 use crate::machine::quantile;
 use serde::Serialize;
 
@@ -159,8 +158,14 @@ impl Cost {
     }
 }
 
-/// What tells a row from the others: the way, bytes of a message, messages at once, and what a batch waits for.
-pub type Key = (&'static str, usize, usize, Until);
+/// A ring's disk by the guest's kernel.
+pub const KERNEL: &str = "ring";
+
+/// The same disk, driven by the program.
+pub const USERSPACE: &str = "ring, userspace";
+
+/// A port to the host.
+pub const PORT: &str = "virtio-serial";
 
 /// What a batch is before the next one is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -203,16 +208,17 @@ pub struct Carried {
 }
 
 impl Carried {
-    /// Which row it is.
-    pub fn key(&self) -> Key {
-        (self.way, self.bytes, self.batch, self.until)
-    }
-
-    /// What is wanted of it beside another row of the same guest, and whether it is so.
+    /// What is wanted of a ring's disk without the guest's kernel beside other rows of the same guest, and whether it is so.
     pub fn wanted(&self, all: &[Self]) -> String {
-        let Some((other, bar)) = guest::bar(self) else { return String::new() };
-        let other = all.iter().find(|row| row.key() == other);
-        let times_way = other.map(|other| self.rate / other.rate);
+        let (way, batch, bar) = match (self.way, self.bytes, self.batch, self.until) {
+            (USERSPACE, 64, 64, Until::Sent) => (PORT, 1, Bar::Way(10.0, "the port's single ones")),
+            (USERSPACE, 64, 1, Until::Popped) => (KERNEL, 1, Bar::Way(5.0, "the kernel's")),
+            _ => return String::new(),
+        };
+        let is_other = |row: &&Self| {
+            (row.way, row.bytes, row.batch, row.until) == (way, self.bytes, batch, self.until)
+        };
+        let times_way = all.iter().find(is_other).map(|other| self.rate / other.rate);
         verdicts(&[bar], &Found { times_way, ..Found::default() })
     }
 }
@@ -255,5 +261,28 @@ mod tests {
         };
         assert_eq!(said(5.8e6), ">= 5.8 M items/s: yes");
         assert_eq!(said(5.7e6), ">= 5.8 M items/s: NO");
+    }
+
+    #[test]
+    fn a_ring_past_the_kernel_is_held_against_other_ways_of_the_same_guest() {
+        let row = |way, batch, until, rate| {
+            let machine = "emulated";
+            Carried { machine, way, bytes: 64, batch, until, rate }
+        };
+        let others = [
+            row(PORT, 64, Until::Sent, 1e9),
+            row(PORT, 1, Until::Sent, 100.0),
+            row(KERNEL, 1, Until::Sent, 1e9),
+            row(KERNEL, 1, Until::Popped, 100.0),
+        ];
+        let stream = |rate| row(USERSPACE, 64, Until::Sent, rate).wanted(&others);
+        assert_eq!(stream(1000.0), ">= 10 x the port's single ones: yes");
+        assert_eq!(stream(999.0), ">= 10 x the port's single ones: NO");
+        let single = |rate| row(USERSPACE, 1, Until::Popped, rate).wanted(&others);
+        assert_eq!(single(500.0), ">= 5 x the kernel's: yes");
+        assert_eq!(single(499.0), ">= 5 x the kernel's: NO");
+        let alone = row(USERSPACE, 1, Until::Popped, 500.0).wanted(&[]);
+        assert_eq!(alone, ">= 5 x the kernel's: NO");
+        assert_eq!(others[0].wanted(&others), "");
     }
 }

@@ -1,9 +1,8 @@
 //! The ways out of a guest: our disk by the guest's kernel and past it, a virtio-serial port, and a plain disk which nobody on the host reads.
 
 use crate::backend::{Backend, consumer_socket};
-use crate::bars::Bar;
 use crate::error::{Error, Result, doing};
-use crate::figures::{Carried, Key, Until};
+use crate::figures::{Carried, KERNEL, PORT, USERSPACE, Until};
 use crate::items::{BATCHES, RING, SIZES};
 use crate::machine::{Processors, finished, median};
 use crate::rounds::Rounds;
@@ -25,17 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long those who wait for the guest take to see that it is over.
 const GLANCE: Duration = Duration::from_millis(50);
 
-const KERNEL: &str = "ring";
-const PORT: &str = "virtio-serial";
-
-/// The same disk, driven by the program.
-const USERSPACE: &str = "ring, userspace";
-
 /// For how long the consumer leaves a stream of batches alone. Guest, backend and consumer may have two processors between them, and one that
 /// is woken for each batch takes its processor from one of the others.
 const NAP: Duration = Duration::from_micros(300);
 
-/// Items found at once that make it a stream.
+/// Items found at once that make it a stream: a batch.
 const STREAM: u64 = 64;
 
 /// A way out: what the guest's program calls it, and what it is given.
@@ -62,19 +55,6 @@ const DISK_WAY: Way<'static> = Way {
     address: "serial:plain",
     until: &[Until::Sent, Until::Durable],
 };
-
-/// What a ring's disk without the guest's kernel is held to: a port's single messages, and an item there and back by the kernel.
-pub fn bar(carried: &Carried) -> Option<(Key, Bar)> {
-    match carried.key() {
-        (USERSPACE, 64, 64, Until::Sent) => {
-            Some(((PORT, 64, 1, Until::Sent), Bar::Way(10.0, "the port's single ones")))
-        }
-        (USERSPACE, 64, 1, Until::Popped) => {
-            Some(((KERNEL, 64, 1, Until::Popped), Bar::Way(5.0, "the kernel's")))
-        }
-        _ => None,
-    }
-}
 
 /// What has arrived on the host.
 #[derive(Default)]

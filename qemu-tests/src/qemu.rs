@@ -249,7 +249,7 @@ fn accelerator() -> [String; 4] {
             virtual_machines && File::options().read(true).write(true).open("/dev/kvm").is_ok();
         if kvm { "kvm" } else { "tcg,thread=multi" }.to_owned()
     });
-    // Without `max` an emulated guest has no CRC32 instruction, and no random numbers at boot.
+    // Without `max` an emulated guest has no random numbers at boot.
     let processor = if chosen.starts_with("kvm") { "host" } else { "max" };
     ["-accel", &chosen, "-cpu", processor].map(str::to_owned)
 }

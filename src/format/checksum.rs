@@ -52,7 +52,8 @@ fn has_wide_multiplication() -> bool {
 }
 
 fn by_table(crc: u32, bytes: &[u8]) -> u32 {
-    let mut digest = TABLE.digest_with_initial(crc.reverse_bits() ^ !0);
+    // The register again, with its bits the other way round: so the crate has what it starts from.
+    let mut digest = TABLE.digest_with_initial(!crc.reverse_bits());
     digest.update(bytes);
     digest.finalize()
 }

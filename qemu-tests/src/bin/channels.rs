@@ -67,7 +67,7 @@ fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {
     let mut way = Way::open(arguments)?;
     // What is done once only is done before the first round.
     way.send()?;
-    way.settle()?;
+    way.settle(Duration::ZERO)?;
     let batch = arguments.batch;
     let mut messages = u64::from(batch);
     let mut rates = Vec::new();
@@ -76,10 +76,12 @@ fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {
         let mut sent = 0_u32;
         while start.elapsed() < Duration::from_millis(arguments.round_ms) {
             way.send()?;
-            while arguments.until == Until::Popped && !way.is_popped()? {}
+            if arguments.until == Until::Popped {
+                way.settle(PATIENCE)?;
+            }
             sent += 1;
         }
-        way.settle()?;
+        way.settle(Duration::ZERO)?;
         rates.push(f64::from(sent) * f64::from(batch) / start.elapsed().as_secs_f64());
         messages += u64::from(sent) * u64::from(batch);
     }
@@ -150,19 +152,15 @@ impl Way {
         }
     }
 
-    /// What is in a ring is not there yet. The other ways have taken what they were given.
-    fn settle(&self) -> Result<(), Failure> {
+    /// What is in a ring is not there yet. The other ways have taken what they were given. Looks again and again for as long as `spin`,
+    /// and then sleeps.
+    fn settle(&self, spin: Duration) -> Result<(), Failure> {
         let Self::Ring { producer, .. } = self else { return Ok(()) };
-        let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
-        while !self.is_popped()? {
+        let mut wait = Wait::new(Side::Consumer, Some(PATIENCE)).spin(spin);
+        while producer.debug_info()?.used > 0 {
             pause(producer, &mut wait)?;
         }
         Ok(())
-    }
-
-    fn is_popped(&self) -> Result<bool, Failure> {
-        let Self::Ring { producer, .. } = self else { return Ok(true) };
-        Ok(producer.debug_info()?.used == 0)
     }
 }
 
