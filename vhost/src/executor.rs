@@ -83,8 +83,10 @@ pub struct Executor {
     service: Service,
     counters: Arc<Counters>,
     refusals: Refusals,
-    /// Rung when the guest's pointer sector changes.
+    /// Rung when the guest's pointer sector has changed.
     host: Bell,
+    /// It has, and nobody has rung.
+    unrung: bool,
     /// The guest's side: ours to know, since only we store it.
     mine: Mine,
     /// What the last idle-class read of the host's pointer sector was told.
@@ -107,7 +109,19 @@ impl Executor {
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
         let now = vec![0; region.geometry().sector_size().bytes()];
-        Self { region, guard, service, counters, refusals, host, mine, told: None, now, room: None }
+        Self {
+            region,
+            guard,
+            service,
+            counters,
+            refusals,
+            host,
+            unrung: false,
+            mine,
+            told: None,
+            now,
+            room: None,
+        }
     }
 
     /// A new front end, or a reset one, has been told nothing.
@@ -119,6 +133,14 @@ impl Executor {
     pub fn has_news(&mut self) -> bool {
         self.region.head_sector(self.guard.host().sector(), &mut self.now);
         self.told.as_ref() != Some(&self.now)
+    }
+
+    /// Wakes the host if it sleeps and something has changed for it. That takes longer than a request, and so has time until the guest
+    /// has its answer; whatever becomes of that, it has to be done.
+    pub fn ring(&mut self) {
+        if std::mem::take(&mut self.unrung) && self.host.ring() {
+            self.counters.wakeups.count();
+        }
     }
 
     /// Counts and reports a chain that was not a request.
@@ -246,7 +268,7 @@ impl Executor {
             self.region.store(mem, &request.data, view.part(&data), data.start)?;
         }
         if range.contains(&geometry.pointer_start(self.guard.guest())) {
-            self.wake_host();
+            self.unrung = true;
         }
         Ok(self.written(request))
     }
@@ -283,16 +305,10 @@ impl Executor {
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;
-            self.wake_host();
+            self.unrung = true;
         }
         self.room = Some(grant.into_room());
         Ok(self.written(request))
-    }
-
-    fn wake_host(&self) {
-        if self.host.ring() {
-            self.counters.wakeups.count();
-        }
     }
 
     fn written(&self, request: &Request) -> Outcome {

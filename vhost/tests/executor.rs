@@ -7,10 +7,11 @@ use common::beside::beside;
 use common::daemon::PATIENCE;
 use common::disk::{DATA_AT, Disk, Driver, IDLE};
 use shared_block_ring::format::{FLAG_AT, PointerSector, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT};
+use shared_block_ring::wait::wait_readable;
 use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vhost_device_blockring::executor::Outcome;
 use vhost_device_blockring::guard::Reason;
 use virtio_bindings::bindings::virtio_blk::{
@@ -51,6 +52,24 @@ fn an_honest_producer_is_served() {
     consumer.advance(at(12)).unwrap();
     assert_eq!(disk.read(2, 512), disk.bytes()[1024..1536]);
     assert_eq!(disk.counters.published.get(), 1);
+}
+
+#[test]
+fn the_host_is_woken_only_when_the_guest_may_have_its_answer() {
+    let mut disk = Disk::new(Side::Producer);
+    let is_rung = |disk: &Disk| wait_readable(&[disk.host.fd()], Some(Duration::ZERO)).unwrap();
+    disk.accepted(3, &item(8, 7));
+    disk.host.announce();
+    disk.executor.ring();
+    assert_eq!(is_rung(&disk), None, "for data that are not visible");
+    disk.accepted(1, &pointer(Side::Producer, 12));
+    assert_eq!(is_rung(&disk), None, "before the answer");
+    disk.executor.ring();
+    assert_eq!(is_rung(&disk), Some(0));
+    disk.host.awake();
+    disk.host.announce();
+    disk.executor.ring();
+    assert_eq!((is_rung(&disk), disk.counters.wakeups.get()), (None, 1), "a second time");
 }
 
 /// Pushes numbered items of growing length in batches, attaching anew now and then; each batch is popped with steps of `stride` items.

@@ -68,8 +68,20 @@ impl Worker {
         }
     }
 
-    /// Answers a request, or sets it aside if it waits for somebody else.
+    /// Answers a request, or sets it aside if it waits for somebody else. Then the host may be told what it has changed.
     fn settle(
+        &mut self,
+        queue: &mut Split<'_>,
+        mem: &GuestMemory,
+        head: u16,
+        outcome: Outcome,
+    ) -> Result<(), Broken> {
+        let settled = self.answer_or_park(queue, mem, head, outcome);
+        self.executor.ring();
+        settled
+    }
+
+    fn answer_or_park(
         &mut self,
         queue: &mut Split<'_>,
         mem: &GuestMemory,

@@ -38,6 +38,8 @@ pub struct Disk {
     pub geometry: Geometry,
     pub executor: Executor,
     pub counters: Arc<Counters>,
+    /// The host's end of what the executor rings.
+    pub host: Bell,
     pub request: Request,
     pub mem: GuestMemoryMmap,
 }
@@ -83,12 +85,15 @@ impl Disk {
         let guard = Guard::new(geometry, guest, uuid);
         let region = Region::new(open(&path), "ring", geometry).unwrap();
         let counters = Arc::new(Counters::default());
-        let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Host).unwrap();
+        let (page, event) = (new_page().unwrap(), new_event().unwrap());
+        let bell = |event| Bell::new(&page, event, Sleeper::Host).unwrap();
+        let (rung, host) = (bell(event.try_clone().unwrap()), bell(event));
         let serial = *b"ring\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
         let service = Service { read_only, guarded, serial };
-        let executor = Executor::new(region, guard, service, Arc::clone(&counters), bell, mine);
+        let executor = Executor::new(region, guard, service, Arc::clone(&counters), rung, mine);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        Self { file, path, guest, geometry, executor, counters, request: Request::default(), mem }
+        let request = Request::default();
+        Self { file, path, guest, geometry, executor, counters, host, request, mem }
     }
 
     pub fn run(
