@@ -59,11 +59,12 @@ impl Stage {
     }
 
     /// Frames an item of `length` bytes behind the others.
+    #[inline]
     pub fn put(&mut self, payload: &[u8], length: u32) {
         let framed = (4 + payload.len()).next_multiple_of(4);
         let (start, end) = (self.end, self.end + framed);
         if end > self.bytes.len() {
-            self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));
+            self.grow(end);
         }
         let item = &mut self.bytes[start..end];
         // The padding, if there is any, is in the last of these words.
@@ -71,6 +72,11 @@ impl Stage {
         item[..4].copy_from_slice(&length.to_le_bytes());
         item[4..4 + payload.len()].copy_from_slice(payload);
         self.end = end;
+    }
+
+    #[cold]
+    fn grow(&mut self, end: usize) {
+        self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));
     }
 
     /// Where the next item goes: for [`since`](Self::since) and [`forget`](Self::forget), until something is written.
