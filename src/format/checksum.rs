@@ -1,18 +1,16 @@
 //! CRC32C (Castagnoli), as the extensions have it.
 //!
 //! By carry-less multiplication of wide vectors where the processor has that, which takes half the time; elsewhere by the instruction
-//! for this very checksum. An emulated processor carries out both bit by bit, and has it by a table, several times faster.
+//! for this very checksum. An emulated processor carries out both bit by bit, and has it by tables, several times faster.
 
-use crc::{CRC_32_ISCSI, Crc, Table};
+use crate::format::slicing;
 use crc_fast::CrcAlgorithm::Crc32Iscsi;
 use crc_fast::Digest;
 use std::sync::LazyLock;
 
-static TABLE: Crc<u32, Table<16>> = Crc::<u32, Table<16>>::new(&CRC_32_ISCSI);
-
 static WAY: LazyLock<fn(u32, &[u8]) -> u32> = LazyLock::new(|| {
     if is_emulated() {
-        by_table
+        slicing::crc32c_append
     } else if has_wide_multiplication() {
         by_multiplication
     } else {
@@ -49,13 +47,6 @@ fn has_wide_multiplication() -> bool {
     }
     #[cfg(not(target_arch = "x86_64"))]
     false
-}
-
-fn by_table(crc: u32, bytes: &[u8]) -> u32 {
-    // The register again, with its bits the other way round: so the crate has what it starts from.
-    let mut digest = TABLE.digest_with_initial(!crc.reverse_bits());
-    digest.update(bytes);
-    digest.finalize()
 }
 
 fn by_multiplication(crc: u32, bytes: &[u8]) -> u32 {
@@ -96,7 +87,7 @@ mod tests {
             prop_assert_eq!(crc32c_append(crc32c(front), back), !whole);
             // Whichever it is here.
             prop_assert_eq!(by_multiplication(by_multiplication(0, front), back), !whole);
-            prop_assert_eq!(by_table(by_table(0, front), back), !whole);
+            prop_assert_eq!(slicing::crc32c_append(slicing::crc32c_append(0, front), back), !whole);
             prop_assert_eq!(crc32c::crc32c_append(crc32c::crc32c(front), back), !whole);
         }
     }
