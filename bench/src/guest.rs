@@ -24,13 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long those who wait for the guest take to see that it is over.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// For how long the consumer leaves a stream of batches alone. Guest, backend and consumer may have two processors between them, and one that
-/// is woken for each batch takes its processor from one of the others.
-const NAP: Duration = Duration::from_micros(300);
-
-/// Items found at once that make it a stream: a batch.
-const STREAM: u64 = 64;
-
 /// A way out: what the guest's program calls it, and what it is given.
 #[derive(Debug, Clone, Copy)]
 struct Way<'a> {
@@ -92,7 +85,7 @@ pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Resu
     let carried = std::thread::scope(|scope| {
         let items = scope.spawn(|| take(consumer, &arrived));
         let bytes = scope.spawn(|| read(port, &arrived));
-        let carried = each(&guest, rounds, &arrived);
+        let carried = both(&guest, rounds, &arrived);
         arrived.over.store(true, Ordering::Release);
         // Why one of them has ended says more than that what it counts does not come.
         finished(items).and(finished(bytes)).and(carried)
@@ -108,28 +101,60 @@ fn image() -> Result<ImageSpec> {
     Ok(image.file("bin/blockring", programs.blockring()))
 }
 
-fn each(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>> {
+/// By the guest's kernel, and then, beside the ways that stay its own, past it.
+fn both(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>> {
+    let mut carried = each(guest, &[RING_WAY], rounds, arrived)?;
+    let address = past_the_kernel(guest)?;
+    let ways = [PORT_WAY, DISK_WAY, Way { name: USERSPACE, address: &address, ..RING_WAY }];
+    carried.extend(each(guest, &ways, rounds, arrived)?);
+    Ok(carried)
+}
+
+/// The rows of those ways, in turns: what else the machine does changes within seconds, and some rows are held against others.
+fn each(
+    guest: &Guest,
+    ways: &[Way<'_>],
+    rounds: Rounds,
+    arrived: &Arrived,
+) -> Result<Vec<Carried>> {
     let kvm = guest.qmp("query-kvm", &json!({}))?;
     let machine = if kvm["enabled"] == true { "KVM" } else { "emulated" };
-    let mut all = Vec::new();
-    let mut measure = |way: Way<'_>| -> Result<()> {
-        for &until in way.until {
-            for bytes in SIZES {
-                // One by one, or the time says nothing of one.
-                for batch in BATCHES.into_iter().filter(|n| until != Until::Popped || *n == 1) {
-                    let rate = one(guest, way, bytes, batch, until, rounds, arrived)?;
-                    let way = way.name;
-                    all.push(Carried { machine, way, bytes, batch, until, rate });
-                }
-            }
+    let mut rows: Vec<_> = ways.iter().flat_map(Way::rows).collect();
+    rounds.each(|| {
+        for row in &mut rows {
+            row.rates.push(one(guest, row, rounds.time, arrived)?);
         }
         Ok(())
-    };
-    for way in [RING_WAY, PORT_WAY, DISK_WAY] {
-        measure(way)?;
+    })?;
+    let carried = rows.into_iter().map(|mut row| Carried {
+        machine,
+        way: row.way.name,
+        bytes: row.bytes,
+        batch: row.batch,
+        until: row.until,
+        rate: median(&mut row.rates),
+    });
+    Ok(carried.collect())
+}
+
+/// What is sent on a way, and the messages in a second of each round.
+struct Row<'a> {
+    way: Way<'a>,
+    bytes: usize,
+    batch: usize,
+    until: Until,
+    rates: Vec<f64>,
+}
+
+impl<'a> Way<'a> {
+    fn rows(&self) -> impl Iterator<Item = Row<'a>> {
+        let way = *self;
+        let all = way.until.iter().flat_map(|&until| SIZES.map(|bytes| (until, bytes)));
+        let all = all.flat_map(|(until, bytes)| BATCHES.map(|batch| (until, bytes, batch)));
+        // One by one, or the time says nothing of one.
+        let all = all.filter(|&(until, _, batch)| until != Until::Popped || batch == 1);
+        all.map(move |(until, bytes, batch)| Row { way, bytes, batch, until, rates: Vec::new() })
     }
-    measure(Way { name: USERSPACE, address: &past_the_kernel(guest)?, ..RING_WAY })?;
-    Ok(all)
 }
 
 /// Takes the ring's disk from the guest's kernel. The ring's address then.
@@ -140,38 +165,28 @@ fn past_the_kernel(guest: &Guest) -> Result<String> {
     Ok(format!("pci:{function}"))
 }
 
-/// Messages in a second: the median of the rounds.
-fn one(
-    guest: &Guest,
-    way: Way<'_>,
-    bytes: usize,
-    batch: usize,
-    until: Until,
-    rounds: Rounds,
-    arrived: &Arrived,
-) -> Result<f64> {
-    let Way { channel, address, .. } = way;
-    let (count, time) = (rounds.count, rounds.time.as_millis());
-    let until = until.name();
+/// One round of a row: messages in a second.
+fn one(guest: &Guest, row: &Row<'_>, time: Duration, arrived: &Arrived) -> Result<f64> {
+    let Row { way: Way { name, channel, address, .. }, bytes, batch, until, .. } = row;
+    let (time, until) = (time.as_millis(), until.name());
     let command = format!(
-        "channels {channel} {address} --bytes {bytes} --batch {batch} --rounds {count} --round-ms {time} --until {until}"
+        "channels {channel} {address} --bytes {bytes} --batch {batch} --ms {time} --until {until}"
     );
     let before = [&arrived.items, &arrived.port_bytes].map(|count| count.load(Ordering::Acquire));
     let answer = guest.check(&command)?;
     let nonsense = || qemu_tests::Error::Answer { what: command.clone(), answer: answer.clone() };
     let report: Value = serde_json::from_str(&answer).map_err(|_| nonsense())?;
     let sent = report["messages"].as_u64().ok_or_else(nonsense)?;
-    let rates = report["rates"].as_array().ok_or_else(nonsense)?;
-    let mut rates: Vec<f64> = rates.iter().filter_map(Value::as_f64).collect();
-    let (count, wanted) = match channel {
+    let rate = report["rate"].as_f64().ok_or_else(nonsense)?;
+    let (count, wanted) = match *channel {
         "ring" => (&arrived.items, before[0] + sent),
-        "port" => (&arrived.port_bytes, before[1] + sent * bytes as u64),
-        _ => return Ok(median(&mut rates)),
+        "port" => (&arrived.port_bytes, before[1] + sent * *bytes as u64),
+        _ => return Ok(rate),
     };
     if wait_until(PATIENCE, || count.load(Ordering::Acquire) == wanted) {
-        Ok(median(&mut rates))
+        Ok(rate)
     } else {
-        Err(Error::Stalled(way.name))
+        Err(Error::Stalled(name))
     }
 }
 
@@ -184,9 +199,6 @@ fn take(mut consumer: Consumer<UnixDevice>, arrived: &Arrived) -> Result<()> {
         if items > 0 {
             arrived.items.fetch_add(items, Ordering::AcqRel);
             consumer.advance(end)?;
-            if items >= STREAM {
-                std::thread::sleep(NAP);
-            }
             wait = Wait::new(Side::Producer, Some(GLANCE));
         } else if wait.pause(consumer.device(), &[])? == Woken::TimedOut {
             wait = Wait::new(Side::Producer, Some(GLANCE));

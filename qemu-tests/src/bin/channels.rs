@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// What a disk is written in.
 const SECTOR: usize = 512;
 
-/// Send messages for some rounds, and print how many a second
+/// Send messages for some time, and print how many a second
 #[derive(Parser)]
 struct Arguments {
     channel: Channel,
@@ -34,9 +34,7 @@ struct Arguments {
     #[arg(long)]
     until: Until,
     #[arg(long)]
-    rounds: u32,
-    #[arg(long)]
-    round_ms: u64,
+    ms: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
@@ -65,27 +63,22 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {
     let mut way = Way::open(arguments)?;
-    // What is done once only is done before the first round.
+    // What is done once only is done before the clock starts.
     way.send()?;
     way.settle(Duration::ZERO)?;
-    let batch = arguments.batch;
-    let mut messages = u64::from(batch);
-    let mut rates = Vec::new();
-    for _ in 0..arguments.rounds {
-        let start = Instant::now();
-        let mut sent = 0_u32;
-        while start.elapsed() < Duration::from_millis(arguments.round_ms) {
-            way.send()?;
-            if arguments.until == Until::Popped {
-                way.settle(PATIENCE)?;
-            }
-            sent += 1;
+    let start = Instant::now();
+    let mut sent = 0_u32;
+    while start.elapsed() < Duration::from_millis(arguments.ms) {
+        way.send()?;
+        if arguments.until == Until::Popped {
+            way.settle(PATIENCE)?;
         }
-        way.settle(Duration::ZERO)?;
-        rates.push(f64::from(sent) * f64::from(batch) / start.elapsed().as_secs_f64());
-        messages += u64::from(sent) * u64::from(batch);
+        sent += 1;
     }
-    Ok(json!({ "messages": messages, "rates": rates }))
+    way.settle(Duration::ZERO)?;
+    let rate = f64::from(sent) * f64::from(arguments.batch) / start.elapsed().as_secs_f64();
+    let messages = (u64::from(sent) + 1) * u64::from(arguments.batch);
+    Ok(json!({ "messages": messages, "rate": rate }))
 }
 
 /// A channel with a batch of messages for it.
