@@ -134,15 +134,14 @@ impl Connections {
         let mut told = false;
         loop {
             let established = self.driver.backend().established();
-            let mut waited = vec![over, self.stop.fd(), self.faults.fd()];
+            // The first one that is readable is heard: what was lost is told also when all is over at the same time.
+            let mut waited = vec![self.faults.fd(), over, self.stop.fd()];
             if established && !told {
                 waited.push(self.listening.as_fd());
             }
             let timeout = (!established).then_some(HANDSHAKE_PAUSE);
             match wait_readable(&waited, timeout) {
-                Ok(Some(0)) => return false,
-                Ok(Some(1)) => return true,
-                Ok(Some(2)) => {
+                Ok(Some(0)) => {
                     if self.faults.guest_lost() {
                         log::error!(
                             "the front end has taken back memory that it shared: it is let go"
@@ -154,6 +153,8 @@ impl Connections {
                         self.ring
                     );
                 }
+                Ok(Some(1)) => return false,
+                Ok(Some(2)) => return true,
                 Ok(Some(_)) => {
                     told = true;
                     if self.waiting.lock().unwrap_or_else(PoisonError::into_inner).due() {
