@@ -4,9 +4,9 @@ use crate::backend::Backend;
 use crate::bars::{Bar, Found, verdicts};
 use crate::error::{Result, doing};
 use crate::front::{Front, REGION, Round, START, walked};
-use crate::machine::{Processors, clock_cost, copy_rate, nanoseconds, quantile};
+use crate::machine::{Processors, clock_cost, copy_rate, nanoseconds, quantile, wake_round_trip};
 use crate::rounds::{Counted, Rounds, beside_line};
-use crate::rows::{Row, Settings};
+use crate::rows::{Row, Settings, Waiting};
 use serde::Serialize;
 use shared_block_ring::device::Mapping;
 use std::cell::RefCell;
@@ -22,6 +22,9 @@ pub const WARM_UP: Duration = Duration::from_millis(20);
 
 /// A copy alone.
 const COPY: Duration = Duration::from_millis(30);
+
+/// Waking alone, between requests: it changes within seconds.
+const WAKES: Duration = Duration::from_millis(20);
 
 /// How to measure.
 #[derive(Debug)]
@@ -73,6 +76,8 @@ pub struct Outcome {
     pub line: f64,
     /// Bytes in a second of a copy alone.
     pub copy: f64,
+    /// There and back where the front end sleeps for a request's time and is woken, and nothing else is done; nanoseconds.
+    pub wake: Option<f64>,
     /// Rounds that count, and of how many.
     pub rounds: (usize, usize),
     /// Whether those were near.
@@ -86,6 +91,7 @@ struct Sample {
     peer: Figures,
     line: f64,
     copy: f64,
+    wake: Option<f64>,
 }
 
 /// The daemons, and what they are measured with.
@@ -146,12 +152,14 @@ impl Bench {
             let round = || {
                 let (mut scratch, region) = (self.scratch.borrow_mut(), walked(row.bytes));
                 let copy = copy_rate(processors, &mut scratch, region, &row, COPY)?;
+                let sleeps = row.waiting == Waiting::Sleeping;
+                let wake = sleeps.then(|| wake_round_trip(processors, WAKES)).transpose()?;
                 let ours = ours.round(rounds.time, self.clock)?;
                 let unguarded = unguarded.as_mut();
                 let unguarded = unguarded.map(|runner| runner.round(rounds.time, self.clock));
                 let unguarded = unguarded.transpose()?;
                 let peer = peer.round(rounds.time, self.clock)?;
-                Ok(Sample { ours, unguarded, peer, copy, line: f64::NAN })
+                Ok(Sample { ours, unguarded, peer, copy, wake, line: f64::NAN })
             };
             let (sample, line) = beside_line(processors, round)?;
             Ok(Sample { line, ..sample })
@@ -203,6 +211,7 @@ impl Outcome {
             guarded: counted.of_some(guarded),
             line: counted.median(|sample| sample.line),
             copy: counted.median(|sample| sample.copy),
+            wake: counted.of_some(|sample| sample.wake),
             rounds: (counted.rounds.len(), samples.len()),
             near: counted.near,
         }
@@ -258,7 +267,8 @@ mod tests {
     /// A round with a line of so many nanoseconds, and so many requests of ours for each of the peer's.
     fn sample(line: f64, times: f64) -> Sample {
         let figures = |requests| Figures { requests, p50: Some(line), p99: None, processor: 1.0 };
-        Sample { ours: figures(times), unguarded: None, peer: figures(1.0), line, copy: 1.0 }
+        let (ours, peer) = (figures(times), figures(1.0));
+        Sample { ours, unguarded: None, peer, line, copy: 1.0, wake: None }
     }
 
     fn outcome(samples: &[(f64, f64)]) -> Outcome {

@@ -8,8 +8,8 @@ use std::fmt::Write;
 pub fn head(guard: bool) -> String {
     let guard = if guard { "   guard" } else { "" };
     format!(
-        "{:<38} {:>9} {:>9} {:>7} {:>5} {:>8} {:>6} {:>6} {:>6} {:>7}{guard}  wanted",
-        "row", "ours", "qsd", "x qsd", "time", "p50", "lines", "L", "copy", "rounds"
+        "{:<38} {:>9} {:>9} {:>7} {:>5} {:>8} {:>6} {:>6} {:>8} {:>6} {:>7}{guard}  wanted",
+        "row", "ours", "qsd", "x qsd", "time", "p50", "lines", "L", "wake", "copy", "rounds"
     )
 }
 
@@ -22,6 +22,7 @@ time        the backend's processor time for a request, of qemu-storage-daemon's
 p50, lines  half of the requests took at most this, without the clock's {clock:.0} ns; the same in round trips of a line
 L           a cache line between the two processors, there and back; ratios to qsd count only where it is
             at most {NEAR:.0} ns: other rounds are left out where enough are near, else the verdict says \"far\"
+wake        there and back between the processors where the front sleeps for a request's time and is woken, and nothing else is done
 copy        bytes moved, of what memcpy alone moves between such buffers and such a file
 guard       requests in a second with the guard, of those without
 "
@@ -33,12 +34,13 @@ pub fn line(outcome: &Outcome) -> String {
     let Outcome { name, ours, peer, times_peer, line, rounds, .. } = outcome;
     let found = outcome.found();
     let mut text = format!(
-        "{name:<38} {:>9} {:>9} {times_peer:>7.2} {:>5} {:>8} {:>6} {line:>6.0} {:>6} {:>7}",
+        "{name:<38} {:>9} {:>9} {times_peer:>7.2} {:>5} {:>8} {:>6} {line:>6.0} {:>8} {:>6} {:>7}",
         count(ours.requests),
         count(peer.requests),
         part(found.of_peer_time),
         ours.p50.map(time).unwrap_or_default(),
         ratio(found.lines),
+        outcome.wake.map(time).unwrap_or_default(),
         part(found.of_copy),
         format!("{}/{}", rounds.0, rounds.1),
     );

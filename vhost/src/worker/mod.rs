@@ -25,7 +25,7 @@ use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
 /// Completions that the driver may have to wait to be told of: an interrupt is decided on once for so many, or when the queue is empty.
-const BATCH: u16 = 32;
+const BATCH: u16 = 8;
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
