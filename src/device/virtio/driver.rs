@@ -8,7 +8,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 /// Bytes of a request at most: a long transfer is several, so that the device copies one while we copy the next.
-pub const BUFFER: u32 = 64 << 10;
+pub const BUFFER: u32 = 32 << 10;
 
 /// Requests at once: enough to keep both sides of a long transfer busy, and so few that rings and buffers stay in the caches.
 const DEPTH: u16 = 4;

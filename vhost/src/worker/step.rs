@@ -8,6 +8,7 @@ use crate::fault;
 use crate::parked::{Parked, Why};
 use crate::queue::{Broken, Chain, Split};
 use crate::request::Kind;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use vm_memory::Bytes;
 
@@ -134,7 +135,7 @@ impl Worker {
         };
         // What was parked is still in `request`: nothing else was parsed since.
         if let Some(at) = self.request.status()
-            && mem.write_obj(code, at).is_ok()
+            && mem.store(code, at, Ordering::Relaxed).is_ok()
         {
             len += 1;
         }
