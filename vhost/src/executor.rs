@@ -3,9 +3,7 @@
 //! The guard judges a request whole before anything of it is stored. Here is what it sees by, and what is done then.
 
 use crate::counters::Counters;
-use crate::guard::{
-    Denied, Grant, Guard, Judgement, Mine, Reason, Room, SECTOR_UNIT, Sight, Verdict,
-};
+use crate::guard::{Denied, Grant, Guard, Judgement, Mine, Reason, Room, SECTOR_UNIT, Sight};
 use crate::refusals::Refusals;
 use crate::region::{BadAddress, Region};
 use crate::request::{Kind, Request, Segment};
@@ -277,12 +275,12 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        judgement: Judgement,
+        mut judgement: Judgement,
     ) -> Result<Outcome, Fault> {
         let view = View { region: &self.region, mem, request };
-        match self.guard.judge(self.mine, judgement, WALK_BUDGET, &view)? {
-            Verdict::Unfinished(judgement) => Ok(Outcome::Walking(Box::new(judgement))),
-            Verdict::Granted(grant) => self.store(mem, request, grant),
+        match self.guard.judge(self.mine, &mut judgement, WALK_BUDGET, &view)? {
+            None => Ok(Outcome::Walking(Box::new(judgement))),
+            Some(grant) => self.store(mem, request, &grant, judgement),
         }
     }
 
@@ -291,7 +289,8 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        grant: Grant,
+        grant: &Grant,
+        judgement: Judgement,
     ) -> Result<Outcome, Fault> {
         let view = View { region: &self.region, mem, request };
         all_there(mem, request)?;
@@ -301,13 +300,13 @@ impl Executor {
             }
         }
         if let Some(mine) = grant.pointer {
-            self.region.store_head(self.guard.guest().sector(), grant.pointer_sector());
+            self.region.store_head(self.guard.guest().sector(), judgement.pointer_sector());
             let moved = mine.pointer.position > self.mine.pointer.position;
             self.counters.published.add(u64::from(moved));
             self.mine = mine;
             self.unrung = true;
         }
-        self.room = Some(grant.into_room());
+        self.room = Some(judgement.into_room());
         Ok(self.written(request))
     }
 

@@ -8,7 +8,7 @@ use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 /// Data segments in a request, as the configuration space tells the driver.
 pub const MAX_SEGMENTS: u32 = 126;
@@ -151,6 +151,15 @@ impl Request {
 
     /// The first 16 readable bytes, wherever the driver has cut them.
     fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<[u8; HEADER], Reason> {
+        // As nearly every driver has it.
+        if let Some(first) = self.readable.first()
+            && first.len == HEADER
+            && let Ok(place) = mem.get_slice(first.address, HEADER)
+            && let Ok(header) = place.get_ref(0)
+        {
+            self.readable.remove(0);
+            return Ok(header.load());
+        }
         let mut header = [0; HEADER];
         let mut filled = 0;
         for segment in &mut self.readable {

@@ -14,7 +14,7 @@ use shared_block_ring::Position;
 use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, Tally};
 use std::collections::BTreeMap;
 use uuid::Uuid;
-use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room, Verdict};
+use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room};
 
 fn guard(ring: &Ring) -> Guard {
     let sectors = ring.bytes.len() / ring.size;
@@ -44,9 +44,9 @@ fn judge(
     let mut judgement = guard.begin(range, Box::new(Room::default()));
     let grant = loop {
         // A budget so small that long walks are interrupted.
-        match guard.judge(before, judgement, 9, &write) {
-            Ok(Verdict::Granted(grant)) => break grant,
-            Ok(Verdict::Unfinished(unfinished)) => judgement = unfinished,
+        match guard.judge(before, &mut judgement, 9, &write) {
+            Ok(Some(grant)) => break grant,
+            Ok(None) => {}
             Err(Denied::Refused(reason)) => return Err(reason),
         }
     };
@@ -63,7 +63,7 @@ fn judge(
     }
     let Some(mine) = grant.pointer else { return Ok((after, before)) };
     let start = sector_of(ring.guest) * ring.size;
-    after[start..start + ring.size].copy_from_slice(grant.pointer_sector());
+    after[start..start + ring.size].copy_from_slice(judgement.pointer_sector());
     Ok((after, mine))
 }
 

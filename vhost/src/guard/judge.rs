@@ -74,27 +74,17 @@ struct NewPointer {
     walk: Walk,
 }
 
-/// How a judgement stands, if nothing speaks against the write.
-#[derive(Debug)]
-pub enum Verdict {
-    /// To be gone on with: the budget is used up.
-    Unfinished(Judgement),
-    /// To be stored.
-    Granted(Grant),
-}
-
 /// What is to be stored of a write, in this order.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Device bytes of the data area.
     pub stored: [Range<u64>; 3],
-    /// The guest's side once its [pointer sector](Self::pointer_sector) is stored, if that changes.
+    /// The guest's side once its [pointer sector](Judgement::pointer_sector) is stored, if that changes.
     pub pointer: Option<Mine>,
-    room: Box<Room>,
 }
 
-impl Grant {
-    /// The guest's pointer sector as it is to be. Of no meaning if it is not to change.
+impl Judgement {
+    /// The guest's pointer sector as it is to be. Of no meaning if no [`Grant`] says that it changes.
     pub fn pointer_sector(&self) -> &[u8] {
         &self.room.pointer
     }
@@ -140,20 +130,20 @@ impl Guard {
         Judgement { room, range, next, pointer: None }
     }
 
-    /// Goes on with a judgement; `mine` is the guest's side as the region has it, `budget` the number of items to look at.
+    /// Goes on with a judgement; `mine` is the guest's side as the region has it, `budget` the number of items to look at. `None` if that is used
+    /// up: to be gone on with.
     ///
     /// Sectors are judged in their order, each by what the region would be after those in front of it. An answer is final: there is
     /// nothing left to be judged when it is carried out.
     pub fn judge<S: Sight>(
         &self,
         mine: Mine,
-        judgement: Judgement,
+        judgement: &mut Judgement,
         budget: usize,
         sight: &S,
-    ) -> Result<Verdict, Denied<S::Fault>> {
-        let range = judgement.range.clone();
+    ) -> Result<Option<Grant>, Denied<S::Fault>> {
         self.judge_sectors(mine, judgement, budget, sight).map_err(|denied| match denied {
-            Denied::Refused(reason) => Denied::Refused(self.named(&range, reason)),
+            Denied::Refused(reason) => Denied::Refused(self.named(&judgement.range, reason)),
             Denied::Fault(fault) => Denied::Fault(fault),
         })
     }
@@ -161,17 +151,17 @@ impl Guard {
     fn judge_sectors<S: Sight>(
         &self,
         mine: Mine,
-        mut judgement: Judgement,
+        judgement: &mut Judgement,
         budget: usize,
         sight: &S,
-    ) -> Result<Verdict, Denied<S::Fault>> {
+    ) -> Result<Option<Grant>, Denied<S::Fault>> {
         let size = u64::from(self.geometry.sector_size().get());
         loop {
             if let Some(pointer) = &mut judgement.pointer
                 && pointer.walk.step(self.geometry, budget, |at| sight.word(at))?
                     == Progress::Unfinished
             {
-                return Ok(Verdict::Unfinished(judgement));
+                return Ok(None);
             }
             let start = judgement.next * size;
             if start >= judgement.range.end.min(self.geometry.data_start()) {
@@ -185,11 +175,11 @@ impl Guard {
             }
             judgement.next += 1;
         }
-        let pointer = judgement.pointer.map(|pointer| pointer.change.mine());
+        let pointer = judgement.pointer.as_ref().map(|pointer| pointer.change.mine());
         let mine = pointer.unwrap_or(mine);
         let data = judgement.range.start.max(self.geometry.data_start())..judgement.range.end;
         let pieces = self.judge_data(mine, data, &mut judgement.room.published, sight)?;
-        Ok(Verdict::Granted(Grant { stored: pieces.stored, pointer, room: judgement.room }))
+        Ok(Some(Grant { stored: pieces.stored, pointer }))
     }
 
     /// Judges one sector in front of the data area, but for the items; `None` when it stays as it is.

@@ -14,7 +14,7 @@ mod reason;
 mod walk;
 
 pub use data::Pieces;
-pub use judge::{Denied, Grant, Judgement, Room, SECTOR_UNIT, Sight, Verdict};
+pub use judge::{Denied, Grant, Judgement, Room, SECTOR_UNIT, Sight};
 pub use pointer::Move;
 pub use reason::Reason;
 use shared_block_ring::Position;

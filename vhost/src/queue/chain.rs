@@ -3,7 +3,7 @@
 use super::Part;
 use crate::dirty::GuestMemory;
 use virtio_queue::desc::split::Descriptor;
-use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 /// Bytes of a descriptor.
 pub(super) const DESCRIPTOR_BYTES: usize = 16;
@@ -48,7 +48,7 @@ impl<'m> Chain<'m> {
         let at = DESCRIPTOR_BYTES * usize::from(self.next.take()?);
         match self.table {
             // Its own length bounds it.
-            Table::Whole(table) => table.read_obj(at).ok(),
+            Table::Whole(table) => table.get_ref(at).ok().map(|descriptor| descriptor.load()),
             Table::Elsewhere(start) => self.mem.read_obj(start.checked_add(at as u64)?).ok(),
         }
     }

@@ -12,7 +12,7 @@ use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use virtio_queue::{Queue, QueueT};
 use vm_memory::bitmap::MS;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
 
 /// One part of a queue: all of its bytes, side by side in our address space.
 type Part<'m> = VolatileSlice<'m, MS<'m, GuestMemory>>;
@@ -129,7 +129,7 @@ impl<'m> Split<'m> {
         entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         entry[4..].copy_from_slice(&len.to_le_bytes());
         let at = ENTRIES + USED_BYTES * slot;
-        self.used.write_slice(&entry, at).map_err(|_| Broken::Place)?;
+        self.used.get_ref(at).map_err(|_| Broken::Place)?.store(entry);
         self.next_used = self.next_used.wrapping_add(1);
         store(&self.used, INDEX, self.next_used, Ordering::Release)
     }
