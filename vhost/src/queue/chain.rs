@@ -44,6 +44,7 @@ impl<'m> Chain<'m> {
         self.head
     }
 
+    #[inline]
     fn take(&mut self) -> Option<Descriptor> {
         let at = DESCRIPTOR_BYTES * usize::from(self.next.take()?);
         match self.table {
@@ -70,6 +71,7 @@ impl<'m> Chain<'m> {
 impl Iterator for Chain<'_> {
     type Item = Descriptor;
 
+    #[inline]
     fn next(&mut self) -> Option<Descriptor> {
         let mut descriptor = self.take()?;
         if descriptor.refers_to_indirect_table() && !self.indirect {
