@@ -12,7 +12,7 @@ mod position;
 mod slicing;
 mod slot;
 
-pub use checksum::{crc32c, crc32c_append};
+pub(crate) use checksum::{crc32c, crc32c_append};
 pub use geometry::{Capacity, Extent, Geometry, Lap, MIN_SECTORS, SectorSize};
 pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, encode_sector0};
 pub use item::{HEADER_BYTES, Header, framed_len};
