@@ -151,7 +151,7 @@ impl Request {
 
     /// The first 16 readable bytes, wherever the driver has cut them.
     fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<[u8; HEADER], Reason> {
-        // As nearly every driver has it.
+        // In a descriptor of its own, as nearly every driver has it, and in one piece of memory: a load.
         if let Some(first) = self.readable.first()
             && first.len == HEADER
             && let Ok(place) = mem.get_slice(first.address, HEADER)
