@@ -340,6 +340,8 @@ fn wrong_use_answers_in_words() {
     let scene = Scene::with_ring("64K");
     assert_fails(&scene.run(&["consume", "missing"], b""), 1, "missing: cannot open: No such file");
     assert_fails(&scene.run(&["produce", "missing"], b""), 1, "create --size 8M missing");
+    assert_fails(&scene.run(&["create", "missing"], b""), 1, "missing: cannot open: No such file");
+    assert_fails(&scene.run(&["create", "missing"], b""), 1, "--size 8M makes a file");
     assert_fails(&scene.run(&["consume", "serial:nothing-has-this"], b""), 1, "serial number");
     assert_fails(
         &scene.run(&["consume", "--sector-size", "4096", "ring"], b""),

@@ -62,7 +62,12 @@ impl Create {
         if let Some(size) = self.sector_size {
             options = options.sector_size(size);
         }
-        Ok(Box::new(options.open(&self.path)?))
+        match options.open(&self.path) {
+            Err(e) if !self.path.exists() => {
+                Err(Failure::Refused(format!("{e} (--size 8M makes a file of that size)")))
+            }
+            opened => Ok(Box::new(opened?)),
+        }
     }
 
     /// Whether a new file was made.
