@@ -1,4 +1,5 @@
-//! What a batch of 64 items of 64 bytes costs in a file: pushed and advanced, popped and freed; and, made durable, beside the bare system calls.
+//! Cost of a batch of 64 items of 64 bytes in a file: pushed and advanced, popped and freed; and
+//! durable, beside the bare system calls.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use divan::{Bencher, counter::ItemsCount};
@@ -40,7 +41,8 @@ fn pop(consumer: &mut Consumer<FileDevice>) {
     consumer.advance(at).unwrap();
 }
 
-/// The producer's own part: framing, copying, the checksum; and once in sixty batches a large write.
+/// Pushes alone, the producer's own part: framing, copying, the checksum; and once in sixty batches
+/// a large write.
 #[divan::bench]
 fn push_alone(bencher: Bencher) {
     let dir = tempfile::tempdir().unwrap();
@@ -73,7 +75,8 @@ fn push_and_pop(bencher: Bencher) {
     });
 }
 
-/// In the folder that the build goes to: a temporary one may be in memory, where nothing is durable.
+/// Makes a file in the build's folder: a temporary folder may be in memory, where nothing is
+/// durable.
 fn on_disk() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
@@ -85,12 +88,12 @@ fn durable_batch(bencher: Bencher) {
     consumer.set_durability(Durability::PageCache);
     bencher.counter(ItemsCount::new(BATCH)).bench_local(|| {
         push(&mut producer);
-        // Without a flush it costs next to nothing here.
+        // Without a flush this costs next to nothing.
         pop(&mut consumer);
     });
 }
 
-/// The same bytes to the same places.
+/// Writes the same bytes to the same places.
 #[divan::bench(sample_count = 400)]
 fn durable_batch_by_bare_calls(bencher: Bencher) {
     let dir = on_disk();

@@ -1,4 +1,4 @@
-//! What the bytes of the format cost to make and to judge: `cargo bench --bench format`.
+//! Cost of encoding and checking the format's bytes: `cargo bench --bench format`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use divan::counter::BytesCount;
@@ -28,7 +28,7 @@ fn slot() -> Slot {
     Slot { position: pointer().position, tally, time_ns: 1 << 60 }
 }
 
-/// A pointer sector as a producer writes it: text, slot, position, flag.
+/// Makes a pointer sector as a producer writes it: text, slot, position, flag.
 fn write(sector: &mut [u8]) {
     put_slot(RING, sector, at(0), &slot());
     pointer().encode(Side::Producer, Some(("logs", "web-1")), sector);
@@ -51,7 +51,7 @@ fn pointer_decode(bencher: Bencher<'_, '_>) {
     });
 }
 
-/// From header to header of a stream of 64-byte items.
+/// Walks from header to header of a stream of 64-byte items.
 #[divan::bench]
 fn item_framing(bencher: Bencher<'_, '_>) {
     const ITEMS: u64 = 1000;

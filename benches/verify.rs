@@ -1,8 +1,9 @@
-//! What it costs to verify a span before its first item is handed out, and to look at its items.
+//! Cost of verifying a span before its first item is delivered, and of reading its items.
 //!
-//! `cargo bench --bench verify`. The checksum alone must pass 8 GB/s on one core; the whole of it (a copy out of a shared mapping,
-//! the checksum, the item) is beside it, and what the copy alone costs. Small items are counted one by one: what they cost
-//! where they are lent in place, and where they are copied first, with and without checksums; and what it costs to free them.
+//! `cargo bench --bench verify`. The checksum alone must pass 8 GB/s on one core; the whole of it
+//! (a copy out of a shared mapping, the checksum, the item) is beside it, and what the copy alone
+//! costs. Small items are counted one by one: what they cost where they are lent in place, and
+//! where they are copied first, with and without checksums; and what it costs to free them.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use divan::Bencher;
@@ -10,12 +11,11 @@ use divan::counter::{BytesCount, ItemsCount};
 use shared_block_ring::device::{Mapping, Memory};
 use shared_block_ring::format::{Geometry, SectorSize, Tally};
 use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, Durability, MappedDevice, Popped, Position, Producer,
-    create,
+    Consumer, CreateOptions, Durability, MappedDevice, Popped, Position, Producer, create,
 };
 use std::cell::RefCell;
 
-/// A span that is read in one go, of items of 4 KiB.
+/// A span of items of 4 KiB that is read at once.
 const ITEMS: usize = 60;
 const ITEM: usize = 4096;
 
@@ -56,7 +56,7 @@ fn copy(bencher: Bencher<'_, '_>) {
     bencher.counter(span()).bench_local(|| mapping.read(1536, divan::black_box(&mut bytes)));
 }
 
-/// Sees a new span, verifies it, and looks at its first item: what a consumer in steady state does.
+/// Finds a new span, verifies it, and reads its first item, as a consumer in steady state does.
 #[divan::bench(sample_size = 1, sample_count = 1000)]
 fn first_pop(bencher: Bencher<'_, '_>) {
     let file = memory();
@@ -85,16 +85,16 @@ struct Batches {
 }
 
 impl Batches {
-    /// In place, or by copies; plain rings have no checksums.
+    /// Lent in place or copied; plain rings have no checksums.
     fn new(in_place: bool, plain: bool) -> Self {
         let file = memory();
-        create(&device(&file), CreateOptions { plain }).unwrap();
-        let mut memory = Mapping::new(file.try_clone().unwrap(), 1 << 20).unwrap();
+        create(&device(&file), CreateOptions::new().plain(plain)).unwrap();
+        let mut lending = device(&file);
         if in_place {
-            // SAFETY: the only producer writes into free space, and the only consumer is over this mapping.
-            memory = unsafe { memory.guarded() };
+            // SAFETY: the file has no name. The only producer writes into free space, and the only
+            // consumer is over this device.
+            lending = unsafe { lending.lend_in_place() };
         }
-        let lending = MappedDevice::over(memory, "bench", device(&file).geometry());
         let mut producer = Producer::attach(device(&file), "bench", "producer").unwrap();
         let mut consumer = Consumer::attach(lending, "bench", "consumer").unwrap();
         producer.set_durability(Durability::PageCache);
@@ -102,7 +102,7 @@ impl Batches {
         Self { producer, consumer: RefCell::new(consumer) }
     }
 
-    /// Everything is freed, and a batch published; where it starts, and where it ends.
+    /// Frees everything and publishes a batch. Returns its start and its end.
     fn next(&mut self) -> (Position, Position) {
         let start = self.producer.position();
         let consumer = self.consumer.get_mut();
@@ -121,7 +121,8 @@ impl Batches {
 
 const CASES: [(bool, bool); 4] = [(true, false), (true, true), (false, false), (false, true)];
 
-/// Sees a new batch and looks at all of it. The arguments: in place? without checksums?
+/// Finds a new batch and reads all of it. Arguments: whether in place, and whether without
+/// checksums.
 #[divan::bench(args = CASES, sample_size = 1, sample_count = 5000)]
 fn small_fold(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
     let batches = RefCell::new(Batches::new(in_place, plain));
@@ -131,7 +132,7 @@ fn small_fold(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
         .bench_local_values(|(start, _)| batches.borrow().fold(start));
 }
 
-/// The same, item by item.
+/// Finds a new batch and reads it item by item.
 #[divan::bench(args = CASES, sample_size = 1, sample_count = 5000)]
 fn small_pop(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
     let batches = RefCell::new(Batches::new(in_place, plain));
@@ -150,7 +151,7 @@ fn small_pop(bencher: Bencher<'_, '_>, (in_place, plain): (bool, bool)) {
         });
 }
 
-/// Frees a batch that has been looked at.
+/// Frees a batch that was read.
 #[divan::bench(sample_size = 1, sample_count = 5000)]
 fn small_advance(bencher: Bencher<'_, '_>) {
     let batches = RefCell::new(Batches::new(true, false));

@@ -1,11 +1,13 @@
 //! Transfers between accounts, each of which is a file of its own.
 //!
-//! A transfer changes two files, and no rename does that in one step: whoever dies between the two has made or destroyed money. So an
-//! order goes into a journal first. The journal hands it over until both files have it, whatever dies in between, and each
-//! account remembers the number of the last order that changed it: one that comes again changes nothing again.
+//! A transfer changes two files, and no rename does that in one step: a process that dies between
+//! the two has made or destroyed money. So an order goes into a journal first. The journal hands it
+//! over until both files have it, whatever dies in between, and each account remembers the number
+//! of the last order that changed it: one that comes again changes nothing again.
 //!
-//! An order is a line `NUMBER FROM TO AMOUNT`, with numbers that grow. `accepted NUMBER` is the answer once the order
-//! survives any crash. A client that was not answered sends its order again, after the restart: it is answered, and applied once.
+//! An order is a line `NUMBER FROM TO AMOUNT`, with numbers that grow. `accepted NUMBER` is the
+//! answer once the order survives any crash. A client that was not answered sends its order again,
+//! after the restart: it is answered, and applied once.
 //!
 //! ```text
 //! $ cargo run --example transfer -- bank
@@ -25,9 +27,13 @@
 //! $ cargo run --example transfer -- bank < /dev/null; tail -n 2 bank/accounts/*
 //! ```
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+use ring_program::standard::Standard;
 use shared_block_ring::{Decode, Encode, Journal, JournalOptions, OpenOptions, make_file};
 use std::borrow::Cow;
 use std::error::Error;
+use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -94,7 +100,8 @@ impl Accounts {
         Ok((balance.parse().map_err(|_| damaged())?, last.parse().map_err(|_| damaged())?))
     }
 
-    /// Adds `amount`, unless the order has been here before: then all of this is over already, or the crash came behind the rename.
+    /// Adds `amount`, unless the order has been here before: then all of this is over already, or
+    /// the crash came behind the rename.
     fn change(&self, name: &str, amount: i64, number: u64) -> io::Result<()> {
         let (balance, last) = self.read(name)?;
         if number <= last {
@@ -134,6 +141,8 @@ impl Accounts {
 }
 
 fn run(folder: &Path) -> Result<(), Box<dyn Error>> {
+    // An order whose answer goes nowhere is better not accepted.
+    Standard::Output.check().map_err(|e| format!("standard output: {e}"))?;
     let accounts = Accounts(folder.join("accounts"));
     fs::create_dir_all(&accounts.0)?;
     let path = folder.join("journal");
@@ -148,13 +157,13 @@ fn run(folder: &Path) -> Result<(), Box<dyn Error>> {
         file.sync_all()
     });
     // A disk that is full for a while is no reason to give an order up: no `limit`.
-    options.longest_retry = options.retry_interval;
+    options.max_retry_interval = options.retry_interval;
     let applied = accounts.clone();
     let journal = Journal::start(OpenOptions::default().open(&path)?, options, move |orders| {
-        applied.apply(orders).inspect_err(|e| eprintln!("transfer: {e}"))
+        applied.apply(orders).inspect_err(|e| say(&e))
     })?;
     // What was accepted before a crash comes first; then the accounts know the last number.
-    journal.everything().sync(None)?;
+    journal.ticket_for_all().sync(None)?;
     let mut last = accounts.last()?;
     let (input, mut output) = (io::stdin().lock(), io::stdout().lock());
     for line in input.lines() {
@@ -169,21 +178,26 @@ fn run(folder: &Path) -> Result<(), Box<dyn Error>> {
             Err(e) => writeln!(output, "refused {e}")?,
         }
     }
-    let everything = journal.everything();
+    let everything = journal.ticket_for_all();
     everything.flush();
     everything.sync(None)?;
     Ok(())
 }
 
+/// Writes a message for people. A message that is not read, or cannot be, does not end the program.
+fn say(what: &dyn Display) {
+    let _ = writeln!(io::stderr(), "transfer: {what}");
+}
+
 fn main() -> ExitCode {
     let Some(folder) = std::env::args_os().nth(1) else {
-        eprintln!("usage: transfer FOLDER < orders");
+        say(&"usage: transfer FOLDER < orders");
         return ExitCode::from(2);
     };
     match run(Path::new(&folder)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("transfer: {e}");
+            say(&e);
             ExitCode::FAILURE
         }
     }

@@ -1,8 +1,8 @@
-//! The end that pops.
+//! The consumer.
 
 mod freeing;
 
-use crate::device::BlockDevice;
+use crate::device::RingDevice;
 use crate::error::{Error, Result};
 use crate::format::{FormatError, Position, Side, Tally};
 use crate::handle::{DebugInfo, Durability, Handle, State};
@@ -15,43 +15,51 @@ use std::fmt;
 
 /// The only consumer of a ring.
 ///
-/// [`pop`](Self::pop) looks at an item, [`advance`](Self::advance) gives its space back once it has been dealt with: after a
-/// crash in between the item is delivered again, never lost. Nothing here waits; an empty ring answers [`Error::Retry`].
+/// [`pop`](Self::pop) looks at an item, and [`advance`](Self::advance) frees its space once it has
+/// been dealt with: after a crash in between the item is delivered again, never lost. No call
+/// waits; an empty ring answers [`Error::Retry`].
 ///
-/// What the producer has published since we looked last is verified against its checksum before the first item of it is lent.
-/// [`FormatError::Span`] names a span that is not what the producer wrote; advancing to its end skips it.
+/// Newly published items are verified against the producer's checksum before the first of them is
+/// lent. [`FormatError::Span`] names a range of positions whose bytes are not what the producer
+/// wrote; advancing to its end skips it.
 ///
-/// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot. The consumer
-/// goes on where the ring stands; what was popped and not advanced over is delivered again, if the other life has not freed it.
-pub struct Consumer<D: BlockDevice> {
+/// [`Error::Superseded`] says that another instance of this process has moved the ring, as after
+/// the restore of an older snapshot. The consumer goes on at the ring's position; items that were
+/// popped and not advanced over are delivered again, unless the other instance has freed them.
+///
+/// Dropping a consumer writes the position that [`advance_every`](Self::advance_every) has kept
+/// back, and ignores an error of that; [`flush`](Self::flush) reports it.
+pub struct Consumer<D: RingDevice> {
     handle: Handle<D>,
-    /// Everything before it is free, as our pointer in the ring says.
+    /// The consumer's pointer in the ring: everything before it is free.
     mark: Mark,
-    /// Everything before it was advanced over: `mark`, or further on where that is written lazily.
+    /// The end of what was advanced over: `mark`, or further on where the pointer is written
+    /// lazily.
     done: Position,
     /// Bytes that `done` can be ahead of the pointer.
     lag: u64,
-    /// The last place between `mark` and `done` that something is known of without walking there again.
+    /// The last mark between `mark` and `done` whose tally needs no walk over the items.
     known: Mark,
-    /// Everything before it is what the producer wrote, as far as that can be known.
+    /// The end of what was verified to be what the producer wrote.
     verified: Mark,
-    /// Published, as far as we have looked, and what the producer's slot says of it.
+    /// The producer's position at the last look.
     producer: Position,
+    /// The tally that the producer's slot claims for that position.
     claim: Option<Tally>,
-    /// Bytes that nothing was known of.
-    unchecked: u64,
+    /// Bytes that no checksum covered.
+    unchecked_bytes: u64,
     reader: Reader,
 }
 
-/// What was advanced over and is not written yet would be delivered again.
-impl<D: BlockDevice> Drop for Consumer<D> {
+/// Writes the pointer: items that were advanced over would be delivered again without it.
+impl<D: RingDevice> Drop for Consumer<D> {
     fn drop(&mut self) {
-        // At least once: who has to know that it was not more calls `settle`.
-        let _ = self.settle();
+        // Delivery is at least once: a caller that has to know of an error calls `flush`.
+        let _ = self.flush();
     }
 }
 
-impl<D: BlockDevice> fmt::Debug for Consumer<D> {
+impl<D: RingDevice> fmt::Debug for Consumer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Consumer")
             .field("handle", &self.handle)
@@ -61,25 +69,30 @@ impl<D: BlockDevice> fmt::Debug for Consumer<D> {
             .field("verified", &self.verified)
             .field("producer", &self.producer)
             .field("claim", &self.claim)
-            .field("unchecked", &self.unchecked)
+            .field("unchecked_bytes", &self.unchecked_bytes)
             .field("reader", &self.reader)
             .finish_non_exhaustive()
     }
 }
 
-/// Where the ring's consumer stands.
-fn stand<D: BlockDevice>(handle: &mut Handle<D>) -> Result<Mark> {
+/// Reads the consumer's pointer, and refuses one that contradicts the producer's.
+fn read_mark<D: RingDevice>(handle: &mut Handle<D>) -> Result<Mark> {
     let producer = handle.read_pointer(Side::Producer)?.position;
     let (pointer, tally) = handle.read_mark(Side::Consumer)?;
     plausible(producer, pointer.position, handle.geometry)?;
     Ok(Mark::new(pointer.position, tally))
 }
 
-impl<D: BlockDevice> Consumer<D> {
-    /// Becomes the consumer of the ring on `device`. `queue` and `client` go into the text of sector 2.
+impl<D: RingDevice> Consumer<D> {
+    /// Becomes the consumer of the ring on `device`. `queue` and `client` go into the text of
+    /// sector 2, for people who look at it.
+    ///
+    /// # Errors
+    /// [`Error::RoleTaken`] if the ring has a consumer; [`Error::Format`] for a device without a
+    /// ring, or with a damaged one; the device's.
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Handle::attach(device, Side::Consumer, queue, client)?;
-        let mark = stand(&mut handle)?;
+        let mark = read_mark(&mut handle)?;
         let reader = Reader::new(handle.geometry);
         Ok(Self {
             handle,
@@ -90,96 +103,132 @@ impl<D: BlockDevice> Consumer<D> {
             verified: mark,
             producer: mark.position,
             claim: None,
-            unchecked: 0,
+            unchecked_bytes: 0,
             reader,
         })
     }
 
-    /// Chooses what `advance` waits for.
+    /// Sets what [`advance`](Self::advance) waits for.
     pub fn set_durability(&mut self, durability: Durability) {
         self.handle.durability = durability;
     }
 
-    /// Has [`advance`](Self::advance) write the pointer only once `bytes` of the ring can be freed in one go, where that
-    /// is less than half of it. It is also written when there is nothing more to pop, by [`settle`](Self::settle), and at the end.
+    /// Has [`advance`](Self::advance) keep the pointer back until `bytes` can be freed at once,
+    /// half of the ring at most. The pointer is also written when there is nothing more to pop, by
+    /// [`flush`](Self::flush), and when the consumer is dropped or detached.
     ///
-    /// The pointer is what costs: flushes, and where both sides are awake the cache lines that they pass to each other. What was advanced over since it was
-    /// written last is delivered again after a crash, and its space is not the producer's yet.
+    /// Writing the pointer is what an `advance` costs: its flushes, and the cache lines that two
+    /// busy sides pass to each other. What was advanced over since it was last written is delivered
+    /// again after a crash, and its space is not free for the producer yet.
     pub fn advance_every(&mut self, bytes: u64) {
         self.lag = bytes;
     }
 
-    /// Gives the role back. Every later call answers [`Error::Detached`].
+    /// Writes the pointer and gives up the role. Every later call answers [`Error::Detached`].
     pub fn detach(&mut self) {
         // As when dropped.
-        let _ = self.settle();
+        let _ = self.flush();
         self.handle.detach();
     }
 
-    /// The device below, for [`Wait`](crate::wait::Wait).
+    /// Asks whether the ring is still the one that was attached to: what the device was opened by
+    /// names it and it is as large as it was (see [`RingDevice::still_there`]), and sector 0 is
+    /// what it was. It reads one sector and takes a few system calls;
+    /// [`Lookout`](crate::device::Lookout) says when a second has passed. Ask once more before
+    /// saying that the work is done.
+    ///
+    /// # Errors
+    /// A [`DeviceError`](crate::device::DeviceError) whose source is
+    /// [`Displaced`](crate::device::Displaced).
+    pub fn still_there(&self) -> Result<()> {
+        self.handle.still_there()
+    }
+
+    /// Returns the device, for [`Wait`](crate::wait::Wait).
     pub fn device(&self) -> &D {
         &self.handle.device
     }
 
-    /// Everything before it is consumed: where to start popping.
+    /// Returns the position of the first item that was not advanced over: to start popping at.
     pub fn position(&self) -> Position {
         self.done
     }
 
-    /// Bytes looked at so far that no checksum covers: they were published by a peer that writes none.
-    pub fn unchecked(&self) -> u64 {
-        self.unchecked
+    /// Returns the bytes looked at so far that no checksum covers: a peer published them that
+    /// writes none.
+    pub fn unchecked_bytes(&self) -> u64 {
+        self.unchecked_bytes
     }
 
-    /// Whether the producer has acknowledged a suspend.
+    /// Returns whether the producer has acknowledged a suspend.
+    ///
+    /// # Errors
+    /// The device's, and [`Error::Format`] for a damaged pointer.
     pub fn state(&mut self) -> Result<State> {
         self.handle.acknowledged()
     }
 
-    /// The sectors' facts, read afresh.
+    /// Reads the ring's state from its sectors.
+    ///
+    /// # Errors
+    /// The device's, and [`Error::Format`] for damaged pointers.
     pub fn debug_info(&self) -> Result<DebugInfo> {
         self.handle.debug_info()
     }
 
-    /// Asks the producer to stop. [`Error::Retry`] while the previous change is not acknowledged.
+    /// Asks the producer to stop.
+    ///
+    /// # Errors
+    /// [`Error::Retry`] while the producer has not acknowledged the previous change; the device's.
     pub fn suspend(&mut self) -> Result<()> {
         self.set_suspend(true)
     }
 
-    /// Lets the producer go on. [`Error::Retry`] while the previous change is not acknowledged.
+    /// Lets the producer go on.
+    ///
+    /// # Errors
+    /// As [`suspend`](Self::suspend).
     pub fn resume(&mut self) -> Result<()> {
         self.set_suspend(false)
     }
 
     fn set_suspend(&mut self, suspend: bool) -> Result<()> {
-        if self.handle.change_wanted(suspend)? {
-            self.edit(|pointer, _| pointer.flag = suspend)?;
-            self.handle.flush()?;
-        }
-        Ok(())
+        self.handle.set_suspend(suspend, |owner, pointer, sector| {
+            pointer.flag = suspend;
+            pointer.encode(Side::Consumer, Some(owner), sector);
+        })
     }
 
-    /// The item at `from`. The same item every time, until it is advanced over.
+    /// Returns the item at `from`: the same one every time, until it is advanced over.
     ///
-    /// It is lent where it lies if a backend guards the ring, unless it straddles the wrap point; elsewhere it is a copy, which nobody
-    /// can change after the look. To advance ends the loan:
+    /// Its bytes are lent where they lie if a backend guards the ring, unless they straddle the
+    /// wrap point; elsewhere they are a copy, which nobody changes after the look. Advancing ends
+    /// the loan:
     ///
     /// ```compile_fail,E0499
-    /// # use shared_block_ring::{BlockDevice, Consumer, Result};
-    /// # fn use_after_free<D: BlockDevice>(consumer: &mut Consumer<D>) -> Result<()> {
+    /// # use shared_block_ring::{RingDevice, Consumer, Result};
+    /// # fn use_after_free<D: RingDevice>(consumer: &mut Consumer<D>) -> Result<()> {
     /// let item = consumer.pop(consumer.position())?;
     /// consumer.advance(item.next)?; // its bytes may be overwritten from here on
     /// println!("{:?}", item.bytes);
     /// # Ok(())
     /// # }
     /// ```
+    ///
+    /// # Errors
+    /// [`Error::Retry`] if no item is published at `from` yet; [`Error::InvalidStart`];
+    /// [`Error::Format`] for items that are damaged; [`Error::Superseded`]; the device's.
     pub fn pop(&mut self, from: Position) -> Result<Popped<'_>> {
         let found = self.find(from)?;
-        // It is lent no more if our pointer has moved since, which the next look tells.
+        // The loan fails if the pointer has moved since, which the next look finds.
         self.reader.lend(&mut self.handle.device, found).ok_or(Error::Retry)
     }
 
-    /// The item at `from` as a `T`. One that is not a `T` is [`Error::Undecodable`], and can be skipped deliberately.
+    /// Returns the item at `from` as a `T`, and the position of the next one.
+    ///
+    /// # Errors
+    /// [`Error::Undecodable`] for an item that is not a `T`: it names the position to advance to if
+    /// the item is to be skipped. Those of [`pop`](Self::pop).
     pub fn pop_as<'a, T: Decode<'a>>(&'a mut self, from: Position) -> Result<(Position, T)> {
         let item = self.pop(from)?;
         match T::decode(item.bytes) {
@@ -188,8 +237,11 @@ impl<D: BlockDevice> Consumer<D> {
         }
     }
 
-    /// Calls `f` on every item from `from` on, and returns the position behind the last one with the result. The cheapest way to look at many:
-    /// those that are lent where they lie cost the device one question for all.
+    /// Calls `f` on every published item from `from` on, and returns the position behind the last
+    /// one, with the last result. This is the fastest way to read many items.
+    ///
+    /// # Errors
+    /// Those of [`pop`](Self::pop) but [`Error::Retry`]: no item at `from` is no error.
     pub fn fold<T>(
         &mut self,
         from: Position,
@@ -206,12 +258,12 @@ impl<D: BlockDevice> Consumer<D> {
             let (end, so_far, damage) = self.reader.fold(device, at, to, value, &mut f);
             (at, value) = (end, so_far);
             if let Some(damage) = damage {
-                return Err(self.moved(damage.into()));
+                return Err(self.explain(damage.into()));
             }
             if at == to {
                 continue;
             }
-            // It straddles the wrap point, or has to be copied first.
+            // The item straddles the wrap point, or has to be copied first.
             match self.pop(at) {
                 Ok(item) => {
                     at = item.next;
@@ -223,7 +275,7 @@ impl<D: BlockDevice> Consumer<D> {
         }
     }
 
-    /// Whether there is an item at `from`.
+    /// Makes sure that a verified item lies at `from`.
     fn ready(&mut self, from: Position) -> Result<()> {
         self.handle.attached()?;
         if from >= self.verified.position {
@@ -231,62 +283,67 @@ impl<D: BlockDevice> Consumer<D> {
         }
         let (consumer, producer) = (self.done, self.verified.position);
         if from < consumer || (from > producer && from > consumer) {
-            return Err(Error::From { from, consumer, producer });
+            return Err(Error::InvalidStart { from, consumer, producer });
         }
         if from >= producer {
-            // The producer may be waiting for that space before it goes on.
-            self.settle()?;
+            // The producer may wait for the space that was kept back.
+            self.flush()?;
             return Err(Error::Retry);
         }
         Ok(())
     }
 
-    /// The item at `from`.
+    /// Finds the item at `from`.
     #[inline]
     fn find(&mut self, from: Position) -> Result<Found> {
         self.ready(from)?;
         let found = match self.reader.find(&mut self.handle.device, from, self.verified.position) {
-            Err(e @ Error::Format(_)) => return Err(self.moved(e)),
+            Err(e @ Error::Format(_)) => return Err(self.explain(e)),
             found => found?,
         };
         if found.is_fresh() {
-            // What was read just now was verified earlier, and stays as it was only until it is freed.
-            self.ours()?;
+            // These bytes were verified earlier, and stay as they were only until they are freed.
+            self.check_pointer()?;
         }
         Ok(found)
     }
 
-    /// Whether the ring's pointer is where we have left it.
-    fn ours(&mut self) -> Result<()> {
+    /// Compares the pointer in the ring with the one that this handle has written. If another
+    /// instance has moved it, the handle starts again at the ring's position.
+    fn check_pointer(&mut self) -> Result<()> {
         if self.handle.read_pointer(Side::Consumer)?.position == self.mark.position {
             return Ok(());
         }
         let from = self.mark;
-        let mark = stand(&mut self.handle)?;
+        let mark = read_mark(&mut self.handle)?;
         (self.mark, self.verified, self.producer, self.claim) = (mark, mark, mark.position, None);
         (self.done, self.known) = (mark.position, mark);
         self.reader.clear();
-        // From an older copy of the ring everything is delivered again.
+        // An older copy of the ring delivers everything again.
         let from = if from.position < mark.position { from } else { mark };
         Err(superseded(Side::Consumer, mark.position, from, mark))
     }
 
-    /// What `error` has come of: it may be that what we look at is not ours any more.
-    fn moved(&mut self, error: Error) -> Error {
-        self.ours().err().filter(Error::is_superseded).unwrap_or(error)
+    /// Returns the error to report for `error`: that the handle is superseded, if that is the
+    /// cause.
+    fn explain(&mut self, error: Error) -> Error {
+        self.check_pointer().err().filter(Error::is_superseded).unwrap_or(error)
     }
 
-    /// Sees what is published, and verifies what of it is new.
+    /// Looks for newly published items, and verifies them.
     fn look(&mut self) -> Result<()> {
-        self.look_ahead().map_err(|e| if matches!(e, Error::Format(_)) { self.moved(e) } else { e })
+        self.look_ahead()
+            .map_err(|e| if matches!(e, Error::Format(_)) { self.explain(e) } else { e })
     }
 
     fn look_ahead(&mut self) -> Result<()> {
         let all_verified = self.verified.position == self.producer;
-        if all_verified && self.handle.device.glance(Side::Producer) == Some(self.producer.get()) {
+        if all_verified
+            && self.handle.device.peek_position(Side::Producer) == Some(self.producer.get())
+        {
             return Ok(());
         }
-        let (pointer, claim) = self.handle.glean_mark(Side::Producer)?;
+        let (pointer, claim) = self.handle.read_mark_only(Side::Producer)?;
         plausible(pointer.position, self.mark.position, self.handle.geometry)?;
         (self.producer, self.claim) = (pointer.position, claim);
         let (from, to) = (self.verified, Mark::new(pointer.position, claim));
@@ -300,7 +357,7 @@ impl<D: BlockDevice> Consumer<D> {
             let (from, to) = (from.position, to.position);
             return Err(FormatError::Span { from, to, found, computed }.into());
         }
-        self.unchecked += start.since(from.position).unwrap_or(0);
+        self.unchecked_bytes += start.since(from.position).unwrap_or(0);
         self.verified = to;
         Ok(())
     }

@@ -1,46 +1,46 @@
-//! What producer and consumer have in common: being attached to a ring.
+//! A handle on a ring: what producer, consumer and control have in common.
 
-use crate::device::{AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock, holder};
+use crate::device::{
+    AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock, RingDevice, holder,
+};
 use crate::error::{Error, Result};
 use crate::format::{
-    FormatError, Geometry, PointerSector, Position, Side, Signed, Slot, Tally, decode_sector0,
-    find_slot, text_of,
+    Geometry, PointerSector, Position, Reading, Side, Signed, Slot, SlotSearch, Tally,
+    decode_sector0, find_slot, reserved, text_of,
 };
 use crate::rules::Mark;
-use serde::Serialize;
+use crate::sector0::Sector0;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
-/// Readings of a pointer sector, with the same bytes, before it is given up: a reader can meet a write halfway.
-const SAME_READINGS: u32 = 3;
-
-/// Readings in all: more than a writer can disturb by chance.
-const READINGS: u32 = 1000;
-
-/// Whether an operation waits until the device says that it is safe from power loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// The flushes that `advance` makes, and so what a power loss can take back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Durability {
-    /// Data is flushed before the pointer that exposes it, the pointer before `advance` returns.
+    /// Items are flushed before the pointer that publishes them, and the pointer before `advance`
+    /// returns: nothing is taken back.
     #[default]
     Flush,
-    /// Data is flushed before the pointer that exposes it, and the pointer by whatever is flushed next: the next `advance`, or
-    /// [`Producer::flush`](crate::Producer::flush). Half of the flushes. A power cut can take back the last `advance`, and nothing else: what is
-    /// there is whole and in order, and what a consumer had freed was there.
+    /// Items are flushed before the pointer that publishes them, and the pointer by the next flush:
+    /// that of the next `advance`, or [`Producer::flush`](crate::Producer::flush). Half of the
+    /// flushes. A power loss can take back the last `advance`, and nothing else: the items that are
+    /// left are whole and in order, and what a consumer had freed was published.
     Ordered,
-    /// Nothing is flushed. Safe against the death of any process, not against that of the machine.
+    /// Nothing is flushed: safe against the death of any process, not against that of the machine.
     PageCache,
 }
 
 /// Whether the producer may push.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It may.
+    /// The producer may push.
     Running,
-    /// The consumer asked it to stop, and it has acknowledged.
+    /// The consumer has suspended the ring, and the producer has acknowledged it.
     Suspended,
 }
 
@@ -50,8 +50,9 @@ impl State {
     }
 }
 
-/// The facts of a ring as its sectors have them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// The state of a ring as its sectors have it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct DebugInfo {
     /// Bytes in a sector.
     pub sector_size: u32,
@@ -59,33 +60,36 @@ pub struct DebugInfo {
     pub total_sectors: u64,
     /// Bytes in the data area.
     pub capacity: u64,
-    /// Everything before it is published.
+    /// The producer's position: everything before it is published.
     pub producer: Position,
-    /// Everything before it is consumed.
+    /// The consumer's position: everything before it is consumed.
     pub consumer: Position,
-    /// Bytes published and not yet consumed.
+    /// Bytes that are published and not consumed.
     pub used: u64,
-    /// The consumer wants the producer to stop.
+    /// The consumer's flag: whether the producer is to stop.
     pub suspend: bool,
-    /// The producer has heard it.
+    /// The producer's flag: whether it has stopped.
     pub suspend_ack: bool,
-    /// Items published since the ring was created, as far as that is known.
+    /// Items published since the ring was created, if the count is known.
     pub producer_items: Option<u64>,
-    /// Items consumed since the ring was created, as far as that is known.
+    /// Items consumed since the ring was created, if the count is known.
     pub consumer_items: Option<u64>,
-    /// Time of the last `advance` of the producer, nanoseconds since 1970.
+    /// Time of the producer's last `advance`, in nanoseconds since 1970.
     pub producer_time_ns: Option<u64>,
-    /// Time of the last `advance` of the consumer, nanoseconds since 1970.
+    /// Time of the consumer's last `advance`, in nanoseconds since 1970.
     pub consumer_time_ns: Option<u64>,
     /// The text of sector 1, made printable.
     pub producer_text: String,
     /// The text of sector 2, made printable.
     pub consumer_text: String,
-    /// The ring's identity; absent in a plain ring.
+    /// The ring's UUID; `None` for a plain ring.
     pub uuid: Option<String>,
 }
 
-/// An attached end of a ring.
+/// The names of queue and client, for the text of a pointer sector.
+pub(crate) type Owner<'a> = (&'a str, &'a str);
+
+/// A handle on a ring.
 pub(crate) struct Handle<D> {
     pub device: D,
     pub geometry: Geometry,
@@ -93,9 +97,10 @@ pub(crate) struct Handle<D> {
     queue: String,
     client: String,
     signed: Signed,
+    sector0: Sector0,
     attachment: Attachment,
     sector: AlignedBuf,
-    /// A flush or a pointer's write has failed.
+    /// Whether a flush or the write of a pointer has failed.
     failed: AtomicBool,
 }
 
@@ -107,22 +112,23 @@ impl<D> fmt::Debug for Handle<D> {
     }
 }
 
+/// How a handle is attached to its ring.
 #[derive(Debug)]
 enum Attachment {
-    /// As the ring's only producer or consumer.
+    /// As its only producer or consumer.
     Role(#[expect(dead_code, reason = "held until dropped")] RangeLock),
-    /// Beside them.
-    Guest,
+    /// Beside producer and consumer.
+    Beside,
     /// No longer.
     Detached,
 }
 
-impl<D: BlockDevice> Handle<D> {
+impl<D: RingDevice> Handle<D> {
     /// Verifies the ring and becomes its only `side`.
     pub fn attach(device: D, side: Side, queue: &str, client: &str) -> Result<Self> {
         let mut handle = Self::open(device, queue, client)?;
         let role = RangeLock::try_acquire(&handle.device, LockRange::Role(side))?
-            .ok_or_else(|| Error::Held { role: side, holder: holder(&handle.device, side) })?;
+            .ok_or_else(|| Error::RoleTaken { role: side, holder: holder(&handle.device, side) })?;
         handle.attachment = Attachment::Role(role);
         Ok(handle)
     }
@@ -130,40 +136,52 @@ impl<D: BlockDevice> Handle<D> {
     /// Verifies the ring, and takes no role.
     pub fn open(device: D, queue: &str, client: &str) -> Result<Self> {
         let geometry = device.geometry();
-        let mut sector = AlignedBuf::zeroed(geometry.sector_size().bytes());
-        device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
+        let sector0 = Sector0::read(&device)?;
         Ok(Self {
-            signed: decode_sector0(&sector, geometry)?,
+            signed: decode_sector0(sector0.bytes(), geometry)?,
+            sector0,
             device,
             geometry,
             durability: Durability::default(),
             queue: queue.to_owned(),
             client: client.to_owned(),
-            attachment: Attachment::Guest,
-            sector,
+            attachment: Attachment::Beside,
+            sector: AlignedBuf::zeroed(geometry.sector_size().bytes()),
             failed: AtomicBool::new(false),
         })
     }
 
-    pub fn detach(&mut self) {
-        self.attachment = Attachment::Detached;
-        self.device.detached();
+    /// Asks whether the device is still there, and holds the ring that was opened: see
+    /// [`Sector0::still_there`].
+    pub fn still_there(&self) -> Result<()> {
+        Ok(self.sector0.still_there(&self.device)?)
     }
 
+    /// Sector 0 as it was when the ring was opened.
+    pub fn sector0(&self) -> &Sector0 {
+        &self.sector0
+    }
+
+    pub fn detach(&mut self) {
+        self.attachment = Attachment::Detached;
+        self.device.release_role();
+    }
+
+    /// Refuses a handle that is detached or has failed.
     pub fn attached(&self) -> Result<()> {
         match self.attachment {
             Attachment::Detached => Err(Error::Detached),
             _ if self.failed.load(Ordering::Relaxed) => Err(Error::Failed),
-            Attachment::Role(_) | Attachment::Guest => Ok(()),
+            Attachment::Role(_) | Attachment::Beside => Ok(()),
         }
     }
 
-    /// What has failed was no failure of the device: the ring has moved, and what is in doubt is somebody else's.
+    /// Forgets a failed write: another instance had moved the pointer, and the device is sound.
     pub fn revive(&self) {
         self.failed.store(false, Ordering::Relaxed);
     }
 
-    pub fn owner(&self) -> (&str, &str) {
+    pub fn owner(&self) -> Owner<'_> {
         (&self.queue, &self.client)
     }
 
@@ -172,32 +190,34 @@ impl<D: BlockDevice> Handle<D> {
         Ok(PointerSector::decode(side, &self.sector)?)
     }
 
-    /// The pointer, and what its slot says of the stream before it.
+    /// Reads one side's pointer, and the tally of its slot.
     pub fn read_mark(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
         let (pointer, slot) = read_slot(&self.device, &self.signed, side, &mut self.sector)?;
         Ok((pointer, slot.map(|slot| slot.tally)))
     }
 
-    /// The same in the steady state, without the sector's text: see [`BlockDevice::read_head`].
-    pub fn glean_mark(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
+    /// Reads the same in the steady state, without the sector's text: see
+    /// [`RingDevice::read_pointer`].
+    pub fn read_mark_only(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
         let device = &self.device;
-        let read = |sector: &mut [u8]| device.read_head(side, sector);
-        let (pointer, slot) = readings(&self.signed, side, &mut self.sector, read)?;
+        let read = |sector: &mut [u8]| device.read_pointer(side, sector);
+        let (pointer, slot) = search_slot(&self.signed, side, &mut self.sector, read)?;
         Ok((pointer, slot.map(|slot| slot.tally)))
     }
 
-    /// What the slot for `position` says in a pointer sector that nobody writes meanwhile.
+    /// Returns the tally of the slot for `position` in a pointer sector that is not written
+    /// meanwhile.
     pub fn claim(&self, side: Side, sector: &[u8], position: Position) -> Option<Tally> {
         let slot = find_slot(self.signed.uuid()?, side, sector, position).ok()?;
         slot.map(|slot| slot.tally)
     }
 
-    /// The pointer sector as it was read last.
+    /// Returns the pointer sector that was read last.
     pub fn last_read(&self) -> &[u8] {
         &self.sector
     }
 
-    /// What goes into the slot for `mark`; nothing in a plain ring.
+    /// Returns the ring's UUID and the slot for `mark`; `None` in a plain ring.
     pub fn slot(&self, mark: Mark) -> Option<(Uuid, Slot)> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // Nanoseconds since 1970 fit 64 bits until the year 2554.
@@ -206,74 +226,100 @@ impl<D: BlockDevice> Handle<D> {
         Some((self.signed.uuid()?, slot))
     }
 
-    /// Whether pointers have slots in this ring.
+    /// Returns the bytes of a pointer sector that must be zero in this ring.
+    pub fn reserved(&self) -> [Range<usize>; 2] {
+        reserved(self.signed.uuid())
+    }
+
+    /// Returns whether pointers have slots in this ring.
     pub fn has_slots(&self) -> bool {
         self.signed.uuid().is_some()
     }
 
-    /// Whether the producer has acknowledged a suspend.
+    /// Reads whether the producer has acknowledged a suspend.
     pub fn acknowledged(&mut self) -> Result<State> {
         self.attached()?;
         Ok(State::of(self.read_pointer(Side::Producer)?.flag))
     }
 
-    /// Whether `suspend` remains to be written (else it is durable): [`Error::Retry`] while the previous change is not acknowledged.
-    pub fn change_wanted(&mut self, suspend: bool) -> Result<bool> {
+    /// Sets the flag of sector 2 to `suspend`, by `change`, and flushes: [`Error::Retry`] while the
+    /// producer has not acknowledged the previous change.
+    pub fn set_suspend(
+        &mut self,
+        suspend: bool,
+        change: impl Fn(Owner<'_>, &mut PointerSector, &mut [u8]),
+    ) -> Result<()> {
         self.attached()?;
+        self.device.ensure_role()?;
         let acknowledged = self.read_pointer(Side::Producer)?.flag;
         let current = self.read_pointer(Side::Consumer)?.flag;
         if acknowledged != current {
             return Err(Error::Retry);
         }
-        if current == suspend {
-            // Whoever set it so may have died before it was durable.
-            self.flush()?;
+        if current != suspend {
+            let edit = |handle: &Self| {
+                handle.edit_consumer(|pointer, sector| change(handle.owner(), pointer, sector))
+            };
+            edit(self)?;
+            // A backend that has just started ignores the flag of a guest that has read nothing
+            // from it: such a write can be a repeated, older one. After this reading it takes the
+            // flag.
+            if self.read_pointer(Side::Consumer)?.flag != suspend {
+                edit(self)?;
+            }
         }
-        Ok(current != suspend)
+        // Also if there was nothing to change: the process that did it may have died before it was
+        // durable.
+        self.flush()
     }
 
-    /// Changes sector 2, keeping what another process changed meanwhile. It is not flushed.
+    /// Changes sector 2, and keeps what another process changed meanwhile. It is not flushed.
     pub fn edit_consumer(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
         let mut verdict = Ok(());
         let edited = self.device.edit_pointer(Side::Consumer, &mut |sector| {
             verdict = PointerSector::decode(Side::Consumer, sector)
                 .map(|mut pointer| change(&mut pointer, sector));
         });
-        self.vital(edited)?;
+        self.fail_on_error(edited)?;
         Ok(verdict?)
     }
 
     /// Writes the producer's pointer sector.
     pub fn write_producer(&self, sector: &[u8]) -> Result<()> {
-        self.vital(self.device.write(Side::Producer.sector(), &[IoSlice::new(sector)]))?;
+        self.fail_on_error(self.device.write(Side::Producer.sector(), &[IoSlice::new(sector)]))?;
         self.flush_pointer()
     }
 
-    /// After a pointer was written.
+    /// Flushes a pointer that was written, if the durability asks for it.
     pub fn flush_pointer(&self) -> Result<()> {
         if self.durability == Durability::Ordered { Ok(()) } else { self.flush() }
     }
 
-    /// Without it, nothing may be acknowledged any more.
-    fn vital(&self, result: std::result::Result<(), DeviceError>) -> Result<()> {
+    /// Has the handle accept nothing more after an error: what was written is in doubt.
+    fn fail_on_error(&self, result: std::result::Result<(), DeviceError>) -> Result<()> {
         Ok(result.inspect_err(|_| self.failed.store(true, Ordering::Relaxed))?)
     }
 
+    /// Flushes the device, if the durability asks for it.
     pub fn flush(&self) -> Result<()> {
         match self.durability {
-            Durability::Flush | Durability::Ordered => self.vital(self.device.flush()),
+            Durability::Flush | Durability::Ordered => self.fail_on_error(self.device.flush()),
             Durability::PageCache => Ok(()),
         }
     }
 
-    /// The sectors' facts, read afresh.
+    /// Reads the ring's state from its sectors.
     pub fn debug_info(&self) -> Result<DebugInfo> {
         self.attached()?;
         debug_info(&self.device, &self.signed)
     }
 }
 
-/// Reads a pointer sector beside whoever writes it, until a slot speaks for the position, or none can. `sector` is one to read into.
+/// Reads a pointer sector into `sector` while its writer may be changing it. Returns the pointer
+/// and the slot for its position, if the sector has slots.
+///
+/// # Errors
+/// The device's, and [`Error::Format`] for a damaged pointer.
 pub fn read_slot<D: BlockDevice + ?Sized>(
     device: &D,
     signed: &Signed,
@@ -281,35 +327,26 @@ pub fn read_slot<D: BlockDevice + ?Sized>(
     sector: &mut [u8],
 ) -> Result<(PointerSector, Option<Slot>)> {
     let first = side.sector();
-    readings(signed, side, sector, |sector| device.read(first, &mut [IoSliceMut::new(sector)]))
+    search_slot(signed, side, sector, |sector| device.read(first, &mut [IoSliceMut::new(sector)]))
 }
 
-/// The readings of [`read_slot`], each by `read`.
-fn readings(
+/// Searches the slot as [`read_slot`] does, by `read`.
+fn search_slot(
     signed: &Signed,
     side: Side,
     sector: &mut [u8],
     read: impl Fn(&mut [u8]) -> std::result::Result<(), DeviceError>,
 ) -> Result<(PointerSector, Option<Slot>)> {
-    let mut before = Vec::new();
-    let mut same = 0;
-    for _ in 0..READINGS {
+    let mut previous = Vec::new();
+    let mut search = signed.uuid().map(|uuid| SlotSearch::new(uuid, side, &mut previous));
+    loop {
         read(sector)?;
         let pointer = PointerSector::decode(side, sector)?;
-        let Some(uuid) = signed.uuid() else { return Ok((pointer, None)) };
-        let again = before == sector;
-        match find_slot(uuid, side, sector, pointer.position) {
-            Ok(Some(slot)) => return Ok((pointer, Some(slot))),
-            // At the very start there is nothing to say. Elsewhere one reading does not show that there is no slot: the writer can
-            // be two positions further on by now, and this position's slot absent while the next one is written over it.
-            Ok(None) if again || pointer.position == Position::ZERO => return Ok((pointer, None)),
-            Err(e) if same == SAME_READINGS => return Err(e.into()),
-            Ok(None) | Err(_) => same = if again { same + 1 } else { 0 },
+        let Some(search) = &mut search else { return Ok((pointer, None)) };
+        if let Reading::Final(slot) = search.observe(sector, pointer.position)? {
+            return Ok((pointer, slot));
         }
-        before = sector.to_vec();
     }
-    let position = PointerSector::decode(side, sector)?.position;
-    Err(FormatError::Slots { side, position }.into())
 }
 
 fn debug_info<D: BlockDevice>(device: &D, signed: &Signed) -> Result<DebugInfo> {
@@ -327,7 +364,7 @@ fn debug_info<D: BlockDevice>(device: &D, signed: &Signed) -> Result<DebugInfo> 
         capacity: geometry.capacity().get(),
         producer: producer.position,
         consumer: consumer.position,
-        // A consumer ahead is what power loss can leave: empty until the producer attaches.
+        // A power loss can leave the consumer ahead: the ring is empty until the producer attaches.
         used: producer.position.since(consumer.position).unwrap_or(0),
         suspend: consumer.flag,
         suspend_ack: producer.flag,

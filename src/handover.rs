@@ -1,9 +1,14 @@
-//! How a backend hands its region to a process on the host: one message each way over a UNIX socket.
+//! How a backend hands its region to a process on the host: one message each way over a UNIX
+//! socket.
 //!
-//! The client says who it wants to be, the backend answers with the ring's facts and, for a role, with descriptors: the
-//! region (a fresh open file description, on which the backend has taken the role's lock: it dies with the client), the page of the
-//! [bells](crate::device::bell), and an event for each direction. The connection then stays open and carries nothing more:
-//! its end is how each side learns of the other's.
+//! The client says who it wants to be, the backend answers with the ring's facts and descriptors.
+//! For a role these are: the region (a fresh open file description, on which the backend has taken
+//! the role's lock: it dies with the client), the page of the [bells](crate::device::bell), and an
+//! event for each direction. The connection then stays open and carries nothing more: its end is
+//! how each side learns of the other's.
+//!
+//! A client without a role gets a description of the region for reading, and nothing else. What it
+//! may change it asks the backend for ([`Request`]), which answers each request.
 
 use crate::format::Side;
 use nix::cmsg_space;
@@ -19,7 +24,8 @@ pub const VERSION: u32 = 1;
 /// A message's size at most: a few facts, or the counters.
 const MAX_MESSAGE: usize = 16 * 1024;
 
-/// Descriptors in an answer: region, page, event to the host, event to the backend.
+/// Descriptors in the answer to a client with a role: region, page, event to the host, event to the
+/// backend.
 pub const DESCRIPTORS: usize = 4;
 
 /// Who a client wants to be.
@@ -64,8 +70,8 @@ pub enum Answer {
         sectors: u64,
         /// The role of the guest.
         guest: Role,
-        /// Whether nobody but the consumer can make published bytes change: the guest is the producer, and the guard is on. A
-        /// backend that does not say so does not promise it.
+        /// Whether nobody but the consumer can make published bytes change: the guest is the
+        /// producer, and the guard is on. A backend that does not say so does not promise it.
         #[serde(default)]
         guarded: bool,
         /// The backend's counters.
@@ -82,8 +88,79 @@ pub enum Answer {
     },
 }
 
-/// Descriptors that the kernel passes with one message at most (`SCM_MAX_FD`). There is room for all of them: of those that do not fit, some would
-/// be open in this process, and nobody would know their numbers.
+/// A later message of a client without a role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// Sets whether the ring's producer is to stop.
+    Suspend(bool),
+}
+
+/// The backend's answer to a [`Request`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Reply {
+    /// It is in the region, and not yet durable.
+    Done,
+    /// It is not: another process edits the sector. To be asked again.
+    Busy,
+    /// It is not, in words why.
+    Failed(String),
+}
+
+/// Option of a socket's level that refuses descriptors when they are sent (`SO_PASSRIGHTS`, Linux
+/// 6.16).
+const PASS_RIGHTS: libc::c_int = 83;
+
+/// Has the kernel refuse descriptors that others send to `socket`, and to what is accepted on it.
+/// An older kernel takes them, and [`receive_words`] closes them.
+pub fn refuse_descriptors(socket: BorrowedFd<'_>) {
+    const BYTES: libc::socklen_t = 4;
+    let no: libc::c_int = 0;
+    // SAFETY: the option is a number that the kernel reads from a local of that size.
+    unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            PASS_RIGHTS,
+            (&raw const no).cast(),
+            BYTES,
+        )
+    };
+}
+
+/// Receives one message, and no descriptors: this process never has one that was sent along. To
+/// close what another process has sent can take as long as that process likes, where the descriptor
+/// is of a file system that it serves.
+pub fn receive_words<T: for<'a> Deserialize<'a>>(socket: BorrowedFd<'_>) -> io::Result<T> {
+    let mut bytes = vec![0; MAX_MESSAGE];
+    let (len, flags) = loop {
+        let mut buffers = [IoSliceMut::new(&mut bytes)];
+        match recvmsg::<()>(socket.as_raw_fd(), &mut buffers, None, MsgFlags::empty()) {
+            Err(Errno::EINTR) => {}
+            other => break other.map(|message| (message.bytes, message.flags))?,
+        }
+    };
+    if flags.intersects(MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors are not taken"));
+    }
+    decode(&bytes[..len], flags)
+}
+
+/// The message that `bytes` are.
+fn decode<T: for<'a> Deserialize<'a>>(bytes: &[u8], flags: MsgFlags) -> io::Result<T> {
+    if flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC) {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
+    }
+    if bytes.is_empty() {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// Descriptors that the kernel passes with one message at most (`SCM_MAX_FD`). There is room for
+/// all of them: of those that do not fit, some would be open in this process, and nobody would know
+/// their numbers.
 const MAX_DESCRIPTORS: usize = 253;
 
 /// Sends one message, with descriptors.
@@ -106,13 +183,14 @@ pub fn send<T: Serialize>(
     Ok(())
 }
 
-/// Receives one message. The sockets keep messages apart (`SOCK_SEQPACKET`); an empty one is the end.
+/// Receives one message. The sockets keep messages apart (`SOCK_SEQPACKET`); an empty one is the
+/// end.
 pub fn receive<T: for<'a> Deserialize<'a>>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
     let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let (len, descriptors) = {
+    let (len, flags, descriptors) = {
         let mut buffers = [IoSliceMut::new(&mut bytes)];
         let message = loop {
             match recvmsg::<()>(
@@ -128,20 +206,17 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
         let mut descriptors = Vec::new();
         for control in message.cmsgs()? {
             if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows them.
+                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
+                // them.
                 descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
         }
-        let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
-        if cut || descriptors.len() > DESCRIPTORS {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "the message is too long"));
-        }
-        (message.bytes, descriptors)
+        (message.bytes, message.flags, descriptors)
     };
-    if len == 0 {
-        return Err(io::ErrorKind::UnexpectedEof.into());
+    if descriptors.len() > DESCRIPTORS {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
     }
-    Ok((serde_json::from_slice(&bytes[..len])?, descriptors))
+    Ok((decode(&bytes[..len], flags)?, descriptors))
 }
 
 #[cfg(test)]
@@ -152,7 +227,30 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn descriptors_that_nobody_asked_for_are_closed() {
+    fn receive_words_takes_no_descriptor() {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+                .unwrap();
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        let hello = Hello { version: VERSION, role: Role::Control };
+        send(theirs.as_fd(), &hello, &[writer.as_fd()]).unwrap();
+        let error = receive_words::<Hello>(ours.as_fd()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        send(theirs.as_fd(), &hello, &[]).unwrap();
+        assert_eq!(receive_words::<Hello>(ours.as_fd()).unwrap().role, Role::Control);
+        // The other end of what was sent hears of the end: ours was the last one open.
+        drop(writer);
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+        // Where the kernel can refuse them, the sender is told.
+        refuse_descriptors(ours.as_fd());
+        match send(theirs.as_fd(), &hello, &[reader.as_fd()]) {
+            Ok(()) => assert!(receive_words::<Hello>(ours.as_fd()).is_err()),
+            Err(e) => assert_eq!(e.kind(), io::ErrorKind::PermissionDenied, "{e}"),
+        }
+    }
+
+    #[test]
+    fn receive_closes_descriptors_beyond_the_expected_number() {
         let (ours, theirs) =
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
                 .unwrap();

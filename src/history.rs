@@ -1,48 +1,53 @@
-//! Whether a ring stands where this handle has left it, or another life of its process has moved it: pure decisions.
+//! Whether a ring is as this handle has left it, or another instance of the same state has moved
+//! it. Pure decisions.
 //!
-//! A virtual machine that is restored from an older snapshot, or cloned, remembers a ring that has gone on since.
+//! A virtual machine that is restored from an older snapshot, or cloned, remembers a ring that has
+//! gone on since: it is superseded.
 
 use crate::error::Error;
 use crate::format::{Position, Side, Tally};
 use crate::rules::Mark;
 use std::collections::VecDeque;
 
-/// What a producer remembers.
+/// The state that a producer remembers.
 pub struct Memory<'a> {
-    /// Where it has attached.
+    /// The mark at which it has attached.
     pub start: Mark,
-    /// What its pointer sector says, as it has written or read it.
+    /// Position and tally of its pointer sector, as it has written or read them.
     pub sector: (Position, Option<Tally>),
+    /// The end of what it has published.
     pub published: Mark,
-    /// Of what was pushed beyond that.
+    /// The ends of what it has pushed beyond that.
     pub ends: &'a VecDeque<Mark>,
 }
 
-/// What the ring's pointer is to who remembers otherwise.
+/// How the pointer in the ring relates to the state that the producer remembers.
 #[derive(Debug, PartialEq, Eq)]
 pub enum History {
-    /// Just as it was left.
+    /// The pointer is as it was left.
     Ours,
-    /// Another life has published all that we have pushed, and nothing else.
+    /// Another instance has published all that this one has pushed, and nothing else.
     Ahead,
-    /// The two part here at the earliest: nobody can say what became of what we have pushed behind it.
+    /// The streams of the two instances part at this mark at the earliest: what this one has pushed
+    /// behind it cannot be accounted for.
     Parted(Mark),
 }
 
 impl Memory<'_> {
-    /// Compares with the ring's position, and what its slot claims of the stream before.
+    /// Compares this state with the position in the ring, and the tally that its slot claims.
     pub fn compare(&self, ring: Position, claim: Option<Tally>) -> History {
         if (ring, claim) == self.sector {
             return History::Ours;
         }
-        // The same bytes by their checksum, from the same place on.
+        // The same bytes by their checksum, from the same position on.
         let ours = |end: &Mark| end.position == ring && Some(end.tally) == claim;
         match self.ends.iter().rposition(ours) {
             Some(index) if index + 1 == self.ends.len() => History::Ahead,
             Some(index) => History::Parted(self.ends[index]),
-            // What we had published was in the ring when the copy of us was made, and pointers do not go back.
+            // What was published was in the ring when the other instance was made, and pointers do
+            // not go back.
             None if ring > self.published.position => History::Parted(self.published),
-            // But it has: the ring is an older copy too.
+            // The pointer has gone back: the ring is an older copy, too.
             None if ring < self.published.position && ring >= self.start.position => {
                 History::Parted(Mark::new(ring, claim))
             }
@@ -51,7 +56,8 @@ impl Memory<'_> {
     }
 }
 
-/// The error for who has met a ring at `ring`, and cannot account for what lies between `from` and `to`.
+/// Makes the error of a handle that finds the ring at `ring`, and cannot account for the items
+/// between `from` and `to`.
 pub fn superseded(side: Side, ring: Position, from: Mark, to: Mark) -> Error {
     let comparable =
         from.tally.base == to.tally.base && from.tally.since_base == to.tally.since_base;
@@ -64,7 +70,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// After so many items of four bytes each.
+    /// The mark after `items` items of four bytes each.
     fn mark(items: u64) -> Mark {
         let tally = Tally::from_here(Position::ZERO);
         let position = Position::new(items * 4).unwrap();
@@ -79,35 +85,35 @@ mod tests {
         memory.compare(ring.position, Some(ring.tally))
     }
 
-    /// At the same place, after other bytes.
+    /// The same position after other bytes.
     fn other(items: u64) -> Mark {
         let tally = mark(items).tally;
         Mark { tally: Tally { crc: !tally.crc, ..tally }, ..mark(items) }
     }
 
     #[test]
-    fn what_another_life_has_published_of_ours_is_accounted_for() {
+    fn compare_accounts_for_what_another_instance_published_of_the_same_items() {
         assert_eq!(compare(mark(4)), History::Ours);
         assert_eq!(compare(mark(7)), History::Ahead);
         assert_eq!(compare(mark(5)), History::Parted(mark(5)));
     }
 
     #[test]
-    fn what_may_be_something_else_is_not() {
+    fn compare_does_not_account_for_what_may_be_other_items() {
         for ring in [mark(6), mark(9), other(5), other(7)] {
             assert_eq!(compare(ring), History::Parted(mark(4)), "{ring:?}");
         }
     }
 
     #[test]
-    fn an_older_copy_of_the_ring_takes_back_what_was_published() {
+    fn compare_takes_an_older_copy_of_the_ring_for_what_it_is() {
         assert_eq!(compare(mark(3)), History::Parted(mark(3)));
         assert_eq!(compare(mark(1)), History::Parted(mark(2)));
         assert_eq!(compare(other(4)), History::Parted(mark(2)));
     }
 
     #[test]
-    fn items_are_counted_where_both_count_from_the_same_place() {
+    fn superseded_counts_items_where_both_tallies_have_one_base() {
         let count = |from: Mark, to: Mark| match superseded(Side::Producer, to.position, from, to) {
             Error::Superseded { items, .. } => items,
             other => panic!("{other}"),

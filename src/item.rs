@@ -1,19 +1,46 @@
-//! What can be an item: bytes by default, any type by choice.
+//! The types that can be items: bytes and text, and any other by two traits.
 
 use std::borrow::Cow;
 
-/// A value that can be pushed.
+/// A value that can be pushed as an item.
+///
+/// ```
+/// use shared_block_ring::{Decode, Encode};
+/// use std::borrow::Cow;
+///
+/// struct Reading(u32);
+///
+/// impl Encode for Reading {
+///     fn encode(&self) -> Cow<'_, [u8]> {
+///         self.0.to_le_bytes().to_vec().into()
+///     }
+/// }
+///
+/// impl Decode<'_> for Reading {
+///     type Error = std::array::TryFromSliceError;
+///
+///     fn decode(payload: &[u8]) -> Result<Self, Self::Error> {
+///         payload.try_into().map(u32::from_le_bytes).map(Self)
+///     }
+/// }
+///
+/// assert_eq!(Reading::decode(&Reading(7).encode())?.0, 7);
+/// # Ok::<(), std::array::TryFromSliceError>(())
+/// ```
 pub trait Encode {
-    /// The item's payload.
+    /// Returns the item's payload.
     fn encode(&self) -> Cow<'_, [u8]>;
 }
 
-/// A value that can be made of an item's payload.
+/// A value that can be decoded from an item's payload: see [`Encode`].
 pub trait Decode<'a>: Sized {
-    /// Why it could not.
+    /// The error of a payload that is no such value.
     type Error: std::fmt::Display;
 
-    /// Reads the whole payload.
+    /// Decodes the whole payload.
+    ///
+    /// # Errors
+    /// The payload is not a value of this type.
     fn decode(payload: &'a [u8]) -> Result<Self, Self::Error>;
 }
 

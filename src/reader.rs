@@ -1,21 +1,21 @@
-//! Published items: lent where they lie, or else as copies.
+//! Reading published items: where they lie, or as copies.
 
-use crate::device::BlockDevice;
+use crate::device::RingDevice;
 use crate::error::{Error, Result};
 use crate::format::{FormatError, Geometry, Header, Lap, Position, Tally, crc32c_append};
 use crate::window::{Popped, WINDOW_BYTES, Window};
 
-/// Reads what is published and not freed. Its callers say how far that goes.
+/// A reader of published items that are not freed. Its callers say how far those reach.
 #[derive(Debug)]
 pub(crate) struct Reader {
     geometry: Geometry,
     lap: Lap,
     window: Window,
-    /// For looking elsewhere without losing what is in the window.
+    /// A second window, for reads elsewhere that leave the first one as it is.
     aside: Window,
 }
 
-/// An item that can be lent.
+/// An item that was found, and can be lent.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Found {
     header: Header,
@@ -24,14 +24,14 @@ pub(crate) struct Found {
 
 #[derive(Debug, Clone, Copy)]
 enum Place {
-    /// Where it lies.
+    /// In the device's memory.
     Device,
-    /// In the window; since this look, or an earlier one.
+    /// In the window; `fresh` if it was read just now.
     Window { fresh: bool },
 }
 
 impl Found {
-    /// Whether it was copied just now.
+    /// Returns whether the item was copied just now.
     pub fn is_fresh(self) -> bool {
         matches!(self.place, Place::Window { fresh: true })
     }
@@ -49,15 +49,16 @@ impl Reader {
     }
 
     /// Finds the item at `from < to`.
-    // In memory on its way to the caller, its small fields would be read back wider than they were stored, which stalls.
+    // Inlined: the small fields of the result, stored to memory on their way to the caller, would
+    // be read back wider than they were stored, which stalls the processor.
     #[inline]
-    pub fn find<D: BlockDevice>(
+    pub fn find<D: RingDevice>(
         &mut self,
         device: &mut D,
         from: Position,
         to: Position,
     ) -> Result<Found> {
-        // Of an item that straddles the wrap point no more than itself is copied.
+        // Only the item itself is copied if it straddles the wrap point.
         let mut copied_to = to;
         let end = self.lap.run(self.geometry, from, to);
         if let Some(run) = device.lend(from, end)
@@ -75,9 +76,10 @@ impl Reader {
         Ok(Found { header, place: Place::Window { fresh } })
     }
 
-    /// Lends what [`find`](Self::find) has just found; `None` if the device does not any more.
+    /// Lends the item that [`find`](Self::find) has just found; `None` if the device does not lend
+    /// it any more.
     #[inline]
-    pub fn lend<'a, D: BlockDevice>(
+    pub fn lend<'a, D: RingDevice>(
         &'a self,
         device: &'a mut D,
         found: Found,
@@ -92,8 +94,8 @@ impl Reader {
         }
     }
 
-    /// The checksum `crc` of the stream before `from`, continued to `to`.
-    pub fn digest<D: BlockDevice>(
+    /// Returns the checksum of the stream before `to`, where `crc` is that before `from`.
+    pub fn digest<D: RingDevice>(
         &mut self,
         device: &mut D,
         from: Position,
@@ -104,7 +106,7 @@ impl Reader {
         while at < to {
             let end = self.lap.run(self.geometry, at, to);
             let Some(run) = device.lend(at, end) else {
-                // What fits stays in the window, for the items to be lent from there.
+                // Bytes that fit stay in the window, for the items to be lent from there.
                 let near = to.since(at).is_some_and(|len| len <= WINDOW_BYTES);
                 let window = if near { &mut self.window } else { &mut self.aside };
                 return window.digest(device, at, to, crc);
@@ -115,8 +117,8 @@ impl Reader {
         Ok(crc)
     }
 
-    /// What is known of the stream before `from`, continued over the items up to `to`, where one must end.
-    pub fn walk<D: BlockDevice>(
+    /// Returns the tally at `to`, where an item must end, from the `tally` at `from`.
+    pub fn walk<D: RingDevice>(
         &mut self,
         device: &mut D,
         from: Position,
@@ -134,7 +136,7 @@ impl Reader {
             let mut rest = run;
             while let Some(word) = rest.first_chunk() {
                 let Ok(header) = Header::decode(at, *word, to) else {
-                    return Err(Error::Advance { to, from, limit: at });
+                    return Err(Error::InvalidAdvance { to, from, limit: at });
                 };
                 items += 1;
                 rest = rest.get(distance(at, header.next)..).unwrap_or_default();
@@ -145,11 +147,13 @@ impl Reader {
         Ok(Tally { items: tally.items.saturating_add(items), crc, ..tally })
     }
 
-    /// Calls `f` on the items of `from..to` that are lent where they lie or were copied before, up to the first that is neither. Where that starts, the result, and what is
-    /// wrong there, if anything is.
+    /// Calls `f` on the items of `from..to` that are lent where they lie or were copied before, up
+    /// to the first that is neither. Returns the position of that one, the result, and the framing
+    /// error that stopped the fold, if any.
     ///
-    /// An item costs a load of its length and the call: nothing is copied here, and the device is asked once for all of them.
-    pub fn fold<D: BlockDevice, T>(
+    /// An item costs a load of its length and the call: nothing is copied, and the device is asked
+    /// once for all of them.
+    pub fn fold<D: RingDevice, T>(
         &mut self,
         device: &mut D,
         from: Position,
@@ -177,7 +181,10 @@ impl Reader {
     }
 }
 
-/// From an item to the one behind it: at most what memory holds.
+/// Returns the bytes from an item to the next one, which are bounded by what memory holds.
 fn distance(at: Position, next: Position) -> usize {
     usize::try_from(next.get() - at.get()).unwrap_or(usize::MAX)
 }
+
+#[cfg(test)]
+mod tests;

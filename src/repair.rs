@@ -1,35 +1,53 @@
-//! Bringing back what is whole of a damaged ring.
+//! Repair of a damaged ring.
 //!
-//! Only the three sectors in front of the data are ever changed: no item's bytes are touched, and writing the old sectors
-//! back undoes everything.
+//! Only the three sectors in front of the data area are changed: no item's bytes are touched, and
+//! writing the old sectors back undoes everything.
 
+use crate::create::new_uuid;
 use crate::device::{BlockDevice, DeviceError};
 use crate::error::{Error, Result};
 use crate::format::{
     EXTENSION, FLAG_AT, FormatError, Geometry, Identity, PointerSector, Position, SIGNATURE, Side,
-    damaged_slots, decode_sector0, encode_sector0, find_slot, slots_of,
+    damaged_slots, decode_sector0, encode_sector0, find_slot, reserved, slots_of, u64_at,
+    unverified_identity,
 };
 use crate::rules::plausible;
 use crate::window::Window;
 use std::io::{IoSlice, IoSliceMut};
 use uuid::Uuid;
 
-/// Sectors in front of the data.
+/// Sectors in front of the data area.
 const HEADS: usize = 3;
 
-/// One thing that is to be put right.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One change of a [`Repair`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Fix {
     /// The sector that changes.
     pub sector: u64,
-    /// What is wrong, and what it becomes.
+    /// What is wrong, and what it becomes, in words.
     pub what: String,
 }
 
-/// What a repair would do.
+/// A plan for the repair of a ring, with the sectors before and after it.
+///
+/// ```
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ring");
+/// # shared_block_ring::make_file(&path, 1 << 20)?;
+/// use shared_block_ring::{OpenOptions, Repair, create};
+///
+/// let device = OpenOptions::default().open(&path)?;
+/// create(&device, Default::default())?;
+/// let plan = Repair::plan(&device)?;
+/// assert!(plan.fixes.is_empty(), "nothing is wrong with a new ring");
+/// plan.write(&device)?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Repair {
-    /// What is to be put right; none in a ring whose heads are sound.
+    /// The changes; none for a ring whose sectors 0 to 2 are sound.
     pub fixes: Vec<Fix>,
     /// Sectors 0 to 2 as they are.
     pub old: Vec<u8>,
@@ -38,7 +56,11 @@ pub struct Repair {
 }
 
 impl Repair {
-    /// Finds out what is wrong, and writes nothing. What is no ring, or a ring on a device of another shape, is an error.
+    /// Finds out what is wrong, and writes nothing.
+    ///
+    /// # Errors
+    /// The device's errors, and [`Error::Format`] for a device that holds no ring, or a ring of
+    /// another shape.
     pub fn plan<D: BlockDevice + ?Sized>(device: &D) -> Result<Self> {
         let geometry = device.geometry();
         let mut old = vec![0; HEADS * geometry.sector_size().bytes()];
@@ -47,30 +69,43 @@ impl Repair {
         let uuid = heads.repair_identity()?;
         let producer = heads.repair_pointer(Side::Producer, uuid);
         let consumer = heads.repair_pointer(Side::Consumer, uuid);
-        let (producer, consumer) = heads.settle_positions(producer, consumer);
+        let (producer, consumer) = heads.reconcile_positions(producer, consumer);
+        heads.reconcile_streams(producer, consumer, uuid);
         heads.cut_at_damage(device, producer, consumer)?;
         Ok(Self { fixes: heads.fixes, old, new: heads.bytes })
     }
 
-    /// Carries it out. The signature is written last: until then the ring is none, rather than half repaired.
+    /// Writes the sectors that the plan changes.
+    ///
+    /// Sector 0 is first, and durable before the others: by its UUID whole slots can be told from
+    /// noise, so it must not be lost with them. Whatever a crash leaves of the two pointer sectors,
+    /// another repair brings to the same end: the repair of one does not depend on whether the
+    /// other is repaired already.
+    ///
+    /// # Errors
+    /// The device's. A later repair takes up what a failed one has left.
     pub fn write<D: BlockDevice + ?Sized>(
         &self,
         device: &D,
     ) -> std::result::Result<(), DeviceError> {
         let size = device.geometry().sector_size().bytes();
-        if self.fixes.is_empty() {
-            return Ok(());
+        let sectors = self.old.chunks(size).zip(self.new.chunks(size));
+        let mut unflushed = false;
+        for (index, (old, new)) in (0..).zip(sectors) {
+            if old != new {
+                device.write(index, &[IoSlice::new(new)])?;
+                unflushed = true;
+            }
+            if index == 0 && unflushed {
+                device.flush()?;
+                unflushed = false;
+            }
         }
-        device.write(0, &[IoSlice::new(&vec![0; size])])?;
-        device.flush()?;
-        device.write(1, &[IoSlice::new(&self.new[size..])])?;
-        device.flush()?;
-        device.write(0, &[IoSlice::new(&self.new[..size])])?;
-        device.flush()
+        if unflushed { device.flush() } else { Ok(()) }
     }
 }
 
-/// The sectors while they are put right.
+/// The sectors while they are repaired.
 struct Heads {
     geometry: Geometry,
     bytes: Vec<u8>,
@@ -88,7 +123,7 @@ impl Heads {
         self.fixes.push(Fix { sector, what });
     }
 
-    /// The ring's UUID, if it has one, with sector 0 whole.
+    /// Repairs sector 0, and returns the ring's UUID, if it has one.
     fn repair_identity(&mut self) -> Result<Option<Uuid>> {
         let geometry = self.geometry;
         let found = decode_sector0(self.sector(0), geometry);
@@ -97,43 +132,54 @@ impl Heads {
             Err(lost @ (FormatError::NotARing | FormatError::IdentityChecksum { .. })) => lost,
             Err(other) => return Err(other.into()),
         };
-        // What the sector still says, as far as anything bears it out: without that, this may be anybody's disk.
-        let mut uuid = [0; 16];
-        uuid.copy_from_slice(&self.sector(0)[56..72]);
-        let created_ns = {
-            let mut word = [0; 8];
-            word.copy_from_slice(&self.sector(0)[72..80]);
-            u64::from_le_bytes(word)
-        };
-        let uuid = Uuid::from_bytes(uuid);
-        let borne_out = [Side::Producer, Side::Consumer]
+        // The UUID is kept only if a slot confirms it. Without any sign of a ring this may be a
+        // disk that holds something else.
+        let Identity { uuid, created_ns, .. } = unverified_identity(self.sector(0), geometry);
+        let confirmed = [Side::Producer, Side::Consumer]
             .iter()
             .any(|side| slots_of(uuid, self.sector(side.sector())).iter().any(Option::is_some));
         let signed = self.sector(0).starts_with(SIGNATURE);
-        let identity = if borne_out {
+        let identity = if confirmed {
             Identity { geometry, uuid, created_ns }
         } else if signed {
-            Identity { geometry, uuid: Uuid::new_v4(), created_ns }
+            Identity { geometry, uuid: new_uuid(), created_ns }
         } else {
             return Err(lost.into());
         };
         encode_sector0(self.sector(0), Some(&identity));
-        let kept = if borne_out { "its UUID is kept" } else { "it gets a new UUID" };
-        self.fix(0, format!("{lost}: written anew for this device, {kept}"));
+        let kept = if confirmed { "its UUID is kept" } else { "it gets a new UUID" };
+        self.fix(0, format!("{lost}: it is written again for this device, {kept}"));
         Ok(Some(identity.uuid))
     }
 
-    /// One side's position, if it can be known, with flag and slots whole.
+    /// Repairs flag and slots of one side, and returns its position, if it can be known.
     fn repair_pointer(&mut self, side: Side, uuid: Option<Uuid>) -> Option<Position> {
         let index = side.sector();
         let sector = self.sector(index);
         let flag = sector[FLAG_AT];
+        if sector.iter().all(|&byte| byte == 0) {
+            sector[FLAG_AT] = 2;
+            self.fix(index, format!("{side} sector is blank: its position is lost"));
+            return None;
+        }
         if !matches!(flag, 1 | 2) {
             sector[FLAG_AT] = 2;
             self.fix(index, format!("{side} sector: flag byte {flag} becomes 2 (not suspended)"));
         }
         let sector = self.sector(index);
-        let position = PointerSector::decode(side, sector).ok().map(|pointer| pointer.position);
+        let mut dirty = false;
+        for range in reserved(uuid) {
+            dirty |= sector[range.clone()].iter().any(|&byte| byte != 0);
+            sector[range].fill(0);
+        }
+        if dirty {
+            self.fix(index, format!("{side} sector: reserved bytes become zero"));
+        }
+        let sector = self.sector(index);
+        let position = PointerSector::decode(side, sector)
+            .ok()
+            .map(|pointer| pointer.position)
+            .filter(|&position| position <= Position::END);
         let Some(uuid) = uuid else { return position };
         if sector[EXTENSION].iter().all(|&byte| byte == 0) {
             return position;
@@ -143,23 +189,24 @@ impl Heads {
         }
         let slots = slots_of(uuid, sector);
         let whole = slots.iter().flatten();
-        // Of two whole slots one must speak for the position: it is the position that is damaged. Where one is damaged, it was
-        // that one which spoke for it.
+        // One of two whole slots must be for the position: if none is, the position is damaged. If
+        // a slot is damaged, it was the one for the position.
         let damaged_slot = position.is_some() && damaged_slots(uuid, sector) > 0;
-        let latest = whole.map(|slot| slot.position).max();
+        let latest = whole.map(|slot| slot.position).filter(|&at| at <= Position::END).max();
         let Some(latest) = latest.filter(|_| !damaged_slot) else {
             sector[EXTENSION].fill(0);
             self.fix(index, format!("{side} sector: its slot is damaged, both are cleared"));
             return position;
         };
-        let stored = u64_of(sector);
+        let stored = u64_at(sector, 0);
         sector[..8].copy_from_slice(&latest.get().to_le_bytes());
         self.fix(index, format!("{side} position {stored} becomes {latest}, as its slot says"));
         Some(latest)
     }
 
-    /// Positions that do not contradict each other. Where one is lost, what can be delivered again is; it is not lost with it.
-    fn settle_positions(
+    /// Resolves positions that contradict each other. If one is lost, the items that are known to
+    /// be whole are delivered again rather than lost.
+    fn reconcile_positions(
         &mut self,
         producer: Option<Position>,
         consumer: Option<Position>,
@@ -172,7 +219,8 @@ impl Heads {
                 (producer, consumer)
             }
             (Some(producer), _) => {
-                // The first lap's items all start at the beginning; of a later one no item is known to start anywhere.
+                // The items of the first lap begin at position 0; in a later lap no position is
+                // known at which an item begins.
                 let start = if producer.get() <= capacity { Position::ZERO } else { producer };
                 self.move_to(Side::Consumer, start);
                 (producer, start)
@@ -188,16 +236,36 @@ impl Heads {
         }
     }
 
+    /// Resolves slots of both sides for one position that contradict each other: the producer's
+    /// stays, since the next items continue it.
+    fn reconcile_streams(&mut self, producer: Position, consumer: Position, uuid: Option<Uuid>) {
+        let Some(uuid) = uuid.filter(|_| producer == consumer) else { return };
+        let mut tally = |side: Side| {
+            let slot = find_slot(uuid, side, self.sector(side.sector()), producer);
+            slot.ok().flatten().map(|slot| slot.tally)
+        };
+        let (Some(published), Some(freed)) = (tally(Side::Producer), tally(Side::Consumer)) else {
+            return;
+        };
+        if published.base == freed.base && published.crc != freed.crc {
+            let index = Side::Consumer.sector();
+            self.sector(index)[EXTENSION].fill(0);
+            let what = "consumer sector: its slots contradict the producer's and are cleared";
+            self.fix(index, what.to_owned());
+        }
+    }
+
+    /// Moves one side to `position`, and clears its slots.
     fn move_to(&mut self, side: Side, position: Position) {
         let sector = self.sector(side.sector());
-        let stored = u64_of(sector);
+        let stored = u64_at(sector, 0);
         sector[..8].copy_from_slice(&position.get().to_le_bytes());
         sector[EXTENSION].fill(0);
         let what = format!("{side} position {stored} cannot be right and becomes {position}");
         self.fix(side.sector(), what);
     }
 
-    /// Where an item's length cannot be right, the ring ends.
+    /// Ends the ring at the first item whose length cannot be right.
     fn cut_at_damage<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
@@ -212,7 +280,7 @@ impl Heads {
                 Err(Error::Format(damage)) => {
                     self.fix(
                         Side::Producer.sector(),
-                        format!("{damage}: the ring ends there, what lies behind is lost"),
+                        format!("{damage}: the ring ends there, and the items behind are lost"),
                     );
                     let sector = self.sector(Side::Producer.sector());
                     sector[..8].copy_from_slice(&at.get().to_le_bytes());
@@ -224,10 +292,4 @@ impl Heads {
         }
         Ok(())
     }
-}
-
-fn u64_of(sector: &[u8]) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&sector[..8]);
-    u64::from_le_bytes(word)
 }

@@ -1,32 +1,37 @@
-//! What a producer, a consumer or a guard may do next: pure decisions over format types.
+//! The rules of a ring: what a producer, a consumer or a guard may do next. Pure decisions over
+//! format types.
 
-use crate::format::{Capacity, FormatError, Geometry, HEADER_BYTES, Position, Tally, framed_len};
+use crate::format::{
+    Capacity, FormatError, Geometry, HEADER_BYTES, Position, Side, Tally, framed_len,
+};
 
-/// A place in a stream, and what is known of the stream before it.
+/// A mark: a position, with the tally of the stream before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark {
-    /// The place.
+    /// The position.
     pub position: Position,
-    /// Of everything before it.
+    /// The tally of everything before it.
     pub tally: Tally,
 }
 
 impl Mark {
-    /// At `position`, whose slot said `tally`, or nothing.
+    /// Makes the mark at `position`, whose slot held `tally`, if it has one.
     pub fn new(position: Position, tally: Option<Tally>) -> Self {
         Self { position, tally: tally.unwrap_or_else(|| Tally::from_here(position)) }
     }
 
-    /// Where a producer that attaches goes on.
+    /// Returns the mark at which a producer that attaches goes on.
     ///
-    /// Power can fail between the two pointers' flushes and keep only the consumer's: what it consumed was published.
+    /// Power can fail between the flushes of the two pointers and keep only the consumer's: what it
+    /// consumed was published.
     pub fn resumed(producer: Self, consumer: Self) -> Self {
         if consumer.position > producer.position { consumer } else { producer }
     }
 }
 
-/// From where on, and with which checksum so far, the stream up to `to` can be verified against the producer's `claim`. What lies
-/// between `from` and there is known to nobody: an OCaml peer wrote it.
+/// Returns the position from which the stream up to `to` can be verified against the producer's
+/// tally there, and the checksum up to that position. No checksum covers the bytes between `from`
+/// and it: an OCaml peer wrote them.
 pub fn verifiable(from: Mark, to: Mark) -> (Position, u32) {
     let claim = to.tally;
     if claim.base == from.tally.base {
@@ -38,15 +43,24 @@ pub fn verifiable(from: Mark, to: Mark) -> (Position, u32) {
     }
 }
 
-/// Refuses pointers that are more than a whole ring apart.
+/// Refuses pointers that are more than a whole ring apart, or beyond the end of every stream.
 ///
-/// A consumer ahead of the producer passes: power can fail between the flushes of the two pointers and keep only the
-/// consumer's. The ring is empty then, and the next producer starts at the consumer's position.
+/// A consumer ahead of the producer passes: power can fail between the flushes of the two pointers
+/// and keep only the consumer's. The ring is empty then, and the next producer starts at the
+/// consumer's position.
+///
+/// # Errors
+/// [`FormatError::BeyondEnd`] and [`FormatError::Pointers`].
 pub fn plausible(
     producer: Position,
     consumer: Position,
     geometry: Geometry,
 ) -> Result<(), FormatError> {
+    for (side, position) in [(Side::Producer, producer), (Side::Consumer, consumer)] {
+        if position > Position::END {
+            return Err(FormatError::BeyondEnd { side, position });
+        }
+    }
     let capacity = geometry.capacity().get();
     if producer.get().abs_diff(consumer.get()) > capacity {
         return Err(FormatError::Pointers { consumer, producer, capacity });
@@ -54,18 +68,19 @@ pub fn plausible(
     Ok(())
 }
 
-/// Whether bytes fit into a ring now, later, or never.
+/// The time at which bytes fit into a ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fit {
-    /// There is room.
+    /// Now: there is room.
     Now,
-    /// There will be room once the consumer has advanced.
+    /// Once the consumer has advanced.
     Later,
-    /// Not even an empty ring holds them.
+    /// Never: not even an empty ring holds them.
     Never,
 }
 
-/// Whether `unpadded` bytes of framing fit behind `pushed`, with everything from `consumer` on kept.
+/// Returns when `unpadded` bytes, framing included, fit behind `pushed`, with everything from
+/// `consumer` on kept.
 pub fn fit(pushed: Position, consumer: Position, capacity: Capacity, unpadded: u64) -> Fit {
     let capacity = capacity.get();
     if unpadded > capacity {
@@ -75,14 +90,14 @@ pub fn fit(pushed: Position, consumer: Position, capacity: Capacity, unpadded: u
     if unpadded <= capacity.saturating_sub(used) { Fit::Now } else { Fit::Later }
 }
 
-/// Bytes that payloads of `lengths` take in a row, without the padding behind the last one.
+/// Returns the bytes that payloads of `lengths` take in a row, without the padding behind the last.
 pub fn batch_len(lengths: &[u32]) -> u64 {
     let Some((last, others)) = lengths.split_last() else { return 0 };
     let others: u64 = others.iter().map(|&length| framed_len(length)).sum();
     others + u64::from(*last) + HEADER_BYTES
 }
 
-/// How many payloads of `lengths`, from the first on, fit now.
+/// Returns how many payloads of `lengths`, from the first on, fit now.
 pub fn fitting(pushed: Position, consumer: Position, capacity: Capacity, lengths: &[u32]) -> usize {
     let mut before = 0;
     let too_much = |&length: &u32| {

@@ -1,28 +1,32 @@
-//! What was pushed and is not on the device yet: one piece of aligned memory, so that a batch leaves as one write.
+//! Items that were pushed and are not on the device yet: one piece of aligned memory, so that a
+//! batch is one write.
 
 use crate::device::AlignedBuf;
 use crate::format::{Geometry, Position, crc32c};
 use std::fmt;
 
-/// Bytes staged before they are written out, unless one item or batch is longer: a device's fixed cost per request is small beside
-/// the transfer of so many, and they still lie in the processor's cache when they are written.
+/// Bytes staged before they are written, unless one item or batch is longer: a device's fixed cost
+/// per request is small beside the transfer of so many, and they are still in the processor's cache
+/// when they are written.
 const STAGE_BYTES: usize = 256 * 1024;
 
-/// Framed items from a sector's start on: in front what that sector holds already, then what is to be written.
+/// Framed items from the start of a sector on: first what that sector holds already, then what is
+/// to be written.
 pub struct Stage {
     bytes: AlignedBuf,
     /// Bytes in a sector.
     size: usize,
-    /// Bytes that are to lie here at once.
+    /// Most bytes to be staged at once.
     limit: usize,
-    /// Stream offset of the first byte, which begins a sector.
+    /// Stream offset of the first byte, which is the first of a sector.
     first: u64,
-    /// Behind what the device has, and behind what is staged.
+    /// End of what the device has.
     written: usize,
+    /// End of what is staged.
     end: usize,
 }
 
-/// What tells two of them apart: the bytes that are still to be written, or will be again.
+/// The bytes that are still to be written, or will be again, as range and checksum.
 impl fmt::Debug for Stage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let crc = crc32c(&self.bytes[..self.end]);
@@ -31,7 +35,7 @@ impl fmt::Debug for Stage {
 }
 
 impl Stage {
-    /// Nothing, at the start of the stream of a ring of that shape.
+    /// Makes an empty stage at the start of the stream of a ring of that shape.
     pub fn new(geometry: Geometry) -> Self {
         let size = geometry.sector_size().bytes();
         let ring = usize::try_from(geometry.capacity().get()).unwrap_or(usize::MAX);
@@ -39,7 +43,7 @@ impl Stage {
         Self { bytes: AlignedBuf::zeroed(size), size, limit, first: 0, written: 0, end: 0 }
     }
 
-    /// Starts over at `at`. What the sector there holds is for the caller to fill in.
+    /// Starts over at `at`, and returns the bytes of the sector there, for the caller to fill in.
     pub fn restart(&mut self, at: Position) -> &mut [u8] {
         let size = self.size as u64;
         self.first = at.get() - at.get() % size;
@@ -48,12 +52,12 @@ impl Stage {
         &mut self.bytes[..self.size]
     }
 
-    /// Whether the device has everything.
+    /// Returns whether the device has everything.
     pub fn is_clean(&self) -> bool {
         self.written == self.end
     }
 
-    /// Bytes that join what is staged; more of them wait until that is written.
+    /// Returns the bytes that can join what is staged before that is written.
     pub fn room(&self) -> u64 {
         if self.is_clean() { u64::MAX } else { self.limit.saturating_sub(self.end) as u64 }
     }
@@ -67,7 +71,7 @@ impl Stage {
             self.grow(end);
         }
         let item = &mut self.bytes[start..end];
-        // The padding, if there is any, is in the last of these words.
+        // Padding, if there is any, is in the last word.
         item[framed - 4..].copy_from_slice(&[0; 4]);
         item[..4].copy_from_slice(&length.to_le_bytes());
         item[4..4 + payload.len()].copy_from_slice(payload);
@@ -79,22 +83,24 @@ impl Stage {
         self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));
     }
 
-    /// Where the next item goes: for [`since`](Self::since) and [`forget`](Self::forget), until something is written.
+    /// Returns the place of the next item, for [`since`](Self::since) and [`forget`](Self::forget).
+    /// It is valid until something is written.
     pub fn end(&self) -> usize {
         self.end
     }
 
-    /// What was staged from there on, with framing.
+    /// Returns what was staged from `end` on, with framing.
     pub fn since(&self, end: usize) -> &[u8] {
         &self.bytes[end..self.end]
     }
 
-    /// Forgets what was staged from there on.
+    /// Forgets what was staged from `end` on.
     pub fn forget(&mut self, end: usize) {
         self.end = end;
     }
 
-    /// The sectors to write, and where in the stream they begin. `oldest` fills in what the last one holds behind the items.
+    /// Returns the sectors to write, and the stream offset at which they begin. `oldest` is called
+    /// with the offset behind them, to fill in what the last sector holds behind the items.
     pub fn sectors<E>(
         &mut self,
         capacity: u64,
@@ -104,7 +110,8 @@ impl Stage {
         // Only as many as lie in memory.
         let lap = usize::try_from(capacity).unwrap_or(usize::MAX);
         if whole > lap {
-            // They end in the sector they start in, one lap on: their end goes in front, where the head was consumed.
+            // They end in the sector that they start in, one lap on. Their end goes in front: what
+            // was there is consumed.
             self.bytes.copy_within(lap..self.end, 0);
             return Ok((self.first, &self.bytes[..lap]));
         }
@@ -113,8 +120,9 @@ impl Stage {
         Ok((self.first, &self.bytes[..whole]))
     }
 
-    /// The device has everything. The sector that it ends in is kept: it will be written again, with what comes next.
-    pub fn settle(&mut self) {
+    /// Notes that the device has everything. The sector in which it ends is kept: it is written
+    /// again, with the next items.
+    pub fn mark_written(&mut self) {
         let head = self.end - self.end % self.size;
         self.bytes.copy_within(head..self.end, 0);
         self.first += head as u64;
@@ -122,7 +130,7 @@ impl Stage {
         self.written = self.end;
     }
 
-    /// Offsets of this stream from the first byte on, as far as memory reaches.
+    /// Returns the index of a stream offset, which is bounded by what memory holds.
     fn index(&self, offset: u64) -> usize {
         usize::try_from(offset - self.first).unwrap_or(usize::MAX)
     }

@@ -1,108 +1,90 @@
-//! Waiting, outside the non-blocking core: spinning by choice; then asleep where the other side wakes us, in one read where the device holds it
-//! until there is something new, by adaptive polling elsewhere. A descriptor can interrupt each of them.
+//! Waiting for the other side of a ring, outside the non-blocking core.
+//!
+//! A [`Wait`] spins, if that was asked for. Then it sleeps if the other side wakes this one; waits
+//! in one held read if the device has them; and polls otherwise, with growing pauses. A descriptor
+//! that becomes readable ends it.
 
-use crate::device::{Answer, BlockDevice, DeviceError};
+use crate::device::{Answer, DeviceError, Lookout, Operation, RingDevice};
 use crate::format::Side;
-use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::time::TimeSpec;
+use ring_os::LONGEST_PAUSE;
+pub use ring_os::{ANSWER_PATIENCE, Limits, Pauses, wait_readable};
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-/// The first pause: shorter than a process needs to be scheduled, so that a busy peer costs no latency.
-const FIRST: Duration = Duration::from_micros(50);
-
-/// The longest pause: an item waits at most this long for an idle peer to look, and looking costs a fraction of a percent of a core.
-const LONGEST: Duration = Duration::from_millis(4);
-
-/// Looks at the ring between two looks at the clock and the interrupts: a few microseconds.
+/// Looks at the ring between two looks at the clock and the interrupts, which are a few
+/// microseconds.
 const SPINS: u32 = 256;
 
-/// Reads that are answered before such a pause would be over, without news, before it is polled instead: the device does not hold them.
+/// Reads in a row that are answered sooner than the longest pause, without news, before the wait
+/// polls instead: the device does not hold them.
 const HASTY: u32 = 3;
 
-/// Pauses after which it is tried again. By then there may be a backend that does: about every second.
+/// Pauses after which a held read is tried again, about every second: another backend may hold it.
 const TRY_AGAIN: u32 = 256;
 
 /// Why a pause ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Woken {
-    /// Look again.
+    /// It is time to look at the ring again.
     Elapsed,
     /// The deadline has passed.
     TimedOut,
-    /// A descriptor became readable (or was closed): its index.
+    /// The interrupt with this index is readable, or its other end was closed.
     Readable(usize),
 }
 
-/// The pauses between looks at something that tells nobody when it changes: short ones first.
-#[derive(Debug)]
-pub(crate) struct Pauses(Duration);
-
-impl Default for Pauses {
-    fn default() -> Self {
-        Self(FIRST)
-    }
-}
-
-impl Pauses {
-    /// The next one.
-    pub(crate) fn next(&mut self) -> Duration {
-        let pause = self.0;
-        self.0 = (pause * 2).min(LONGEST);
-        pause
-    }
-
-    /// The next one, or what is left.
-    pub(crate) fn next_within(&mut self, left: Option<Duration>) -> Duration {
-        let pause = self.next();
-        left.map_or(pause, |left| left.min(pause))
-    }
-}
-
-/// One wait for the other side of a ring.
+/// One wait for the other side of a ring: made when a call has answered
+/// [`Error::Retry`](crate::Error), paused on before each further call, and dropped when a call
+/// succeeds.
 #[derive(Debug)]
 pub struct Wait {
     peer: Side,
     next: Pauses,
     announced: bool,
-    /// Reads that could have been held and were not, one after the other.
+    /// Reads in a row that could have been held and were not.
     hasty: u32,
     pauses: u32,
     deadline: Option<Instant>,
     spin: Spin,
+    /// The time of the next check that the ring is still where it was opened.
+    lookout: Lookout,
 }
 
-/// How long to look on before sleeping.
+/// The spinning before the first sleep.
 #[derive(Debug)]
 enum Spin {
-    /// From the first pause on.
+    /// For this time from the first pause on.
     For(Duration),
-    /// Until then; so many looks were made.
+    /// Until this time; the number counts the looks.
     Until(Instant, u32),
     Over,
 }
 
 impl Wait {
-    /// A wait for `peer` that ends `timeout` from now, or never.
+    /// Makes a wait for `peer` that ends `timeout` from now, or never.
     pub fn new(peer: Side, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let spin = Spin::Over;
         let next = Pauses::default();
-        Self { peer, next, announced: false, hasty: 0, pauses: 0, deadline, spin }
+        let lookout = Lookout::default();
+        Self { peer, next, announced: false, hasty: 0, pauses: 0, deadline, spin, lookout }
     }
 
-    /// Spins for so long before it sleeps: what arrives meanwhile is seen at once, and nobody has to wake us. It takes the whole of a
-    /// processor.
+    /// Has the wait spin for `duration` before it sleeps. What arrives meanwhile is seen at once,
+    /// without a wake-up. Spinning takes the whole of a processor.
     #[must_use]
     pub fn spin(mut self, duration: Duration) -> Self {
         self.spin = if duration.is_zero() { Spin::Over } else { Spin::For(duration) };
         self
     }
 
-    /// Why to look again at once, if there is a reason; `None` when the spinning is over.
-    fn spins(&mut self, interrupts: &[BorrowedFd<'_>]) -> io::Result<Option<Woken>> {
+    /// Spins once, and returns how that ended; `None` when the spinning is over.
+    fn spins<D: RingDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        interrupts: &[BorrowedFd<'_>],
+    ) -> Result<Option<Woken>, DeviceError> {
         match &mut self.spin {
             Spin::Over => return Ok(None),
             Spin::For(duration) => {
@@ -120,11 +102,14 @@ impl Wait {
                     if self.deadline.is_some_and(|deadline| deadline <= now) {
                         return Ok(Some(Woken::TimedOut));
                     }
-                    if !interrupts.is_empty()
-                        && let Some(index) = wait_readable(interrupts, Some(Duration::ZERO))?
-                    {
-                        return Ok(Some(Woken::Readable(index)));
+                    // A system call, which is of no use without interrupts.
+                    if !interrupts.is_empty() {
+                        let readable = wait_readable(interrupts, Some(Duration::ZERO));
+                        if let Some(index) = readable.map_err(|e| failed(device, e))? {
+                            return Ok(Some(Woken::Readable(index)));
+                        }
                     }
+                    self.lookout.look(device)?;
                 }
             }
         }
@@ -132,23 +117,33 @@ impl Wait {
         Ok(Some(Woken::Elapsed))
     }
 
-    /// Returns when the caller should look again, or not wait any longer: `interrupts` are descriptors that end it by being readable.
-    pub fn pause<D: BlockDevice + ?Sized>(
+    /// Pauses until the caller should look at the ring again, the timeout has passed, or one of the
+    /// descriptors `interrupts` is readable.
+    ///
+    /// # Errors
+    /// The device's; also [`Displaced`](crate::device::Displaced), within seconds of the ring's
+    /// removal or replacement. [`Producer::still_there`](crate::Producer::still_there) and its like
+    /// find that the ring was overwritten in place.
+    pub fn pause<D: RingDevice + ?Sized>(
         &mut self,
         device: &D,
         interrupts: &[BorrowedFd<'_>],
     ) -> Result<Woken, DeviceError> {
-        if let Some(woken) = self.spins(interrupts).map_err(|e| failed(device, e))? {
+        if let Some(woken) = self.spins(device, interrupts)? {
             return Ok(woken);
         }
+        self.lookout.look(device)?;
         if let Some(sleeper) = device.sleeper() {
             self.announced = !self.announced;
             if self.announced {
-                // To look once more, now that the other side knows, is what makes the sleep that follows safe.
+                // The caller looks once more, now that the other side knows: without that look the
+                // sleep could miss a wake-up.
                 sleeper.announce();
                 return Ok(Woken::Elapsed);
             }
-            return sleeper.sleep(interrupts, self.deadline);
+            let (until, last) = self.until_look();
+            let woken = sleeper.sleep(interrupts, until)?;
+            return Ok(if woken == Woken::TimedOut && !last { Woken::Elapsed } else { woken });
         }
         match self.hold(device, interrupts)? {
             Some(woken) => Ok(woken),
@@ -156,8 +151,18 @@ impl Wait {
         }
     }
 
-    /// Waits in a read, unless the device does not hold any.
-    fn hold<D: BlockDevice + ?Sized>(
+    /// Returns the end of a sleep, for the deadline or for a check of the ring's path before it,
+    /// and whether it is the deadline.
+    fn until_look(&self) -> (Option<Instant>, bool) {
+        let look = self.lookout.due();
+        match self.deadline {
+            Some(deadline) if deadline <= look => (Some(deadline), true),
+            _ => (Some(look), false),
+        }
+    }
+
+    /// Waits in a held read; `None` if the device holds none.
+    fn hold<D: RingDevice + ?Sized>(
         &mut self,
         device: &D,
         interrupts: &[BorrowedFd<'_>],
@@ -167,21 +172,31 @@ impl Wait {
             return Ok(None);
         }
         let asked = Instant::now();
-        match reads.await_answer(self.peer, interrupts, self.deadline)? {
+        let answer = loop {
+            let (until, last) = self.until_look();
+            let answer = reads.await_answer(self.peer, interrupts, until)?;
+            if answer != Answer::Woken(Woken::TimedOut) || last {
+                break answer;
+            }
+            // The read stays under way meanwhile.
+            self.lookout.look(device)?;
+        };
+        match answer {
             Answer::Woken(woken) => return Ok(Some(woken)),
             Answer::Unable => {
                 self.hasty = HASTY;
                 return Ok(None);
             }
-            Answer::News | Answer::Same if asked.elapsed() >= LONGEST => self.hasty = 0,
+            Answer::News | Answer::Same if asked.elapsed() >= LONGEST_PAUSE => self.hasty = 0,
             Answer::News => {}
             Answer::Same => self.hasty += 1,
         }
-        // Those that count are followed by a pause.
+        // A read that counts as not held is followed by a pause.
         Ok((self.hasty < HASTY).then_some(Woken::Elapsed))
     }
 
-    fn poll<D: BlockDevice + ?Sized>(
+    /// Pauses before the next look.
+    fn poll<D: RingDevice + ?Sized>(
         &mut self,
         device: &D,
         interrupts: &[BorrowedFd<'_>],
@@ -191,26 +206,12 @@ impl Wait {
         if left.is_some_and(|left| left.is_zero()) {
             return Ok(Woken::TimedOut);
         }
-        let pause = self.next.next_within(left);
+        let pause = self.next.pause_within(left);
         let readable = wait_readable(interrupts, Some(pause)).map_err(|e| failed(device, e))?;
         Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }
 }
 
-fn failed<D: BlockDevice + ?Sized>(device: &D, source: io::Error) -> DeviceError {
-    DeviceError { name: device.name().to_owned(), operation: "wait", sector: None, source }
-}
-
-/// The first of `fds` that is readable or closed, or `None` after `timeout` (or a signal).
-pub fn wait_readable(
-    fds: &[BorrowedFd<'_>],
-    timeout: Option<Duration>,
-) -> io::Result<Option<usize>> {
-    let mut polled: Vec<_> = fds.iter().map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    match ppoll(&mut polled, timeout.map(TimeSpec::from), None) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(None),
-        Err(e) => return Err(e.into()),
-    }
-    Ok(polled.iter().position(|fd| fd.revents().is_some_and(|events| !events.is_empty())))
+fn failed<D: RingDevice + ?Sized>(device: &D, source: io::Error) -> DeviceError {
+    DeviceError::new(device.name(), Operation::Wait, source)
 }

@@ -1,29 +1,32 @@
-//! Published stream bytes in memory.
+//! Copies of published stream bytes.
 
 use crate::device::{AlignedBuf, BlockDevice};
 use crate::error::{Error, Result};
 use crate::format::{HEADER_BYTES, Header, Position, Tally, crc32c_append};
 use std::io::IoSliceMut;
 
-/// Read at a time, unless an item is longer: large enough to make a read's fixed cost small, small enough to stay in cache.
+/// Bytes read at a time, unless an item is longer: enough to make a read's fixed cost small, few
+/// enough to stay in the processor's cache.
 pub(crate) const WINDOW_BYTES: u64 = 256 * 1024;
 
-/// An item, lent until the next call: where it lies, or as a copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// An item of a ring, lent until the next call of its consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub struct Popped<'a> {
-    /// Where the next item starts: pop from there, or advance to there.
+    /// The position of the next item: to pop from, or to advance to.
     pub next: Position,
     /// The payload.
     pub bytes: &'a [u8],
 }
 
-/// A copy of whole sectors. Published bytes cannot change before the consumer advances over them: what was read once
-/// need not be read again.
+/// A copy of whole sectors. Published bytes do not change before the consumer advances over them:
+/// what was read once need not be read again.
 #[derive(Debug)]
 pub(crate) struct Window {
     bytes: AlignedBuf,
-    /// Stream offset of the first byte, and of the first one behind what is valid.
+    /// Stream offset of the first byte.
     start: u64,
+    /// Stream offset behind the last valid byte.
     end: u64,
 }
 
@@ -32,7 +35,7 @@ impl Window {
         Self { bytes: AlignedBuf::zeroed(0), start: 0, end: 0 }
     }
 
-    /// Brings the item at `from < producer` into the window.
+    /// Reads the item at `from < producer`, if it is not in the window.
     pub fn load<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
@@ -47,14 +50,14 @@ impl Window {
         Ok(header)
     }
 
-    /// The payload of an item that [`load`](Self::load) has just brought in.
+    /// Returns the item that [`load`](Self::load) has just read.
     pub fn lend(&self, header: Header) -> Popped<'_> {
         let start = self.index(header.payload_start());
         let end = self.index(header.payload_start() + u64::from(header.length));
         Popped { next: header.next, bytes: &self.bytes[start..end] }
     }
 
-    /// What is here of `from..to` from `from` on.
+    /// Returns what the window holds of `from..to`, from `from` on.
     pub fn rest(&self, from: Position, to: Position) -> &[u8] {
         let end = self.end.min(to.get());
         if self.start <= from.get() && from.get() < end {
@@ -64,17 +67,17 @@ impl Window {
         }
     }
 
-    /// What is here, as stream offsets.
+    /// Returns the stream offsets that the window holds.
     pub fn extent(&self) -> (u64, u64) {
         (self.start, self.end)
     }
 
-    /// Whether all of `from..to` is here.
+    /// Returns whether the window holds all of `from..to`.
     pub fn covers(&self, from: Position, to: Position) -> bool {
         self.start <= from.get() && to.get() <= self.end
     }
 
-    /// The checksum `crc` of the stream before `from`, continued to `to`.
+    /// Returns the checksum of the stream before `to`, where `crc` is that before `from`.
     pub fn digest<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
@@ -92,7 +95,7 @@ impl Window {
         Ok(crc)
     }
 
-    /// What is known of the stream before `from`, continued over the items up to `to`, where one must end.
+    /// Returns the tally at `to`, where an item must end, from the `tally` at `from`.
     pub fn walk<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
@@ -104,7 +107,7 @@ impl Window {
         while at < to {
             let header = match self.load(device, at, to) {
                 Err(Error::Format(_)) => {
-                    return Err(Error::Advance { to, from, limit: at });
+                    return Err(Error::InvalidAdvance { to, from, limit: at });
                 }
                 other => other?,
             };
@@ -115,12 +118,13 @@ impl Window {
         Ok(tally)
     }
 
-    /// An offset that `cover` has brought into memory, hence one that memory can index.
+    /// Returns the index of a stream offset that the window holds.
     fn index(&self, offset: u64) -> usize {
         usize::try_from(offset - self.start).unwrap_or(usize::MAX)
     }
 
-    /// Reads sectors so that published stream bytes `from..to` are here. At most a ring's capacity and two sectors are held.
+    /// Reads sectors, unless the window holds the published stream bytes `from..to` already. It
+    /// holds at most a ring's capacity and two sectors.
     fn cover<D: BlockDevice + ?Sized>(
         &mut self,
         device: &D,
@@ -140,7 +144,8 @@ impl Window {
         let mut rest = &mut self.bytes[..];
         let mut at = start;
         while !rest.is_empty() {
-            // Up to the wrap point at a time: a full ring's first and last sector can be the same one.
+            // Up to the wrap point at a time: a full ring's first and last sector can be the same
+            // one.
             let run = (geometry.capacity().get() - geometry.data_offset(at)).min(rest.len() as u64);
             let (now, later) = rest.split_at_mut(usize::try_from(run).unwrap_or(usize::MAX));
             let sector = (geometry.data_start() + geometry.data_offset(at)) / size;

@@ -1,17 +1,15 @@
-//! What a batch costs the device: one write of data, one of the pointer, the flushes that durability asks for, and no read.
+//! The cost of a batch for the device: one write of data, one of the pointer, the flushes that
+//! durability asks for, and no read.
 #![allow(clippy::unwrap_used)]
 
-use ring_simulation::{Disk, DiskDevice};
+use ring_simulation::{Disk, DiskDevice, Hook, Hooked};
 use shared_block_ring::device::DeviceError;
-use shared_block_ring::format::{Geometry, SectorSize};
-use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, Durability, Error, Position, Producer, create,
-};
-use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
+use shared_block_ring::format::SectorSize;
+use shared_block_ring::{Consumer, CreateOptions, Durability, Error, Position, Producer, create};
+use std::io::IoSlice;
 use std::sync::{Arc, Mutex};
 
-/// As the device sees it: the first sector of a transfer, and how many there are.
+/// A request to the device: the first sector of the transfer, and the number of sectors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {
     Read(u64, usize),
@@ -20,53 +18,35 @@ enum Access {
 }
 use Access::{Flush, Read, Write};
 
-/// A disk where each access is a request.
-struct Counted {
-    inner: DiskDevice,
-    accesses: Arc<Mutex<Vec<Access>>>,
-}
+/// Counts the accesses to a disk, none of which is free.
+struct Counter(Arc<Mutex<Vec<Access>>>);
 
-impl Counted {
-    fn note(&self, access: Access) {
-        self.accesses.lock().unwrap().push(access);
-    }
-}
-
-impl BlockDevice for Counted {
-    fn name(&self) -> &'static str {
-        "counted"
-    }
-
-    fn geometry(&self) -> Geometry {
-        self.inner.geometry()
-    }
-
-    fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        self.note(Read(first, bufs.iter().map(|buf| buf.len()).sum::<usize>() / 512));
-        self.inner.read(first, bufs)
+impl Hook<DiskDevice> for Counter {
+    fn access(
+        &self,
+        device: &DiskDevice,
+        access: &mut ring_simulation::Access<'_, '_>,
+    ) -> Result<(), DeviceError> {
+        let sectors = access.bytes() / 512;
+        self.0.lock().unwrap().push(match access {
+            ring_simulation::Access::Read { first, .. } => Read(*first, sectors),
+            ring_simulation::Access::Write { first, bufs } => {
+                let aligned = |buf: &IoSlice<'_>| buf.as_ptr().addr().is_multiple_of(512);
+                assert!(bufs.iter().all(aligned), "aligned to a sector");
+                Write(*first, sectors)
+            }
+            ring_simulation::Access::Flush => Flush,
+        });
+        access.carry_out(device)
     }
 
-    fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        assert!(
-            bufs.iter().all(|buf| buf.as_ptr().addr().is_multiple_of(512)),
-            "aligned to a sector"
-        );
-        self.note(Write(first, bufs.iter().map(|buf| buf.len()).sum::<usize>() / 512));
-        self.inner.write(first, bufs)
-    }
-
-    fn flush(&self) -> Result<(), DeviceError> {
-        self.note(Flush);
-        self.inner.flush()
-    }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
+    fn reads_are_free(&self, _: &DiskDevice) -> bool {
+        false
     }
 }
 
 struct Ring {
-    producer: Producer<Counted>,
+    producer: Producer<Hooked<DiskDevice, Counter>>,
     consumer: Consumer<DiskDevice>,
     accesses: Arc<Mutex<Vec<Access>>>,
 }
@@ -75,7 +55,7 @@ fn ring(data: u64) -> Ring {
     let disk = Disk::new(SectorSize::DEFAULT, data + 3);
     create(&DiskDevice::new(&disk), CreateOptions::default()).unwrap();
     let accesses = Arc::default();
-    let counted = Counted { inner: DiskDevice::new(&disk), accesses: Arc::clone(&accesses) };
+    let counted = Hooked::new(DiskDevice::new(&disk), Counter(Arc::clone(&accesses)));
     let producer = Producer::attach(counted, "q", "producer").unwrap();
     let consumer = Consumer::attach(DiskDevice::new(&disk), "q", "consumer").unwrap();
     accesses.lock().unwrap().clear();
@@ -102,7 +82,7 @@ impl Ring {
 }
 
 #[test]
-fn a_batch_of_64_items_is_one_write_of_data_and_one_of_the_pointer() {
+fn batch_of_64_items_costs_one_write_of_data_and_one_of_the_pointer() {
     let mut ring = ring(1000);
     for round in 0..10 {
         let start = ring.producer.position().get();
@@ -120,10 +100,11 @@ fn a_batch_of_64_items_is_one_write_of_data_and_one_of_the_pointer() {
 }
 
 #[test]
-fn the_consumers_pointer_is_read_again_only_where_the_last_one_says_full() {
+fn producer_reads_the_consumer_pointer_again_only_when_the_ring_seems_full() {
     let mut ring = ring(32);
     let mut reads = 0;
-    // Items of 68 bytes, 240 of which fit: one look for each time that the ring seems full, and a flush before freed space is used.
+    // Items of 68 bytes, 240 of which fit: one look for each time that the ring seems full, and a
+    // flush before freed space is used.
     for _ in 0..100 {
         let end = ring.batch(60);
         ring.producer.advance(end).unwrap();
@@ -139,7 +120,7 @@ fn the_consumers_pointer_is_read_again_only_where_the_last_one_says_full() {
 }
 
 #[test]
-fn more_than_is_staged_at_once_is_written_as_it_comes() {
+fn push_writes_when_the_stage_is_full() {
     let mut ring = ring(4000);
     let item = vec![7; 60_000];
     let ends: Vec<_> = (0..20).map(|_| ring.producer.push(&item).unwrap()).collect();
@@ -156,7 +137,7 @@ fn more_than_is_staged_at_once_is_written_as_it_comes() {
 }
 
 #[test]
-fn what_is_flushed_is_on_the_device_and_nobody_sees_it() {
+fn flush_writes_items_and_publishes_none() {
     let mut ring = ring(100);
     let end = ring.batch(3);
     ring.producer.flush().unwrap();
@@ -168,7 +149,7 @@ fn what_is_flushed_is_on_the_device_and_nobody_sees_it() {
 }
 
 #[test]
-fn a_suspend_is_heard_by_a_look_and_within_a_lap() {
+fn producer_notices_a_suspend_by_state_and_within_a_lap() {
     let mut ring = ring(32);
     ring.consumer.suspend().unwrap();
     let mut refused = None;

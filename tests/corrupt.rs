@@ -1,8 +1,8 @@
-//! Damage to a valid ring, at random and from the fuzzer's corpus: items that were really pushed, or a typed error; never a
-//! panic, a hang, or an allocation above the ring's size.
+//! Damage to a valid ring, at random and from the fuzzer's corpus: items that were really pushed,
+//! or a typed error; never a panic, a hang, or an allocation above the ring's size.
 //!
-//! Ten million images with `BLOCKRING_LONG` set (`scripts/test.sh --long`); `BLOCKRING_CASES` and `BLOCKRING_SEED` set how many, and from
-//! which seed on.
+//! Ten million images with `BLOCKRING_LONG` set (`scripts/test.sh --long`); `BLOCKRING_CASES` and
+//! `BLOCKRING_SEED` set how many, and from which seed on.
 #![allow(clippy::unwrap_used)]
 
 use arbitrary::{Arbitrary, Unstructured};
@@ -25,7 +25,7 @@ fn judge(ring: &Ring, input: &[u8]) {
 }
 
 #[test]
-fn damage_is_found_or_does_no_harm() {
+fn damaged_ring_is_reported_or_delivers_what_was_pushed() {
     let usual = if std::env::var_os("BLOCKRING_LONG").is_some() { 10_000_000 } else { 500_000 };
     let (cases, seed) = (number("BLOCKRING_CASES", usual), number("BLOCKRING_SEED", 1));
     let ring = Ring::sound();
@@ -43,7 +43,7 @@ fn damage_is_found_or_does_no_harm() {
 }
 
 #[test]
-fn what_the_fuzzer_has_found_does_no_harm() {
+fn damage_that_the_fuzzer_has_found_is_reported_or_does_no_harm() {
     let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/image");
     let ring = Ring::sound();
     let mut inputs = 0;

@@ -1,4 +1,5 @@
-//! `examples/transfer.rs` under kill -9 at any moment: every accepted order is applied, and applied once.
+//! `examples/transfer.rs` under kill -9 at any moment: every accepted order is applied, and applied
+//! once.
 #![allow(clippy::unwrap_used)]
 
 use rand::rngs::SmallRng;
@@ -10,13 +11,17 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-/// Long enough for anything that does happen.
+/// The longest wait for output that is on its way.
 const SOON: Duration = Duration::from_secs(30);
+
+/// The longest life of a program that is to end by itself, on a machine with much else to do.
+const WHOLE_LIFE: Duration = Duration::from_secs(600);
 
 const ORDERS: usize = 1000;
 const ACCOUNTS: [&str; 4] = ["alice", "bob", "carol", "dave"];
 
-/// Built here, because `cargo test --test` builds no examples; where they are built already this takes no time.
+/// Built here, because `cargo test --test` builds no examples; where they are built already this
+/// takes no time.
 fn program() -> PathBuf {
     let me = std::env::current_exe().unwrap();
     let target = me.ancestors().nth(3).unwrap();
@@ -49,7 +54,8 @@ fn orders(random: &mut SmallRng) -> (Vec<String>, BTreeMap<&'static str, i64>) {
     (lines.collect(), balances)
 }
 
-/// Feeds orders from the first one on that was not accepted, kills after `life`, and answers how many are accepted then.
+/// Feeds orders from the first one on that was not accepted, kills after `life`, and answers how
+/// many are accepted then.
 fn feed(mut child: Child, orders: &[String], mut accepted: usize, life: Duration) -> usize {
     let mut stdin = child.stdin.take().unwrap();
     let rest: String = orders[accepted..].iter().map(|order| order.clone() + "\n").collect();
@@ -85,7 +91,7 @@ fn feed(mut child: Child, orders: &[String], mut accepted: usize, life: Duration
 }
 
 #[test]
-fn every_accepted_order_is_applied_exactly_once_in_effect() {
+fn transfer_applies_every_accepted_order_exactly_once_in_effect() {
     let program = program();
     let seed =
         std::env::var("BLOCKRING_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
@@ -99,11 +105,23 @@ fn every_accepted_order_is_applied_exactly_once_in_effect() {
         accepted = feed(start(&program, dir.path()), &orders, accepted, life);
     }
     println!("{accepted} of {ORDERS} accepted under fire");
-    accepted = feed(start(&program, dir.path()), &orders, accepted, SOON);
+    accepted = feed(start(&program, dir.path()), &orders, accepted, WHOLE_LIFE);
     assert_eq!(accepted, ORDERS);
     for (name, balance) in balances {
         let text = std::fs::read_to_string(dir.path().join("accounts").join(name)).unwrap();
         assert_eq!(text.lines().next(), Some(balance.to_string().as_str()), "{name}");
     }
     assert!(!dir.path().join("refused").exists());
+}
+
+#[test]
+fn transfer_accepts_no_order_whose_answer_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let script = "echo 1 alice bob 5 | \"$PROGRAM\" bank >&-";
+    let mut shell = Command::new("sh");
+    shell.args(["-c", script]).env("PROGRAM", program()).current_dir(dir.path());
+    let output = shell.output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("standard output: closed"));
+    assert!(!dir.path().join("bank").exists());
 }

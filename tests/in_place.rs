@@ -1,15 +1,17 @@
-//! Items that a consumer is lent where they lie, and those that are copied first.
+//! Items that are lent to a consumer in place, and items that are copied first.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
-use common::backend::{Backend, Word};
 use proptest::prelude::*;
 use ring_simulation::model::{case, follow};
+use ring_test_support::RingFile;
+use ring_test_support::backend::{Backend, Word};
+use shared_block_ring::device::{DeviceError, Forbidden};
 use shared_block_ring::format::{FormatError, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, Consumer, Error, Position, UnixDevice};
+use shared_block_ring::{
+    BlockDevice, Consumer, Error, MappedDevice, Position, RingDevice, UnixDevice,
+};
+use std::io::IoSlice;
 use std::os::unix::fs::FileExt;
 
 /// A ring of 1024 bytes of data.
@@ -24,7 +26,7 @@ fn publish(file: &RingFile, items: &[&[u8]]) {
 }
 
 fn consumer(backend: &Backend) -> Consumer<UnixDevice> {
-    Consumer::attach(backend.connect(Role::Consumer), "queue", "consumer").unwrap()
+    Consumer::attach(backend.connect_in_place(Role::Consumer), "queue", "consumer").unwrap()
 }
 
 /// Whether these bytes lie in a mapping of a file of this process.
@@ -60,7 +62,7 @@ fn seen(
 }
 
 #[test]
-fn an_item_is_lent_where_it_lies_unless_it_straddles_the_wrap_point() {
+fn item_is_lent_in_place_unless_it_straddles_the_wrap_point() {
     let file = ring();
     let backend = Backend::new(&file, Word::Guarded);
     let mut consumer = consumer(&backend);
@@ -86,11 +88,14 @@ fn an_item_is_lent_where_it_lies_unless_it_straddles_the_wrap_point() {
 }
 
 #[test]
-fn what_nobody_guards_is_copied_before_it_is_looked_at() {
-    for word in [Word::NotGuarded, Word::Nothing] {
+fn items_are_copied_before_they_are_looked_at_unless_backend_and_caller_vouch_for_them() {
+    let cases = [(Word::Guarded, false), (Word::NotGuarded, true), (Word::Nothing, true)];
+    for (word, vouched) in cases {
         let file = ring();
         let backend = Backend::new(&file, word);
-        let mut consumer = consumer(&backend);
+        let connect = if vouched { Backend::connect_in_place } else { Backend::connect };
+        let device = connect(&backend, Role::Consumer);
+        let mut consumer = Consumer::attach(device, "queue", "consumer").unwrap();
         let guest = std::fs::File::options().write(true).open(&file.path).unwrap();
         publish(&file, &[b"honest", b"second"]);
         // The guest changes what it has published, length included, while the consumer is at it.
@@ -114,15 +119,15 @@ fn what_nobody_guards_is_copied_before_it_is_looked_at() {
 }
 
 #[test]
-fn a_device_lends_what_is_published_and_not_freed_to_its_consumer_alone() {
+fn device_lends_only_published_bytes_that_are_not_freed_and_only_to_its_consumer() {
     let file = ring();
     let backend = Backend::new(&file, Word::Guarded);
     publish(&file, &[&[1; 100], &[2; 100]]);
     let at = |bytes| Position::new(bytes).unwrap();
     for role in [Role::Control, Role::Producer] {
-        assert_eq!(backend.connect(role).lend(at(0), at(104)), None);
+        assert_eq!(backend.connect_in_place(role).lend(at(0), at(104)), None);
     }
-    let mut device = backend.connect(Role::Consumer);
+    let mut device = backend.connect_in_place(Role::Consumer);
     let lent = |device: &mut UnixDevice, from, to| device.lend(at(from), at(to)).map(<[u8]>::len);
     assert_eq!(lent(&mut device, 0, 208), Some(208));
     assert_eq!(lent(&mut device, 0, 212), None, "not published");
@@ -135,12 +140,89 @@ fn a_device_lends_what_is_published_and_not_freed_to_its_consumer_alone() {
     assert_eq!(lent(&mut device, 912, 1028), None, "beyond the wrap point");
     assert_eq!(lent(&mut device, 1024, 1028), Some(4));
     assert_eq!(lent(&mut device, 208, 104), None);
-    device.detached();
+    device.release_role();
     assert_eq!(lent(&mut device, 104, 208), None, "others may free it now");
 }
 
 #[test]
-fn damage_is_found_where_it_lies() {
+fn mapped_file_is_lent_only_if_its_user_vouches_for_it() {
+    let file = ring();
+    publish(&file, &[&[1; 100]]);
+    let at = |bytes| Position::new(bytes).unwrap();
+    let mut device = file.open_mapped();
+    assert_eq!(device.lend(at(0), at(104)), None);
+    // SAFETY: nothing else writes the file from here on.
+    let mut device = unsafe { device.lend_in_place() };
+    assert_eq!(device.lend(at(0), at(104)).map(<[u8]>::len), Some(104));
+}
+
+#[test]
+fn device_writes_what_its_role_writes_and_nothing_else() {
+    let file = ring();
+    let backend = Backend::new(&file, Word::Guarded);
+    let own: [(Role, &[u64]); 3] =
+        [(Role::Producer, &[1, 3, 4]), (Role::Consumer, &[2]), (Role::Control, &[])];
+    for (role, allowed) in own {
+        let device = backend.connect(role);
+        for sector in 0..5 {
+            let before = file.bytes();
+            let mut bytes = before[usize::try_from(sector).unwrap() * 512..][..512].to_vec();
+            bytes[500] ^= 1;
+            let written = device.write(sector, &[IoSlice::new(&bytes)]);
+            if allowed.contains(&sector) {
+                written.unwrap();
+                assert!(file.bytes() != before, "{role:?}, sector {sector}");
+            } else {
+                let error = written.unwrap_err();
+                assert_eq!(Forbidden::of(&error), Some(&Forbidden::Role(role)), "{error}");
+                assert!(file.bytes() == before, "{role:?}, sector {sector}");
+            }
+        }
+        // Not beyond its own sectors either.
+        assert!(device.write(1, &[IoSlice::new(&[0; 1024])]).is_err());
+        let other = if role == Role::Producer { Side::Consumer } else { Side::Producer };
+        let before = file.bytes();
+        let edited = device.edit_pointer(other, &mut |sector| sector[0] ^= 4);
+        assert_eq!(Forbidden::of(&edited.unwrap_err()), Some(&Forbidden::Role(role)));
+        assert!(file.bytes() == before);
+    }
+}
+
+#[test]
+fn region_of_a_client_is_mapped_for_what_its_role_writes() {
+    let file = RingFile::new(64 * 512, 512);
+    let backend = Backend::new(&file, Word::Guarded);
+    for (role, expected) in [
+        (Role::Control, &["r--s"][..]),
+        (Role::Consumer, &["rw-s", "r--s"]),
+        (Role::Producer, &["rw-s"]),
+    ] {
+        let _device = backend.connect(role);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let mapped = maps.lines().filter(|line| line.ends_with(file.path.to_str().unwrap()));
+        let access: Vec<_> = mapped.map(|line| line.split(' ').nth(1).unwrap()).collect();
+        assert_eq!(access, expected, "{role:?}");
+    }
+}
+
+#[test]
+fn ring_that_is_mapped_for_reading_refuses_every_write() {
+    let file = ring();
+    let geometry = file.open().geometry();
+    let ring = std::fs::File::open(&file.path).unwrap();
+    let device = MappedDevice::read_only(ring, "ring", geometry).unwrap();
+    let forbidden = |result: Result<(), DeviceError>| {
+        assert_eq!(Forbidden::of(&result.unwrap_err()), Some(&Forbidden::ReadOnly));
+    };
+    for sector in 0..5 {
+        forbidden(device.write(sector, &[IoSlice::new(&[0; 512])]));
+    }
+    forbidden(device.edit_pointer(Side::Consumer, &mut |sector| sector[8] = 1));
+    shared_block_ring::check(device).unwrap();
+}
+
+#[test]
+fn damage_is_found_in_place() {
     let file = ring();
     let backend = Backend::new(&file, Word::Guarded);
     let mut consumer = consumer(&backend);
@@ -165,15 +247,15 @@ proptest! {
 
     /// The same life, lent in place and copied.
     #[test]
-    fn a_ring_that_is_handed_over_is_a_queue(case in case()) {
+    fn handed_over_ring_behaves_as_a_queue(case in case()) {
         for word in [Word::Guarded, Word::NotGuarded] {
             let bytes = usize::try_from(case.sectors).unwrap() * case.sector_size.bytes();
             let file = RingFile::new(bytes, case.sector_size.get());
             let backend = Backend::new(&file, word);
-            let open = |side| -> Box<dyn BlockDevice> {
+            let open = |side| -> Box<dyn RingDevice> {
                 match side {
                     Side::Producer => Box::new(file.open()),
-                    Side::Consumer => Box::new(backend.connect(Role::Consumer)),
+                    Side::Consumer => Box::new(backend.connect_in_place(Role::Consumer)),
                 }
             };
             follow(open, case.operations.clone());
@@ -182,9 +264,10 @@ proptest! {
         }
     }
 
-    /// Both ends go on from any place of a lap, with items of any length: each consumer sees the same.
+    /// Both ends go on from any place of a lap, with items of any length: each consumer sees the
+    /// same.
     #[test]
-    fn a_consumer_that_is_lent_items_sees_what_one_that_copies_them_sees(
+    fn consumer_in_place_sees_the_items_that_a_copying_one_sees(
         laps in prop::collection::vec(prop::collection::vec(0usize..400, 1..8), 1..20),
         frees in any::<u64>(),
     ) {
@@ -208,7 +291,7 @@ proptest! {
     }
 }
 
-fn all_of<D: BlockDevice>(consumer: &mut Consumer<D>) -> Vec<(Position, Vec<u8>)> {
+fn all_of<D: RingDevice>(consumer: &mut Consumer<D>) -> Vec<(Position, Vec<u8>)> {
     let note = |mut items: Vec<_>, next, bytes: &[u8]| {
         items.push((next, bytes.to_vec()));
         items

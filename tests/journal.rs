@@ -1,12 +1,11 @@
-//! What a journal promises: every entry is performed, at least once, in order, whatever goes wrong.
+//! A journal performs every entry at least once, in order, whatever fails.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
-use common::journal::{Done, NEVER, SOON, entry, keeping, options};
+use ring_test_support::RingFile;
+use ring_test_support::journal::{Done, NEVER, entry, keeping, options};
+use ring_test_support::process::PATIENCE;
 use shared_block_ring::{
-    Decode, Encode, Format, Journal, JournalError, JournalOptions, SyncError, Synced, WhenFull,
+    Decode, Encode, Journal, JournalError, JournalOptions, SyncError, Synced, WhenAbsent, WhenFull,
 };
 use std::borrow::Cow;
 use std::num::NonZeroU32;
@@ -23,17 +22,17 @@ fn start(
 }
 
 #[test]
-fn entries_are_performed_in_order() {
+fn journal_performs_entries_in_order() {
     let (ring, done) = (RingFile::new(65536, 512), Done::default());
     let journal = start(&ring, options(), keeping(&done));
     let tickets: Vec<_> = (0..500).map(|n| journal.push(&entry(n)).unwrap()).collect();
-    assert_eq!(tickets[499].sync(Some(SOON)).unwrap(), Synced::Performed);
+    assert_eq!(tickets[499].sync(Some(PATIENCE)).unwrap(), Synced::Performed);
     assert_eq!(tickets[0].sync(Some(Duration::ZERO)).unwrap(), Synced::Performed);
     assert_eq!(*done.lock().unwrap(), (0..500).map(entry).collect::<Vec<_>>());
 }
 
 #[test]
-fn what_a_shutdown_left_over_is_performed_at_the_next_start() {
+fn journal_performs_at_its_start_what_a_shutdown_has_left() {
     let (ring, done) = (RingFile::new(65536, 512), Done::default());
     let journal = start(&ring, options(), |_| Err("not today".to_owned()));
     for number in 0..10 {
@@ -47,12 +46,12 @@ fn what_a_shutdown_left_over_is_performed_at_the_next_start() {
     let journal = start(&ring, unhurried, keeping(&done));
     let ticket = journal.push(&entry(10)).unwrap();
     ticket.flush();
-    ticket.sync(Some(SOON)).unwrap();
+    ticket.sync(Some(PATIENCE)).unwrap();
     assert_eq!(*done.lock().unwrap(), (0..=10).map(entry).collect::<Vec<_>>());
 }
 
 #[test]
-fn an_error_or_a_panic_is_retried_without_another_push() {
+fn journal_retries_after_an_error_or_a_panic_without_another_push() {
     let (ring, done) = (RingFile::new(65536, 512), Done::default());
     let mut keep = keeping(&done);
     let mut attempts = 0;
@@ -65,12 +64,12 @@ fn an_error_or_a_panic_is_retried_without_another_push() {
         }
     });
     let ticket = journal.push(&entry(0)).unwrap();
-    assert_eq!(ticket.sync(Some(SOON)).unwrap(), Synced::Performed);
+    assert_eq!(ticket.sync(Some(PATIENCE)).unwrap(), Synced::Performed);
     assert_eq!(*done.lock().unwrap(), [entry(0)]);
 }
 
 #[test]
-fn an_entry_that_always_fails_is_set_aside_alone() {
+fn entry_that_always_fails_is_set_aside_alone() {
     let (ring, done) = (RingFile::new(65536, 512), Done::default());
     let (aside, set_aside) = channel();
     let mut refused_once = false;
@@ -82,14 +81,14 @@ fn an_entry_that_always_fails_is_set_aside_alone() {
         Ok(())
     });
     options.retry_interval = Duration::from_millis(1);
-    options.limit = NonZeroU32::new(3);
+    options.max_failures = NonZeroU32::new(3);
     let mut keep = keeping(&done);
     let journal = start(&ring, options, move |entries| {
         if entries.contains(&entry(2)) { Err("poison".to_owned()) } else { keep(entries) }
     });
     let tickets: Vec<_> = (0..5).map(|n| journal.push(&entry(n)).unwrap()).collect();
     tickets[4].flush();
-    assert_eq!(tickets[4].sync(Some(SOON)).unwrap(), Synced::Performed);
+    assert_eq!(tickets[4].sync(Some(PATIENCE)).unwrap(), Synced::Performed);
     assert_eq!(tickets[2].sync(None).unwrap(), Synced::Aside);
     let aside = set_aside.recv().unwrap();
     assert_eq!((aside.bytes, aside.reason), (entry(2).into_bytes(), "poison".to_owned()));
@@ -119,7 +118,7 @@ impl Decode<'_> for Even {
 }
 
 #[test]
-fn an_entry_that_does_not_decode_does_not_stand_in_the_way() {
+fn entry_that_does_not_decode_is_set_aside() {
     let ring = RingFile::new(65536, 512);
     let (aside, set_aside) = channel();
     let options = JournalOptions::new(move |entry| {
@@ -136,13 +135,13 @@ fn an_entry_that_does_not_decode_does_not_stand_in_the_way() {
     }
     let ticket = journal.push(&Even(5)).unwrap();
     ticket.flush();
-    assert_eq!(ticket.sync(Some(SOON)).unwrap(), Synced::Aside);
+    assert_eq!(ticket.sync(Some(PATIENCE)).unwrap(), Synced::Aside);
     assert_eq!(set_aside.try_iter().collect::<Vec<_>>(), [[3], [5]]);
     assert_eq!(done.try_iter().flatten().collect::<Vec<_>>(), [Even(2), Even(4)]);
 }
 
 #[test]
-fn an_entry_waits_for_company_no_longer_than_the_flush_interval() {
+fn entry_waits_for_others_no_longer_than_the_flush_interval() {
     let ring = RingFile::new(1 << 20, 512);
     let mut options = options();
     options.flush_interval = Duration::from_millis(200);
@@ -156,7 +155,7 @@ fn an_entry_waits_for_company_no_longer_than_the_flush_interval() {
     while done.try_recv().is_err() {
         journal.push(&entry(pushed)).unwrap();
         pushed += 1;
-        assert!(start.elapsed() < SOON);
+        assert!(start.elapsed() < PATIENCE);
     }
     assert!(start.elapsed() >= Duration::from_millis(200), "they did wait for company");
     assert!(pushed > 1);
@@ -169,33 +168,30 @@ fn held() -> (Sender<()>, impl FnMut(&[String]) -> Result<(), String> + Send + '
 }
 
 #[test]
-fn a_full_journal_performs_at_once_and_makes_push_wait_or_answers() {
-    for when_full in [WhenFull::Wait, WhenFull::Answer] {
+fn full_journal_performs_at_once_and_push_waits_or_fails() {
+    for when_full in [WhenFull::Wait, WhenFull::Fail] {
         let ring = RingFile::new(2048, 512);
         let (leave, perform) = held();
         let mut options = options();
         options.flush_interval = NEVER;
-        options.batch = 1;
+        options.max_batch = 1;
         options.when_full = when_full;
         let journal = Arc::new(start(&ring, options, perform));
         let large = "x".repeat(300);
         journal.push(&large).unwrap();
-        match when_full {
-            WhenFull::Answer => {
-                assert!(matches!(journal.push(&large), Err(JournalError::Full)));
-                // What made it full is being performed, though its flush interval is not over.
-                leave.send(()).unwrap();
-                let room = || journal.push(&large).is_ok();
-                let start = Instant::now();
-                while !room() {
-                    assert!(start.elapsed() < SOON);
-                    std::thread::yield_now();
-                }
+        if when_full == WhenFull::Fail {
+            assert!(matches!(journal.push(&large), Err(JournalError::Full)));
+            // What made it full is being performed, though its flush interval is not over.
+            leave.send(()).unwrap();
+            let room = || journal.push(&large).is_ok();
+            let start = Instant::now();
+            while !room() {
+                assert!(start.elapsed() < PATIENCE);
+                std::thread::yield_now();
             }
-            WhenFull::Wait => {
-                leave.send(()).unwrap();
-                journal.push(&large).unwrap();
-            }
+        } else {
+            leave.send(()).unwrap();
+            journal.push(&large).unwrap();
         }
         drop(leave);
         journal.shutdown();
@@ -203,12 +199,12 @@ fn a_full_journal_performs_at_once_and_makes_push_wait_or_answers() {
 }
 
 #[test]
-fn a_shutdown_is_prompt_and_whoever_waits_is_told() {
+fn shutdown_is_prompt_and_ends_every_wait() {
     for failing in [true, false] {
         let ring = RingFile::new(65536, 512);
         let mut options = options();
         // It is in a long pause when the end comes, after a failure or for company.
-        (options.retry_interval, options.longest_retry, options.flush_interval) =
+        (options.retry_interval, options.max_retry_interval, options.flush_interval) =
             (NEVER, NEVER, if failing { Duration::ZERO } else { NEVER });
         let (failed, failure) = channel();
         let journal = start(&ring, options, move |_| {
@@ -225,14 +221,14 @@ fn a_shutdown_is_prompt_and_whoever_waits_is_told() {
         };
         let start = Instant::now();
         journal.shutdown();
-        assert!(start.elapsed() < SOON);
+        assert!(start.elapsed() < PATIENCE);
         assert!(matches!(waiting.join().unwrap(), Err(SyncError::ShutDown)));
         assert!(matches!(ticket.sync(None), Err(SyncError::ShutDown)));
     }
 }
 
 #[test]
-fn a_push_that_waits_for_room_ends_with_the_journal() {
+fn push_that_waits_for_room_ends_with_the_journal() {
     let ring = RingFile::new(2048, 512);
     let journal = Arc::new(start(&ring, options(), |_| Err("never".to_owned())));
     let large = "x".repeat(300);
@@ -246,20 +242,20 @@ fn a_push_that_waits_for_room_ends_with_the_journal() {
 }
 
 #[test]
-fn a_device_with_something_else_on_it_is_not_formatted_unless_told() {
+fn journal_overwrites_other_data_only_if_asked_to() {
     let foreign = RingFile::blank(65536, 512);
     let mut bytes = foreign.bytes();
     bytes[40_000] = 1;
     std::fs::write(&foreign.path, &bytes).unwrap();
     let attempt = |format| {
         let mut options = options();
-        options.format = format;
+        options.when_absent = format;
         Journal::start(foreign.open(), options, |_: &[String]| Ok::<_, String>(()))
     };
-    assert!(matches!(attempt(Format::Never), Err(JournalError::Ring(_))));
-    assert!(matches!(attempt(Format::IfEmpty), Err(JournalError::NotEmpty(40_000))));
+    assert!(matches!(attempt(WhenAbsent::Refuse), Err(JournalError::Ring(_))));
+    assert!(matches!(attempt(WhenAbsent::CreateIfEmpty), Err(JournalError::NotEmpty(40_000))));
     assert!(foreign.bytes() == bytes, "untouched");
-    attempt(Format::Always).unwrap().push(&entry(0)).unwrap();
+    attempt(WhenAbsent::Overwrite).unwrap().push(&entry(0)).unwrap();
     let blank = RingFile::blank(65536, 512);
     start(&blank, options(), |_| Ok(())).push(&entry(0)).unwrap();
 }

@@ -1,12 +1,11 @@
-//! The journal and the code that its user gives it.
+//! A journal with code of its caller that pushes, ends the journal, fails or panics.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::journal::{
-    Done, NEVER, SOON, disk, entry, held, in_time, keeping, large, options, start, until,
-};
 use ring_simulation::DiskDevice;
+use ring_test_support::journal::{
+    Done, NEVER, disk, entry, held, in_time, keeping, large, options, start,
+};
+use ring_test_support::process::{PATIENCE, eventually};
 use shared_block_ring::{
     Decode, Encode, Error, Journal, JournalError, JournalOptions, SyncError, Synced, Ticket,
 };
@@ -19,21 +18,21 @@ use std::thread;
 use std::time::Duration;
 
 #[test]
-fn an_entry_larger_than_the_journal_is_refused_and_nothing_else_is() {
+fn entry_larger_than_the_journal_is_refused_alone() {
     let done = Done::default();
     let journal = start(&disk(7), options(), keeping(&done));
     match journal.push(&"x".repeat(2045)).err() {
         Some(JournalError::Ring(Error::TooLarge { needed: 2049, capacity: 2048 })) => {}
         other => panic!("{other:?}"),
     }
-    journal.push(&"x".repeat(2044)).unwrap().sync(Some(SOON)).unwrap();
+    journal.push(&"x".repeat(2044)).unwrap().sync(Some(PATIENCE)).unwrap();
 }
 
 /// What `perform` can reach of its own journal.
 type Own = Arc<OnceLock<Arc<Journal<String>>>>;
 
 #[test]
-fn what_performs_may_push_but_never_waits_for_itself() {
+fn perform_may_push_and_never_waits_for_itself() {
     let own = Own::default();
     let (said, heard) = channel();
     let reach = Arc::clone(&own);
@@ -51,12 +50,12 @@ fn what_performs_may_push_but_never_waits_for_itself() {
     let journal = Arc::new(journal);
     own.set(Arc::clone(&journal)).unwrap_or_else(|_| panic!("once"));
     journal.push(&entry(0)).unwrap();
-    assert!(heard.recv_timeout(SOON).unwrap());
-    in_time(move || journal.everything().sync(None)).unwrap();
+    assert!(heard.recv_timeout(PATIENCE).unwrap());
+    in_time(move || journal.ticket_for_all().sync(None)).unwrap();
 }
 
 #[test]
-fn what_performs_may_end_the_journal_and_drop_it() {
+fn perform_may_shut_the_journal_down_and_drop_it() {
     let own = Own::default();
     let reach = Arc::clone(&own);
     let (said, heard) = channel();
@@ -69,58 +68,68 @@ fn what_performs_may_end_the_journal_and_drop_it() {
     // Now the last to have it is its own `perform`.
     own.set(journal).unwrap_or_else(|_| panic!("once"));
     drop(own);
-    heard.recv_timeout(SOON).unwrap();
+    heard.recv_timeout(PATIENCE).unwrap();
     // It returned `Ok`: that counts, though the journal was shut down meanwhile.
-    until(|| ticket.sync(Some(NEVER)).is_ok_and(|how| how == Synced::Performed));
+    eventually("the entry is performed", || {
+        ticket.sync(Some(NEVER)).is_ok_and(|how| how == Synced::Performed)
+    });
 }
 
 #[test]
-fn a_shutdown_does_not_wait_for_what_cannot_be_set_aside() {
+fn shutdown_does_not_wait_for_an_entry_that_cannot_be_set_aside() {
     let (refuse, refused) = channel();
     let mut options = JournalOptions::new(move |_| {
         refuse.send(()).unwrap();
         Err(io::Error::other("no place"))
     });
     (options.flush_interval, options.retry_interval) = (Duration::ZERO, NEVER);
-    (options.longest_retry, options.limit) = (NEVER, NonZeroU32::new(1));
+    (options.max_retry_interval, options.max_failures) = (NEVER, NonZeroU32::new(1));
     let disk = disk(64);
     let journal = start(&disk, options, |_| Err("never".to_owned()));
     let ticket = journal.push(&entry(0)).unwrap();
-    refused.recv_timeout(SOON).unwrap();
+    refused.recv_timeout(PATIENCE).unwrap();
     in_time(move || journal.shutdown());
     assert!(matches!(ticket.sync(None), Err(SyncError::ShutDown)));
     let done = Done::default();
-    start(&disk, common::journal::options(), keeping(&done)).everything().sync(Some(SOON)).unwrap();
+    start(&disk, ring_test_support::journal::options(), keeping(&done))
+        .ticket_for_all()
+        .sync(Some(PATIENCE))
+        .unwrap();
     assert_eq!(*done.lock().unwrap(), [entry(0)], "it was kept");
 }
 
 #[test]
-fn what_a_shutdown_makes_fail_is_not_held_against_an_entry() {
+fn failure_during_a_shutdown_does_not_count() {
     let disk = disk(64);
     let ((begun, answer), perform) = held();
     // Setting aside would panic, and be tried again for ever.
     let mut options = options();
-    options.limit = NonZeroU32::new(1);
+    options.max_failures = NonZeroU32::new(1);
     let journal = Arc::new(start(&disk, options, perform));
     let ticket = journal.push(&entry(0)).unwrap();
-    begun.recv_timeout(SOON).unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
     let ending = {
         let journal = Arc::clone(&journal);
         thread::spawn(move || journal.shutdown())
     };
-    until(|| matches!(ticket.sync(Some(Duration::ZERO)), Err(SyncError::ShutDown)));
+    eventually("the wait ends", || {
+        matches!(ticket.sync(Some(Duration::ZERO)), Err(SyncError::ShutDown))
+    });
     answer.send(Err("interrupted".to_owned())).unwrap();
     in_time(move || ending.join()).unwrap();
     let done = Done::default();
-    start(&disk, common::journal::options(), keeping(&done)).everything().sync(Some(SOON)).unwrap();
+    start(&disk, ring_test_support::journal::options(), keeping(&done))
+        .ticket_for_all()
+        .sync(Some(PATIENCE))
+        .unwrap();
     assert_eq!(*done.lock().unwrap(), [entry(0)]);
 }
 
 #[test]
-fn durations_without_end_are_no_panic() {
+fn options_with_the_longest_durations_do_not_panic() {
     let mut options = options();
     options.flush_interval = Duration::MAX;
-    (options.retry_interval, options.longest_retry) = (Duration::MAX, Duration::MAX);
+    (options.retry_interval, options.max_retry_interval) = (Duration::MAX, Duration::MAX);
     let (said, heard) = channel();
     let journal = start(&disk(64), options, move |_| {
         said.send(()).unwrap();
@@ -128,24 +137,24 @@ fn durations_without_end_are_no_panic() {
     });
     let ticket = journal.push(&entry(0)).unwrap();
     ticket.flush();
-    heard.recv_timeout(SOON).unwrap();
+    heard.recv_timeout(PATIENCE).unwrap();
     let waiting = thread::spawn(move || ticket.sync(Some(Duration::MAX)));
     in_time(move || journal.shutdown());
     assert!(matches!(in_time(move || waiting.join().unwrap()), Err(SyncError::ShutDown)));
 }
 
 #[test]
-fn each_ticket_says_how_its_entry_left_however_many_there_were() {
+fn tickets_report_how_their_entries_left_however_many_there_are() {
     let mut options = JournalOptions::new(|_| Ok(()));
     options.retry_interval = Duration::from_millis(1);
-    options.limit = NonZeroU32::new(1);
+    options.max_failures = NonZeroU32::new(1);
     let journal = start(&disk(256), options, |entries| {
         let odd = |entry: &String| entry.ends_with(['1', '3', '5', '7', '9']);
         if entries.iter().any(odd) { Err("odd".to_owned()) } else { Ok(()) }
     });
     let tickets: Vec<Ticket> = (0..2500).map(|n| journal.push(&entry(n)).unwrap()).collect();
     tickets[2499].flush();
-    assert_eq!(tickets[2499].sync(Some(SOON)).unwrap(), Synced::Aside);
+    assert_eq!(tickets[2499].sync(Some(PATIENCE)).unwrap(), Synced::Aside);
     for (number, ticket) in tickets.iter().enumerate() {
         let how = if number % 2 == 1 { Synced::Aside } else { Synced::Performed };
         assert_eq!(ticket.sync(Some(Duration::ZERO)).unwrap(), how);
@@ -178,19 +187,19 @@ impl Drop for Brittle {
 }
 
 #[test]
-fn a_panic_of_the_entry_s_own_code_sets_that_entry_aside() {
+fn entry_whose_own_code_panics_is_set_aside() {
     let (aside, set_aside) = channel();
     let mut options = JournalOptions::new(move |entry| {
         aside.send(entry.clone()).unwrap();
         Ok(())
     });
     options.retry_interval = Duration::from_millis(1);
-    options.limit = NonZeroU32::new(2);
+    options.max_failures = NonZeroU32::new(2);
     let perform = |_: &[Brittle]| Ok::<_, String>(());
     let journal = Journal::start(DiskDevice::new(&disk(64)), options, perform).unwrap();
     let tickets = [0, 1, 2, 3].map(|number| journal.push(&Brittle(number)).unwrap());
     tickets[3].flush();
-    let how = tickets.each_ref().map(|ticket| ticket.sync(Some(SOON)).unwrap());
+    let how = tickets.each_ref().map(|ticket| ticket.sync(Some(PATIENCE)).unwrap());
     assert_eq!(how, [Synced::Performed, Synced::Aside, Synced::Aside, Synced::Performed]);
     let reasons: Vec<_> = set_aside.try_iter().map(|aside| aside.reason).collect();
     assert_eq!(reasons, ["panicked: a decoder that panics", "panicked: a destructor that panics"]);

@@ -1,10 +1,8 @@
 //! A consumer that writes its pointer lazily, by choice.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
 use proptest::prelude::*;
+use ring_test_support::RingFile;
 use shared_block_ring::{Consumer, Durability, Error, FileDevice, Position};
 use std::collections::VecDeque;
 
@@ -35,7 +33,7 @@ fn freed(consumer: &Consumer<FileDevice>) -> u64 {
     consumer.debug_info().unwrap().consumer.get()
 }
 
-/// What is delivered to whoever comes after a crash.
+/// Returns what is delivered to the next consumer after a crash.
 fn after_a_crash(file: &RingFile) -> u8 {
     let copy = RingFile::blank(0, 512);
     std::fs::copy(&file.path, &copy.path).unwrap();
@@ -43,7 +41,7 @@ fn after_a_crash(file: &RingFile) -> u8 {
 }
 
 #[test]
-fn the_pointer_is_written_once_so_much_can_be_freed() {
+fn lazy_consumer_writes_its_pointer_once_enough_can_be_freed() {
     let (file, mut consumer) = scene(300);
     for (number, pointer) in [0, 0, 300, 300, 300, 600].into_iter().enumerate() {
         assert_eq!(usize::from(take(&mut consumer)), number);
@@ -53,14 +51,14 @@ fn the_pointer_is_written_once_so_much_can_be_freed() {
     take(&mut consumer);
     assert_eq!(after_a_crash(&file), 6, "what was not written is delivered again");
     // What was advanced over is not delivered to us again.
-    assert!(matches!(consumer.pop(Position::new(600).unwrap()), Err(Error::From { .. })));
-    consumer.settle().unwrap();
+    assert!(matches!(consumer.pop(Position::new(600).unwrap()), Err(Error::InvalidStart { .. })));
+    consumer.flush().unwrap();
     assert_eq!(freed(&consumer), 700);
     assert_eq!(after_a_crash(&file), 7);
 }
 
 #[test]
-fn the_pointer_is_written_when_there_is_nothing_more_to_pop() {
+fn lazy_consumer_writes_its_pointer_when_the_ring_is_empty() {
     let (_file, mut consumer) = scene(u64::MAX);
     for _ in 0..9 {
         take(&mut consumer);
@@ -72,7 +70,7 @@ fn the_pointer_is_written_when_there_is_nothing_more_to_pop() {
 }
 
 #[test]
-fn the_pointer_is_written_when_the_consumer_goes() {
+fn lazy_consumer_writes_its_pointer_when_it_is_dropped() {
     let (file, mut consumer) = scene(u64::MAX);
     take(&mut consumer);
     drop(consumer);
@@ -84,7 +82,7 @@ fn the_pointer_is_written_when_the_consumer_goes() {
 }
 
 #[test]
-fn an_unbounded_choice_leaves_the_producer_half_of_the_ring() {
+fn lazy_consumer_leaves_the_producer_half_of_the_ring_at_least() {
     let (file, mut consumer) = scene(u64::MAX);
     let mut producer = file.producer().unwrap();
     let end = producer.push(&vec![10; 1000]).unwrap();
@@ -99,9 +97,10 @@ fn an_unbounded_choice_leaves_the_producer_half_of_the_ring() {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
 
-    /// Whatever is chosen, everything arrives once and in order, also by a successor; and the pointer is behind by less than was chosen.
+    /// Whatever is chosen, everything arrives once and in order, also by a successor; and the
+    /// pointer is behind by less than was chosen.
     #[test]
-    fn a_lazy_consumer_delivers_a_queue(
+    fn lazy_consumer_behaves_as_a_queue(
         every in prop_oneof![0_u64..2500, Just(u64::MAX)],
         steps in prop::collection::vec((0_u8..4, prop::collection::vec(0_usize..700, 0..6)), 1..60),
     ) {

@@ -1,13 +1,11 @@
-//! Wrong use, and use at the edges: answered in words, and without harm.
+//! Wrong use, and use at the limits, is refused with a reason and does no harm.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
+use ring_test_support::RingFile;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::{
-    BlockDevice, Consumer, Control, CreateOptions, Created, Durability, Error, OpenOptions,
-    Position, Producer, State, create,
+    Consumer, Control, CreateOptions, Created, Durability, Error, OpenOptions, Position, Producer,
+    RingDevice, State, create,
 };
 
 fn words<T>(result: Result<T, Error>) -> String {
@@ -15,19 +13,17 @@ fn words<T>(result: Result<T, Error>) -> String {
 }
 
 #[test]
-fn what_is_not_a_ring_is_named() {
+fn attach_refuses_a_device_without_a_ring() {
     let blank = RingFile::blank(16384, 512);
     assert!(words(blank.consumer()).contains("not a ring"));
     let small = RingFile::blank(3 * 512, 512);
     assert!(words(small.options().open(&small.path)).contains("too small"));
-    assert!(
-        words(OpenOptions::default().open("/nonexistent/ring".as_ref())).contains("No such file")
-    );
-    assert!(words(OpenOptions::default().open("/dev/null".as_ref())).contains("neither a file"));
+    assert!(words(OpenOptions::default().open("/nonexistent/ring")).contains("No such file"));
+    assert!(words(OpenOptions::default().open("/dev/null")).contains("neither a file"));
 }
 
 #[test]
-fn a_device_of_another_shape_is_refused() {
+fn attach_refuses_a_device_of_another_shape() {
     let ring = RingFile::new(65536, 4096);
     let other = OpenOptions::default().sector_size(SectorSize::DEFAULT).open(&ring.path).unwrap();
     let text = words(Producer::attach(other, "q", "c"));
@@ -40,7 +36,7 @@ fn a_device_of_another_shape_is_refused() {
 }
 
 #[test]
-fn a_second_producer_or_consumer_is_refused_by_pid() {
+fn attach_refuses_a_second_producer_or_consumer_and_names_the_process() {
     let ring = RingFile::new(16384, 512);
     let mut producer = ring.producer().unwrap();
     let consumer = ring.consumer().unwrap();
@@ -55,7 +51,7 @@ fn a_second_producer_or_consumer_is_refused_by_pid() {
 }
 
 #[test]
-fn a_detached_handle_answers_detached() {
+fn detached_handle_answers_detached() {
     let ring = RingFile::new(16384, 512);
     let mut producer = ring.producer().unwrap();
     let position = producer.push("item").unwrap();
@@ -74,7 +70,7 @@ fn a_detached_handle_answers_detached() {
 }
 
 #[test]
-fn a_batch_is_visible_at_once_or_not_at_all() {
+fn batch_is_published_as_a_whole_or_not_at_all() {
     let ring = RingFile::new(16384, 512);
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     producer.push("one").unwrap();
@@ -92,25 +88,28 @@ fn a_batch_is_visible_at_once_or_not_at_all() {
 }
 
 #[test]
-fn advance_goes_only_where_an_item_ends() {
+fn advance_refuses_positions_that_are_no_end_of_an_item() {
     let ring = RingFile::new(16384, 512);
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     let at = |bytes| Position::new(bytes).unwrap();
     let first = producer.push("a longer item").unwrap();
     let second = producer.push("another").unwrap();
-    assert!(matches!(producer.advance(at(second.get() + 4)), Err(Error::Advance { .. })));
-    assert!(matches!(producer.advance(at(8)), Err(Error::Advance { .. })));
+    assert!(matches!(producer.advance(at(second.get() + 4)), Err(Error::InvalidAdvance { .. })));
+    assert!(matches!(producer.advance(at(8)), Err(Error::InvalidAdvance { .. })));
     producer.advance(second).unwrap();
-    assert!(matches!(producer.advance(first), Err(Error::Advance { .. })));
-    assert!(matches!(consumer.advance(second), Err(Error::Advance { .. })), "not looked at yet");
+    assert!(matches!(producer.advance(first), Err(Error::InvalidAdvance { .. })));
+    assert!(
+        matches!(consumer.advance(second), Err(Error::InvalidAdvance { .. })),
+        "not looked at yet"
+    );
     consumer.pop(Position::ZERO).unwrap();
     consumer.advance(first).unwrap();
-    assert!(matches!(consumer.advance(Position::ZERO), Err(Error::Advance { .. })));
-    assert!(matches!(consumer.pop(Position::ZERO), Err(Error::From { .. })));
+    assert!(matches!(consumer.advance(Position::ZERO), Err(Error::InvalidAdvance { .. })));
+    assert!(matches!(consumer.pop(Position::ZERO), Err(Error::InvalidStart { .. })));
 }
 
 #[test]
-fn what_was_pushed_before_a_suspend_waits_for_the_resume() {
+fn items_pushed_before_a_suspend_can_be_published_after_the_resume() {
     let ring = RingFile::new(16384, 512);
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     let position = producer.push("item").unwrap();
@@ -129,7 +128,7 @@ fn what_was_pushed_before_a_suspend_waits_for_the_resume() {
 }
 
 #[test]
-fn a_nearly_full_ring_keeps_the_oldest_bytes_in_its_tail_sector() {
+fn nearly_full_ring_keeps_the_oldest_bytes_in_its_last_sector() {
     let ring = RingFile::new(3 * 512 + 1024, 512);
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     let first = producer.push(&[1u8; 96]).unwrap();
@@ -146,7 +145,7 @@ fn a_nearly_full_ring_keeps_the_oldest_bytes_in_its_tail_sector() {
 }
 
 #[test]
-fn an_item_that_does_not_decode_can_be_skipped() {
+fn item_that_does_not_decode_can_be_skipped() {
     let ring = RingFile::new(16384, 512);
     let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
     producer.push(&[0xff, 0xfe]).unwrap();
@@ -172,16 +171,16 @@ fn create_leaves_a_ring_alone() {
 }
 
 #[test]
-fn a_suspend_from_elsewhere_survives_concurrent_advances_on_a_file() {
+fn suspend_by_another_handle_survives_advances_on_a_file() {
     suspend_beside_advances(|ring| Box::new(ring.open()));
 }
 
 #[test]
-fn a_suspend_from_elsewhere_survives_concurrent_advances_in_a_mapping() {
+fn suspend_by_another_handle_survives_advances_in_a_mapping() {
     suspend_beside_advances(|ring| Box::new(ring.open_mapped()));
 }
 
-fn suspend_beside_advances(open: impl Fn(&RingFile) -> Box<dyn BlockDevice>) {
+fn suspend_beside_advances(open: impl Fn(&RingFile) -> Box<dyn RingDevice>) {
     let ring = RingFile::new(1 << 20, 512);
     let mut producer = Producer::attach(open(&ring), "queue", "producer").unwrap();
     let mut consumer = Consumer::attach(open(&ring), "queue", "consumer").unwrap();
@@ -207,7 +206,7 @@ fn suspend_beside_advances(open: impl Fn(&RingFile) -> Box<dyn BlockDevice>) {
 }
 
 #[test]
-fn a_mapping_carries_a_stream_between_threads() {
+fn mapping_carries_a_stream_between_threads() {
     let ring = RingFile::new(8 * 512, 512);
     let mut producer = Producer::attach(ring.open_mapped(), "queue", "producer").unwrap();
     let mut consumer = Consumer::attach(ring.open_mapped(), "queue", "consumer").unwrap();

@@ -1,13 +1,12 @@
-//! Random operations on a ring against a queue of vectors, on the devices that a test can make by itself. (The hand-over of a
-//! backend is tested in `vhost/tests/model.rs`, a kernel block device in `qemu-tests/tests/model.rs`.)
+//! Random operations on a ring against a queue of vectors, on the devices that a test can make by
+//! itself. (The hand-over of a backend is tested in `vhost/tests/model.rs`, a kernel block device
+//! in `qemu-tests/tests/model.rs`.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
 use proptest::prelude::*;
 use ring_simulation::model::{Case, case, follow};
 use ring_simulation::{Disk, DiskDevice};
+use ring_test_support::RingFile;
 use shared_block_ring::{CreateOptions, create};
 
 fn ring_file(case: &Case) -> RingFile {
@@ -19,27 +18,28 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_ring_in_a_file_is_a_queue(case in case()) {
+    fn ring_in_a_file_behaves_as_a_queue(case in case()) {
         let file = ring_file(&case);
         follow(|_| file.open(), case.operations);
     }
 
     #[test]
-    fn a_ring_in_a_shared_mapping_is_a_queue(case in case()) {
+    fn ring_in_a_shared_mapping_behaves_as_a_queue(case in case()) {
         let file = ring_file(&case);
         follow(|_| file.open_mapped(), case.operations);
     }
 
     #[test]
-    fn a_ring_on_a_simulated_disk_is_a_queue(case in case()) {
+    fn ring_on_a_simulated_disk_behaves_as_a_queue(case in case()) {
         let disk = Disk::new(case.sector_size, case.sectors);
         create(&DiskDevice::new(&disk), CreateOptions::default()).unwrap();
         follow(|_| DiskDevice::new(&disk), case.operations);
     }
 
-    /// Any bytes in place of a ring's: typed errors or items no larger than the ring, never a panic.
+    /// Any bytes in place of a ring's: typed errors or items no larger than the ring, never a
+    /// panic.
     #[test]
-    fn hostile_bytes_are_errors(
+    fn check_refuses_hostile_bytes(
         edits in prop::collection::vec((0usize..16 * 512, any::<u8>()), 1..40),
         pointers in prop::option::of((any::<u64>(), any::<u64>())),
     ) {

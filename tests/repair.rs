@@ -1,9 +1,7 @@
-//! What a damaged ring gives back.
+//! Repair of damaged rings: what it restores, and the items that are delivered then.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
+use ring_test_support::RingFile;
 use shared_block_ring::format::{EXTENSION, SLOTS_AT};
 use shared_block_ring::{Error, Position, Repair, check};
 
@@ -57,16 +55,16 @@ fn repaired(ring: &RingFile) -> (Vec<String>, String) {
 }
 
 #[test]
-fn a_sound_ring_is_left_alone() {
+fn repair_leaves_a_sound_ring_alone() {
     assert_eq!(Repair::plan(&ring().open()).unwrap().fixes, []);
     let plain = RingFile::blank(16384, 512);
-    let options = shared_block_ring::CreateOptions { plain: true };
+    let options = shared_block_ring::CreateOptions::new().plain(true);
     shared_block_ring::create(&plain.open(), options).unwrap();
     assert_eq!(Repair::plan(&plain.open()).unwrap().fixes, []);
 }
 
 #[test]
-fn every_byte_of_the_heads_but_their_text_can_be_brought_back() {
+fn repair_restores_every_byte_of_the_first_sectors_but_their_text() {
     let sound = ring();
     let positions = |ring: &RingFile| {
         let facts = ring.consumer().unwrap().debug_info().unwrap();
@@ -83,7 +81,7 @@ fn every_byte_of_the_heads_but_their_text_can_be_brought_back() {
 }
 
 #[test]
-fn a_wiped_signature_comes_back_with_its_uuid() {
+fn repair_restores_a_wiped_signature_with_its_uuid() {
     let uuid = |ring: &RingFile| ring.consumer().unwrap().debug_info().unwrap().uuid;
     let ring = damaged(|bytes| bytes[..30].fill(0));
     assert!(ring.consumer().is_err());
@@ -94,7 +92,7 @@ fn a_wiped_signature_comes_back_with_its_uuid() {
 }
 
 #[test]
-fn a_wild_pointer_is_found_again_by_its_slot() {
+fn repair_restores_a_pointer_from_its_slot() {
     let ring = damaged(|bytes| bytes[SECTOR..SECTOR + 8].fill(0x44));
     let (items, words) = repaired(&ring);
     assert_eq!(items, ["item two", "item 333"]);
@@ -102,7 +100,7 @@ fn a_wild_pointer_is_found_again_by_its_slot() {
 }
 
 #[test]
-fn a_consumer_that_is_lost_altogether_gets_the_first_lap_again() {
+fn repair_of_a_lost_consumer_delivers_the_first_lap_again() {
     let ring = damaged(|bytes| bytes[2 * SECTOR..2 * SECTOR + 128].fill(0x99));
     let (items, words) = repaired(&ring);
     assert_eq!(items, ["item one", "item two", "item 333"]);
@@ -110,15 +108,15 @@ fn a_consumer_that_is_lost_altogether_gets_the_first_lap_again() {
 }
 
 #[test]
-fn a_broken_length_ends_the_ring_in_front_of_it() {
+fn repair_ends_the_ring_in_front_of_a_broken_length() {
     let ring = damaged(|bytes| bytes[3 * SECTOR + 24 + 2] = 9);
     let (items, words) = repaired(&ring);
     assert_eq!(items, ["item two"]);
-    assert!(words.contains("what lies behind is lost"), "{words}");
+    assert!(words.contains("the items behind are lost"), "{words}");
 }
 
 #[test]
-fn what_is_no_ring_is_not_made_one() {
+fn repair_refuses_a_device_without_a_ring() {
     let blank = RingFile::blank(16384, 512);
     assert!(matches!(Repair::plan(&blank.open()), Err(Error::Format(_))));
     let noise = damaged(|bytes| {
@@ -127,4 +125,21 @@ fn what_is_no_ring_is_not_made_one() {
         bytes[2 * SECTOR + SLOTS_AT[0]] ^= 1;
     });
     assert!(matches!(Repair::plan(&noise.open()), Err(Error::Format(_))));
+}
+
+#[test]
+fn repair_moves_a_blank_producer_to_the_consumer_and_reuses_no_position() {
+    let ring = damaged(|bytes| bytes[SECTOR..2 * SECTOR].fill(0));
+    let (items, words) = repaired(&ring);
+    assert_eq!(items, [""; 0]);
+    assert!(words.contains("producer sector is blank: its position is lost"), "{words}");
+    assert_eq!(ring.consumer().unwrap().position().get(), 12, "positions begin again");
+}
+
+#[test]
+fn repair_of_a_blank_consumer_delivers_again() {
+    let ring = damaged(|bytes| bytes[2 * SECTOR..3 * SECTOR].fill(0));
+    let (items, words) = repaired(&ring);
+    assert_eq!(items, ["item one", "item two", "item 333"]);
+    assert!(words.contains("consumer sector is blank: its position is lost"), "{words}");
 }

@@ -1,10 +1,8 @@
-//! What the slots promise: damage is found before it is handed out, and a peer without slots is no obstacle.
+//! Slots: damage is found before it is delivered, and a peer without slots is no obstacle.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
 use ring_simulation::Image;
+use ring_test_support::RingFile;
 use shared_block_ring::device::{MappedDevice, Memory};
 use shared_block_ring::format::{
     EXTENSION, FormatError, Geometry, SLOTS_AT, SectorSize, Side, find_slot, put_slot,
@@ -42,7 +40,7 @@ fn without_slots(ring: &RingFile, sector: usize) {
 }
 
 #[test]
-fn a_damaged_span_is_named_before_its_first_item_and_can_be_skipped() {
+fn damaged_items_are_reported_before_the_first_is_lent_and_can_be_skipped() {
     let ring = RingFile::new(16384, 512);
     publish(&ring, &["item one", "item two"]);
     // In the second item: the first is whole, and yet part of a span that is not.
@@ -57,7 +55,7 @@ fn a_damaged_span_is_named_before_its_first_item_and_can_be_skipped() {
             other => panic!("{other:?}"),
         }
     }
-    assert!(matches!(consumer.advance(at(12)), Err(Error::Advance { .. })));
+    assert!(matches!(consumer.advance(at(12)), Err(Error::InvalidAdvance { .. })));
     consumer.advance(at(24)).unwrap();
     publish(&ring, &["item 333"]);
     assert_eq!(consumer.pop(at(24)).unwrap().bytes, b"item 333");
@@ -67,7 +65,7 @@ fn a_damaged_span_is_named_before_its_first_item_and_can_be_skipped() {
 }
 
 #[test]
-fn damage_is_found_in_a_span_larger_than_what_is_read_at_a_time() {
+fn damage_is_found_in_more_than_is_read_at_a_time() {
     let ring = RingFile::new(4 << 20, 512);
     let mut producer = ring.producer().unwrap();
     for _ in 0..50 {
@@ -83,16 +81,16 @@ fn damage_is_found_in_a_span_larger_than_what_is_read_at_a_time() {
 }
 
 #[test]
-fn a_producer_without_slots_is_unchecked_and_checking_starts_again_behind_it() {
+fn consumer_reports_unchecked_bytes_of_a_producer_without_slots() {
     let ring = RingFile::new(16384, 512);
     publish(&ring, &["item one"]);
     without_slots(&ring, 1);
     let mut consumer = ring.consumer().unwrap();
     assert_eq!(consumer.pop(Position::ZERO).unwrap().bytes, b"item one");
-    assert_eq!(consumer.unchecked(), 12);
+    assert_eq!(consumer.unchecked_bytes(), 12);
     publish(&ring, &["item two"]);
     assert_eq!(consumer.pop(at(12)).unwrap().bytes, b"item two");
-    assert_eq!(consumer.unchecked(), 12);
+    assert_eq!(consumer.unchecked_bytes(), 12);
     consumer.advance(at(24)).unwrap();
     assert_eq!(consumer.debug_info().unwrap().producer_items, None, "counted since the base only");
     publish(&ring, &["item 333"]);
@@ -101,7 +99,7 @@ fn a_producer_without_slots_is_unchecked_and_checking_starts_again_behind_it() {
 }
 
 #[test]
-fn a_consumer_without_slots_is_followed_by_one_that_catches_up() {
+fn consumer_after_one_without_slots_verifies_from_the_producer_on() {
     let ring = RingFile::new(16384, 512);
     publish(&ring, &["item one", "item two", "item 333"]);
     let advance = |consumer: &mut Consumer<_>, from, to| {
@@ -112,16 +110,20 @@ fn a_consumer_without_slots_is_followed_by_one_that_catches_up() {
     without_slots(&ring, 2);
     let mut consumer = ring.consumer().unwrap();
     advance(&mut consumer, at(12), at(24));
-    assert_eq!(consumer.unchecked(), 24, "its own past is unknown");
+    assert_eq!(consumer.unchecked_bytes(), 24, "its own past is unknown");
     advance(&mut consumer, at(24), at(36));
     publish(&ring, &["item four"]);
     consumer.pop(at(36)).unwrap();
-    assert_eq!(consumer.unchecked(), 24, "from the producer's position on all is known again");
-    assert_eq!(check(ring.open()).unwrap().unchecked, 0);
+    assert_eq!(
+        consumer.unchecked_bytes(),
+        24,
+        "from the producer's position on all is known again"
+    );
+    assert_eq!(check(ring.open()).unwrap().unchecked_bytes, 0);
 }
 
 #[test]
-fn a_slot_that_is_not_whole_is_named() {
+fn damaged_slot_is_reported() {
     let ring = RingFile::new(16384, 512);
     publish(&ring, &["item one", "item two"]);
     edit(&ring, |bytes| bytes[512..][EXTENSION].iter_mut().for_each(|byte| *byte ^= 0xff));
@@ -132,7 +134,7 @@ fn a_slot_that_is_not_whole_is_named() {
 }
 
 #[test]
-fn a_count_that_contradicts_the_items_is_named() {
+fn check_reports_a_count_that_contradicts_the_items() {
     let ring = RingFile::new(16384, 512);
     let uuid = uuid::Uuid::parse_str(&ring.consumer().unwrap().debug_info().unwrap().uuid.unwrap());
     publish(&ring, &["item one", "item two"]);
@@ -150,7 +152,7 @@ fn a_count_that_contradicts_the_items_is_named() {
 }
 
 #[test]
-fn the_time_of_the_last_advance_is_told() {
+fn debug_info_reports_the_time_of_the_last_advance() {
     let ring = RingFile::new(16384, 512);
     assert_eq!(ring.consumer().unwrap().debug_info().unwrap().producer_time_ns, None);
     publish(&ring, &["item one"]);
@@ -201,7 +203,7 @@ impl Memory for Overtaken {
 }
 
 #[test]
-fn a_slot_that_is_being_overwritten_is_not_taken_for_none() {
+fn reader_does_not_take_a_slot_under_way_for_an_absent_one() {
     let ring = RingFile::new(16384, 512);
     publish(&ring, &["item one", "item two"]);
     // The third advance has begun: it will write over the slot of the first.
@@ -213,5 +215,5 @@ fn a_slot_that_is_being_overwritten_is_not_taken_for_none() {
     let mut consumer = Consumer::attach(device, "queue", "test").unwrap();
     let next = consumer.pop(Position::ZERO).unwrap().next;
     assert_eq!(consumer.pop(next).unwrap().bytes, b"item two");
-    assert_eq!(consumer.unchecked(), 0);
+    assert_eq!(consumer.unchecked_bytes(), 0);
 }

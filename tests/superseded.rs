@@ -1,20 +1,17 @@
-//! Two lives of one process on one ring, as after the restore of an older snapshot, and nobody between who would refuse.
+//! Two instances of one process on one ring, as after the restore of an older snapshot, without a
+//! guard that would refuse the older one.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::RingFile;
-use common::journal::{Done, SOON, disk, entry, held, in_time, keeping, options, start, until};
-use ring_simulation::{Disk, DiskDevice, Fault, Operation, Unlocked};
+use ring_simulation::{Disk, DiskDevice, Fault, Operation};
+use ring_test_support::journal::{Done, disk, entry, held, in_time, keeping, options, start};
+use ring_test_support::process::{PATIENCE, eventually};
 use shared_block_ring::{
-    Consumer, Control, CreateOptions, Error, Position, Producer, SyncError, Synced, create,
+    Consumer, CreateOptions, Error, Position, Producer, SyncError, Synced, create,
 };
-use std::io::Write;
-use std::process::{Command, Stdio};
 
 fn ring(sectors: u64, plain: bool) -> Disk {
     let disk = disk(sectors);
-    create(&DiskDevice::new(&disk), CreateOptions { plain }).unwrap();
+    create(&DiskDevice::new(&disk), CreateOptions::new().plain(plain)).unwrap();
     disk
 }
 
@@ -45,7 +42,7 @@ fn drain(disk: &Disk) -> Vec<String> {
 }
 
 #[test]
-fn a_producer_is_told_what_it_cannot_account_for_and_goes_on() {
+fn superseded_producer_names_the_items_in_doubt_and_goes_on() {
     for plain in [false, true] {
         let disk = ring(64, plain);
         let mut old = producer(&disk);
@@ -60,14 +57,14 @@ fn a_producer_is_told_what_it_cannot_account_for_and_goes_on() {
             other => panic!("{other:?}"),
         }
         assert_eq!(old.position(), ring_at);
-        assert!(matches!(old.advance(pushed), Err(Error::Advance { .. })));
+        assert!(matches!(old.advance(pushed), Err(Error::InvalidAdvance { .. })));
         publish(&mut old, "goes on");
         assert_eq!(drain(&disk), ["first", "of the other life", "goes on"]);
     }
 }
 
 #[test]
-fn a_producer_that_had_nothing_under_way_is_told_that_nothing_is_missing() {
+fn superseded_producer_with_nothing_pushed_has_no_items_in_doubt() {
     let disk = ring(64, false);
     let (mut old, mut new) = (producer(&disk), producer(&disk));
     publish(&mut new, "of the other life");
@@ -82,7 +79,7 @@ fn a_producer_that_had_nothing_under_way_is_told_that_nothing_is_missing() {
 }
 
 #[test]
-fn an_older_copy_of_the_ring_takes_back_what_a_producer_had_published() {
+fn older_copy_of_the_ring_takes_back_published_items() {
     let disk = ring(64, false);
     let mut producer = producer(&disk);
     let kept = publish(&mut producer, "kept");
@@ -106,7 +103,7 @@ fn whole(disk: &Disk) -> Vec<u8> {
 }
 
 #[test]
-fn a_write_that_fails_where_nobody_else_was_is_a_failure_of_the_device() {
+fn write_that_fails_without_another_instance_is_a_failure_of_the_device() {
     let disk = ring(64, false);
     let mut producer = producer(&disk);
     let end = producer.push("item").unwrap();
@@ -117,7 +114,7 @@ fn a_write_that_fails_where_nobody_else_was_is_a_failure_of_the_device() {
 }
 
 #[test]
-fn a_consumer_is_told_what_was_freed_elsewhere_and_never_given_what_lies_there_now() {
+fn superseded_consumer_names_the_freed_items_and_never_gets_their_successors() {
     // More than a consumer reads at a time.
     const ITEM: usize = 1000;
     const ITEMS: usize = 600;
@@ -155,57 +152,29 @@ fn a_consumer_is_told_what_was_freed_elsewhere_and_never_given_what_lies_there_n
 }
 
 #[test]
-fn a_journal_that_was_overtaken_says_so_to_those_who_wait_and_goes_on() {
+fn superseded_journal_ends_its_waits_and_goes_on() {
     let disk = disk(64);
     let ((begun, answer), perform) = held();
     let journal = start(&disk, options(), perform);
     let ticket = journal.push(&entry(0)).unwrap();
-    begun.recv_timeout(SOON).unwrap();
+    begun.recv_timeout(PATIENCE).unwrap();
     // The other life performs it, and takes another entry.
     assert_eq!(drain(&disk).len(), 1);
     publish(&mut producer(&disk), &entry(1));
     answer.send(Ok(())).unwrap();
-    let ticket = in_time(move || ticket.sync(Some(SOON)));
+    let ticket = in_time(move || ticket.sync(Some(PATIENCE)));
     assert!(matches!(ticket, Err(SyncError::Superseded)), "{ticket:?}");
     let next = journal.push(&entry(2)).unwrap();
     let mut performed = Vec::new();
     while performed.len() < 2 {
-        performed.extend(begun.recv_timeout(SOON).unwrap());
+        performed.extend(begun.recv_timeout(PATIENCE).unwrap());
         answer.send(Ok(())).unwrap();
     }
     assert_eq!(performed, [entry(1), entry(2)]);
-    assert_eq!(in_time(move || next.sync(Some(SOON))).unwrap(), Synced::Performed);
+    assert_eq!(in_time(move || next.sync(Some(PATIENCE))).unwrap(), Synced::Performed);
     journal.shutdown();
     let done = Done::default();
     let journal = start(&disk, options(), keeping(&done));
     journal.push(&entry(3)).unwrap();
-    until(|| *done.lock().unwrap() == [entry(3)]);
-}
-
-#[test]
-fn blockring_produce_ends_with_a_code_of_its_own_and_says_which_input_is_in_doubt() {
-    let ring = RingFile::new(64 * 512, 512);
-    let program = env!("CARGO_BIN_EXE_blockring");
-    let mut produce = Command::new(program)
-        .args(["produce", ring.path.to_str().unwrap()])
-        .stdin(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut input = produce.stdin.take().unwrap();
-    input.write_all(b"first\n").unwrap();
-    let position = || Control::open(ring.open()).unwrap().debug_info().unwrap().producer;
-    until(|| position() > Position::ZERO);
-    // Past the locks, as a restored guest is.
-    let mut other = Producer::attach(Unlocked(ring.open()), "q", "other").unwrap();
-    let end = other.push("of the other life").unwrap();
-    other.advance(end).unwrap();
-    // Idle or not; the pipe may be closed by then.
-    let _ = input.write_all(b"second\n");
-    let output = produce.wait_with_output().unwrap();
-    let words = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(6), "{words}");
-    assert!(words.contains("superseded") && words.contains("item 2 of the input"), "{words}");
-    let left = Command::new(program).arg("consume").arg(&ring.path).output().unwrap();
-    assert_eq!(left.stdout, b"first\nof the other life\n");
+    eventually("the last entry is performed", || *done.lock().unwrap() == [entry(3)]);
 }

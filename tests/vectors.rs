@@ -1,10 +1,8 @@
-//! The images in `tests/vectors` were written by the OCaml library. We must read them as it does, and write the same
-//! bytes after the same operations.
+//! The images in `tests/vectors` were written by the OCaml library. This library must read them
+//! as that one does, and write the same bytes after the same operations.
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation)]
 
-mod common;
-
-use common::RingFile;
+use ring_test_support::RingFile;
 use serde_json::Value;
 use shared_block_ring::{
     Consumer, CreateOptions, Error, FileDevice, Position, Producer, State, create,
@@ -72,7 +70,7 @@ fn payload(seed: u64, len: u64) -> Vec<u8> {
 }
 
 #[test]
-fn every_image_reads_as_its_sidecar_says() {
+fn images_of_the_ocaml_program_read_as_recorded() {
     for vector in vectors() {
         let file = vector.file();
         let mut consumer = file.consumer().unwrap();
@@ -102,7 +100,7 @@ fn every_image_reads_as_its_sidecar_says() {
 }
 
 #[test]
-fn a_producer_continues_every_image() {
+fn producer_continues_images_of_the_ocaml_program() {
     for vector in vectors() {
         let file = vector.file();
         let mut producer = file.producer().unwrap();
@@ -143,7 +141,7 @@ impl Replay<'_> {
         match name {
             "truncate" => fs::write(&self.file.path, vec![0; number("bytes") as usize]).unwrap(),
             "create" => {
-                create(&self.file.open(), CreateOptions { plain: true }).unwrap();
+                create(&self.file.open(), CreateOptions::new().plain(true)).unwrap();
             }
             "producer_attach" => {
                 let device = self.file.open();
@@ -239,7 +237,8 @@ fn compared(vector: &Vector, image: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The images made by the journal and by the original's command line, as the operations they come down to.
+/// The images made by the journal and by the original's command line, as the operations they come
+/// down to.
 fn operations(vector: &Vector) -> Vec<Value> {
     let mut replaced = Vec::new();
     let (queue, client) = match vector.name.as_str() {
@@ -254,7 +253,7 @@ fn operations(vector: &Vector) -> Vec<Value> {
 }
 
 #[test]
-fn the_same_operations_write_the_same_bytes() {
+fn operations_write_the_bytes_that_the_ocaml_program_writes() {
     for vector in vectors() {
         let file = RingFile::blank(0, vector.number("sector_size") as u32);
         let mut replay = Replay { vector: &vector, file, producer: None, consumer: None };

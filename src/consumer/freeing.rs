@@ -1,22 +1,27 @@
-//! Giving space back: the consumer's pointer, and what its slot says of the stream.
+//! Freeing space: the consumer's pointer, and its slot.
 
 use super::Consumer;
-use crate::device::BlockDevice;
+use crate::device::RingDevice;
 use crate::error::{Error, Result};
 use crate::format::{EXTENSION, PointerSector, Position, Side, Tally, put_slot};
 use crate::rules::Mark;
 use std::cell::Cell;
 
-/// Of the slots of a pointer sector, and what is around them.
+/// Bytes of a pointer sector's extension area.
 const EXTENSION_BYTES: usize = EXTENSION.end - EXTENSION.start;
 
-impl<D: BlockDevice> Consumer<D> {
-    /// Frees everything before `to`: those items will not be delivered again.
+impl<D: RingDevice> Consumer<D> {
+    /// Frees everything before `to`: those items are not delivered again.
+    ///
+    /// # Errors
+    /// [`Error::InvalidAdvance`] for a position that is no end of an item between this consumer's
+    /// position and the producer's; [`Error::Superseded`]; [`Error::RoleTaken`] if the role was
+    /// lost and another handle has it; the device's.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
         let (from, limit) = (self.done, self.verified.position);
         if to < from || (to > limit && to != self.producer) {
-            return Err(Error::Advance { to, from, limit });
+            return Err(Error::InvalidAdvance { to, from, limit });
         }
         let lag = self.lag.min(self.handle.geometry.capacity().get() / 2);
         if to <= limit && to.since(self.mark.position).is_some_and(|ahead| ahead < lag) {
@@ -29,8 +34,11 @@ impl<D: BlockDevice> Consumer<D> {
         self.free(to)
     }
 
-    /// Writes what [`advance_every`](Self::advance_every) has left for later.
-    pub fn settle(&mut self) -> Result<()> {
+    /// Writes the pointer that [`advance_every`](Self::advance_every) has kept back.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
+    pub fn flush(&mut self) -> Result<()> {
         if self.done == self.mark.position {
             return Ok(());
         }
@@ -38,24 +46,28 @@ impl<D: BlockDevice> Consumer<D> {
         self.free(self.done)
     }
 
-    /// Moves our pointer to `to`.
+    /// Moves the pointer to `to`.
     fn free(&mut self, to: Position) -> Result<()> {
         let from = self.mark.position;
         if to == from {
             return Ok(());
         }
+        self.handle.device.ensure_role()?;
         let tally = match self.tally_at(to) {
-            Err(e @ (Error::Advance { .. } | Error::Format(_))) => return Err(self.moved(e)),
+            Err(e @ (Error::InvalidAdvance { .. } | Error::Format(_))) => {
+                return Err(self.explain(e));
+            }
             tally => tally?,
         };
         let mark = Mark { position: to, tally };
-        // Our pointer must not survive a power loss that the producer's, which it rests on, does not.
+        // The pointer must not survive a power loss that the producer's, on which it rests, does
+        // not.
         self.handle.flush()?;
         let slot = self.handle.slot(mark);
         let (elsewhere, written) = (Cell::new(false), Cell::new([0; EXTENSION_BYTES]));
         let edited = self.edit(|pointer, sector| {
             if pointer.position != from {
-                // Another life of ours has moved it: it stays as it is.
+                // Another instance has moved it: it stays as it is.
                 elsewhere.set(true);
                 return;
             }
@@ -75,7 +87,7 @@ impl<D: BlockDevice> Consumer<D> {
             }
         }
         if elsewhere.get() {
-            self.ours()?;
+            self.check_pointer()?;
         }
         (self.mark, self.done) = (mark, to);
         if to > self.verified.position {
@@ -84,17 +96,19 @@ impl<D: BlockDevice> Consumer<D> {
         Ok(())
     }
 
-    /// What `error` has come of, which the write of our pointer to `to` with these slots has met: the device, or another life of ours.
+    /// Finds out why the write of the pointer to `to`, with the slots `written`, failed with
+    /// `error`: because of the device, which is an error, or because another instance has moved the
+    /// pointer.
     fn contested(&mut self, to: Position, written: &[u8], error: Error) -> Result<()> {
         let Ok(now) = self.handle.read_pointer(Side::Consumer) else { return Err(error) };
         if now.position == self.mark.position || self.handle.last_read()[EXTENSION] == *written {
             return Err(error);
         }
         self.handle.revive();
-        if now.position == to { self.handle.flush() } else { Err(self.moved(error)) }
+        if now.position == to { self.handle.flush() } else { Err(self.explain(error)) }
     }
 
-    /// What our slot will say of the stream before `to`.
+    /// Returns the tally for the slot at `to`.
     fn tally_at(&mut self, to: Position) -> Result<Tally> {
         if to == self.verified.position {
             return Ok(self.verified.tally);
@@ -102,7 +116,7 @@ impl<D: BlockDevice> Consumer<D> {
         let known = self.known.position > self.mark.position && self.known.position <= to;
         let from = if known { self.known } else { self.mark };
         if to > self.verified.position {
-            // Skipped unseen: the producer's word is all there is to go on with.
+            // Skipped unseen: only the tally that the producer claims is known.
             return Ok(Mark::new(to, self.claim).tally);
         }
         if !self.handle.has_slots() {
@@ -111,6 +125,7 @@ impl<D: BlockDevice> Consumer<D> {
         self.reader.walk(&mut self.handle.device, from.position, to, from.tally)
     }
 
+    /// Changes sector 2 by `change`, and writes its text.
     pub(super) fn edit(&self, change: impl Fn(&mut PointerSector, &mut [u8])) -> Result<()> {
         self.handle.edit_consumer(|pointer, sector| {
             change(pointer, sector);

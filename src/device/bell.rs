@@ -1,9 +1,11 @@
 //! Waking a process that sleeps, without a system call while both are awake.
 //!
-//! The sleeper announces itself in a shared page, looks once more for what it waits for, and only then sleeps on an event
-//! descriptor. The other side publishes first and looks for a sleeper afterwards. Between a store and the following load of
-//! each side stands a sequentially consistent fence: at least one of them sees the other's store, so no wake-up is lost.
+//! The sleeper announces itself in a shared page, looks once more for what it waits for, and only
+//! then sleeps on an event descriptor. The other side publishes first and looks for a sleeper
+//! afterwards. Between a store and the following load of each side stands a sequentially consistent
+//! fence: at least one of them sees the other's store, so no wake-up is lost.
 
+use super::event::{Signaller, drain};
 use super::{Mapping, Memory};
 use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -11,11 +13,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// Bytes of the shared page.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Who sleeps, and so where in the page it says so: a cache line each, as they are written by different cores.
+/// Who sleeps, and so where in the page it says so: a cache line each, as they are written by
+/// different cores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sleeper {
     /// The process on the host.
@@ -46,7 +50,8 @@ impl<M: Memory> Announcement<M> {
         Self { page, sleeper }
     }
 
-    /// Says that this side is about to sleep. It has to look once more for what it waits for before it does.
+    /// Says that this side is about to sleep. It has to look once more for what it waits for before
+    /// it does.
     pub fn announce(&self) {
         self.page.store_u64(self.sleeper.offset(), 1);
         self.page.fence();
@@ -57,7 +62,8 @@ impl<M: Memory> Announcement<M> {
         self.page.store_u64(self.sleeper.offset(), 0);
     }
 
-    /// Whether there is a sleeper, who must then be woken; to be called after publishing what it waits for.
+    /// Whether there is a sleeper, who must then be woken; to be called after publishing what it
+    /// waits for.
     pub fn take(&self) -> bool {
         self.page.fence();
         if self.page.load_u64(self.sleeper.offset()) == 0 {
@@ -73,16 +79,25 @@ impl<M: Memory> Announcement<M> {
 pub struct Bell {
     announcement: Announcement,
     event: OwnedFd,
+    signaller: Option<Arc<Signaller>>,
 }
 
 impl Bell {
     /// Over a page made by [`new_page`] and an event made by [`new_event`].
     pub fn new(page: &File, event: OwnedFd, sleeper: Sleeper) -> io::Result<Self> {
         let page = Mapping::new(page.try_clone()?, PAGE_BYTES)?;
-        Ok(Self { announcement: Announcement::new(page, sleeper), event })
+        Ok(Self { announcement: Announcement::new(page, sleeper), event, signaller: None })
     }
 
-    /// Says that this side is about to sleep. It has to look once more for what it waits for before it does.
+    /// Has [`ring`](Self::ring) go by `signaller`, which waits for nobody. Without it a process
+    /// that holds the same event, fills it and clears its `O_NONBLOCK` can block whoever rings.
+    #[must_use]
+    pub fn signalled_by(self, signaller: Arc<Signaller>) -> Self {
+        Self { signaller: Some(signaller), ..self }
+    }
+
+    /// Says that this side is about to sleep. It has to look once more for what it waits for before
+    /// it does.
     pub fn announce(&self) {
         self.announcement.announce();
     }
@@ -90,18 +105,28 @@ impl Bell {
     /// Says that this side is awake, and forgets rings that came meanwhile.
     pub fn awake(&self) {
         self.announcement.withdraw();
-        // Nothing to read is the common case of a ring that raced with another reason to wake up.
-        let _ = nix::unistd::read(&self.event, &mut [0; 8]);
+        // Cannot fail on an event.
+        let _ = drain(self.event.as_fd());
     }
 
-    /// Wakes the sleeper if there is one; to be called after publishing what it waits for. Whether it was asleep.
+    /// Wakes the sleeper if there is one; to be called after publishing what it waits for. Whether
+    /// it was asleep.
     pub fn ring(&self) -> bool {
         let asleep = self.announcement.take();
         if asleep {
-            // A full counter means that it is about to wake up anyway.
-            let _ = nix::unistd::write(&self.event, &1u64.to_ne_bytes());
+            match &self.signaller {
+                // Cannot fail on an event.
+                Some(signaller) => drop(signaller.signal(self.event.as_fd())),
+                // A full counter means that it is about to wake up anyway.
+                None => drop(nix::unistd::write(&self.event, &1u64.to_ne_bytes())),
+            }
         }
         asleep
+    }
+
+    /// The addresses of the shared page, for a handler of SIGBUS to know it by.
+    pub fn addresses(&self) -> std::ops::Range<usize> {
+        self.announcement.page.addresses()
     }
 
     /// Readable when rung.

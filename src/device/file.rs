@@ -1,82 +1,20 @@
 //! Regular files and kernel block devices.
 
 use super::idle::IdleReads;
-use super::{AlignedBuf, BlockDevice, DeviceError, HeldReads};
-use crate::error::Result as RingResult;
-use crate::format::{FormatError, Geometry, SectorSize};
+use super::open::{block_shape, forget_write_back_errors};
+use super::presence::Origin;
+use super::{
+    AlignedBuf, BlockDevice, DeviceError, HeldReads, LockRange, Operation, RangeLock, RingDevice,
+};
+use crate::format::{FLAG_AT, Geometry, Side};
 use nix::errno::Errno;
+use nix::sys::statfs::{HUGETLBFS_MAGIC, fstatfs};
 use nix::sys::uio::{preadv, pwritev};
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
-
-mod ioctl {
-    nix::ioctl_read_bad!(blksszget, 0x1268, libc::c_int);
-    nix::ioctl_read!(blkgetsize64, 0x12, 114, usize);
-}
-
-/// How to open a file or a kernel block device.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct OpenOptions {
-    sector_size: Option<SectorSize>,
-    read_only: bool,
-}
-
-impl OpenOptions {
-    /// For a regular file (a block device is asked for its own). 512 unless told.
-    #[must_use]
-    pub fn sector_size(mut self, size: SectorSize) -> Self {
-        self.sector_size = Some(size);
-        self
-    }
-
-    /// Looks, never touches.
-    #[must_use]
-    pub fn read_only(mut self) -> Self {
-        self.read_only = true;
-        self
-    }
-
-    /// Opens `path`, by its type buffered (a file) or past the page cache (a block device).
-    pub fn open(self, path: &Path) -> RingResult<FileDevice> {
-        let name = path.display().to_string();
-        let fail =
-            |operation, source| DeviceError { name: name.clone(), operation, sector: None, source };
-        let metadata = std::fs::metadata(path).map_err(|e| fail("open", e))?;
-        let block = metadata.file_type().is_block_device();
-        if !block && !metadata.is_file() {
-            let what =
-                io::Error::new(io::ErrorKind::InvalidInput, "neither a file nor a block device");
-            return Err(fail("open", what).into());
-        }
-        // Past the page cache: it works in blocks of 4 KiB, so that a buffered write of sector 1 would write sector 2
-        // back as it was, and a buffered reader would see stale pointers.
-        let file = File::options()
-            .read(true)
-            .write(!self.read_only)
-            .custom_flags(if block { libc::O_DIRECT } else { 0 })
-            .open(path)
-            .map_err(|e| fail("open", e))?;
-        let (sector_size, bytes) = if block {
-            let (size, bytes) = block_shape(&file).map_err(|e| fail("open", e))?;
-            let size = SectorSize::new(size)?;
-            if let Some(ring) = self.sector_size.filter(|&asked| asked != size) {
-                return Err(
-                    FormatError::WrongSectorSize { ring: ring.get(), device: size.get() }.into()
-                );
-            }
-            (size, bytes)
-        } else {
-            (self.sector_size.unwrap_or(SectorSize::DEFAULT), metadata.len())
-        };
-        let geometry = Geometry::new(sector_size, bytes / u64::from(sector_size.get()))?;
-        let idle = block.then(|| IdleReads::new(&file, &name, sector_size)).transpose();
-        let idle = idle.map_err(|e| fail("open", e))?;
-        Ok(FileDevice { file, name, geometry, idle })
-    }
-}
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A regular file (through the page cache) or a kernel block device (`O_DIRECT`).
 #[derive(Debug)]
@@ -84,24 +22,66 @@ pub struct FileDevice {
     file: File,
     name: String,
     geometry: Geometry,
-    /// Of a block device, which is open past the page cache.
+    /// Held reads, of a block device, which is open past the page cache.
     idle: Option<IdleReads>,
+    /// The path that the file was opened by.
+    origin: Origin,
+    /// Whether the device was flushed before.
+    flushed: AtomicBool,
 }
 
 impl FileDevice {
-    fn error(
-        &self,
-        operation: &'static str,
-        sector: Option<u64>,
-        source: io::Error,
-    ) -> DeviceError {
-        let source = if self.is_gone() { Errno::ENODEV.into() } else { source };
-        DeviceError { name: self.name.clone(), operation, sector, source }
+    /// Makes the device of an open `file`, which was found at `origin`.
+    pub(super) fn new(
+        file: File,
+        name: String,
+        geometry: Geometry,
+        idle: Option<IdleReads>,
+        origin: Origin,
+    ) -> Self {
+        Self { file, name, geometry, idle, origin, flushed: AtomicBool::new(false) }
     }
 
-    /// A disk that was unplugged has no bytes left. For the kernel it is full (ENOSPC), then, or ends before what is read.
+    fn error(&self, operation: Operation, source: io::Error) -> DeviceError {
+        let source = if self.is_gone() {
+            Errno::ENODEV.into()
+        } else if let Err(displaced) = self.origin.compare_size(&self.file) {
+            // What lies behind its new end cannot be read (an end of the file) or written (no space
+            // left).
+            displaced.into()
+        } else {
+            self.explain(source)
+        };
+        DeviceError::new(&*self.name, operation, source)
+    }
+
+    /// Explains the error of a file that cannot be written.
+    fn explain(&self, error: io::Error) -> io::Error {
+        let huge =
+            || fstatfs(&self.file).is_ok_and(|about| about.filesystem_type() == HUGETLBFS_MAGIC);
+        if error.raw_os_error() != Some(libc::EINVAL) || !huge() {
+            return error;
+        }
+        let text = "a file on hugetlbfs can be mapped, and not written (vhost-device-blockring serves a ring in it; then name unix:PATH)";
+        io::Error::new(io::ErrorKind::Unsupported, text)
+    }
+
+    /// Adds to the error of a block device's flush that another program may be the cause.
+    fn with_suspects(&self, error: io::Error) -> io::Error {
+        if !self.is_direct() || !matches!(error.raw_os_error(), Some(libc::EIO | libc::ENOSPC)) {
+            return error;
+        }
+        let text = format!(
+            "{error} (the disk has failed, or could not take what another program wrote to it through the page \
+             cache, as dd does: the kernel tells everybody who has the disk open, and its log says which sector)"
+        );
+        io::Error::new(error.kind(), text)
+    }
+
+    /// Returns whether the disk was unplugged: it has no bytes left. The kernel reports it as full
+    /// (ENOSPC) or as ending before what is read.
     fn is_gone(&self) -> bool {
-        self.is_direct() && block_shape(&self.file).is_ok_and(|(_, bytes)| bytes == 0)
+        self.is_direct() && block_shape(self.file.as_fd()).is_ok_and(|(_, bytes)| bytes == 0)
     }
 
     fn is_direct(&self) -> bool {
@@ -112,10 +92,10 @@ impl FileDevice {
         sector * u64::from(self.geometry.sector_size().get())
     }
 
-    /// Whether the kernel takes these addresses as they are.
+    /// Returns whether the kernel takes buffers at these addresses, with these lengths.
     fn takes(&self, mut addresses: impl Iterator<Item = (usize, usize)>) -> bool {
-        let unit = self.geometry.sector_size().bytes();
-        !self.is_direct() || addresses.all(|(address, len)| (address | len).is_multiple_of(unit))
+        let unit = self.alignment();
+        addresses.all(|(address, len)| (address | len).is_multiple_of(unit))
     }
 }
 
@@ -129,7 +109,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
-        let fail = |e| self.error("read", Some(first), e);
+        let fail = |e| self.error(Operation::Read, e).at_sector(first);
         if self.takes(bufs.iter().map(|b| (b.as_ptr().addr(), b.len()))) {
             return read_all(&self.file, self.byte_of(first), bufs).map_err(fail);
         }
@@ -146,7 +126,7 @@ impl BlockDevice for FileDevice {
     }
 
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        let fail = |e| self.error("write", Some(first), e);
+        let fail = |e| self.error(Operation::Write, e).at_sector(first);
         if self.takes(bufs.iter().map(|b| (b.as_ptr().addr(), b.len()))) {
             return write_all(&self.file, self.byte_of(first), bufs).map_err(fail);
         }
@@ -160,9 +140,21 @@ impl BlockDevice for FileDevice {
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.file.sync_data().map_err(|e| self.error("flush", None, e))
+        // This handle writes past the page cache: what the cache could not write back is another
+        // program's.
+        if self.is_direct() && !self.flushed.swap(true, Ordering::Relaxed) {
+            forget_write_back_errors(&self.file);
+        }
+        self.file.sync_data().map_err(|e| self.error(Operation::Flush, self.with_suspects(e)))
     }
 
+    /// `O_DIRECT` takes multiples of a logical sector; the page cache takes any address.
+    fn alignment(&self) -> usize {
+        if self.is_direct() { self.geometry.sector_size().bytes() } else { 1 }
+    }
+}
+
+impl RingDevice for FileDevice {
     fn reads_are_free(&self) -> bool {
         !self.is_direct()
     }
@@ -174,16 +166,46 @@ impl BlockDevice for FileDevice {
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         Some(self.file.as_fd())
     }
+
+    /// A flag that changes in a file is written by itself. A process that has the same file mapped
+    /// stores a position without the lock: what it stores between the read and the write must stay.
+    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+        let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
+        let mut sector = AlignedBuf::zeroed(self.geometry.sector_size().bytes());
+        self.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+        let old = sector.to_vec();
+        edit(&mut sector);
+        if self.is_direct() || sector[FLAG_AT] == old[FLAG_AT] {
+            return self.write(side.sector(), &[IoSlice::new(&sector)]);
+        }
+        let start = self.byte_of(side.sector());
+        for piece in changes(&old, &sector).into_iter().filter(|piece| !piece.is_empty()) {
+            let at = start + piece.start as u64;
+            write_all(&self.file, at, &[IoSlice::new(&sector[piece])])
+                .map_err(|e| self.error(Operation::Write, e).at_sector(side.sector()))?;
+        }
+        Ok(())
+    }
+
+    fn still_there(&self) -> Result<(), DeviceError> {
+        if self.is_gone() {
+            return Err(self.error(Operation::Continue, Errno::ENODEV.into()));
+        }
+        self.origin.compare(&self.file).map_err(|displaced| displaced.error(&self.name))
+    }
 }
 
-/// Logical sector size and bytes of a block device.
-fn block_shape(file: &File) -> io::Result<(u32, u64)> {
-    let (mut size, mut bytes) = (0, 0);
-    // SAFETY: BLKSSZGET writes one int to the address it is given, which is that of a live int.
-    unsafe { ioctl::blksszget(file.as_raw_fd(), &raw mut size) }?;
-    // SAFETY: BLKGETSIZE64 writes one u64 to the address it is given; usize is 64 bits wide on the targets that have it.
-    unsafe { ioctl::blkgetsize64(file.as_raw_fd(), &raw mut bytes) }?;
-    Ok((u32::try_from(size).unwrap_or(0), bytes as u64))
+/// Returns the ranges of a pointer sector to write, in this order: what comes with the position,
+/// then the flag, then the position. A process that dies in between leaves the old position with
+/// its slot, or the new one with its own.
+fn changes(old: &[u8], new: &[u8]) -> [Range<usize>; 3] {
+    let changed = |within: Range<usize>| {
+        let differs = |&at: &usize| old[at] != new[at];
+        let first = within.clone().find(differs).unwrap_or(within.start);
+        first..within.rev().find(differs).map_or(first, |last| last + 1)
+    };
+    let position = if old[..FLAG_AT] == new[..FLAG_AT] { 0..0 } else { 0..FLAG_AT };
+    [changed(FLAG_AT + 1..new.len()), changed(FLAG_AT..FLAG_AT + 1), position]
 }
 
 fn offset(byte: u64) -> i64 {

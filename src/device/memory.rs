@@ -1,28 +1,30 @@
-//! Memory that more than one process changes at any time.
+//! Memory that several processes change at any time: the operations on it, and their orderings.
 
-use crate::format::{Geometry, Position};
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// The orderings that the promises of [`Memory`] come down to where memory is atomic. They stand here once, so that a model that
-/// is searched for interleavings cannot drift from the mapping that runs.
+/// The orderings that the promises of [`Memory`] come down to where memory is atomic. They stand
+/// here once, so that a model that is searched for interleavings cannot drift from the mapping that
+/// runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Orders {
-    /// Of a load in one piece.
+    /// The ordering of a load in one piece.
     pub load: Ordering,
-    /// Of a store in one piece.
+    /// The ordering of a store in one piece.
     pub store: Ordering,
-    /// Of [`Memory::fence`].
+    /// The ordering of [`Memory::fence`].
     pub fence: Ordering,
-    /// Of the fence behind a copy out: who finds bytes of a later state finds at least the position stored before them, too.
+    /// The fence behind a copy out: a reader that finds bytes of a later state then finds at least
+    /// the position that was stored before them.
     pub after_read: Ordering,
-    /// Of the fence in front of a copy in, which makes that so.
+    /// The fence in front of a copy in, with which [`after_read`](Self::after_read) pairs.
     pub before_write: Ordering,
 }
 
 impl Orders {
-    /// What a ring needs.
+    /// The orderings that a ring needs.
     pub const RING: Self = Self {
         load: Ordering::Acquire,
         store: Ordering::Release,
@@ -32,7 +34,8 @@ impl Orders {
     };
 }
 
-/// What the ring's rules ask of shared memory: copies without an order of their own, and single stores and loads with one.
+/// What the ring's rules ask of shared memory: copies without an order of their own, and single
+/// stores and loads with one.
 ///
 /// Offsets are the caller's to keep within bounds, those of 64-bit values multiples of 8.
 pub trait Memory: Send {
@@ -42,13 +45,25 @@ pub trait Memory: Send {
     /// Copies in, byte by byte in any order, but after every store and copy that precedes.
     fn write(&self, offset: u64, bytes: &[u8]);
 
-    /// Loads a little-endian value in one piece: everything stored before its store is seen after this.
+    /// Loads a little-endian value in one piece: everything stored before its store is seen after
+    /// this.
     fn load_u64(&self, offset: u64) -> u64;
 
-    /// Lends `from..to` of the stream of a ring that lies in this memory: see [`BlockDevice::lend`](super::BlockDevice::lend).
-    fn lend(&mut self, geometry: Geometry, from: Position, to: Position) -> Option<&[u8]> {
-        let _ = (geometry, from, to);
+    /// Borrows `len` bytes at `offset` as they lie, without a copy; `None` where that is not
+    /// possible.
+    ///
+    /// # Safety
+    /// Nobody changes these bytes while the borrow lasts: no other process, no other mapping of the
+    /// same file, and nothing by way of this memory.
+    unsafe fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        let _ = (offset, len);
         None
+    }
+
+    /// Whether `len` bytes at `offset` may be stored to. Stores elsewhere panic.
+    fn is_writable(&self, offset: u64, len: usize) -> bool {
+        let _ = (offset, len);
+        true
     }
 
     /// Stores a little-endian value in one piece, after everything stored before.
@@ -61,8 +76,55 @@ pub trait Memory: Send {
     fn fence(&self);
 
     /// Makes durable what was stored before.
+    ///
+    /// # Errors
+    /// The operating system's.
     fn sync(&self) -> io::Result<()>;
 
-    /// What advisory locks are taken on, if it has a file.
+    /// Returns the file that advisory locks are taken on, if the memory has one.
     fn lock_file(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Memory that several owners in one process share, each with a device of its own over it.
+impl<M: Memory + Sync + ?Sized> Memory for Arc<M> {
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        (**self).read(offset, bytes);
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        (**self).write(offset, bytes);
+    }
+
+    fn load_u64(&self, offset: u64) -> u64 {
+        (**self).load_u64(offset)
+    }
+
+    unsafe fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
+        // SAFETY: the caller vouches for the same bytes.
+        unsafe { (**self).bytes(offset, len) }
+    }
+
+    fn is_writable(&self, offset: u64, len: usize) -> bool {
+        (**self).is_writable(offset, len)
+    }
+
+    fn store_u64(&self, offset: u64, value: u64) {
+        (**self).store_u64(offset, value);
+    }
+
+    fn store_u8(&self, offset: u64, value: u8) {
+        (**self).store_u8(offset, value);
+    }
+
+    fn fence(&self) {
+        (**self).fence();
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        (**self).sync()
+    }
+
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        (**self).lock_file()
+    }
 }

@@ -1,61 +1,65 @@
-//! CRC32C (Castagnoli), as the extensions have it.
+//! CRC32C (Castagnoli), the checksum of the extensions.
 //!
-//! By carry-less multiplication of wide vectors where the processor has that, which takes half the time; elsewhere by the instruction
-//! for this very checksum. An emulated processor carries out both bit by bit, and has it by tables, several times faster.
+//! A processor with carry-less multiplication of wide vectors computes it by that, in half the time
+//! of the instruction for this very checksum, which is used elsewhere. An emulated processor
+//! carries out both bit by bit; there it is computed by tables, several times faster.
 
 use crate::format::slicing;
-use crc_fast::CrcAlgorithm::Crc32Iscsi;
-use crc_fast::Digest;
 use std::sync::LazyLock;
 
-static WAY: LazyLock<fn(u32, &[u8]) -> u32> = LazyLock::new(|| {
+/// The fastest function on this processor.
+static APPEND: LazyLock<fn(u32, &[u8]) -> u32> = LazyLock::new(|| {
     if is_emulated() {
         slicing::crc32c_append
-    } else if has_wide_multiplication() {
-        by_multiplication
     } else {
-        crc32c::crc32c_append
+        by_wide_multiplication().unwrap_or(crc32c::crc32c_append)
     }
 });
 
-/// The checksum of `bytes`.
+/// Returns the checksum of `bytes`.
 pub fn crc32c(bytes: &[u8]) -> u32 {
     crc32c_append(0, bytes)
 }
 
-/// The checksum of bytes whose own is `crc`, and of `bytes` behind them.
+/// Returns the checksum of bytes whose own is `crc`, followed by `bytes`.
 pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
-    WAY(crc, bytes)
+    APPEND(crc, bytes)
 }
 
-/// Whether QEMU carries out each instruction itself: so it signs where a hypervisor would.
+/// Returns whether QEMU emulates the processor: it then signs where a hypervisor would.
 fn is_emulated() -> bool {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     {
         use raw_cpuid::{CpuId, Hypervisor};
         let hypervisor = CpuId::new().get_hypervisor_info();
         hypervisor.is_some_and(|hypervisor| hypervisor.identify() == Hypervisor::QEMU)
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    // The interpreter that looks for undefined behaviour knows tables best, too.
+    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
+    cfg!(miri)
 }
 
-fn has_wide_multiplication() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("vpclmulqdq")
+/// The checksum by multiplication, where the processor and this build have it.
+fn by_wide_multiplication() -> Option<fn(u32, &[u8]) -> u32> {
+    #[cfg(all(target_arch = "x86_64", feature = "wide-checksums"))]
+    if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("vpclmulqdq") {
+        return Some(by_multiplication);
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    false
+    None
 }
 
+#[cfg(feature = "wide-checksums")]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only tests use it there"))]
 fn by_multiplication(crc: u32, bytes: &[u8]) -> u32 {
+    use crc_fast::{CrcAlgorithm::Crc32Iscsi, Digest};
+
     // The register is the checksum before its final inversion.
     let mut digest = Digest::new_with_init_state(Crc32Iscsi, u64::from(!crc));
     digest.update(bytes);
     low_half(digest.finalize())
 }
 
+#[cfg(feature = "wide-checksums")]
 #[expect(clippy::cast_possible_truncation, reason = "a checksum of 32 bits")]
 fn low_half(word: u64) -> u32 {
     word as u32
@@ -67,14 +71,14 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn it_is_castagnolis() {
+    fn crc32c_is_that_of_castagnoli() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
         assert_eq!(crc32c(b""), 0);
     }
 
     proptest! {
         #[test]
-        fn it_can_be_continued_anywhere(
+        fn crc32c_can_be_continued_anywhere_by_every_function(
             bytes in proptest::collection::vec(any::<u8>(), 0..3000),
             at in any::<proptest::sample::Index>(),
         ) {
@@ -85,7 +89,7 @@ mod tests {
             });
             let (front, back) = bytes.split_at(at.index(bytes.len() + 1));
             prop_assert_eq!(crc32c_append(crc32c(front), back), !whole);
-            // Whichever it is here.
+            #[cfg(feature = "wide-checksums")]
             prop_assert_eq!(by_multiplication(by_multiplication(0, front), back), !whole);
             prop_assert_eq!(slicing::crc32c_append(slicing::crc32c_append(0, front), back), !whole);
             prop_assert_eq!(crc32c::crc32c_append(crc32c::crc32c(front), back), !whole);

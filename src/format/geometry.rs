@@ -1,22 +1,27 @@
-//! Where the bytes of a stream lie on a device.
+//! The shape of a device, and where the bytes of a stream lie on it.
 
 use super::{FormatError, Position, Side};
 
-/// Signature, two pointers, and one sector of data.
+/// Sectors of the smallest ring: signature, two pointers, and one sector of data.
 pub const MIN_SECTORS: u64 = 4;
 
 /// Sectors in front of the data area.
 const HEAD_SECTORS: u64 = 3;
 
-/// Bytes in a logical sector: a power of two from 512 to 65,536.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The size of a logical sector: a power of two from 512 to 65,536 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SectorSize(u32);
 
 impl SectorSize {
-    /// What nearly every disk, and a regular file unless told otherwise, has.
+    /// 512 bytes: the size of nearly every disk's sectors, and of a file's unless another one is
+    /// chosen.
     pub const DEFAULT: Self = Self(512);
 
-    /// Refuses what no block device has: the bound also keeps every offset within a sector in 32 bits.
+    /// Makes a sector size of a number of bytes. The bound keeps every offset within a sector in 32
+    /// bits.
+    ///
+    /// # Errors
+    /// [`FormatError::SectorSize`] for a size that no block device has.
     pub fn new(bytes: u32) -> Result<Self, FormatError> {
         if bytes.is_power_of_two() && (512..=65536).contains(&bytes) {
             Ok(Self(bytes))
@@ -25,28 +30,28 @@ impl SectorSize {
         }
     }
 
-    /// In bytes.
+    /// Returns the size in bytes.
     pub const fn get(self) -> u32 {
         self.0
     }
 
-    /// In bytes, as an index type.
+    /// Returns the size in bytes, as an index type.
     pub const fn bytes(self) -> usize {
         self.0 as usize
     }
 }
 
-/// Bytes in the data area: what can lie between consumer and producer at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// The size of the data area: the most bytes that can lie between consumer and producer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Capacity(u64);
 
 impl Capacity {
-    /// In bytes.
+    /// Returns the capacity in bytes.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The longest payload that can ever fit.
+    /// Returns the bytes of the longest payload that fits into an empty ring.
     pub fn max_item(self) -> usize {
         let longest = (self.0 - super::HEADER_BYTES).min(u64::from(u32::MAX));
         usize::try_from(longest).unwrap_or(usize::MAX)
@@ -54,23 +59,27 @@ impl Capacity {
 }
 
 /// A contiguous run of bytes on the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Extent {
     /// First byte, counted from the device's start.
     pub offset: u64,
-    /// How many bytes.
+    /// Number of bytes.
     pub len: u64,
 }
 
-/// A device's shape, known to hold a ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The shape of a device that can hold a ring: sector size and number of sectors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Geometry {
     sector_size: SectorSize,
     sectors: u64,
 }
 
 impl Geometry {
-    /// Refuses a device too small for a ring, or one whose bytes a `u64` (with room to add to) cannot count.
+    /// Makes the shape of a device of `sectors` sectors.
+    ///
+    /// # Errors
+    /// [`FormatError::TooSmall`] for fewer than [`MIN_SECTORS`], [`FormatError::TooLarge`] for more
+    /// bytes than an `i64` counts.
     pub fn new(sector_size: SectorSize, sectors: u64) -> Result<Self, FormatError> {
         let shape = (sectors, sector_size.get());
         if sectors < MIN_SECTORS {
@@ -82,43 +91,44 @@ impl Geometry {
         }
     }
 
-    /// Bytes in a sector.
+    /// Returns the sector size.
     pub const fn sector_size(self) -> SectorSize {
         self.sector_size
     }
 
-    /// Sectors on the device.
+    /// Returns the number of sectors on the device.
     pub const fn sectors(self) -> u64 {
         self.sectors
     }
 
-    /// Bytes on the device.
+    /// Returns the number of bytes on the device.
     pub const fn total_bytes(self) -> u64 {
         self.sectors * self.sector_size.0 as u64
     }
 
-    /// Bytes in the data area.
+    /// Returns the size of the data area.
     pub const fn capacity(self) -> Capacity {
         Capacity((self.sectors - HEAD_SECTORS) * self.sector_size.0 as u64)
     }
 
-    /// First byte of the data area.
+    /// Returns the first byte of the data area.
     pub const fn data_start(self) -> u64 {
         HEAD_SECTORS * self.sector_size.0 as u64
     }
 
-    /// First byte of a pointer sector.
+    /// Returns the first byte of a pointer sector.
     pub fn pointer_start(self, side: Side) -> u64 {
         side.sector() * u64::from(self.sector_size.0)
     }
 
-    /// The byte of the data area that holds stream byte `position`, counted from the area's start.
+    /// Returns the byte of the data area, counted from its start, that holds stream byte
+    /// `position`.
     pub fn data_offset(self, position: u64) -> u64 {
         position % self.capacity().get()
     }
 
-    /// Where `len <= capacity` stream bytes from `position` lie: one run, or two when they straddle the wrap point
-    /// (the second is empty otherwise).
+    /// Returns where `len <= capacity` stream bytes from `position` lie: in one run, or in two when
+    /// they straddle the wrap point (otherwise the second is empty).
     pub fn extents(self, position: u64, len: u64) -> [Extent; 2] {
         debug_assert!(len <= self.capacity().get());
         let start = self.data_offset(position);
@@ -129,26 +139,26 @@ impl Geometry {
         ]
     }
 
-    /// `position` moved back to the start of its sector.
+    /// Returns the start of the sector that `position` lies in.
     pub fn sector_floor(self, position: u64) -> u64 {
         position - position % u64::from(self.sector_size.0)
     }
 
-    /// `position` moved on to the next start of a sector, itself if it is one.
+    /// Returns the first start of a sector that is not in front of `position`.
     pub fn sector_ceil(self, position: u64) -> u64 {
         position.next_multiple_of(u64::from(self.sector_size.0))
     }
 }
 
-/// The lap around the data area that was looked at last: positions are looked up one after the other, and the division is most of what that
-/// costs.
+/// The lap around the data area that was looked at last. Positions are looked up one after the
+/// other, and the division is most of the cost of that.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Lap {
+pub(crate) struct Lap {
     start: u64,
 }
 
 impl Lap {
-    /// [`Geometry::data_offset`].
+    /// Returns [`Geometry::data_offset`] of `position`.
     pub fn data_offset(&mut self, geometry: Geometry, position: Position) -> u64 {
         let position = position.get();
         match position.checked_sub(self.start) {
@@ -161,7 +171,7 @@ impl Lap {
         }
     }
 
-    /// The end of what lies in one run with `from`, of the stream bytes `from..to`.
+    /// Returns the end of the bytes of `from..to` that lie in one run with `from`.
     pub fn run(&mut self, geometry: Geometry, from: Position, to: Position) -> Position {
         let left = geometry.capacity().get() - self.data_offset(geometry, from);
         from.checked_add(left).map_or(to, |wrap| wrap.min(to))
@@ -174,7 +184,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_lap_knows_every_offset_whatever_was_asked_before() {
+    fn lap_finds_every_offset_whatever_was_asked_before() {
         let geometry = Geometry::new(SectorSize::DEFAULT, MIN_SECTORS + 2).unwrap();
         let at = |bytes| Position::new(bytes).unwrap();
         let mut lap = Lap::default();

@@ -1,37 +1,48 @@
 //! The bytes of a ring: pure functions and newtypes, no I/O and no `unsafe`.
 //!
-//! `docs/format.md` is the specification; every other module, on either side of the virtual machine border,
-//! calls what stands here.
+//! `docs/format.md` is the specification. Every other module, the guard of a backend and the tools
+//! call these functions: a program that reads or writes the sectors of a ring by itself does so
+//! too.
 
+mod bytes;
 mod checksum;
 mod geometry;
 mod identity;
 mod item;
 mod pointer;
 mod position;
+mod reading;
 mod slicing;
 mod slot;
 
+pub(crate) use bytes::{u32_at, u64_at};
 pub(crate) use checksum::{crc32c, crc32c_append};
-pub use geometry::{Capacity, Extent, Geometry, Lap, MIN_SECTORS, SectorSize};
+pub(crate) use geometry::Lap;
+pub use geometry::{Capacity, Extent, Geometry, MIN_SECTORS, SectorSize};
+pub(crate) use identity::unverified_identity;
 pub use identity::{IDENTITY_END, Identity, SIGNATURE, Signed, decode_sector0, encode_sector0};
 pub use item::{HEADER_BYTES, Header, framed_len};
-pub use pointer::{FLAG_AT, POINTER_BYTES, PointerSector, Side, TEXT_AT, TEXT_BYTES, text_of};
+pub use pointer::{
+    FLAG_AT, POINTER_BYTES, PointerSector, Side, TEXT_AT, TEXT_BYTES, encode_suspend, text_of,
+};
 pub use position::{ParsePositionError, Position};
+pub use reading::{Reading, SlotSearch};
 pub use slot::{
     EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, damaged_slots, find_slot, follows, put_slot,
-    slots_of,
+    reserved, slots_of,
 };
 
-/// Why bytes of a device are not a ring, or not the ring they should be. Each names the field.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// The error of bytes that are not a ring's, or not those of the ring that they should be. Each
+/// variant names the field.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
 pub enum FormatError {
     /// Sector 0 does not start with [`SIGNATURE`].
     #[error("not a ring: sector 0 lacks the signature \"mirage shared-block-device 1.0\"")]
     NotARing,
     /// The device has fewer than [`MIN_SECTORS`] sectors.
     #[error(
-        "device too small: {sectors} sectors of {sector_size} bytes, a ring needs at least {MIN_SECTORS}"
+        "too small for a ring: it has {sectors} sectors of {sector_size} bytes, and a ring takes at least {MIN_SECTORS}"
     )]
     TooSmall {
         /// Whole sectors on the device.
@@ -47,88 +58,98 @@ pub enum FormatError {
         /// Bytes in a sector.
         sector_size: u32,
     },
-    /// A sector size that no block device has.
+    /// The sector size is one that no block device has.
     #[error("sector size {0} is not a power of two from 512 to 65536")]
     SectorSize(u32),
-    /// The identity says another sector size than the device has.
+    /// The identity holds another sector size than the device has.
     #[error(
         "wrong sector size: the ring was made with {ring}-byte sectors and is opened with {device} (for a file: --sector-size {ring})"
     )]
     WrongSectorSize {
-        /// As the identity says.
+        /// The value in the identity.
         ring: u32,
-        /// As the device is opened.
+        /// The value of the device as it is opened.
         device: u32,
     },
-    /// The identity says another number of sectors than the device has.
+    /// Another sector size was asked for than the device has.
+    #[error(
+        "the device has sectors of {device} bytes, not of {asked} (leave out --sector-size: it is for files)"
+    )]
+    DeviceSectorSize {
+        /// The size as asked for.
+        asked: u32,
+        /// The device's own.
+        device: u32,
+    },
+    /// The identity holds another number of sectors than the device has.
     #[error("the ring was made on a device of {ring} sectors, this one has {device}: it was {} since (restore its size, or create a new ring)", if device > ring { "grown" } else { "shrunk" })]
     WrongSize {
-        /// As the identity says.
+        /// The value in the identity.
         ring: u64,
-        /// As the device is.
+        /// The value of the device.
         device: u64,
     },
-    /// The identity's own checksum does not hold.
+    /// The identity's checksum does not match its bytes.
     #[error(
         "identity in sector 0 is corrupt: its CRC32C is {found:#010x}, the bytes give {computed:#010x}"
     )]
     IdentityChecksum {
-        /// As stored.
+        /// The value as stored.
         found: u32,
-        /// As computed.
+        /// The value as computed.
         computed: u32,
     },
-    /// The identity asks for a feature that this version lacks.
+    /// The identity asks for features that this version lacks.
     #[error("the ring uses features {0:#x} that this version does not know: use a newer one")]
     UnknownFeatures(u32),
-    /// A pointer that is not a multiple of four.
+    /// A pointer is not a multiple of 4.
     #[error("{side} pointer {value} is not a multiple of 4")]
     Misaligned {
-        /// Whose pointer sector.
+        /// The side whose pointer sector it is.
         side: Side,
-        /// As stored.
+        /// The value as stored.
         value: u64,
     },
-    /// A flag byte other than 1 or 2.
+    /// A flag byte is neither 1 nor 2.
     #[error(
         "{side} sector: flag byte is {value}, must be 1 or 2 (was the ring made with another sector size? then --sector-size)"
     )]
     Flag {
-        /// Whose pointer sector.
+        /// The side whose pointer sector it is.
         side: Side,
-        /// As stored.
+        /// The value as stored.
         value: u8,
     },
-    /// Neither slot of a pointer sector speaks for its position.
+    /// Neither slot of a pointer sector is for its position.
     #[error("{side} sector: neither slot is whole and speaks for position {position}")]
     Slots {
-        /// Whose pointer sector.
+        /// The side whose pointer sector it is.
         side: Side,
-        /// As stored.
+        /// The value as stored.
         position: Position,
     },
-    /// What lies between two positions is not what the producer wrote.
+    /// The bytes between two positions are not what the producer wrote.
     #[error(
         "items from position {from} to {to} are corrupt: the stream's CRC32C is {computed:#010x} there, the producer's slot says {found:#010x}"
     )]
     Span {
-        /// Where it starts.
+        /// The start of the damaged items.
         from: Position,
-        /// Where it ends: advance to there to skip it.
+        /// The end of the damaged items: advance to it to skip them.
         to: Position,
-        /// As stored.
+        /// The value as stored.
         found: u32,
-        /// As computed.
+        /// The value as computed.
         computed: u32,
     },
     /// The slots' item counts contradict the items.
     #[error("{counted} items lie before position {position}, the producer's slot says {found}")]
     Count {
-        /// Where the counting ended.
+        /// The position up to which items were counted.
         position: Position,
-        /// As stored.
+        /// The value as stored.
         found: u64,
-        /// As counted.
+        /// The items as counted.
         counted: u64,
     },
     /// `consumer <= producer <= consumer + capacity` does not hold.
@@ -143,14 +164,56 @@ pub enum FormatError {
         /// Bytes in the data area.
         capacity: u64,
     },
+    /// A pointer is beyond the end of every stream.
+    #[error(
+        "{side} position {position} lies beyond the end of a stream, {}, where no ring gets by use: it is damaged (blockring repair)",
+        Position::END
+    )]
+    BeyondEnd {
+        /// The side whose pointer sector it is.
+        side: Side,
+        /// The value as stored.
+        position: Position,
+    },
+    /// The stream is too near its end for the items that were to be pushed.
+    #[error(
+        "the ring's stream is at position {position} and ends at {}: it does not take {needed} bytes more (consume what it holds, then create a new ring)",
+        Position::END
+    )]
+    Exhausted {
+        /// The end of what the producer has pushed.
+        position: Position,
+        /// Bytes with framing.
+        needed: u64,
+    },
+    /// Reserved bytes of a pointer sector, which every writer leaves zero, are not.
+    #[error(
+        "{side} sector: bytes that are reserved are not zero, for which a backend refuses what a guest writes there (blockring repair)"
+    )]
+    Reserved {
+        /// The side whose pointer sector it is.
+        side: Side,
+    },
+    /// The slots of both sides are for one position, and of different streams.
+    #[error(
+        "the slots contradict each other: the stream before position {position} has CRC32C {producer:#010x} by the producer's and {consumer:#010x} by the consumer's, so that what comes next would be reported as corrupt (blockring repair)"
+    )]
+    Streams {
+        /// The position of both pointers.
+        position: Position,
+        /// The checksum in the producer's slot.
+        producer: u32,
+        /// The checksum in the consumer's slot.
+        consumer: u32,
+    },
     /// An item's length does not fit what the producer published.
     #[error(
         "item at position {at}: length {length} reaches beyond the producer's position {producer}"
     )]
     ItemLength {
-        /// Where the item starts.
+        /// The item's position.
         at: Position,
-        /// Its length as stored.
+        /// The item's length as stored.
         length: u32,
         /// The producer's position.
         producer: Position,

@@ -1,31 +1,31 @@
 //! Sectors 1 and 2: a position, a flag, and a text for people.
 
-use super::{FormatError, Position};
+use super::{FormatError, Position, u64_at};
 use std::fmt;
 
-/// The flag's byte: 1 is true, 2 is false.
+/// The byte that holds the flag: 1 is true, 2 is false.
 pub const FLAG_AT: usize = 8;
 
-/// First byte of the text.
+/// The first byte of the text.
 pub const TEXT_AT: usize = 128;
 
 /// Bytes of text, whatever the sector size.
 pub const TEXT_BYTES: usize = 384;
 
-/// Everything that a pointer sector says: what lies behind it in a larger one is zero.
+/// Bytes of a pointer sector that carry meaning; the rest of a larger sector is zero.
 pub const POINTER_BYTES: usize = TEXT_AT + TEXT_BYTES;
 
-/// Whose pointer sector, and so who may write it.
+/// A side of the ring, which owns one pointer sector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Side {
-    /// Sector 1. Its flag is `suspend_ack`.
+    /// The producer: sector 1, whose flag is `suspend_ack`.
     Producer,
-    /// Sector 2. Its flag is `suspend`.
+    /// The consumer: sector 2, whose flag is `suspend`.
     Consumer,
 }
 
 impl Side {
-    /// Index of the pointer sector.
+    /// Returns the index of the pointer sector.
     pub const fn sector(self) -> u64 {
         match self {
             Self::Producer => 1,
@@ -33,7 +33,8 @@ impl Side {
         }
     }
 
-    const fn words(self) -> (&'static str, &'static str) {
+    /// Returns the names of the side and of its flag.
+    const fn names(self) -> (&'static str, &'static str) {
         match self {
             Self::Producer => ("producer", "suspend_ack"),
             Self::Consumer => ("consumer", "suspend"),
@@ -43,12 +44,12 @@ impl Side {
 
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.words().0)
+        f.write_str(self.names().0)
     }
 }
 
-/// What a pointer sector says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The position and flag of a pointer sector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PointerSector {
     /// Everything before it is published (producer) or free (consumer).
     pub position: Position,
@@ -56,16 +57,32 @@ pub struct PointerSector {
     pub flag: bool,
 }
 
+/// Sets the flag `suspend` in the consumer's pointer sector, and leaves everything else as it is.
+pub fn encode_suspend(sector: &mut [u8], suspend: bool) {
+    encode_flag(sector, suspend);
+}
+
+fn encode_flag(sector: &mut [u8], flag: bool) {
+    sector[FLAG_AT] = if flag { 1 } else { 2 };
+}
+
 impl PointerSector {
-    /// As `create` writes it.
+    /// The pointer sector of a new ring.
     pub const START: Self = Self { position: Position::ZERO, flag: false };
 
-    /// Judges the first nine bytes of a pointer sector.
+    /// Returns the position that a pointer sector's first eight bytes hold, whatever the rest of it
+    /// holds; `None` when that is not a multiple of 4.
+    pub fn position_in(sector: &[u8]) -> Option<Position> {
+        Position::new(u64_at(sector, 0))
+    }
+
+    /// Decodes the first nine bytes of a pointer sector.
+    ///
+    /// # Errors
+    /// [`FormatError::Misaligned`] and [`FormatError::Flag`].
     pub fn decode(side: Side, sector: &[u8]) -> Result<Self, FormatError> {
-        let mut word = [0; 8];
-        word.copy_from_slice(&sector[..8]);
-        let value = u64::from_le_bytes(word);
-        let position = Position::new(value).ok_or(FormatError::Misaligned { side, value })?;
+        let position = Self::position_in(sector)
+            .ok_or_else(|| FormatError::Misaligned { side, value: u64_at(sector, 0) })?;
         let flag = match sector[FLAG_AT] {
             1 => true,
             2 => false,
@@ -74,22 +91,23 @@ impl PointerSector {
         Ok(Self { position, flag })
     }
 
-    /// Writes position, flag and text into `sector` (a whole one, or its first [`POINTER_BYTES`]), and leaves the extension area alone.
-    /// `owner` is the queue's and the client's name; without it there is no text, as after `create`.
+    /// Writes position, flag and text into `sector` (a whole one, or its first [`POINTER_BYTES`]),
+    /// and leaves the extension area alone. `owner` is the queue's and the client's name; without
+    /// it the text is empty, as after `create`.
     pub fn encode(self, side: Side, owner: Option<(&str, &str)>, sector: &mut [u8]) {
         sector[..8].copy_from_slice(&self.position.get().to_le_bytes());
-        sector[FLAG_AT] = if self.flag { 1 } else { 2 };
+        encode_flag(sector, self.flag);
         let (text, behind) = sector[TEXT_AT..].split_at_mut(TEXT_BYTES);
         behind.fill(0);
         let mut rest = text;
         if let Some((queue, client)) = owner {
-            let (who, flag) = side.words();
+            let (name, flag) = side.names();
             let mut digits = itoa::Buffer::new();
             let position = digits.format(self.position.get());
             let set = if self.flag { "true" } else { "false" };
             // Piece by piece: the formatting machinery takes longer than all else that a push does.
             let words =
-                [queue, " used by ", client, "; ", who, " = ", position, "; ", flag, " = ", set];
+                [queue, " used by ", client, "; ", name, " = ", position, "; ", flag, " = ", set];
             for word in words {
                 // What does not fit is left out.
                 let (now, later) = rest.split_at_mut(word.len().min(rest.len()));
@@ -101,7 +119,7 @@ impl PointerSector {
     }
 }
 
-/// The text of a pointer sector, made safe to print: a peer wrote it, and may be hostile.
+/// Returns the text of a pointer sector, made safe to print: a peer wrote it, and may be hostile.
 pub fn text_of(sector: &[u8]) -> String {
     let text = &sector[TEXT_AT..TEXT_AT + TEXT_BYTES];
     let end = text.iter().position(|&byte| byte == 0).unwrap_or(text.len());

@@ -1,11 +1,13 @@
-//! A place in the stream of a ring.
+//! A position in the stream of a ring.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Bytes since the ring was created: a multiple of 4 that only ever grows.
+/// A position in a ring's stream: bytes since the ring was created, a multiple of 4 that only
+/// grows.
 ///
-/// Its text form is the plain decimal number, so that a position survives a log line or a database.
+/// Its text form is the plain decimal number and its serialised form that number, so that a
+/// position survives a log line or a database.
 ///
 /// ```
 /// use shared_block_ring::Position;
@@ -18,25 +20,30 @@ use std::str::FromStr;
 pub struct Position(u64);
 
 impl Position {
-    /// Where every stream starts.
+    /// The position at which every stream starts.
     pub const ZERO: Self = Self(0);
 
-    /// `None` when `bytes` is not a multiple of 4.
+    /// The position at which every stream ends: 2^63, since an OCaml peer's positions are signed.
+    /// No ring gets there by use, which takes 292 years at a gigabyte a second; a pointer beyond it
+    /// is damaged. No place in a ring is so far behind it that the sum of the two overflows.
+    pub const END: Self = Self(1 << 63);
+
+    /// Makes a position of a number of bytes; `None` when that is not a multiple of 4.
     pub const fn new(bytes: u64) -> Option<Self> {
         if bytes.is_multiple_of(4) { Some(Self(bytes)) } else { None }
     }
 
-    /// Bytes since the ring was created.
+    /// Returns the bytes since the ring was created.
     pub const fn get(self) -> u64 {
         self.0
     }
 
-    /// The position `bytes` (a multiple of 4) further on; `None` past the end of the 64-bit stream.
+    /// Returns the position `bytes` (a multiple of 4) further on; `None` past [`END`](Self::END).
     pub fn checked_add(self, bytes: u64) -> Option<Self> {
-        self.0.checked_add(bytes).and_then(Self::new)
+        self.0.checked_add(bytes).and_then(Self::new).filter(|&position| position <= Self::END)
     }
 
-    /// Bytes from `earlier` to `self`; `None` when `earlier` is later.
+    /// Returns the bytes from `earlier` to `self`; `None` when `earlier` is later.
     pub fn since(self, earlier: Self) -> Option<u64> {
         self.0.checked_sub(earlier.0)
     }
@@ -48,7 +55,13 @@ impl fmt::Display for Position {
     }
 }
 
-/// The text is not a position.
+impl From<Position> for u64 {
+    fn from(position: Position) -> Self {
+        position.0
+    }
+}
+
+/// The error of a text that is not a position.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{0}\" is not a position: a decimal multiple of 4 is")]
 pub struct ParsePositionError(String);
@@ -64,5 +77,32 @@ impl FromStr for Position {
 impl serde::Serialize for Position {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_u64(self.0)
+    }
+}
+
+impl<'de> serde::Deserialize<'de> for Position {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let bytes = u64::deserialize(deserializer)?;
+        Self::new(bytes).ok_or_else(|| {
+            let unexpected = serde::de::Unexpected::Unsigned(bytes);
+            serde::de::Error::invalid_value(unexpected, &"a multiple of 4")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn position_survives_serialisation_and_refuses_what_is_none() {
+        let position = Position::new(61992).unwrap();
+        let text = serde_json::to_string(&position).unwrap();
+        assert_eq!(text, "61992");
+        assert_eq!(serde_json::from_str::<Position>(&text).unwrap(), position);
+        for wrong in ["61993", "-4", "\"61992\"", "4.0"] {
+            assert!(serde_json::from_str::<Position>(wrong).is_err(), "{wrong}");
+        }
     }
 }

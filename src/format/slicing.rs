@@ -1,7 +1,7 @@
 //! CRC32C by tables, sixteen bytes at a time ("slicing"), for processors that have nothing better.
 //!
-//! Of our own because the crates that have tables load each byte by itself: an emulated processor, which looks up a page for every
-//! load, takes 1.7 times as long for it.
+//! The crates that have such tables load each byte by itself, which takes 1.7 times as long on an
+//! emulated processor: it looks up a page for every load.
 
 /// The polynomial, its highest power in the lowest bit.
 const POLYNOMIAL: u32 = 0x82f6_3b78;
@@ -9,7 +9,7 @@ const POLYNOMIAL: u32 = 0x82f6_3b78;
 /// Bytes that are looked up side by side.
 const SLICES: usize = 16;
 
-/// What a byte comes to, so many bytes before the end.
+/// The checksum that a byte contributes, by its distance from the end.
 type Tables = [[u32; 256]; SLICES];
 
 static TABLES: Tables = tables();
@@ -38,7 +38,7 @@ const fn tables() -> Tables {
     tables
 }
 
-/// The checksum of bytes whose own is `crc`, and of `bytes` behind them.
+/// Returns the checksum of bytes whose own is `crc`, followed by `bytes`.
 pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     let (blocks, rest) = bytes.as_chunks::<SLICES>();
     let register = blocks.iter().fold(!crc, |register, block| {
@@ -51,13 +51,13 @@ pub fn crc32c_append(crc: u32, bytes: &[u8]) -> u32 {
     !register
 }
 
-/// In words, so that bytes are loaded eight at a time.
+/// Splits a block into words, so that bytes are loaded eight at a time.
 fn halves(block: &[u8; SLICES]) -> [u64; 2] {
     let [first, last] = [0, 8].map(|at| block[at..].first_chunk().copied().unwrap_or_default());
     [u64::from_le_bytes(first), u64::from_le_bytes(last)]
 }
 
-/// What a word comes to, so many bytes before the end.
+/// Returns the checksum that a word contributes, by its distance from the end.
 fn look_up(word: u64, before_end: usize) -> u32 {
     let tables = TABLES[before_end..before_end + 8].iter().rev();
     tables.zip(word.to_le_bytes()).fold(0, |sum, (table, byte)| sum ^ table[usize::from(byte)])

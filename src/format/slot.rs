@@ -1,46 +1,47 @@
-//! The extension slots of a pointer sector: what the stream was up to a position.
+//! The extension slots of a pointer sector: item count and checksum of the stream before a
+//! position.
 //!
-//! Two slots, so that the one that speaks for the present position stays whole while the next one is written. A slot whose
-//! first four bytes are zero is absent: an OCaml peer zeroes both.
+//! There are two, so that the slot of the present position stays whole while the next one is
+//! written. A slot whose first four bytes are zero is absent: an OCaml peer zeroes both.
 
-use super::{FLAG_AT, FormatError, Position, Side, TEXT_AT, crc32c, crc32c_append};
+use super::{FLAG_AT, FormatError, Position, Side, TEXT_AT, crc32c, crc32c_append, u32_at, u64_at};
 use std::ops::Range;
 use uuid::Uuid;
 
-/// First byte of each slot.
+/// The first byte of each slot.
 pub const SLOTS_AT: [usize; 2] = [16, 64];
 
 /// Bytes in a slot.
 pub const SLOT_BYTES: usize = 48;
 
-/// The bytes of a pointer sector that extensions live in; an OCaml peer zeroes them.
+/// The bytes of a pointer sector that are for extensions; an OCaml peer zeroes them.
 pub const EXTENSION: Range<usize> = FLAG_AT + 1..TEXT_AT;
 
 const MAGIC: &[u8; 4] = b"SBR1";
 
-/// Flag bit: items are counted from the base, since what came before is not known.
+/// Flag bit of a slot: items are counted from the base, since the count before it is not known.
 const SINCE_BASE: u32 = 1;
 
-/// What is known of a stream before a position.
+/// A tally: item count and checksum of a stream up to a position, as far as they are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tally {
-    /// Items: since the ring's creation, or since `base`.
+    /// Items since the ring's creation, or since `base`.
     pub items: u64,
-    /// Whether they are counted since `base`.
+    /// Whether items are counted since `base`.
     pub since_base: bool,
-    /// Where the checksum starts.
+    /// The position at which the checksum starts.
     pub base: Position,
     /// CRC32C of the stream from `base` on, framing and padding included.
     pub crc: u32,
 }
 
 impl Tally {
-    /// Nothing is known of what lies before `position`.
+    /// Makes the tally at a `position` before which nothing is known.
     pub fn from_here(position: Position) -> Self {
         Self { items: 0, since_base: position != Position::ZERO, base: position, crc: 0 }
     }
 
-    /// After `items` more, which are `bytes` with their framing.
+    /// Returns the tally after `items` more items, which are `bytes` with their framing.
     #[must_use]
     pub fn extend(self, items: u64, bytes: &[u8]) -> Self {
         let crc = crc32c_append(self.crc, bytes);
@@ -48,14 +49,14 @@ impl Tally {
     }
 }
 
-/// One slot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A slot: the tally of one position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Slot {
-    /// The position it speaks for.
+    /// The position that the slot is for.
     pub position: Position,
-    /// What is known of the stream before it.
+    /// The tally of the stream before that position.
     pub tally: Tally,
-    /// Time of the write, nanoseconds since 1970.
+    /// Time of the write, in nanoseconds since 1970.
     pub time_ns: u64,
 }
 
@@ -75,7 +76,7 @@ impl Slot {
         bytes
     }
 
-    /// `None` when its checksum does not hold, or it speaks for what is no position.
+    /// Returns `None` when the checksum does not hold, or a number that must be a position is none.
     fn decode(uuid: Uuid, bytes: &[u8]) -> Option<Self> {
         if !bytes.starts_with(MAGIC) || u32_at(bytes, 4) != checksum(uuid, bytes) {
             return None;
@@ -93,7 +94,7 @@ impl Slot {
     }
 }
 
-/// What a slot's checksum is over, in one piece and where words lie as processors take them: half the time of two pieces.
+/// The bytes that a slot's checksum is over. In one aligned piece they take half the time of two.
 #[repr(align(8))]
 struct Sealed([u8; 16 + SLOT_BYTES - 8]);
 
@@ -104,13 +105,13 @@ fn checksum(uuid: Uuid, slot: &[u8]) -> u32 {
     crc32c(&sealed.0)
 }
 
-/// Whether a slot is whole and speaks for `position`; that of another position is not worth its checksum.
-fn speaks(uuid: Uuid, slot: &[u8], position: Position) -> Option<Slot> {
+/// Decodes a slot if it is for `position`: the checksum of another one is not computed.
+fn slot_for(uuid: Uuid, slot: &[u8], position: Position) -> Option<Slot> {
     if u64_at(slot, 8) == position.get() { Slot::decode(uuid, slot) } else { None }
 }
 
-/// One of the two slots of a pointer sector.
-fn place(sector: &[u8], index: usize) -> &[u8] {
+/// Returns the bytes of one of the two slots of a pointer sector.
+fn slot_bytes(sector: &[u8], index: usize) -> &[u8] {
     &sector[SLOTS_AT[index]..SLOTS_AT[index] + SLOT_BYTES]
 }
 
@@ -118,22 +119,25 @@ fn is_absent(slot: &[u8]) -> bool {
     slot[..MAGIC.len()] == [0; MAGIC.len()]
 }
 
-/// The slot that speaks for `position`; `None` when the sector has no slots.
+/// Finds the slot for `position`; `None` when the sector has no slots.
 ///
-/// A slot that speaks for a later position beside an absent one is left by a writer that died before it stored the position:
-/// as good as none.
+/// A slot for a later position beside an absent one was left by a writer that died before it stored
+/// the position: it counts as none.
+///
+/// # Errors
+/// [`FormatError::Slots`] when slots are present and none is for `position`.
 pub fn find_slot(
     uuid: Uuid,
     side: Side,
     sector: &[u8],
     position: Position,
 ) -> Result<Option<Slot>, FormatError> {
-    let places = [0, 1].map(|index| place(sector, index));
-    if let Some(slot) = places.iter().find_map(|bytes| speaks(uuid, bytes, position)) {
+    let slots = [0, 1].map(|index| slot_bytes(sector, index));
+    if let Some(slot) = slots.iter().find_map(|bytes| slot_for(uuid, bytes, position)) {
         return Ok(Some(slot));
     }
     let (mut absent, mut later) = (0, 0);
-    for bytes in places {
+    for bytes in slots {
         match Slot::decode(uuid, bytes) {
             Some(slot) => later += u32::from(slot.position > position),
             None => absent += u32::from(is_absent(bytes)),
@@ -146,61 +150,60 @@ pub fn find_slot(
     }
 }
 
-/// What is whole of the two slots of a pointer sector.
+/// Decodes the two slots of a pointer sector; `None` for one that is absent or damaged.
 pub fn slots_of(uuid: Uuid, sector: &[u8]) -> [Option<Slot>; 2] {
-    [0, 1].map(|index| Slot::decode(uuid, place(sector, index)))
+    [0, 1].map(|index| Slot::decode(uuid, slot_bytes(sector, index)))
 }
 
-/// How many of the two slots of a pointer sector are neither whole nor absent.
+/// Returns the number of slots of a pointer sector that are neither whole nor absent.
 pub fn damaged_slots(uuid: Uuid, sector: &[u8]) -> usize {
     let damaged = |index: &usize| {
-        let bytes = place(sector, *index);
+        let bytes = slot_bytes(sector, *index);
         !is_absent(bytes) && Slot::decode(uuid, bytes).is_none()
     };
     (0..SLOTS_AT.len()).filter(damaged).count()
 }
 
-/// Writes `slot` over one that does not speak for the sector's present position.
+/// Returns the bytes of a pointer sector that must be zero: those around the slots and, in a ring
+/// without an identity, the slots' own.
+pub fn reserved(uuid: Option<Uuid>) -> [Range<usize>; 2] {
+    match uuid {
+        Some(_) => [EXTENSION.start..SLOTS_AT[0], SLOTS_AT[1] + SLOT_BYTES..EXTENSION.end],
+        None => [EXTENSION, 0..0],
+    }
+}
+
+/// Writes `slot` over the slot that is not for the sector's present position.
 pub fn put_slot(uuid: Uuid, sector: &mut [u8], present: Position, slot: &Slot) {
-    let index = usize::from(speaks(uuid, place(sector, 0), present).is_some());
+    let index = usize::from(slot_for(uuid, slot_bytes(sector, 0), present).is_some());
     sector[SLOTS_AT[index]..SLOTS_AT[index] + SLOT_BYTES].copy_from_slice(&slot.encode(uuid));
 }
 
-/// Whether a pointer sector that is to follow `old` keeps to the rules of writing slots: at most one of them changes, to one that speaks
-/// for the new position, and not the one that speaks for the present one; the bytes around them are zero. Or there are none any more.
+/// Returns whether the pointer sector `new`, for the position `to`, may be written over `old`, for
+/// the position `present`, by the rules for slots: at most one slot changes, it becomes the slot
+/// for `to`, and it was not the slot for `present`; the bytes around the slots are zero. Or both
+/// slots are absent.
 ///
-/// None has to change if one speaks for the new position already: it was left by a writer that died before it stored the position, and
-/// whoever comes after it writes the same once more.
+/// No slot has to change if one is for `to` already: a writer that died before it stored the
+/// position left it, and its successor writes the same once more.
 pub fn follows(uuid: Uuid, old: &[u8], present: Position, new: &[u8], to: Position) -> bool {
     if new[EXTENSION].iter().all(|&byte| byte == 0) {
         return true;
     }
-    let left = |index| speaks(uuid, place(new, index), to).is_some();
-    let mut spoken = to == present || (0..SLOTS_AT.len()).any(left);
+    let present_already = |index| slot_for(uuid, slot_bytes(new, index), to).is_some();
+    let mut has_slot = to == present || (0..SLOTS_AT.len()).any(present_already);
     let mut changed = 0;
     for index in 0..SLOTS_AT.len() {
-        let (before, after) = (place(old, index), place(new, index));
+        let (before, after) = (slot_bytes(old, index), slot_bytes(new, index));
         if before == after {
             continue;
         }
         changed += 1;
-        spoken = speaks(uuid, after, to).is_some() && speaks(uuid, before, present).is_none();
+        has_slot = slot_for(uuid, after, to).is_some() && slot_for(uuid, before, present).is_none();
     }
-    let around = [EXTENSION.start..SLOTS_AT[0], SLOTS_AT[1] + SLOT_BYTES..EXTENSION.end];
-    let clear = around.iter().all(|range| new[range.clone()].iter().all(|&byte| byte == 0));
-    spoken && changed <= 1 && clear
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
-    let mut word = [0; 4];
-    word.copy_from_slice(&bytes[at..at + 4]);
-    u32::from_le_bytes(word)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> u64 {
-    let mut word = [0; 8];
-    word.copy_from_slice(&bytes[at..at + 8]);
-    u64::from_le_bytes(word)
+    let zero = |range: Range<usize>| new[range].iter().all(|&byte| byte == 0);
+    let clear = reserved(Some(uuid)).into_iter().all(zero);
+    has_slot && changed <= 1 && clear
 }
 
 #[cfg(test)]
@@ -224,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn the_slot_of_the_present_position_stays_while_the_next_is_written() {
+    fn put_slot_keeps_the_slot_of_the_present_position() {
         let mut sector = [0; 512];
         assert_eq!(find(&sector, 0), Ok(None));
         for step in 1..20 {
@@ -240,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_of_a_writer_that_died_while_it_wrote_its_first_counts_for_nothing() {
+    fn find_slot_overlooks_the_first_slot_of_a_writer_that_died() {
         let mut sector = [0; 512];
         put_slot(RING, &mut sector, at(8), &slot(12));
         assert_eq!(find(&sector, 8), Ok(None));
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_flipped_bit_or_another_ring_is_no_slot() {
+    fn find_slot_refuses_a_flipped_bit_and_the_slot_of_another_ring() {
         let mut sector = [0; 512];
         put_slot(RING, &mut sector, at(0), &slot(8));
         put_slot(RING, &mut sector, at(8), &slot(12));
@@ -270,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_next_slot_follows() {
+    fn follows_accepts_only_the_slot_of_the_new_position() {
         let mut old = [0; 512];
         put_slot(RING, &mut old, at(0), &slot(8));
         put_slot(RING, &mut old, at(8), &slot(12));

@@ -1,4 +1,5 @@
-//! A write-ahead journal: entries that are performed at least once, in order, whatever dies in between.
+//! A write-ahead journal: entries that are performed at least once, in order, whatever crashes in
+//! between.
 //!
 //! ```
 //! use shared_block_ring::{Journal, JournalOptions, OpenOptions};
@@ -10,13 +11,13 @@
 //! let device = OpenOptions::default().open(&path)?;
 //! let options = JournalOptions::new(|aside| Err(std::io::Error::other(aside.reason.clone())));
 //! let perform = |entries: &[String]| -> Result<(), std::io::Error> {
-//!     // Idempotent: after a crash an entry comes again.
+//!     // It must be idempotent: after a crash an entry comes again.
 //!     entries.iter().for_each(|entry| println!("{entry}"));
 //!     Ok(())
 //! };
-//! let journal = Journal::start(device, options, perform)?; // performs first what a crash has left over
-//! let ticket = journal.push(&"hello".to_owned())?; // from here on it will be performed
-//! ticket.sync(None)?; // and here it has been
+//! let journal = Journal::start(device, options, perform)?; // first performs what a crash has left
+//! let ticket = journal.push(&"hello".to_owned())?; // durable: it will be performed
+//! ticket.sync(None)?; // it has been performed
 //! journal.shutdown();
 //! # std::fs::remove_dir_all(&dir)?;
 //! # Ok(())
@@ -28,19 +29,20 @@ mod shared;
 mod ticket;
 mod worker;
 
-pub use options::{Aside, Format, JournalOptions, WhenFull};
+pub use options::{Aside, JournalOptions, WhenAbsent, WhenFull};
 pub use ticket::{SyncError, Synced, Ticket};
 
 use crate::consumer::Consumer;
-use crate::create::{CreateOptions, create, first_used};
-use crate::device::{AlignedBuf, BlockDevice, LockRange, RangeLock, holder};
+use crate::create::{CreateOptions, create, first_used_byte};
+use crate::device::{AlignedBuf, LockRange, Lookout, RangeLock, RingDevice, holder};
 use crate::error::Error;
 use crate::format::{FormatError, SIGNATURE, Side};
 use crate::handle::State;
 use crate::item::{Decode, Encode};
 use crate::producer::Producer;
+use crate::sector0::Sector0;
 use shared::Shared;
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::io::IoSliceMut;
 use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -48,74 +50,96 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use worker::Worker;
 
-/// How often a push that waits for a suspended journal looks: the one who resumes it is another process, and cannot wake us.
+/// The pause between looks of a push that waits for a suspended journal: the process that resumes
+/// the journal is another one, and wakes nobody.
 const LOOK: Duration = Duration::from_millis(20);
 
-type Device = Arc<dyn BlockDevice + Sync>;
+type Device = Arc<dyn RingDevice + Sync>;
 
-/// A running journal. Dropping it shuts it down.
+/// A running journal. Dropping it shuts it down, and waits for a call of `perform` that is under
+/// way.
 ///
-/// All of it may be called from any thread, from within `perform` too: there nothing waits. A push that finds no room answers
-/// [`JournalError::Full`], [`Ticket::sync`] answers [`SyncError::WithinPerform`], and [`shutdown`](Journal::shutdown) only asks.
+/// Its methods may be called from any thread, and from within `perform`, where none of them waits:
+/// a push without room fails with [`JournalError::Full`], [`Ticket::sync`] with
+/// [`SyncError::WithinPerform`], and [`shutdown`](Journal::shutdown) returns before the journal has
+/// ended.
 pub struct Journal<T> {
     device: Device,
-    /// Held by a push while it waits for room: those behind it wait for their turn, so that small entries do not overtake a large
-    /// one for ever.
+    /// Sector 0 when the journal was started.
+    sector0: Sector0,
+    /// Locked by a push while it waits for room. Other pushes wait for their turn, so that small
+    /// entries do not overtake a large one for ever.
     producer: Mutex<Producer<Device>>,
     shared: Arc<Shared>,
     when_full: WhenFull,
+    /// The time of the next check that the ring is still where it was opened.
+    lookout: Mutex<Lookout>,
     worker: Mutex<Option<JoinHandle<()>>>,
     entries: PhantomData<fn(T)>,
 }
 
-/// Why a journal could not start, or could not take an entry.
+/// The error of a journal that could not start, or could not take an entry.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum JournalError {
-    /// The ring, or its device. From a push: an entry larger than the journal ([`Error::TooLarge`]), or a journal that was suspended
-    /// from outside ([`Error::Suspended`]) where [`WhenFull::Answer`] was asked for; or one that another life of this process has moved while
-    /// the entry was on its way ([`Error::Superseded`]: the entry is performed, or not). The journal goes on.
+    /// The ring or its device failed. The journal goes on after such an error of a push: an entry
+    /// larger than the journal ([`Error::TooLarge`]); a journal that is suspended from outside
+    /// ([`Error::Suspended`]), with [`WhenFull::Fail`]; or one that another instance of this
+    /// process has moved while the entry was pushed ([`Error::Superseded`]: the entry may be
+    /// performed, or not).
     #[error(transparent)]
     Ring(#[from] Error),
-    /// The device is not a ring, and holds something else.
-    #[error("not a journal, and not empty: byte {0} is not zero (Format::Always overwrites it)")]
+    /// The device holds something else than a journal.
+    #[error(
+        "not a journal, and not empty: byte {0} is not zero (WhenAbsent::Overwrite overwrites it)"
+    )]
     NotEmpty(u64),
-    /// No room, and [`WhenFull::Answer`] was asked for, or `perform` was pushing.
+    /// The journal has no room, and the push may not wait: because of [`WhenFull::Fail`], or
+    /// because `perform` is pushing.
     #[error("the journal is full")]
     Full,
     /// [`Journal::shutdown`] was called.
     #[error("the journal is shut down")]
     ShutDown,
-    /// The device has failed. Entries that were accepted are performed when the journal is started again.
+    /// The journal has failed. Entries that were accepted are performed when it is started again.
     #[error("the journal has failed: {0}")]
     Failed(Arc<Error>),
-    /// The operating system gave no thread.
+    /// The journal's thread could not be started.
     #[error("cannot start the journal's thread: {0}")]
     Thread(std::io::Error),
 }
 
 impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
-    /// Starts a journal on `device`. What was not performed before a crash or a shutdown comes first.
+    /// Starts a journal on `device`. Entries that were not performed before a crash or a shutdown
+    /// are performed first.
     ///
-    /// `perform` gets batches in order, at least once: it must be idempotent. An entry leaves the journal when `perform` has returned
-    /// `Ok` for it. An error or a panic is retried; see [`JournalOptions`].
+    /// `perform` gets batches in order, at least once: it must be idempotent. An entry leaves the
+    /// journal when `perform` has returned `Ok` for it. After an error or a panic it is tried
+    /// again: see [`JournalOptions`].
+    ///
+    /// # Errors
+    /// [`JournalError::NotEmpty`] and [`JournalError::Ring`]: by [`JournalOptions::when_absent`],
+    /// because another handle has a role of the ring, or because of the device.
     pub fn start<D, F, E>(
         device: D,
         options: JournalOptions,
         perform: F,
     ) -> Result<Self, JournalError>
     where
-        D: BlockDevice + Sync + 'static,
+        D: RingDevice + Sync + 'static,
         F: FnMut(&[T]) -> Result<(), E> + Send + 'static,
         E: Display + 'static,
     {
         let device: Device = Arc::new(device);
-        // Before the look at what is there: two that start at once must not both find it empty.
-        let roles = [alone(&device, Side::Producer)?, alone(&device, Side::Consumer)?];
-        format(&device, options.format)?;
+        // Before the look at the device: two journals that start at once must not both find it
+        // empty.
+        let roles = [take_role(&device, Side::Producer)?, take_role(&device, Side::Consumer)?];
+        create_if_absent(&device, options.when_absent)?;
+        // The open file description keeps the locks, so that no other process takes a role in
+        // between. This process grants each of them to one of its handles.
+        roles.into_iter().for_each(RangeLock::leave);
         let producer = attach_producer(&device)?;
         let consumer = Consumer::attach(Arc::clone(&device), "journal", "journal")?;
-        // The two have the same locks by now, through the same open file description.
-        roles.into_iter().for_each(RangeLock::leave);
         let shared = Arc::new(Shared::new(consumer.position(), producer.position()));
         let when_full = options.when_full;
         let worker = Worker::new(consumer, Arc::clone(&shared), options, perform);
@@ -125,24 +149,37 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
             .map_err(JournalError::Thread)?;
         Ok(Self {
             device,
+            sector0: producer.sector0().clone(),
             producer: Mutex::new(producer),
             shared,
             when_full,
+            lookout: Mutex::default(),
             worker: Mutex::new(Some(thread)),
             entries: PhantomData,
         })
     }
 
-    /// Makes an entry durable: it will be performed, also after a crash. Where there is no room, entries are performed at once to
-    /// make some. An error means that the entry will not be performed (unless it is [`JournalError::Failed`] or [`Error::Superseded`]: then
-    /// nobody knows).
+    /// Makes an entry durable: it will be performed, also after a crash. If there is no room,
+    /// entries are performed at once to make some.
+    ///
+    /// # Errors
+    /// The entry will not be performed. After [`JournalError::Failed`] and [`Error::Superseded`]
+    /// that is not known.
     pub fn push(&self, entry: &T) -> Result<Ticket, JournalError> {
-        let may_wait = self.when_full == WhenFull::Wait && !self.shared.am_i_the_worker();
+        let may_wait = self.when_full == WhenFull::Wait && !self.shared.is_worker();
         let mut producer = self.producer()?;
+        if self.lookout.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
+            self.still_there()?;
+        }
         loop {
             self.shared.alive()?;
             let left = self.shared.left();
-            match self.accept(&mut producer, entry) {
+            let accepted = self.accept(&mut producer, entry);
+            if let Err(Error::Superseded { .. } | Error::Format(_)) = accepted {
+                // Another ring that was written over this one looks like that, too.
+                self.still_there()?;
+            }
+            match accepted {
                 Ok(ticket) => return Ok(ticket),
                 Err(Error::Retry) => {
                     self.shared.want(producer.position());
@@ -155,7 +192,7 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
                     self.shared.pause(LOOK);
                 }
                 Err(Error::Superseded { from, to, .. }) if from == to => {
-                    // What is elsewhere is no entry of ours: this one is pushed behind it.
+                    // Nothing of this instance is in doubt: the entry is pushed behind the other's.
                     self.shared.pushed(producer.position());
                 }
                 Err(e @ Error::Superseded { .. }) => {
@@ -168,19 +205,30 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         }
     }
 
+    /// Checks that the journal is still where it was opened (see [`RingDevice::still_there`]), and
+    /// that no other ring was written over it. Each push does so, too, at most once a second: a
+    /// program that waits for something else, or ends, checks here.
+    ///
+    /// # Errors
+    /// [`JournalError::Failed`] if it is not: the journal has ended.
+    pub fn still_there(&self) -> Result<(), JournalError> {
+        let asked = self.sector0.still_there(&self.device);
+        asked.map_err(|e| JournalError::Failed(self.shared.fail(e.into())))
+    }
+
     fn producer(&self) -> Result<MutexGuard<'_, Producer<Device>>, JournalError> {
-        if !self.shared.am_i_the_worker() {
+        if !self.shared.is_worker() {
             return Ok(self.producer.lock().unwrap_or_else(PoisonError::into_inner));
         }
         match self.producer.try_lock() {
             Ok(producer) => Ok(producer),
             Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),
-            // Who has it may be waiting for us to make room.
+            // The push that holds it may wait for this thread to make room.
             Err(TryLockError::WouldBlock) => Err(JournalError::Full),
         }
     }
 
-    /// All or nothing: what did not become visible now must not do so with the entry after it.
+    /// Pushes and publishes an entry, or neither: it must not be published with a later one.
     fn accept(&self, producer: &mut Producer<Device>, entry: &T) -> Result<Ticket, Error> {
         if producer.state()? == State::Suspended {
             return Err(Error::Suspended);
@@ -203,13 +251,15 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         }
     }
 
-    /// A ticket for all that is in the journal now, what an earlier run left over included.
-    pub fn everything(&self) -> Ticket {
-        self.shared.everything()
+    /// Returns a ticket for all entries that are in the journal now, those of an earlier run
+    /// included.
+    pub fn ticket_for_all(&self) -> Ticket {
+        self.shared.ticket_for_all()
     }
 
-    /// Ends the journal: at once, but for a `perform` that is under way. What was not performed stays for the next start; whoever
-    /// waits for it is told so. Then the device is free for another journal.
+    /// Ends the journal, after a call of `perform` that is under way. Entries that were not
+    /// performed stay for the next start, and waits for them end with [`SyncError::ShutDown`]. The
+    /// device is then free for another journal.
     pub fn shutdown(&self) {
         if self.end() {
             self.producer.lock().unwrap_or_else(PoisonError::into_inner).detach();
@@ -218,19 +268,28 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
 }
 
 impl<T> Journal<T> {
-    /// Whether the worker has ended: not where it would wait for itself.
+    /// Ends the worker, and returns whether it has ended: within `perform` it has not.
     fn end(&self) -> bool {
         self.shared.shut_down();
-        if self.shared.am_i_the_worker() {
+        if self.shared.is_worker() {
             return false;
         }
-        // Held over the wait, so that whoever comes second waits too.
+        // Locked during the wait, so that a second caller waits, too.
         let mut thread = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = thread.take() {
-            // What can panic in it is caught within, and told to whoever pushes or waits.
+            // Panics are caught within the thread, and reported to pushes and waits.
             let _ = thread.join();
         }
         true
+    }
+}
+
+impl<T> fmt::Debug for Journal<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Journal")
+            .field("device", &self.device.name())
+            .field("when_full", &self.when_full)
+            .finish_non_exhaustive()
     }
 }
 
@@ -244,23 +303,24 @@ fn attach_producer(device: &Device) -> Result<Producer<Device>, Error> {
     Producer::attach(Arc::clone(device), "journal", "journal")
 }
 
-fn alone(device: &Device, role: Side) -> Result<RangeLock, Error> {
+/// Takes a role on the device, for whichever handle attaches to it next.
+fn take_role(device: &Device, role: Side) -> Result<RangeLock, Error> {
     RangeLock::try_acquire(device, LockRange::Role(role))?
-        .ok_or_else(|| Error::Held { role, holder: holder(device, role) })
+        .ok_or_else(|| Error::RoleTaken { role, holder: holder(device, role) })
 }
 
-/// Makes a ring where there is none, as far as that is wanted.
-fn format(device: &Device, format: Format) -> Result<(), JournalError> {
+/// Makes a ring if the device holds none, as `when_absent` says.
+fn create_if_absent(device: &Device, when_absent: WhenAbsent) -> Result<(), JournalError> {
     let mut sector = AlignedBuf::zeroed(device.geometry().sector_size().bytes());
     device.read(0, &mut [IoSliceMut::new(&mut sector)]).map_err(Error::from)?;
     if sector.starts_with(SIGNATURE) {
         return Ok(());
     }
-    if format == Format::Never {
+    if when_absent == WhenAbsent::Refuse {
         return Err(Error::from(FormatError::NotARing).into());
     }
-    if format == Format::IfEmpty
-        && let Some(byte) = first_used(device).map_err(Error::from)?
+    if when_absent == WhenAbsent::CreateIfEmpty
+        && let Some(byte) = first_used_byte(device).map_err(Error::from)?
     {
         return Err(JournalError::NotEmpty(byte));
     }

@@ -1,4 +1,4 @@
-//! What the worker, the pushers and the tickets know in common.
+//! State that the worker, the pushes and the tickets of a journal share.
 
 use super::JournalError;
 use super::ticket::{Outcome, Synced, Ticket};
@@ -9,24 +9,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-/// The state, and who waits for it to change.
+/// The state of a journal, with waits for its changes.
 pub(super) struct Shared {
     state: Mutex<State>,
     changed: Condvar,
-    /// The thread that performs: nothing that it does may wait for itself.
+    /// The thread that performs: nothing on it may wait for itself.
     worker: OnceLock<ThreadId>,
 }
 
 pub(super) struct State {
-    /// Everything before it is durable in the journal.
+    /// The end of the entries that are durable in the journal.
     pushed: Position,
-    /// Everything before it has left the journal.
+    /// The end of the entries that have left the journal.
     left: Position,
-    /// Everything before it is to be performed without waiting for company.
+    /// The end of the entries that are to be performed without a wait for others.
     wanted: Position,
-    /// When the oldest entry came that was not handed to `perform` yet.
+    /// The time of the oldest push whose entry was not handed to `perform` yet.
     oldest: Option<Instant>,
-    /// By the ends of entries: who wants to know how they leave. No more than there are entries.
+    /// The outcomes that tickets wait for, by the ends of their entries: no more than there are
+    /// entries.
     expected: BTreeMap<Position, Weak<Outcome>>,
     shut_down: bool,
     failed: Option<Arc<Error>>,
@@ -45,6 +46,7 @@ impl State {
         self.failed.as_ref()
     }
 
+    /// Returns the outcome of the entry that ends at `end`.
     fn expect(&mut self, end: Position) -> Arc<Outcome> {
         let there = self.expected.get(&end).and_then(Weak::upgrade);
         there.unwrap_or_else(|| {
@@ -55,20 +57,23 @@ impl State {
     }
 }
 
-/// Whether the worker is to go on.
+/// What the worker is to do next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Call {
+    /// Perform entries.
     Work,
+    /// End.
     End,
 }
 
-/// The moment that `after` from now is, unless that is beyond all time.
+/// Returns the time `after` from now; `None` if no clock reaches it.
 pub(super) fn deadline(after: Duration) -> Option<Instant> {
     Instant::now().checked_add(after)
 }
 
 impl Shared {
-    /// What lies between is left over from before: it is due at once.
+    /// Makes the state of a journal whose entries between `left` and `pushed` are left from an
+    /// earlier run: they are due at once.
     pub fn new(left: Position, pushed: Position) -> Self {
         let state = State {
             pushed,
@@ -83,7 +88,7 @@ impl Shared {
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics between two changes that belong together.
+        // Nothing panics between two changes that belong together.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -106,17 +111,19 @@ impl Shared {
         }
     }
 
-    /// The calling thread is the one that performs.
-    pub fn i_am_the_worker(&self) {
+    /// Notes that the calling thread is the one that performs.
+    pub fn set_worker(&self) {
         let me = std::thread::current().id();
-        // A journal has one worker, which says so once.
+        // A journal has one worker, which calls this once.
         let _ = self.worker.set(me);
     }
 
-    pub fn am_i_the_worker(&self) -> bool {
+    /// Returns whether the calling thread is the one that performs.
+    pub fn is_worker(&self) -> bool {
         self.worker.get() == Some(&std::thread::current().id())
     }
 
+    /// Refuses if the journal has failed or was shut down.
     pub fn alive(&self) -> Result<(), JournalError> {
         let state = self.state();
         match &state.failed {
@@ -126,17 +133,19 @@ impl Shared {
         }
     }
 
-    /// A ticket for an entry that is about to become visible: the worker may be done with it before the pusher knows that it is.
+    /// Returns a ticket for an entry that is about to be published: the worker may have performed
+    /// it before the push returns.
     pub fn expect(self: &Arc<Self>, end: Position) -> Ticket {
         let outcome = self.state().expect(end);
         Ticket::new(Arc::clone(self), end, outcome)
     }
 
-    /// It did not become visible.
+    /// Forgets the ticket of an entry that was not published.
     pub fn withdraw(&self, end: Position) {
         self.state().expected.remove(&end);
     }
 
+    /// Notes that everything before `end` is durable in the journal.
     pub fn pushed(&self, end: Position) {
         self.change(|state| {
             state.pushed = state.pushed.max(end);
@@ -144,8 +153,8 @@ impl Shared {
         });
     }
 
-    /// A ticket for the last entry.
-    pub fn everything(self: &Arc<Self>) -> Ticket {
+    /// Returns a ticket for the last entry.
+    pub fn ticket_for_all(self: &Arc<Self>) -> Ticket {
         let mut state = self.state();
         let end = state.pushed;
         let outcome = if state.left < end {
@@ -157,18 +166,19 @@ impl Shared {
         Ticket::new(Arc::clone(self), end, outcome)
     }
 
-    /// Everything before it has left the journal.
+    /// Returns the end of the entries that have left the journal.
     pub fn left(&self) -> Position {
         self.state().left
     }
 
-    /// Has everything before `end` performed without waiting for company.
+    /// Has everything before `end` performed without a wait for others.
     pub fn want(&self, end: Position) {
         self.change(|state| state.wanted = state.wanted.max(end));
     }
 
-    /// Waits until more has left than `left`, or nothing will. `left` is from before the look at the ring that found it full: what
-    /// left since then has made room already, and may have been the last.
+    /// Waits until more entries have left than `left`, or none will. `left` is from before the look
+    /// at the ring that found it full: an entry that left since then has made room, and may have
+    /// been the last.
     pub fn wait_for_room(&self, left: Position) {
         let mut state = self.state();
         while state.left == left && !state.is_over() {
@@ -176,18 +186,19 @@ impl Shared {
         }
     }
 
+    /// Asks for the end of the journal.
     pub fn shut_down(&self) {
         self.change(|state| state.shut_down = true);
     }
 
-    /// Ends the journal; the first reason stays.
+    /// Ends the journal because of an error, and returns the first such error.
     pub fn fail(&self, why: Error) -> Arc<Error> {
         let mut why = Arc::new(why);
         self.change(|state| why = Arc::clone(state.failed.get_or_insert(Arc::clone(&why))));
         why
     }
 
-    /// Waits until there is something to perform: wanted, or `flush_interval` old.
+    /// Waits until entries are to be performed: because they are wanted, or `flush_interval` old.
     pub fn next_call(&self, flush_interval: Duration) -> Call {
         let mut state = self.state();
         loop {
@@ -199,7 +210,7 @@ impl Shared {
             if pending
                 && (state.left < state.wanted || due.is_some_and(|due| due <= Instant::now()))
             {
-                // What comes from here on starts a wait of its own.
+                // Later entries start a wait of their own.
                 state.wanted = state.wanted.max(state.pushed);
                 state.oldest = None;
                 return Call::Work;
@@ -208,7 +219,7 @@ impl Shared {
         }
     }
 
-    /// Waits out a pause, unless the journal's end ends it.
+    /// Waits for `pause`, or until the journal ends.
     pub fn pause(&self, pause: Duration) -> Call {
         let deadline = deadline(pause);
         let mut state = self.state();
@@ -222,12 +233,13 @@ impl Shared {
         self.state().is_over()
     }
 
-    /// Everything before `end` has left the journal, this way; `None`: elsewhere.
+    /// Notes that everything before `end` has left the journal: `how`, or by another instance
+    /// (`None`).
     pub fn leave(&self, end: Position, how: Option<Synced>) {
         self.change(|state| {
             while let Some(first) = state.expected.first_entry().filter(|e| *e.key() <= end) {
                 if let Some(outcome) = first.remove().upgrade() {
-                    // Nobody else sets it: entries leave once.
+                    // It is set once, since an entry leaves once.
                     let _ = outcome.set(how);
                 }
             }

@@ -1,10 +1,10 @@
-//! The thread that performs.
+//! The thread that performs entries.
 
 use super::options::{Aside, JournalOptions};
 use super::shared::{Call, Shared};
 use super::ticket::Synced;
 use crate::consumer::Consumer;
-use crate::device::{BlockDevice, DeviceError};
+use crate::device::{DeviceError, Operation, RingDevice};
 use crate::error::{Error, Result};
 use crate::format::Position;
 use crate::item::Decode;
@@ -14,20 +14,27 @@ use std::io;
 use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
+/// The shortest pause before a failed entry is tried again: without one, an entry that fails at
+/// once would take the whole of a processor.
+const SHORTEST_RETRY: Duration = Duration::from_millis(1);
+
+/// The worker of a journal.
 pub(super) struct Worker<T, F, E> {
-    consumer: Consumer<Arc<dyn BlockDevice + Sync>>,
+    consumer: Consumer<Arc<dyn RingDevice + Sync>>,
     shared: Arc<Shared>,
     options: JournalOptions,
     perform: F,
-    /// Of the oldest entry by itself, in a row.
+    /// Failures in a row of the oldest entry by itself.
     failures: u32,
-    /// A batch that ends here has failed: its entries are tried one by one, so that none is held responsible for another.
+    /// The end of a batch that has failed: its entries are tried one by one, so that none counts
+    /// the failures of another.
     alone_to: Position,
     types: PhantomData<fn(T) -> E>,
 }
 
-/// What lies at the front of the journal.
+/// The entries at the front of the journal.
 enum Front<T> {
     Nothing,
     Entries(Vec<T>, Position),
@@ -41,7 +48,7 @@ where
     E: Display,
 {
     pub fn new(
-        consumer: Consumer<Arc<dyn BlockDevice + Sync>>,
+        consumer: Consumer<Arc<dyn RingDevice + Sync>>,
         shared: Arc<Shared>,
         options: JournalOptions,
         perform: F,
@@ -51,15 +58,18 @@ where
     }
 
     pub fn run(mut self) {
-        self.shared.i_am_the_worker();
+        self.shared.set_worker();
         let shared = Arc::clone(&self.shared);
         let name = self.consumer.device().name().to_owned();
-        // All that is the user's is caught where it is called: this is for a fault of ours, after which nobody may wait for ever.
+        // Panics of the caller's code are caught where it is called. This one is a fault of the
+        // library itself, after which no wait may last for ever.
         let ended = catch_unwind(AssertUnwindSafe(|| self.serve())).unwrap_or_else(|panic| {
             let source = io::Error::other(format!("panicked: {}", words(panic.as_ref())));
-            Err(DeviceError { name, operation: "perform", sector: None, source }.into())
+            Err(DeviceError::new(name, Operation::Perform, source).into())
         });
         if let Err(e) = ended {
+            // Another ring that was written over this one looks like a corrupt one.
+            let e = self.consumer.still_there().err().unwrap_or(e);
             log::error!("the journal has failed: {e}");
             shared.fail(e);
         }
@@ -72,11 +82,13 @@ where
         Ok(())
     }
 
-    /// Performs until the journal is empty or over, wherever another life of ours has moved it meanwhile.
+    /// Performs until the journal is empty or ends, also after another instance has moved it.
     fn empty(&mut self) -> Result<()> {
         loop {
             match self.perform_all() {
                 Err(e @ Error::Superseded { ring, .. }) => {
+                    // Another ring that was written over this one stands elsewhere, too.
+                    self.consumer.still_there()?;
                     log::error!("{e}");
                     self.failures = 0;
                     self.shared.leave(ring, None);
@@ -97,7 +109,7 @@ where
                             self.leave(end, Synced::Performed)?;
                             continue;
                         }
-                        // It may be the shutdown that has made it fail: nothing to hold against an entry.
+                        // The shutdown may be the cause: it does not count as the entry's failure.
                         Err(_) if self.shared.is_over() => return Ok(()),
                         Err(reason) if count > 1 => {
                             log::warn!("{count} entries before {end}: {reason}");
@@ -123,10 +135,10 @@ where
         Ok(())
     }
 
-    /// The next batch.
+    /// Decodes the next batch.
     fn front(&mut self) -> Result<Front<T>> {
         let mut at = self.consumer.position();
-        let most = if at < self.alone_to { 1 } else { self.options.batch.max(1) };
+        let most = if at < self.alone_to { 1 } else { self.options.max_batch.max(1) };
         let mut entries = Vec::new();
         while entries.len() < most {
             match self.decode(at) {
@@ -145,9 +157,9 @@ where
         Ok(if entries.is_empty() { Front::Nothing } else { Front::Entries(entries, at) })
     }
 
-    /// The entry at `at`; a panic of its decoder is an error of its.
+    /// Decodes the entry at `at`. A panic of the decoder counts as an error.
     fn decode(&mut self, at: Position) -> Result<(Position, T)> {
-        // Unwind-safe: the decoder has nothing of the consumer's but the bytes.
+        // Unwind-safe: of the consumer, the decoder sees only bytes.
         let decoded = catch_unwind(AssertUnwindSafe(|| self.consumer.pop_as::<T>(at)));
         match decoded {
             Ok(decoded) => decoded,
@@ -164,21 +176,22 @@ where
     }
 
     fn attempt(&mut self, entries: Vec<T>) -> std::result::Result<(), String> {
-        // Unwind-safe in effect: whatever `perform` has left half done, it must be able to take up again, as after a crash.
+        // Unwind-safe in effect: `perform` must be able to take up what it has left half done, as
+        // after a crash.
         caught(|| {
             let performed = (self.perform)(&entries).map_err(|e| e.to_string());
-            // In here, because this is the user's code too.
+            // Within, because this calls the user's code, too.
             drop(entries);
             performed
         })
     }
 
-    /// Whether to pause before the next attempt.
+    /// Counts a failure, and returns whether to pause before the next attempt.
     fn failed(&mut self, reason: &str) -> Result<bool> {
         let at = self.consumer.position();
         self.failures = self.failures.saturating_add(1);
         log::warn!("entry at {at}: failure {}: {reason}", self.failures);
-        match self.options.limit {
+        match self.options.max_failures {
             Some(limit) if self.failures >= limit.get() => {
                 let next = self.consumer.pop(at)?.next;
                 let aside = self.aside(at, reason.to_owned())?;
@@ -188,7 +201,7 @@ where
         }
     }
 
-    /// Whether to pause, since it was not accepted.
+    /// Sets an entry aside, and returns whether to pause, since that has failed.
     fn set_aside(&mut self, aside: &Aside, next: Position) -> Result<bool> {
         match caught(|| (self.options.aside)(aside).map_err(|e| e.to_string())) {
             Ok(()) => {
@@ -204,15 +217,15 @@ where
         }
     }
 
-    /// Doubles from one failure to the next.
-    fn back_off(&self) -> std::time::Duration {
+    /// Returns the pause before the next attempt: it doubles from one failure to the next.
+    fn back_off(&self) -> Duration {
         let doublings = self.failures.saturating_sub(1).min(20);
-        let pause = self.options.retry_interval.saturating_mul(1 << doublings);
-        pause.min(self.options.longest_retry.max(self.options.retry_interval))
+        let first = self.options.retry_interval.max(SHORTEST_RETRY);
+        first.saturating_mul(1 << doublings).min(self.options.max_retry_interval.max(first))
     }
 }
 
-/// What the user's code says; a panic is an error too.
+/// Calls the user's code. A panic counts as an error.
 fn caught(
     call: impl FnOnce() -> std::result::Result<(), String>,
 ) -> std::result::Result<(), String> {
@@ -220,7 +233,9 @@ fn caught(
         .unwrap_or_else(|panic| Err(format!("panicked: {}", words(panic.as_ref()))))
 }
 
+/// Returns the message of a panic.
 fn words(panic: &(dyn Any + Send)) -> &str {
     let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }

@@ -8,7 +8,8 @@ const DEVICES: u8 = 32;
 /// Functions of a device.
 const FUNCTIONS: u8 = 8;
 
-/// Domain, bus, device and function of a PCI device: `0000:00:04.0`, or without the domain `00:04.0`.
+/// Domain, bus, device and function of a PCI device: `0000:00:04.0`, or without the domain
+/// `00:04.0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PciAddress {
     /// Beyond 16 bits only behind some host bridges (Intel's VMD).

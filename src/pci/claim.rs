@@ -6,8 +6,8 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io;
 
-/// Being the one process that drives a device past the kernel, or that changes who drives it. Ends when this is dropped,
-/// or with the process.
+/// Being the one process that drives a device past the kernel, or that changes who drives it. Ends
+/// when this is dropped, or with the process.
 #[derive(Debug)]
 pub struct Claim {
     _lock: Flock<File>,

@@ -1,4 +1,5 @@
-//! PCI devices of this machine, as sysfs shows them: where a device is, what it is, and who drives it.
+//! PCI devices of this machine, as sysfs shows them: where a device is, what it is, and who drives
+//! it.
 //!
 //! Only names and numbers: nothing here touches a device or changes who drives it.
 

@@ -79,7 +79,8 @@ impl Sysfs {
         Ok(Ids { vendor: id("vendor")?, device: id("device")? })
     }
 
-    /// Base class, subclass and programming interface, a byte each: 0x010000 is a disk controller of no kind of its own.
+    /// Base class, subclass and programming interface, a byte each: 0x010000 is a disk controller
+    /// of no kind of its own.
     pub fn class(&self, address: PciAddress) -> io::Result<u32> {
         self.number(address, "class")
     }

@@ -1,7 +1,7 @@
-//! What the ring says: where it stands, what the consumer has freed, whether somebody else has moved it.
+//! Looking at the ring: the producer's own pointer sector, and what the consumer has freed.
 
 use super::Producer;
-use crate::device::BlockDevice;
+use crate::device::RingDevice;
 use crate::error::{Error, Result};
 use crate::format::{PointerSector, Side};
 use crate::handle::Handle;
@@ -9,8 +9,8 @@ use crate::history::{History, Memory, superseded};
 use crate::rules::{Mark, plausible};
 use std::io::IoSliceMut;
 
-impl<D: BlockDevice> Producer<D> {
-    /// Starts where the ring stands, with nothing pushed.
+impl<D: RingDevice> Producer<D> {
+    /// Starts at the ring's position, with nothing pushed.
     pub(super) fn begin(&mut self) -> Result<()> {
         let handle = &mut self.handle;
         let (consumer, freed) = handle.read_mark(Side::Consumer)?;
@@ -23,17 +23,19 @@ impl<D: BlockDevice> Producer<D> {
         );
         let head = self.stage.restart(published.position);
         read_data(handle, published.position.get(), head)?;
-        // What we read may not be durable yet, and we are about to rely on it.
+        // The pointers may not be durable yet, and all that follows relies on them.
         handle.flush()?;
         (self.start, self.published, self.pushed) = (published, published, published);
+        self.exposed = published.position;
         self.ends.clear();
         (self.consumer, self.acknowledged) = (consumer, producer.flag);
         self.durable_consumer = consumer.position;
         Ok(())
     }
 
-    /// Looks, acknowledges a change, and goes on if the ring is not suspended.
+    /// Looks at the ring, acknowledges a change of its flag, and refuses if it is suspended.
     pub(super) fn running(&mut self) -> Result<()> {
+        self.handle.device.ensure_role()?;
         self.look()?;
         self.acknowledge()?;
         if self.consumer.flag {
@@ -42,7 +44,8 @@ impl<D: BlockDevice> Producer<D> {
         Ok(plausible(self.pushed.position, self.consumer.position, self.handle.geometry)?)
     }
 
-    /// Sees what the consumer says, with a look at our own pointer.
+    /// Reads both pointer sectors: the consumer's for its news, the producer's for another
+    /// instance's writes.
     pub(super) fn look(&mut self) -> Result<()> {
         let first = Side::Producer.sector();
         self.handle.device.read(first, &mut [IoSliceMut::new(&mut self.heads)])?;
@@ -53,7 +56,7 @@ impl<D: BlockDevice> Producer<D> {
         Ok(())
     }
 
-    /// Deals with a pointer sector that is not as we have written it.
+    /// Deals with a producer sector that differs from what this handle has written.
     fn reconcile(&mut self) -> Result<()> {
         let own = &self.heads[..self.sector.len()];
         let remembered = PointerSector::decode(Side::Producer, &self.sector)?.position;
@@ -66,13 +69,14 @@ impl<D: BlockDevice> Producer<D> {
             ends: &self.ends,
         };
         match memory.compare(ring.position, claim(own, ring.position)) {
-            // Another text, or an acknowledgement.
+            // Its text differs, or its flag.
             History::Ours => {}
             History::Ahead => {
-                // Whoever has published it may have died before it was durable.
+                // The instance that published it may have died before it was durable.
+                self.exposed = self.pushed.position;
                 self.handle.flush()?;
                 self.published = self.pushed;
-                self.stage.settle();
+                self.stage.mark_written();
             }
             History::Parted(from) => {
                 let to = self.pushed;
@@ -87,8 +91,10 @@ impl<D: BlockDevice> Producer<D> {
         Ok(())
     }
 
-    /// What `error` has come of, which a write of our pointer to `mark` has met: the device, or another life of ours. Whether that has
-    /// written what we wanted to; if not, its pointer is where we have left it, and only what is beside it was not.
+    /// Finds out why the write of the pointer to `mark` failed with `error`: because of the device,
+    /// which is an error, or because another instance of the same state has moved the pointer. In
+    /// the latter case, returns whether that instance has published `mark`; if not, the position is
+    /// where this handle has left it, and only other bytes of the sector have changed.
     pub(super) fn contested(&mut self, mark: Mark, error: Error) -> Result<bool> {
         let first = Side::Producer.sector();
         let heads = &mut [IoSliceMut::new(&mut self.heads)];
@@ -109,8 +115,8 @@ impl<D: BlockDevice> Producer<D> {
     }
 }
 
-/// Fills a sector with what the device has of the data at a place in the stream.
-pub(super) fn read_data<D: BlockDevice>(
+/// Reads the sector of the data area that holds stream offset `at`.
+pub(super) fn read_data<D: RingDevice>(
     handle: &Handle<D>,
     at: u64,
     sector: &mut [u8],

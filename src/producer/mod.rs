@@ -1,64 +1,75 @@
-//! The end that pushes.
+//! The producer.
 
 mod looks;
 mod writes;
 
-use crate::device::{AlignedBuf, BlockDevice};
+use crate::device::{AlignedBuf, RingDevice};
 use crate::error::{Error, Result};
-use crate::format::{Geometry, HEADER_BYTES, PointerSector, Position, Side, framed_len};
+use crate::format::{
+    FormatError, Geometry, HEADER_BYTES, PointerSector, Position, Side, framed_len,
+};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting};
+use crate::sector0::Sector0;
 use crate::stage::Stage;
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::Range;
 
 /// The only producer of a ring.
 ///
-/// [`push`](Self::push) puts an item where nobody sees it, [`advance`](Self::advance) makes everything before a position
-/// visible at once: several pushes before one advance are an atomic batch. Nothing here waits; when the ring is full
-/// or suspended the answer is [`Error::Retry`] or [`Error::Suspended`].
+/// [`push`](Self::push) adds an item that the consumer does not see yet, and
+/// [`advance`](Self::advance) publishes everything before a position at once: several pushes before
+/// one `advance` are an atomic batch. No call waits; a full or suspended ring answers
+/// [`Error::Retry`] or [`Error::Suspended`].
 ///
-/// What is pushed is gathered in memory and leaves as one write: when it is advanced over, when it is [flushed](Self::flush), or when so much has
-/// come together that a larger write would be no better. A batch costs the device that write, one of the pointer, and the
-/// [flushes](Durability) between. What the other side says is read again only when there seems to be no room, so a suspend is heard
-/// within one lap of the ring, or by [`state`](Self::state); where reading costs no request, with each `advance`.
+/// Pushed items are gathered in memory and written at once: by `advance`, by
+/// [`flush`](Self::flush), or when a larger write would be no faster. A batch costs the device that
+/// write, one of the pointer, and the [flushes](Durability) between. The consumer's pointer is read
+/// again only when there seems to be no room. So a suspend takes effect within one lap of the ring,
+/// or with [`state`](Self::state); where reading costs no request, with each `advance`.
 ///
-/// [`Error::Superseded`] says that another life of this process has moved the ring, as after the restore of an older snapshot: what was pushed
-/// and cannot be accounted for is named, and the producer goes on behind what the ring has.
+/// [`Error::Superseded`] says that another instance of this process has moved the ring, as after
+/// the restore of an older snapshot. It names the items that cannot be accounted for, and the
+/// producer goes on behind the ring's items.
 pub struct Producer<D> {
     handle: Handle<D>,
-    /// Where we have attached.
+    /// The mark at which the producer has attached.
     start: Mark,
-    /// Where the consumer may read to.
+    /// The end of what is published.
     published: Mark,
-    /// Whether we have acknowledged a suspend.
+    /// The end of what the consumer may read if a write of the pointer that failed was carried out.
+    exposed: Position,
+    /// The producer's flag: whether it has acknowledged a suspend.
     acknowledged: bool,
-    /// Behind the last item pushed.
+    /// The end of what was pushed.
     pushed: Mark,
-    /// What `push` returned and was not advanced over: the only places to advance to. Another life may have published them.
+    /// The ends of what was pushed and not advanced over: the only marks to advance to. Another
+    /// instance may have published them.
     ends: VecDeque<Mark>,
-    /// What the consumer said when we looked last.
+    /// The consumer's pointer at the last look.
     consumer: PointerSector,
-    /// The consumer position that no power loss takes back: what lies `capacity` behind it is ours to overwrite.
+    /// The consumer position that no power loss takes back: bytes before it may be overwritten.
     durable_consumer: Position,
-    /// What was pushed and not written.
+    /// Items that were pushed and not written.
     stage: Stage,
-    /// Sector 1, as we have written it.
+    /// Sector 1 as this handle has written it.
     sector: AlignedBuf,
-    /// Sector 1, as it is to be.
+    /// Sector 1 as it is to be written.
     next: AlignedBuf,
-    /// Sectors 1 and 2, as they were read last.
+    /// Sectors 1 and 2 as they were read last.
     heads: AlignedBuf,
 }
 
-/// Without the buffers that say nothing of the state.
+/// The state, without the buffers.
 impl<D> fmt::Debug for Producer<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Producer")
             .field("handle", &self.handle)
             .field("published", &self.published)
+            .field("exposed", &self.exposed)
             .field("acknowledged", &self.acknowledged)
             .field("pushed", &self.pushed)
             .field("ends", &self.ends)
@@ -69,9 +80,15 @@ impl<D> fmt::Debug for Producer<D> {
     }
 }
 
-impl<D: BlockDevice> Producer<D> {
-    /// Becomes the producer of the ring on `device`. `queue` and `client` go into the text of sector 1.
-    /// A pending suspend or resume is acknowledged; a suspended ring gives its handle all the same.
+impl<D: RingDevice> Producer<D> {
+    /// Becomes the producer of the ring on `device`. `queue` and `client` go into the text of
+    /// sector 1, for people who look at it.
+    ///
+    /// A pending suspend or resume is acknowledged; attaching to a suspended ring succeeds.
+    ///
+    /// # Errors
+    /// [`Error::RoleTaken`] if the ring has a producer; [`Error::Format`] for a device without a
+    /// ring, or with a damaged one; the device's.
     pub fn attach(device: D, queue: &str, client: &str) -> Result<Self> {
         let handle = Handle::attach(device, Side::Producer, queue, client)?;
         let size = handle.geometry.sector_size().bytes();
@@ -79,6 +96,7 @@ impl<D: BlockDevice> Producer<D> {
         let mut producer = Self {
             start: nowhere,
             published: nowhere,
+            exposed: Position::ZERO,
             acknowledged: false,
             pushed: nowhere,
             ends: VecDeque::new(),
@@ -95,45 +113,88 @@ impl<D: BlockDevice> Producer<D> {
         Ok(producer)
     }
 
-    /// Chooses what `advance` waits for.
+    /// Sets what [`advance`](Self::advance) waits for.
     pub fn set_durability(&mut self, durability: Durability) {
         self.handle.durability = durability;
     }
 
-    /// Gives the role back. Every later call answers [`Error::Detached`].
+    /// Gives up the role. Every later call answers [`Error::Detached`].
     pub fn detach(&mut self) {
         self.handle.detach();
     }
 
-    /// The device below, for [`Wait`](crate::wait::Wait).
+    /// Asks whether the ring is still the one that was attached to: what the device was opened by
+    /// names it and it is as large as it was (see [`RingDevice::still_there`]), and sector 0 is
+    /// what it was. It reads one sector and takes a few system calls;
+    /// [`Lookout`](crate::device::Lookout) says when a second has passed. Ask once more before
+    /// saying that the work is done.
+    ///
+    /// # Errors
+    /// A [`DeviceError`](crate::device::DeviceError) whose source is
+    /// [`Displaced`](crate::device::Displaced).
+    pub fn still_there(&self) -> Result<()> {
+        self.handle.still_there()
+    }
+
+    /// Returns the device, for [`Wait`](crate::wait::Wait).
     pub fn device(&self) -> &D {
         &self.handle.device
     }
 
-    /// Where the next item will start.
+    /// Sector 0 as it was when the producer attached.
+    pub(crate) fn sector0(&self) -> &Sector0 {
+        self.handle.sector0()
+    }
+
+    /// Returns the position of the next item to be pushed.
     pub fn position(&self) -> Position {
         self.pushed.position
     }
 
-    /// Whether the ring is suspended, after acknowledging it.
+    /// Returns the positions between which a failed [`advance`](Self::advance) may have published
+    /// items all the same: the write of the pointer, or the flush behind it, has failed. The range
+    /// is empty if nothing behind the last `advance` that succeeded is published, as when the flush
+    /// of the items has failed.
+    pub fn in_doubt(&self) -> Range<Position> {
+        self.published.position..self.exposed
+    }
+
+    /// Looks at the ring, acknowledges a suspend or resume, and returns whether the ring is
+    /// suspended.
+    ///
+    /// # Errors
+    /// [`Error::Superseded`]; [`Error::Format`] for a damaged pointer; the device's.
     pub fn state(&mut self) -> Result<State> {
         self.handle.attached()?;
+        self.handle.device.ensure_role()?;
         self.look()?;
         self.acknowledge()?;
         Ok(State::of(self.consumer.flag))
     }
 
-    /// The sectors' facts, read afresh.
+    /// Reads the ring's state from its sectors.
+    ///
+    /// # Errors
+    /// The device's, and [`Error::Format`] for damaged pointers.
     pub fn debug_info(&self) -> Result<DebugInfo> {
         self.handle.debug_info()
     }
 
-    /// Puts an item behind those pushed before, and returns the position to [`advance`](Self::advance) to.
+    /// Adds an item behind those pushed before, and returns the position to
+    /// [`advance`](Self::advance) to.
+    ///
+    /// # Errors
+    /// [`Error::Retry`] for lack of room, [`Error::Suspended`], [`Error::TooLarge`],
+    /// [`Error::Superseded`]; [`FormatError::Exhausted`] at the end of the stream; the device's, if
+    /// items had to be written to make room in memory.
     pub fn push<T: Encode + ?Sized>(&mut self, item: &T) -> Result<Position> {
         self.push_batch(&[item])
     }
 
     /// Pushes items, all or none of them.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push), with the size of all items together.
     pub fn push_batch<T: Encode>(&mut self, items: &[T]) -> Result<Position> {
         self.handle.attached()?;
         if let Some(end) = self.push_at_once(items) {
@@ -144,7 +205,11 @@ impl<D: BlockDevice> Producer<D> {
         self.push_all(&encoded, &lengths)
     }
 
-    /// Pushes as many of the items as there is room for, at least one, and returns how many.
+    /// Pushes as many of the items as there is room for, at least one, and returns how many, with
+    /// the position to [`advance`](Self::advance) to.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push), if not even the first item fits.
     pub fn push_some<T: Encode>(&mut self, items: &[T]) -> Result<(usize, Position)> {
         let encoded: Vec<_> = items.iter().map(Encode::encode).collect();
         let lengths = lengths_of(&encoded, self.handle.geometry)?;
@@ -156,13 +221,13 @@ impl<D: BlockDevice> Producer<D> {
             self.running()?;
             fits = fitting(self.pushed.position, self.consumer.position, capacity, &lengths);
         }
-        // Where not even one fits, that one's refusal is the answer.
+        // If not even the first fits, its error is the answer.
         let fits = fits.max(1).min(items.len());
         self.push_all(&encoded[..fits], &lengths[..fits]).map(|end| (fits, end))
     }
 
-    /// Stages items as they are encoded, as long as nothing has to be looked at or written for it. If they do not all fit so, none of them
-    /// is staged.
+    /// Stages items as they are encoded, without a look at the ring or a write. If not all of them
+    /// fit that way, none is staged.
     fn push_at_once<T: Encode>(&mut self, items: &[T]) -> Option<Position> {
         let capacity = self.handle.geometry.capacity().get();
         let used = self.pushed.position.since(self.consumer.position)?;
@@ -192,6 +257,7 @@ impl<D: BlockDevice> Producer<D> {
         end
     }
 
+    /// Stages all of the payloads, after a look at the ring if that is needed.
     fn push_all(&mut self, payloads: &[Cow<'_, [u8]>], lengths: &[u32]) -> Result<Position> {
         let end = self.admit(batch_len(lengths))?;
         if end > self.pushed.position {
@@ -204,16 +270,16 @@ impl<D: BlockDevice> Producer<D> {
         Ok(end)
     }
 
-    /// What lies in the stage from `from` on are so many items, pushed together.
+    /// Notes that the stage holds `items` items from `from` on, which end at `end`.
     fn staged(&mut self, from: usize, items: usize, end: Position) {
-        // In a plain ring nobody asks for the checksum.
+        // A plain ring has no checksum.
         let framed = if self.handle.has_slots() { self.stage.since(from) } else { &[] };
         let tally = self.pushed.tally.extend(items as u64, framed);
         self.pushed = Mark { position: end, tally };
         self.ends.push_back(self.pushed);
     }
 
-    /// Makes sure that so many bytes with framing can be staged, and answers where they will end.
+    /// Makes sure that `needed` bytes, framing included, can be staged, and returns their end.
     fn admit(&mut self, needed: u64) -> Result<Position> {
         self.handle.attached()?;
         if self.consumer.flag {
@@ -230,23 +296,33 @@ impl<D: BlockDevice> Producer<D> {
                 Fit::Now => {}
             }
         }
-        let end = start.checked_add(needed.next_multiple_of(4)).ok_or(too_large)?;
+        let end = start
+            .checked_add(needed.next_multiple_of(4))
+            .ok_or(FormatError::Exhausted { position: start, needed })?;
         if needed > self.stage.room() {
-            self.hand_over()?;
+            self.write_staged()?;
         }
         Ok(end)
     }
 
-    /// Makes durable what was advanced over, and what was pushed beyond that, where nobody sees it.
+    /// Makes durable what was advanced over and, still unpublished, what was pushed beyond that.
+    ///
+    /// # Errors
+    /// As [`advance`](Self::advance).
     pub fn flush(&mut self) -> Result<()> {
         self.handle.attached()?;
-        self.hand_over()?;
+        self.write_staged()?;
         self.handle.flush()
     }
 
-    /// Makes everything before `to` (a position that a push returned) visible to the consumer.
+    /// Publishes everything before `to`, which is a position that a push returned.
     ///
-    /// A suspended ring answers [`Error::Suspended`]: what was pushed stays, and can be advanced after the resume.
+    /// # Errors
+    /// [`Error::Suspended`]: what was pushed stays, and can be advanced over after the resume.
+    /// [`Error::InvalidAdvance`] for any other position. [`Error::Superseded`].
+    /// [`Error::RoleTaken`] if the role was lost and another handle has it. The device's: after one
+    /// of a flush or of the pointer the handle has [failed](Error::Failed), and
+    /// [`in_doubt`](Self::in_doubt) tells what may be published.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
         if to == self.published.position {
@@ -254,10 +330,10 @@ impl<D: BlockDevice> Producer<D> {
         }
         let Ok(index) = self.ends.binary_search_by_key(&to, |end| end.position) else {
             let (from, limit) = (self.published.position, self.pushed.position);
-            return Err(Error::Advance { to, from, limit });
+            return Err(Error::InvalidAdvance { to, from, limit });
         };
         let mark = self.ends[index];
-        self.hand_over()?;
+        self.write_staged()?;
         if to > self.published.position {
             self.handle.flush()?;
             self.publish(mark, self.acknowledged)?;
@@ -269,7 +345,7 @@ impl<D: BlockDevice> Producer<D> {
     }
 }
 
-/// A payload's length, as its header has it.
+/// Returns the payload's length for its header.
 fn length_of(payload: &[u8], geometry: Geometry) -> Result<u32> {
     u32::try_from(payload.len()).map_err(|_| Error::TooLarge {
         needed: payload.len() as u64 + HEADER_BYTES,
@@ -278,7 +354,7 @@ fn length_of(payload: &[u8], geometry: Geometry) -> Result<u32> {
 }
 
 fn lengths_of(payloads: &[Cow<'_, [u8]>], geometry: Geometry) -> Result<Vec<u32>> {
-    // By `collect` it would grow as it goes.
+    // `collect` into a result would grow the vector step by step.
     let mut lengths = Vec::with_capacity(payloads.len());
     for payload in payloads {
         lengths.push(length_of(payload, geometry)?);

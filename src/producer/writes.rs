@@ -1,18 +1,20 @@
-//! What leaves for the ring: items, one write for all that is staged, and the pointer that exposes them.
+//! Writes to the ring: one for all staged items, and one of the pointer that publishes them.
 
 use super::Producer;
 use super::looks::read_data;
-use crate::device::BlockDevice;
+use crate::device::RingDevice;
 use crate::error::{Error, Result};
 use crate::format::{PointerSector, Side, put_slot};
 use crate::rules::Mark;
 use std::io::IoSlice;
 
-impl<D: BlockDevice> Producer<D> {
-    /// Gives the device what is staged, unless the ring is known to be suspended, or to be somebody else's.
-    pub(super) fn hand_over(&mut self) -> Result<()> {
-        // Whoever serves a disk to virtual machines refuses a pointer whose slots do not continue those that are there, and so another
-        // life's. Without slots nobody can tell; and where it costs no request we look ourselves.
+impl<D: RingDevice> Producer<D> {
+    /// Writes what is staged, unless the ring is known to be suspended or superseded.
+    pub(super) fn write_staged(&mut self) -> Result<()> {
+        self.handle.device.ensure_role()?;
+        // A backend's guard refuses a pointer whose slots do not continue those that are there, and
+        // so the pointer of another instance. Without slots nothing can tell them apart, so the
+        // ring is looked at first; and so it is where that costs no request.
         let device = &self.handle.device;
         if self.consumer.flag || !self.handle.has_slots() || device.reads_are_free() {
             self.running()?;
@@ -32,8 +34,8 @@ impl<D: BlockDevice> Producer<D> {
         }
         let capacity = self.handle.geometry.capacity().get();
         if self.pushed.position.get() > self.durable_consumer.get().saturating_add(capacity) {
-            // The space ahead was freed by a consumer pointer that power loss may still take back, and then the bytes
-            // we are about to overwrite would count as unconsumed.
+            // The space ahead was freed by a consumer pointer that a power loss can still take
+            // back: the bytes that are overwritten now would then count as unconsumed.
             self.handle.flush()?;
             self.durable_consumer = self.consumer.position;
         }
@@ -42,7 +44,7 @@ impl<D: BlockDevice> Producer<D> {
         let limit = self.durable_consumer.get().saturating_add(capacity);
         let (first, bytes) = self.stage.sectors(capacity, |last, behind| -> Result<()> {
             if last > limit {
-                // Bytes that are unconsumed, or would be after a power loss.
+                // Those bytes are unconsumed, or would be after a power loss.
                 let oldest = &mut heads[..size];
                 read_data(handle, last - size as u64, oldest)?;
                 behind.copy_from_slice(&oldest[size - behind.len()..]);
@@ -59,11 +61,12 @@ impl<D: BlockDevice> Producer<D> {
             }
             rest = later;
         }
-        // Only now: after a failed write the next one starts from the same sector again.
-        self.stage.settle();
+        // Not earlier: after a failed write the next one starts from the same sector again.
+        self.stage.mark_written();
         Ok(())
     }
 
+    /// Writes the producer's flag if it differs from the consumer's.
     pub(super) fn acknowledge(&mut self) -> Result<()> {
         if self.consumer.flag == self.acknowledged {
             return Ok(());
@@ -71,7 +74,10 @@ impl<D: BlockDevice> Producer<D> {
         self.publish(self.published, self.consumer.flag)
     }
 
+    /// Writes the pointer with `mark` and the flag `suspended`: once more if other bytes of the
+    /// sector had changed.
     pub(super) fn publish(&mut self, mark: Mark, suspended: bool) -> Result<()> {
+        self.exposed = mark.position;
         if let Err(e) = self.write_pointer(mark, suspended) {
             if !e.is_refusal() {
                 return Err(e);
@@ -79,7 +85,7 @@ impl<D: BlockDevice> Producer<D> {
             if self.contested(mark, e)? {
                 return Ok(());
             }
-            // Once more, now that we know what was there.
+            // Once more, on top of the bytes that were there.
             self.write_pointer(mark, suspended)?;
         }
         std::mem::swap(&mut self.sector, &mut self.next);

@@ -1,14 +1,22 @@
-//! The driver's side of a virtio block device: a split virtqueue (virtio 1.3, 2.7) and the requests on it (5.2.6).
+//! The driver's side of a virtio block device (virtio 1.3, 2.7 and 5.2), in a process.
 //!
-//! [`DmaMemory`] is what driver and device share, [`Queue`] the ring in it, [`BlockQueue`] requests with their buffers, and
-//! a [`Transport`] the way to the device: [`VhostUser`] to one in another process, [`Pci`] to one of this machine. The ring knows nothing of who is at its other end: whoever calls
-//! [`Queue::publish`] has the device told if the answer is yes.
+//! A [`Transport`] is the way to a device: [`VhostUser`] to one in another process, [`Pci`] to one
+//! of this machine. A [`BlockDriver`] is made over it, and owns all that belongs together: the
+//! virtqueue, the memory that device and driver share, and the transport. [`Reconnect`] looks for a
+//! device that has gone.
+//!
+//! A device writes to the memory that its driver was made with, and to no other: descriptors are
+//! made within the package alone, of ranges of that memory. It is given back after the device has
+//! stopped, or not at all.
 
 mod block;
 mod disk;
+mod driver;
+mod error;
 mod memory;
 mod pci;
 mod queue;
+mod reconnect;
 mod request;
 mod shape;
 #[cfg(test)]
@@ -16,12 +24,13 @@ mod tests;
 mod transport;
 mod vhost_user;
 
-pub use block::BlockQueue;
-pub use disk::Disk;
-pub use memory::{DmaMemory, Pages};
-pub use pci::Pci;
-pub use queue::{Broken, Descriptor, Layout, Queue, Used};
-pub use request::{Completion, IDLE, Operation, Request, Slot};
+pub use disk::{Difference, Disk};
+pub use driver::BlockDriver;
+pub use error::{Error, Refusal, ResumeError, Step};
+pub use pci::{CapsError, Pci};
+pub use queue::Broken;
+pub use reconnect::Reconnect;
+pub use request::{Completion, IDLE, Request, RequestId, Slot};
 pub use shape::{Chains, Shape};
-pub use transport::{Away, Transport};
+pub use transport::Transport;
 pub use vhost_user::VhostUser;

@@ -1,9 +1,10 @@
-//! A split virtqueue as its driver has it (virtio 1.3, 2.7).
+//! The driver's side of a split virtqueue (virtio 1.3, 2.7).
 //!
-//! In the steady state a request costs the driver four stores (descriptors stay as they are) and no system call while
-//! the device polls. Of the shared lines it reads one: the used ring's, and that only when it has taken all it knew of.
+//! In the steady state a request costs the driver four stores (descriptors stay as they are) and no
+//! system call while the device polls. Of the shared lines it reads one: the used ring's, and that
+//! only when it has taken all it knew of.
 
-use super::DmaMemory;
+use super::memory::{DeviceRange, DmaMemory};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
@@ -24,35 +25,36 @@ const FLAGS: usize = 0;
 const INDEX: usize = 1;
 const ENTRIES: usize = 2;
 
-/// Where the parts of a queue lie in its memory.
+/// Offsets of a queue's parts in its memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Layout {
-    /// Descriptors, a power of two.
+    /// Descriptors in the table, a power of two.
     pub size: u16,
     /// Offset of the descriptor table.
     pub descriptors: u64,
     /// Offset of the available ring.
     pub available: u64,
-    /// Where the driver can go on behind the available ring, in the same line if it ends early.
+    /// Offset of bytes that the driver writes too, in the same cache line if the available ring
+    /// ends early.
     pub behind_available: u64,
     /// Offset of the used ring.
     pub used: u64,
-    /// Where the device can go on behind the used ring.
+    /// Offset of bytes that the device writes too.
     pub behind_used: u64,
-    /// Offset of the first byte behind.
+    /// Offset of the first byte behind the queue.
     pub end: u64,
 }
 
 impl Layout {
-    /// For `size` descriptors, from the first suitable offset at or behind `at`, with room behind each ring for so many bytes that
-    /// the same side writes.
+    /// Lays out a queue of `size` descriptors, from the start of its memory, with room behind the
+    /// available ring for `driver_bytes`, and behind the used ring for `device_bytes`.
     ///
     /// # Panics
     /// If `size` is no power of two.
-    pub fn new(size: u16, at: u64, driver_bytes: u64, device_bytes: u64) -> Self {
+    pub fn new(size: u16, driver_bytes: u64, device_bytes: u64) -> Self {
         assert!(size.is_power_of_two(), "2.7: the queue size is a power of two");
         let count = u64::from(size);
-        let descriptors = at.next_multiple_of(APART);
+        let descriptors = 0;
         let available = (descriptors + 16 * count).next_multiple_of(APART);
         let behind_available = (available + 6 + 2 * count).next_multiple_of(16);
         let used = (behind_available + driver_bytes).next_multiple_of(APART);
@@ -60,47 +62,49 @@ impl Layout {
         let end = (behind_used + device_bytes).next_multiple_of(APART);
         Self { size, descriptors, available, behind_available, used, behind_used, end }
     }
+
+    /// Returns descriptor table, available ring and used ring as the device addresses them in
+    /// `memory`.
+    pub fn ranges(&self, memory: &DmaMemory) -> [DeviceRange; 3] {
+        let count = u32::from(self.size);
+        [
+            memory.range(self.descriptors, 16 * count),
+            memory.range(self.available, 6 + 2 * count),
+            memory.range(self.used, 6 + 8 * count),
+        ]
+    }
 }
 
 /// A descriptor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Descriptor {
-    /// As the device knows it.
-    pub address: u64,
-    /// Bytes.
-    pub len: u32,
+    /// The bytes that it describes.
+    pub range: DeviceRange,
     /// `VRING_DESC_F_*`.
     pub flags: u16,
-    /// The one that follows, if the flags say so.
+    /// Index of the next descriptor of the chain, if the flags say that there is one.
     pub next: u16,
 }
 
-/// What the device has done with a chain.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
-    /// The chain's first descriptor.
-    pub head: u16,
-    /// Bytes that the device says it has written.
-    pub len: u32,
-}
-
-/// The device does not keep to the rules; nothing that it says is to be believed any more.
+/// A violation of the queue's rules by the device. Nothing that the device writes is believed any
+/// more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Broken {
-    /// More chains used than there are.
+    /// A used index beyond the chains that the device was given.
     #[error("the device's used index jumps from {from} to {to}")]
     Index {
-        /// What was taken so far.
+        /// The used index up to which the driver has taken chains.
         from: u16,
-        /// As the device has it.
+        /// The used index that the device has stored.
         to: u16,
     },
-    /// No chain that is the device's.
+    /// An entry of the used ring that names no chain which the device has.
     #[error("the device gives back {0}, which it was not given")]
     Head(u32),
 }
 
-/// The ring.
+/// The queue, with its memory.
 #[derive(Debug)]
 pub struct Queue {
     memory: DmaMemory,
@@ -108,28 +112,36 @@ pub struct Queue {
     event_idx: bool,
     /// Chains put into the available ring.
     offered: u16,
-    /// Those of them that the device may see.
+    /// Chains that the device may see: what the available index was last set to.
     published: u16,
-    /// Entries of the used ring that were there at the last look.
+    /// The used index at the last look.
     seen: u16,
-    /// Those of them that were taken.
+    /// Entries of the used ring that were taken.
     taken: u16,
+    /// The first violation of the rules by the device.
+    broken: Option<Broken>,
 }
 
 impl Queue {
-    /// An empty ring in `memory`, which is all zero there; without interrupts.
+    /// Makes an empty queue in `memory`, which is all zero; it asks for no interrupts.
+    ///
+    /// # Panics
+    /// If the memory is smaller than the layout.
     pub fn new(memory: DmaMemory, layout: Layout, event_idx: bool) -> Self {
-        let queue = Self { memory, layout, event_idx, offered: 0, published: 0, seen: 0, taken: 0 };
+        assert!(layout.end <= memory.bytes(), "memory for the queue");
+        let (offered, published, seen, taken) = (0, 0, 0, 0);
+        let broken = None;
+        let queue = Self { memory, layout, event_idx, offered, published, seen, taken, broken };
         queue.refuse_interrupts();
         queue
     }
 
-    /// Where its parts lie.
+    /// Returns where its parts lie.
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
-    /// The memory that it lies in.
+    /// Returns the memory that it lies in.
     pub fn memory(&self) -> &DmaMemory {
         &self.memory
     }
@@ -137,21 +149,22 @@ impl Queue {
     /// Writes a descriptor into the table at `table`: the queue's own, or an indirect one.
     pub fn describe(&self, table: u64, index: u16, descriptor: Descriptor) {
         let words: &[AtomicU64] = self.memory.words(table + 16 * u64::from(index), 2);
-        let rest = u64::from(descriptor.len)
-            | u64::from(descriptor.flags) << 32
-            | u64::from(descriptor.next) << 48;
-        words[0].store(descriptor.address.to_le(), Ordering::Relaxed);
+        let Descriptor { range, flags, next } = descriptor;
+        let rest = u64::from(range.len()) | u64::from(flags) << 32 | u64::from(next) << 48;
+        words[0].store(range.address().to_le(), Ordering::Relaxed);
         words[1].store(rest.to_le(), Ordering::Relaxed);
     }
 
-    /// Puts a chain into the available ring, where the device does not see it yet. There are never more than descriptors.
+    /// Puts a chain into the available ring, where the device does not see it yet. The caller has
+    /// no more chains under way than the table has descriptors.
     pub fn offer(&mut self, head: u16) {
         let place = ENTRIES + usize::from(self.offered & (self.layout.size - 1));
         self.available()[place].store(head.to_le(), Ordering::Relaxed);
         self.offered = self.offered.wrapping_add(1);
     }
 
-    /// Shows the device all that was offered. Whether it wants to be notified of that.
+    /// Shows the device all chains that were offered. Returns whether it wants to be notified of
+    /// them.
     #[must_use = "a device that sleeps has to be notified"]
     pub fn publish(&mut self) -> bool {
         let old = self.published;
@@ -159,8 +172,9 @@ impl Queue {
             return false;
         }
         self.published = self.offered;
-        // The device stores whether it wants a notification and then looks at the index; we store the index and then look at
-        // that. All four in one order: at least one of us sees the other (2.7.13.3.1).
+        // The device stores whether it wants a notification, then loads the index; the driver
+        // stores the index, then loads that wish. All four are in one order, so that at least one
+        // side sees the other's store (2.7.13.3.1).
         self.available()[INDEX].store(self.published.to_le(), Ordering::Release);
         fence(Ordering::SeqCst);
         if self.event_idx {
@@ -172,33 +186,48 @@ impl Queue {
         }
     }
 
-    /// The next chain that the device has given back.
-    pub fn take_used(&mut self) -> Result<Option<Used>, Broken> {
+    /// Returns the head of the next chain that the device has given back. How much the device says
+    /// it has written is not read: nothing depends on it.
+    pub fn take_used(&mut self) -> Result<Option<u16>, Broken> {
         if self.taken == self.seen {
+            if let Some(broken) = self.broken {
+                return Err(broken);
+            }
             // What the device wrote before it stored the index is seen after this.
-            self.seen = u16::from_le(self.used()[INDEX].load(Ordering::Acquire));
-            if self.seen == self.taken {
-                // The device writes the entry, then the index: we wait for both at once.
+            let seen = u16::from_le(self.used()[INDEX].load(Ordering::Acquire));
+            if seen == self.taken {
+                // The device writes the entry, then the index: both are waited for at once.
                 let place = u64::from(self.taken & (self.layout.size - 1));
                 self.memory.prefetch(self.layout.used + 4 + 8 * place);
                 return Ok(None);
             }
             let outstanding = self.published.wrapping_sub(self.taken);
-            if self.seen.wrapping_sub(self.taken) > outstanding {
-                return Err(Broken::Index { from: self.taken, to: self.seen });
+            if seen.wrapping_sub(self.taken) > outstanding {
+                return Err(self.give_up(Broken::Index { from: self.taken, to: seen }));
             }
+            self.seen = seen;
         }
         let place = u64::from(self.taken & (self.layout.size - 1));
-        let entry: &[AtomicU32] = self.memory.words(self.layout.used + 4 + 8 * place, 2);
+        let entry: &[AtomicU32] = self.memory.words(self.layout.used + 4 + 8 * place, 1);
         let id = u32::from_le(entry[0].load(Ordering::Relaxed));
-        let len = u32::from_le(entry[1].load(Ordering::Relaxed));
-        let head = u16::try_from(id).ok().filter(|head| *head < self.layout.size);
+        let Some(head) = u16::try_from(id).ok().filter(|head| *head < self.layout.size) else {
+            return Err(self.give_up(Broken::Head(id)));
+        };
         self.taken = self.taken.wrapping_add(1);
-        Ok(Some(Used { head: head.ok_or(Broken::Head(id))?, len }))
+        Ok(Some(head))
     }
 
-    /// For a device that does not know where the one before it has stopped: `heads` take the places of all chains that were not given
-    /// back, in this order. Where the first of them is, and the device is to begin.
+    /// Believes nothing of the device from now on, and returns why.
+    #[cold]
+    pub fn give_up(&mut self, broken: Broken) -> Broken {
+        // With nothing left to take, every later call comes past the note.
+        self.seen = self.taken;
+        *self.broken.get_or_insert(broken)
+    }
+
+    /// Prepares the queue for a device that does not know where the one before it has stopped:
+    /// `heads` take the places of all chains that were not given back, in this order. Returns the
+    /// available index of the first of them, where the device begins.
     pub fn offer_again(&self, heads: impl Iterator<Item = u16>) -> u16 {
         let mut end = self.taken;
         for head in heads {
@@ -210,8 +239,8 @@ impl Queue {
         self.taken
     }
 
-    /// Asks for an interrupt when the next chain is given back. `false` if one has been already: whoever sleeps then may sleep
-    /// for ever.
+    /// Asks for an interrupt when the next chain is given back. Returns false if there is one
+    /// already: a sleep could then last for ever.
     #[must_use = "what is there already does not interrupt"]
     pub fn ask_for_interrupt(&self) -> bool {
         if self.event_idx {
@@ -224,7 +253,8 @@ impl Queue {
         u16::from_le(self.used()[INDEX].load(Ordering::Acquire)) == self.taken
     }
 
-    /// Asks for none. With event indices that is a request for one every 65,536 chains, which is as good.
+    /// Asks for no interrupts. With event indices that is a request for one every 65,536 chains,
+    /// which is as good.
     pub fn refuse_interrupts(&self) {
         if self.event_idx {
             self.used_event().store(self.taken.wrapping_sub(1).to_le(), Ordering::Relaxed);
@@ -248,7 +278,7 @@ impl Queue {
     }
 }
 
-/// Whether an index that went from `old` to `new` has passed `event` (2.7.13.3.1).
+/// Returns whether an index that went from `old` to `new` has passed `event` (2.7.13.3.1).
 fn passed(event: u16, old: u16, new: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }

@@ -1,53 +1,108 @@
-//! The way to a device: how it gets to know of the queue, and how the two wake each other.
+//! The way to a device: how it gets to know of the queue, and how driver and device wake each
+//! other.
 
-use super::{Disk, DmaMemory, Layout};
-use std::io;
+use super::memory::DmaMemory;
+use super::queue::Layout;
+use super::{Disk, Error, ResumeError};
+use ring_os::Limits;
 use std::os::fd::BorrowedFd;
 
-/// Why a device that went away is not driven again.
-#[derive(Debug, thiserror::Error)]
-pub enum Away {
-    /// It is not there, or not yet able to serve: a later look may find it.
-    #[error(transparent)]
-    ForNow(io::Error),
-    /// It does not come back, or as another one.
-    #[error(transparent)]
-    ForGood(io::Error),
-}
-
-/// A virtio block device that is not driven yet, and then the one whose queue runs.
-pub trait Transport: Send {
-    /// What the device says of itself.
+/// The way to a virtio block device, for [`BlockDriver::over`](super::BlockDriver::over).
+///
+/// It is sealed: what a transport does with memory is for this package alone.
+///
+/// ```compile_fail,E0046
+/// use shared_block_ring::virtqueue::{Disk, Transport};
+/// struct Mine;
+/// impl Transport for Mine {
+///     fn disk(&self) -> Disk {
+///         panic!("it has no disk")
+///     }
+/// }
+/// ```
+///
+/// ```compile_fail,E0599
+/// use shared_block_ring::virtqueue::Transport;
+/// fn memory(transport: impl Transport) {
+///     transport.allocate(4096);
+/// }
+/// ```
+pub trait Transport {
+    /// Returns what the device says of itself.
     fn disk(&self) -> Disk;
 
-    /// At least `bytes` of memory that the device can be given.
-    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory>;
+    /// Returns what the driver asks everything else of. Only this package has the seal.
+    #[doc(hidden)]
+    fn into_link(self, seal: Seal) -> Box<dyn Link>;
+}
 
-    /// Gives the memory to the device, and starts the queue that lies in it.
-    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()>;
+/// The right to use a transport, which code outside this package cannot name.
+#[derive(Debug)]
+pub struct Seal(());
+
+impl Seal {
+    pub(super) fn new() -> Self {
+        Self(())
+    }
+}
+
+/// What a driver asks of the way to its device, which is not driven yet, or whose queue runs.
+pub trait Link: Send {
+    /// Allocates at least `bytes` of memory that the device can be given.
+    fn allocate(&self, bytes: u64) -> Result<DmaMemory, Error>;
+
+    /// Gives the memory to the device, and starts the queue that lies in it. `limits` are for a
+    /// device that is another process.
+    ///
+    /// # Safety
+    /// The memory stays mapped until [`stop`](Self::stop) has returned `Ok`, also after an error of
+    /// this. Until then it is looked at by atomics and raw copies alone, and its descriptors name
+    /// no other memory.
+    unsafe fn start(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        limits: &Limits<'_>,
+    ) -> Result<(), Error>;
+
+    /// Stops the queue. The device does not touch the memory any more when this returns `Ok`; after
+    /// an error it may.
+    fn stop(&mut self) -> Result<(), Error>;
 
     /// Tells the device that there is something in the queue.
-    fn notify(&self) -> io::Result<()>;
+    fn notify(&self) -> Result<(), Error>;
 
-    /// Readable after an interrupt of the device; `None` where none can be had, and whoever waits has to look.
+    /// Returns a descriptor that is readable after an interrupt of the device; `None` where none
+    /// can be had, and waiting means looking again.
     fn interrupt(&self) -> Option<BorrowedFd<'_>>;
 
     /// Forgets interrupts that came.
     fn acknowledge(&self);
 
-    /// Makes [`interrupt`](Self::interrupt), if there is one, readable, for another thread of ours that waits for what was found here.
+    /// Makes [`interrupt`](Self::interrupt), if there is one, readable, for another thread that
+    /// waits for what was found here.
     fn pass_on(&self);
 
-    /// Readable when the device is gone; `None` where nobody tells.
+    /// Returns a descriptor that is readable when the device is gone; `None` where nothing tells.
     fn gone(&self) -> Option<BorrowedFd<'_>>;
 
-    /// Whether the device is still there, as far as that can be asked: it is while it does not answer for long.
-    fn present(&self) -> io::Result<()>;
+    /// Checks that the device is still there, as far as that can be asked.
+    fn present(&self) -> Result<(), Error>;
 
-    /// Looks once for a device that has gone, and has it go on with the queue in `memory` from the index `base` on.
-    /// [`interrupt`](Self::interrupt) and [`gone`](Self::gone) stay the same descriptors, whoever waits on them.
-    fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
-        let _ = (memory, layout, base);
-        Err(Away::ForGood(io::Error::new(io::ErrorKind::NotConnected, "the device is gone")))
+    /// Looks once for a device that has gone, and has it go on with the queue in `memory` from the
+    /// index `base` on. [`interrupt`](Self::interrupt) and [`gone`](Self::gone) stay the same
+    /// descriptors.
+    ///
+    /// # Safety
+    /// As of [`start`](Self::start); it is the same memory.
+    unsafe fn resume(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        base: u16,
+        limits: &Limits<'_>,
+    ) -> Result<(), ResumeError> {
+        let _ = (memory, layout, base, limits);
+        Err(ResumeError::Never(Error::Gone))
     }
 }

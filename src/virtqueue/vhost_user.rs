@@ -1,16 +1,19 @@
 //! The front end of vhost-user: a block device in another process, which works on our memory.
 
 use super::disk::{CONFIG_BYTES, Config, WANTED};
-use super::{Away, Disk, DmaMemory, Layout, Pages, Transport};
-use nix::errno::Errno;
+use super::memory::{DmaMemory, Pages};
+use super::queue::Layout;
+use super::transport::{Link, Seal};
+use super::{Disk, Error, Refusal, ResumeError, Step, Transport};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::SockType;
+use ring_os::{ANSWER_PATIENCE, Limits, await_readable, dial, persist};
+use std::fmt;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
@@ -19,22 +22,24 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_RO;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-/// How long a backend may take for an answer. One that serves another front end does not answer at all.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// The one queue that is used.
 const QUEUE: usize = 0;
 
-/// A backend, by the connection to it that there is, and the two events that go with its queue.
+/// A vhost-user-blk backend: a block device in another process, which is given the queue's memory
+/// by its descriptor.
+///
+/// The backend has a mapping of its own of that memory, and of no other memory of this process.
 pub struct VhostUser {
     path: PathBuf,
     connection: Connection,
-    /// What was agreed on with the first backend, and is with each that takes its place.
+    /// The features that were agreed on with the first backend, and are with each that takes its
+    /// place.
     features: u64,
     disk: Disk,
     kick: EventFd,
     call: EventFd,
-    /// Readable when the connection's other end is gone. One descriptor for all connections, since others wait on it.
+    /// Readable when the connection's other end is gone. One descriptor for all connections, since
+    /// others wait on it.
     gone: Epoll,
 }
 
@@ -45,45 +50,120 @@ struct Connection {
 }
 
 impl VhostUser {
-    /// Connects to a backend and agrees on features with it. The queue does not run before [`start`](Self::start).
-    pub fn connect(path: &Path) -> io::Result<Self> {
-        let (connection, features, disk) = Connection::open(path, WANTED)?;
+    /// Connects to the backend that listens at `path`, and agrees on features with it. Gives up
+    /// after 5 seconds without an answer.
+    ///
+    /// # Errors
+    /// As [`connect_within`](Self::connect_within).
+    pub fn connect(path: &Path) -> Result<Self, Error> {
+        Self::connect_within(path, &Limits::within(ANSWER_PATIENCE))
+    }
+
+    /// Connects within other limits. A backend that serves another front end does not answer at
+    /// all; one that goes away before it has answered everything is looked for again.
+    ///
+    /// # Errors
+    /// [`Error::System`], whose source is of the kind [`TimedOut`](io::ErrorKind::TimedOut) or
+    /// [`Interrupted`](io::ErrorKind::Interrupted) when the limits have ended the wait; a
+    /// [`Refusal`] where the backend's device cannot be driven.
+    pub fn connect_within(path: &Path, limits: &Limits<'_>) -> Result<Self, Error> {
+        let open = || Connection::open(path, WANTED, limits);
+        let (connection, features, disk) = persist(limits, open, Error::system_error)?;
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
-        let (path, gone) = (path.to_owned(), Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?);
-        gone.add(&connection.socket, hang_up())?;
-        Ok(Self { path, connection, features, disk, kick: event()?, call: event()?, gone })
+        let events = || {
+            let gone = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            gone.add(&connection.socket, hang_up())?;
+            Ok((gone, event()?, event()?))
+        };
+        let (gone, kick, call) = events().map_err(Step::Connect.failed())?;
+        Ok(Self { path: path.to_owned(), connection, features, disk, kick, call, gone })
     }
 }
 
-/// Not that it can be read: answers to the messages of a start would count as an end.
+impl fmt::Debug for VhostUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (path, disk) = (&self.path, self.disk);
+        f.debug_struct("VhostUser").field("path", path).field("disk", &disk).finish_non_exhaustive()
+    }
+}
+
+impl VhostUser {
+    /// Connects to the backend in the place of the one that has gone, and has it go on with the
+    /// queue in `memory` from the index `base` on.
+    fn reconnect(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        base: u16,
+        limits: &Limits<'_>,
+    ) -> Result<(), ResumeError> {
+        // If the other end has closed its half only, it waits for ours before it serves anybody
+        // else.
+        let _ = self.connection.socket.shutdown(Shutdown::Both);
+        let wanted = self.features | 1 << VIRTIO_BLK_F_RO;
+        let (mut connection, _, disk) =
+            Connection::open(&self.path, wanted, limits).map_err(ResumeError::Later)?;
+        if let Some(difference) = self.disk.difference(disk) {
+            return Err(ResumeError::Never(Refusal::OtherDisk(difference).into()));
+        }
+        let events = [&self.call, &self.kick];
+        connection.start(memory, layout, base, events, limits).map_err(ResumeError::Later)?;
+        // Until here the old connection is the one that is gone.
+        let watched = self
+            .gone
+            .delete(&self.connection.socket)
+            .and_then(|()| self.gone.add(&connection.socket, hang_up()));
+        watched.map_err(|e| ResumeError::Never(Step::Connect.failed()(e.into())))?;
+        self.connection = connection;
+        Ok(())
+    }
+}
+
+/// The end of a connection. Not that it can be read: answers to the messages of a start would count
+/// as an end.
 fn hang_up() -> EpollEvent {
     EpollEvent::new(EpollFlags::EPOLLRDHUP, 0)
 }
 
 impl Connection {
-    /// With those of the features `wanted` that the backend has, and its disk.
-    fn open(path: &Path, wanted: u64) -> io::Result<(Self, u64, Disk)> {
-        let socket = UnixStream::connect(path)?;
-        let mut wire = Frontend::from_stream(socket.try_clone()?, 1);
-        let (features, config) = within_patience(&socket, || handshake(&mut wire, wanted))?;
+    /// Connects. Returns the connection, those of the features `wanted` that the backend has, and
+    /// its disk.
+    fn open(path: &Path, wanted: u64, limits: &Limits<'_>) -> Result<(Self, u64, Disk), Error> {
+        let connect = || {
+            let socket = UnixStream::from(dial(path, SockType::Stream, limits)?);
+            // The library below waits for its answers.
+            socket.set_nonblocking(false)?;
+            let mut wire = Frontend::from_stream(socket.try_clone()?, 1);
+            let answer = within(limits, &socket, || handshake(&mut wire, wanted))?;
+            Ok((Self { wire, socket }, answer))
+        };
+        let (connection, (features, config)) = connect().map_err(Step::Connect.failed())?;
         let disk = Disk::new(features, &config)?;
-        Ok((Self { wire, socket }, features, disk))
+        Ok((connection, features, disk))
     }
 
-    /// Has the backend drive the queue in `memory` from the index `base` on.
+    /// Has the backend serve the queue in `memory` from the index `base` on.
     fn start(
         &mut self,
         memory: &DmaMemory,
         layout: Layout,
         base: u16,
         [call, kick]: [&EventFd; 2],
-    ) -> io::Result<()> {
+        limits: &Limits<'_>,
+    ) -> Result<(), Error> {
+        let failed = Step::Start.failed();
+        // Of the memory that `allocate` makes it is always there.
+        let Some(file) = memory.fd() else {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        };
+        // Addresses of this process are names here, which the backend looks up in the table of
+        // regions.
         let region = VhostUserMemoryRegionInfo {
-            guest_phys_addr: memory.device_address(0),
+            guest_phys_addr: memory.device_start(),
             memory_size: memory.bytes(),
             userspace_addr: memory.host_address(0),
             mmap_offset: 0,
-            mmap_handle: memory.fd().as_raw_fd(),
+            mmap_handle: file.as_raw_fd(),
         };
         let rings = VringConfigData {
             queue_max_size: layout.size,
@@ -94,7 +174,7 @@ impl Connection {
             ..VringConfigData::default()
         };
         let Self { wire, socket } = self;
-        within_patience(socket, || {
+        within(limits, socket, || {
             // One region: the table says it in one message that every backend understands.
             wire.set_mem_table(&[region])?;
             wire.set_vring_num(QUEUE, layout.size)?;
@@ -104,6 +184,7 @@ impl Connection {
             wire.set_vring_kick(QUEUE, kick)?;
             wire.set_vring_enable(QUEUE, true)
         })
+        .map_err(failed)
     }
 }
 
@@ -111,21 +192,52 @@ impl Transport for VhostUser {
     fn disk(&self) -> Disk {
         self.disk
     }
+    fn into_link(self, _: Seal) -> Box<dyn Link> {
+        Box::new(self)
+    }
+}
 
-    /// Of huge pages where the administrator has set some aside: fewer entries of the translation caches, here and in the backend.
-    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
-        DmaMemory::new(bytes, Pages::Huge).or_else(|_| DmaMemory::new(bytes, Pages::Small))
+impl Link for VhostUser {
+    /// Takes huge pages where the administrator has set some aside: fewer entries of the
+    /// translation caches, here and in the backend.
+    fn allocate(&self, bytes: u64) -> Result<DmaMemory, Error> {
+        DmaMemory::new(bytes, Pages::Huge)
+            .or_else(|_| DmaMemory::new(bytes, Pages::Small))
+            .map_err(Step::Allocate.failed())
     }
 
-    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
-        self.connection.start(memory, layout, 0, [&self.call, &self.kick])
+    unsafe fn start(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        limits: &Limits<'_>,
+    ) -> Result<(), Error> {
+        let started = self.connection.start(memory, layout, 0, [&self.call, &self.kick], limits);
+        let mut first = Some(started);
+        let start = || match first.take() {
+            Some(started) => started.map_err(ResumeError::Later),
+            None => self.reconnect(memory, layout, 0, limits),
+        };
+        let started = persist(limits, start, |error| match error {
+            ResumeError::Later(error) => error.system_error(),
+            ResumeError::Never(_) => None,
+        });
+        started.map_err(|(ResumeError::Later(error) | ResumeError::Never(error))| error)
     }
 
-    fn notify(&self) -> io::Result<()> {
+    /// Ends the connection. The backend may go on with what it has of the queue: in a mapping of
+    /// its own, which lives as long as the backend wants. Nothing of it reaches memory that this
+    /// process gives back.
+    fn stop(&mut self) -> Result<(), Error> {
+        let _ = self.connection.socket.shutdown(Shutdown::Both);
+        Ok(())
+    }
+
+    fn notify(&self) -> Result<(), Error> {
         match self.kick.write(1) {
             // A full counter says the same.
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Ok(()),
-            other => other,
+            other => other.map_err(Step::Notify.failed()),
         }
     }
 
@@ -138,30 +250,21 @@ impl Transport for VhostUser {
         Some(self.gone.0.as_fd())
     }
 
-    /// Its socket tells.
-    fn present(&self) -> io::Result<()> {
+    /// Always `Ok`: that the backend is gone shows by its socket, see `gone`.
+    fn present(&self) -> Result<(), Error> {
         Ok(())
     }
 
-    fn resume(&mut self, memory: &DmaMemory, layout: Layout, base: u16) -> Result<(), Away> {
-        // If the other end has closed its half only, it waits for ours before it serves anybody else.
-        let _ = self.connection.socket.shutdown(Shutdown::Both);
-        let wanted = self.features | 1 << VIRTIO_BLK_F_RO;
-        let (mut connection, _, disk) =
-            Connection::open(&self.path, wanted).map_err(Away::ForNow)?;
-        if let Some(difference) = difference(self.disk, disk) {
-            let text = format!("the backend has come back with another disk: {difference}");
-            return Err(Away::ForGood(io::Error::new(io::ErrorKind::InvalidData, text)));
-        }
-        let events = [&self.call, &self.kick];
-        connection.start(memory, layout, base, events).map_err(Away::ForNow)?;
-        // Until here the old connection is the one that is gone.
-        let failed = |e: Errno| Away::ForGood(e.into());
-        self.gone.delete(&self.connection.socket).map_err(failed)?;
-        self.gone.add(&connection.socket, hang_up()).map_err(failed)?;
-        self.connection = connection;
+    unsafe fn resume(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        base: u16,
+        limits: &Limits<'_>,
+    ) -> Result<(), ResumeError> {
+        self.reconnect(memory, layout, base, limits)?;
         // Whether the last backend wanted to be notified says nothing of this one.
-        self.notify().map_err(Away::ForGood)
+        self.notify().map_err(ResumeError::Never)
     }
 
     fn pass_on(&self) {
@@ -172,24 +275,6 @@ impl Transport for VhostUser {
     fn acknowledge(&self) {
         // None is the common case of one that raced with another reason to wake up.
         let _ = self.call.read();
-    }
-}
-
-/// What a queue that was made for the one disk would get wrong with the other.
-fn difference(before: Disk, now: Disk) -> Option<String> {
-    if now.bytes != before.bytes {
-        Some(format!("{} bytes instead of {}", now.bytes, before.bytes))
-    } else if now.sector_size != before.sector_size {
-        Some(format!("sectors of {} bytes instead of {}", now.sector_size, before.sector_size))
-    } else if now.read_only != before.read_only {
-        Some(if now.read_only { "it is read-only" } else { "it is no longer read-only" }.to_owned())
-    } else if now != before {
-        Some(
-            "it lacks a feature that is in use (flush, indirect descriptors or event indices)"
-                .to_owned(),
-        )
-    } else {
-        None
     }
 }
 
@@ -215,30 +300,43 @@ fn handshake(wire: &mut Frontend, wanted: u64) -> vhost::Result<(u64, Config)> {
     Ok((features, config))
 }
 
-/// Ends the connection of a backend that does not answer: the library below waits for ever.
-fn within_patience<T>(
+/// Ends the connection when `limits` are over before `talk` is: the library below waits for ever.
+fn within<T>(
+    limits: &Limits<'_>,
     connection: &UnixStream,
     talk: impl FnOnce() -> vhost::Result<T>,
 ) -> io::Result<T> {
-    let (finished, watched) = mpsc::channel::<()>();
+    let (over, finished) = UnixStream::pair()?;
     std::thread::scope(|scope| {
         let watch = scope.spawn(move || {
-            let late = watched.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout);
-            if late {
+            let ended = await_readable(over.as_fd(), limits);
+            if ended.is_err() {
                 let _ = connection.shutdown(Shutdown::Both);
             }
-            late
+            ended
         });
         let answer = talk();
         drop(finished);
         match (answer, watch.join()) {
-            (Ok(answer), Ok(false)) => Ok(answer),
-            (_, Ok(true)) => Err(io::Error::new(
-                io::ErrorKind::TimedOut,
-                "the backend does not answer (it may be serving another front end)",
-            )),
+            (Ok(answer), Ok(Ok(()))) => Ok(answer),
+            (_, Ok(Err(e))) if e.kind() == io::ErrorKind::TimedOut => {
+                let text = format!("{e}; it may be serving another front end");
+                Err(io::Error::new(e.kind(), text))
+            }
+            (_, Ok(Err(e))) => Err(e),
+            (Err(e), _) if is_broken_off(&e) => {
+                let text = format!("the backend went away in the middle of the handshake: {e}");
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, text))
+            }
             (Err(e), _) => Err(io::Error::other(e)),
             (Ok(_), Err(_)) => Err(io::Error::other("the watch over the backend has died")),
         }
     })
+}
+
+/// Whether the backend has ended the connection.
+fn is_broken_off(error: &vhost::Error) -> bool {
+    use vhost::vhost_user::Error::{Disconnected, PartialMessage, SocketBroken};
+    let vhost::Error::VhostUserProtocol(error) = error else { return false };
+    matches!(error, Disconnected | PartialMessage | SocketBroken(_))
 }

@@ -1,16 +1,15 @@
-//! A virtio block device that this process drives itself: no kernel, and no system call while both sides are awake.
+//! A virtio block device that this process drives itself: no kernel, and no system call while both
+//! sides are awake.
 
 mod driver;
-mod search;
 
-use self::driver::{BUFFER, Driver};
-use self::search::Search;
-use super::{Answer, BlockDevice, DeviceError, HeldReads};
+use self::driver::{BUFFER, BlockingDriver};
+use super::{Answer, BlockDevice, DeviceError, HeldReads, Operation, RingDevice, shown};
 use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize, Side};
 use crate::pci::PciAddress;
-use crate::virtqueue::{Pci, Transport, VhostUser};
-use crate::wait::{Pauses, Woken, wait_readable};
+use crate::virtqueue::{self, Pci, Reconnect, Refusal, Transport, VhostUser};
+use crate::wait::{ANSWER_PATIENCE, Limits, Pauses, Woken, wait_readable};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -23,7 +22,7 @@ pub struct VirtioDevice {
     name: String,
     geometry: Geometry,
     read_only: bool,
-    driver: Mutex<Driver>,
+    driver: Mutex<BlockingDriver>,
     /// What else ends a wait, as far as the device can tell.
     events: Vec<(Event, OwnedFd)>,
 }
@@ -36,82 +35,114 @@ enum Event {
 }
 
 impl VirtioDevice {
-    /// Connects to the vhost-user-blk backend that listens at `path`, as its front end. `sector_size` is what the caller expects.
+    /// Connects to the vhost-user-blk backend that listens at `path`, as its front end.
+    /// `sector_size` is what the caller expects. Gives up after 5 seconds without an answer.
+    ///
+    /// # Errors
+    /// The backend cannot be reached or does not answer, its device cannot be driven, has other
+    /// sectors than the caller expects, or is too small for a ring.
     pub fn connect(path: &Path, sector_size: Option<SectorSize>) -> RingResult<Self> {
-        let name = format!("vhost-user:{}", path.display());
-        match VhostUser::connect(path) {
-            Ok(transport) => Self::over(Box::new(transport), name, sector_size),
-            Err(source) => {
-                Err(DeviceError { name, operation: "connect to", sector: None, source }.into())
-            }
+        Self::connect_within(path, sector_size, &Limits::within(ANSWER_PATIENCE))
+    }
+
+    /// The same within other limits.
+    ///
+    /// # Errors
+    /// A [`DeviceError`] whose source is [`TimedOut`](io::ErrorKind::TimedOut) or
+    /// [`Interrupted`](io::ErrorKind::Interrupted) when the limits have ended the wait.
+    pub fn connect_within(
+        path: &Path,
+        sector_size: Option<SectorSize>,
+        limits: &Limits<'_>,
+    ) -> RingResult<Self> {
+        let name = format!("vhost-user:{}", shown(path));
+        match VhostUser::connect_within(path, limits) {
+            Ok(transport) => Self::over(transport, name, sector_size, limits),
+            Err(e) => Err(DeviceError::new(name, Operation::Connect, e).into()),
         }
     }
 
-    /// Takes the virtio block device of this machine that the kernel has at `address` and does not drive (`blockring bind`), for this
-    /// process alone. `sector_size` is what the caller expects.
-    pub fn open(address: PciAddress, sector_size: Option<SectorSize>) -> RingResult<Self> {
+    /// Takes the virtio block device of this machine that the kernel has at `address` and does not
+    /// drive (`blockring bind`), for this process alone. `sector_size` is what the caller expects.
+    ///
+    /// Only an `unsafe` block can take one:
+    ///
+    /// ```compile_fail,E0133
+    /// # use shared_block_ring::VirtioDevice;
+    /// let disk = VirtioDevice::open("0000:00:04.0".parse().unwrap(), None);
+    /// ```
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    ///
+    /// # Safety
+    /// The device goes by physical addresses. The caller vouches for what [`Pci::open`] lists: that
+    /// the device keeps to the standard, that no other program tells it where to write, and that
+    /// the kernel leaves huge pages where they are.
+    pub unsafe fn open(address: PciAddress, sector_size: Option<SectorSize>) -> RingResult<Self> {
         let name = format!("pci:{address}");
-        match Pci::open(address) {
-            Ok(transport) => Self::over(Box::new(transport), name, sector_size),
-            Err(source) => {
-                Err(DeviceError { name, operation: "take", sector: None, source }.into())
-            }
+        // SAFETY: the caller's.
+        match unsafe { Pci::open(address) } {
+            Ok(transport) => Self::over(transport, name, sector_size, &Limits::default()),
+            Err(e) => Err(DeviceError::new(name, Operation::Take, refused(e, address)).into()),
         }
     }
 
-    /// Has requests look for their completion for so long before they sleep until it comes, which takes the whole of a processor: 50 µs
-    /// unless this says otherwise.
+    /// Has requests look for their completion for so long before they sleep until it comes, which
+    /// takes the whole of a processor: 50 µs unless this says otherwise.
     pub fn set_spin(&self, spin: Duration) {
         self.driver().set_spin(spin);
     }
 
     /// The device at the other end of `transport`.
     fn over(
-        transport: Box<dyn Transport>,
+        transport: impl Transport,
         name: String,
         sector_size: Option<SectorSize>,
+        limits: &Limits<'_>,
     ) -> RingResult<Self> {
-        let fail =
-            |operation, source| DeviceError { name: name.clone(), operation, sector: None, source };
+        let fail = |operation, source: io::Error| DeviceError::new(&*name, operation, source);
         let disk = transport.disk();
         let size = SectorSize::new(disk.sector_size)?;
-        if let Some(ring) = sector_size.filter(|&expected| expected != size) {
-            let (ring, device) = (ring.get(), size.get());
-            return Err(FormatError::WrongSectorSize { ring, device }.into());
+        if let Some(asked) = sector_size.filter(|&expected| expected != size) {
+            let (asked, device) = (asked.get(), size.get());
+            return Err(FormatError::DeviceSectorSize { asked, device }.into());
         }
         let geometry = Geometry::new(size, disk.bytes / u64::from(size.get()))?;
-        let search = Search::new(&name);
-        let driver = Driver::start(transport, search).map_err(|e| fail("start the queue of", e))?;
-        let transport = driver.transport();
-        let events = [(Event::Interrupt, transport.interrupt()), (Event::Gone, transport.gone())];
+        let driver = BlockingDriver::start(transport, Reconnect::new(&name), limits)
+            .map_err(|e| fail(Operation::StartQueue, e))?;
+        let device = driver.device();
+        let events = [(Event::Interrupt, device.interrupt()), (Event::Gone, device.gone())];
         let events = events.into_iter().filter_map(|(event, fd)| Some((event, fd?)));
         let events: io::Result<_> =
             events.map(|(event, fd)| Ok((event, fd.try_clone_to_owned()?))).collect();
-        let events = events.map_err(|e| fail("watch", e))?;
+        let events = events.map_err(|e| fail(Operation::Watch, e))?;
         Ok(Self { name, geometry, read_only: disk.read_only, driver: Mutex::new(driver), events })
     }
 
-    /// How long a backend may be gone before that is an error: five minutes, unless this is called. Until then whoever uses the device only
-    /// waits.
+    /// How long a backend may be gone before that is an error: five minutes, unless this is called.
+    /// Until then whoever uses the device only waits.
     #[must_use]
     pub fn patience(self, patience: Duration) -> Self {
-        self.driver().search().patience = patience;
+        self.driver().search().set_patience(patience);
         self
     }
 
-    /// Whoever waits for a backend that is gone gets an error when `stop` is readable. The device is of no use any more then.
+    /// Has waits end soon when `stop` is readable: that for a backend that is gone at once, and
+    /// that for the answer to a request after 5 seconds, so that one more batch can be written to a
+    /// device that answers. The device is of no use after such an error.
     #[must_use]
     pub fn stop_on(self, stop: OwnedFd) -> Self {
-        self.driver().search().stop = Some(stop);
+        self.driver().search().stop_on(stop);
         self
     }
 
-    fn driver(&self) -> MutexGuard<'_, Driver> {
+    fn driver(&self) -> MutexGuard<'_, BlockingDriver> {
         self.driver.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn error(&self, operation: &'static str, sector: u64, source: io::Error) -> DeviceError {
-        DeviceError { name: self.name.clone(), operation, sector: Some(sector), source }
+    fn error(&self, operation: Operation, sector: u64, source: io::Error) -> DeviceError {
+        DeviceError::new(&*self.name, operation, source).at_sector(sector)
     }
 
     /// The first unit of 512 bytes of a transfer within the device.
@@ -122,6 +153,17 @@ impl VirtioDevice {
             Some(end) if end <= self.geometry.total_bytes() => Ok(sector * (size / 512)),
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
+    }
+}
+
+/// Returns why a device of this machine is not driven, with what to do about it.
+fn refused(error: virtqueue::Error, address: PciAddress) -> io::Error {
+    match error {
+        virtqueue::Error::Refused(Refusal::KernelDriver(_)) => {
+            let text = format!("{error} (blockring bind {address} takes it from there)");
+            io::Error::new(error.kind(), text)
+        }
+        _ => error.into(),
     }
 }
 
@@ -147,7 +189,7 @@ impl BlockDevice for VirtioDevice {
                 let chunks = bufs.iter_mut().flat_map(|buf| buf.chunks_mut(BUFFER as usize));
                 self.driver().read(unit, chunks)
             })
-            .map_err(|e| self.error("read", first, e))
+            .map_err(|e| self.error(Operation::Read, first, e))
     }
 
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
@@ -160,23 +202,21 @@ impl BlockDevice for VirtioDevice {
                 let chunks = bufs.iter().flat_map(|buf| buf.chunks(BUFFER as usize));
                 self.driver().write(unit, chunks)
             })
-            .map_err(|e| self.error("write", first, e))
+            .map_err(|e| self.error(Operation::Write, first, e))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.driver().flush().map_err(|source| DeviceError {
-            name: self.name.clone(),
-            operation: "flush",
-            sector: None,
-            source,
-        })
+        self.driver().flush().map_err(|e| DeviceError::new(&*self.name, Operation::Flush, e))
     }
+}
 
+impl RingDevice for VirtioDevice {
     fn held_reads(&self) -> Option<&dyn HeldReads> {
         Some(self)
     }
 
-    /// None: a backend serves one front end at a time, and a device of this machine has one process to drive it.
+    /// None: a backend serves one front end at a time, and a device of this machine has one process
+    /// to drive it.
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -191,7 +231,7 @@ impl HeldReads for VirtioDevice {
     ) -> Result<Answer, DeviceError> {
         let sector = peer.sector();
         let bytes = self.geometry.sector_size().bytes();
-        let fail = |e| self.error("wait", sector, e);
+        let fail = |e| self.error(Operation::Wait, sector, e);
         let unit = self.first_unit(sector, bytes).map_err(fail)?;
         let own = self.events.len();
         let mut waited: Vec<_> = self.events.iter().map(|(_, fd)| fd.as_fd()).collect();
@@ -206,14 +246,14 @@ impl HeldReads for VirtioDevice {
             let left =
                 || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            let pause = if interrupted { left() } else { Some(pauses.next_within(left())) };
+            let pause = if interrupted { left() } else { Some(pauses.pause_within(left())) };
             let woken = match wait_readable(&waited, pause).map_err(fail)? {
                 Some(index) if index >= own => Some(index - own),
                 None if interrupted || late() => None,
                 event => {
                     let mut driver = self.driver();
                     if event.is_some_and(|index| self.events[index].0 == Event::Interrupt) {
-                        driver.transport().acknowledge();
+                        driver.device().acknowledge();
                     }
                     let pause = driver.look_for_device().map_err(fail)?;
                     drop(driver);

@@ -1,7 +1,8 @@
-//! Where a virtio device has its registers: the vendor's capabilities in the configuration space (virtio 1.3, 4.1.4).
+//! Where a virtio device has its registers: the vendor's capabilities in the configuration space
+//! (virtio 1.3, 4.1.4).
 //!
-//! Every byte is the device's word: offsets and lengths are checked against each other here, and against the region that they lie in where
-//! that is mapped.
+//! Every byte is the device's word: offsets and lengths are checked against each other here, and
+//! against the region that they lie in where that is mapped.
 
 use super::config::CONFIG_BYTES;
 
@@ -64,25 +65,27 @@ pub struct Capabilities {
     pub device: Place,
 }
 
-/// Why there are none.
+/// Why a device's structures cannot be found in its configuration space.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CapsError {
-    /// No structure of this kind: a legacy device has none of them.
+    /// There is no structure of this kind: a legacy device has none of them.
     #[error("it has no {0} of a virtio 1 device, as one from before virtio 1 (disable-modern=on)")]
     Missing(&'static str),
-    /// Longer than the space, or a circle.
+    /// The list is longer than the space, or runs in a circle.
     #[error("its list of capabilities does not end")]
     Endless,
-    /// Beyond the configuration space.
+    /// The list leads beyond the configuration space.
     #[error("its list of capabilities leads to byte {0}, where none can be")]
     Beyond(usize),
-    /// Cannot be what it is said to be.
+    /// A structure cannot be what it is said to be.
     #[error("the capability of its {0} makes no sense: {1}")]
     Senseless(&'static str, &'static str),
 }
 
 impl Capabilities {
-    /// Reads them out of the configuration space. Of several structures of a kind the device prefers the first.
+    /// Reads them out of the configuration space. Of several structures of a kind the device
+    /// prefers the first.
     pub fn parse(config: &[u8; CONFIG_BYTES]) -> Result<Self, CapsError> {
         let mut found = [None; 5];
         let mut multiplier = 0;

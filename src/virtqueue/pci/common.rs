@@ -1,8 +1,9 @@
-//! The common configuration: the way from a device that was left by anybody to one whose queue runs (virtio 1.3, 3.1.1 and 4.1.4.3).
+//! The common configuration: the way from a device that was left by anybody to one whose queue runs
+//! (virtio 1.3, 3.1.1 and 4.1.4.3).
 
 use super::registers::Registers;
-use crate::virtqueue::{DmaMemory, Layout};
-use std::io;
+use crate::virtqueue::memory::DeviceRange;
+use crate::virtqueue::{Error, Refusal};
 use std::time::{Duration, Instant};
 use virtio_bindings::bindings::virtio_config::{
     VIRTIO_CONFIG_S_ACKNOWLEDGE, VIRTIO_CONFIG_S_DRIVER, VIRTIO_CONFIG_S_DRIVER_OK,
@@ -46,40 +47,34 @@ const fn status(bit: u32) -> u8 {
     bit as u8
 }
 
-fn refused(words: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, words)
-}
-
-/// The structure.
+/// The common configuration structure.
 #[derive(Debug)]
 pub struct Common(Registers);
 
 impl Common {
-    /// Over its registers.
+    /// Works with these registers.
     pub fn new(registers: Registers) -> Self {
         Self(registers)
     }
 
-    /// Has the device forget all that it was told. It does not touch memory any more when this returns.
-    pub fn reset(&self) -> io::Result<()> {
+    /// Has the device forget all that it was told. It does not touch memory any more when this
+    /// returns `Ok`.
+    pub fn reset(&self) -> Result<(), Error> {
         self.0.write(DEVICE_STATUS, 0_u8);
         let patience = Instant::now() + RESET_PATIENCE;
         // 4.1.4.3.2: only when it reads zero the reset is done.
         loop {
             match self.0.read(DEVICE_STATUS) {
                 0_u8 => return Ok(()),
-                GONE => return Err(gone()),
-                _ if Instant::now() > patience => {
-                    let words = "the device does not reset";
-                    return Err(io::Error::new(io::ErrorKind::TimedOut, words));
-                }
+                GONE => return Err(Error::Gone),
+                _ if Instant::now() > patience => return Err(Error::NoReset),
                 _ => std::thread::sleep(Duration::from_millis(1)),
             }
         }
     }
 
     /// Agrees with a device that was reset on those of the `wanted` features that it has.
-    pub fn negotiate(&self, wanted: u64) -> io::Result<u64> {
+    pub fn negotiate(&self, wanted: u64) -> Result<u64, Refusal> {
         self.0.write(DEVICE_STATUS, ACKNOWLEDGE);
         self.0.write(DEVICE_STATUS, DRIVER);
         let half = |select: u32| {
@@ -88,12 +83,10 @@ impl Common {
         };
         let offered = half(0) | half(1) << 32;
         if offered & 1 << VIRTIO_F_ACCESS_PLATFORM != 0 {
-            return Err(refused(
-                "the device reaches memory through an IOMMU only, which a vhost-user backend cannot translate for (leave out iommu_platform=on)",
-            ));
+            return Err(Refusal::Translated);
         }
         if offered & 1 << VIRTIO_F_VERSION_1 == 0 {
-            return Err(refused("the device has no virtio 1 (leave out disable-modern=on)"));
+            return Err(Refusal::Legacy);
         }
         let features = offered & wanted;
         for (select, half) in (0_u32..).zip([features, features >> 32]) {
@@ -102,13 +95,14 @@ impl Common {
         }
         self.0.write(DEVICE_STATUS, FEATURES_OK);
         if self.0.read::<u8>(DEVICE_STATUS) & FEATURES_OK != FEATURES_OK {
-            return Err(refused("the device does not work with the features that we know"));
+            return Err(Refusal::Features);
         }
         Ok(features)
     }
 
-    /// What `read` gets out of the device's configuration while that does not change (4.1.4.3.1).
-    pub fn steadily<T>(&self, read: impl Fn() -> T) -> io::Result<T> {
+    /// Returns what `read` gets out of the device's configuration while that does not change
+    /// (4.1.4.3.1).
+    pub fn steadily<T>(&self, read: impl Fn() -> T) -> Result<T, Refusal> {
         const TRIES: u32 = 100;
         for _ in 0..TRIES {
             let before: u8 = self.0.read(CONFIG_GENERATION);
@@ -117,63 +111,54 @@ impl Common {
                 return Ok(found);
             }
         }
-        Err(refused("the device's configuration changes all the time"))
+        Err(Refusal::Unsteady)
     }
 
-    /// Tells the device where a queue lies, and starts it. `vector` is the message that it interrupts by. The queue's notification offset.
-    pub fn start(
+    /// Tells the device where a queue of `size` descriptors lies: descriptor table, available ring
+    /// and used ring; and starts it. `vector` is the message that it interrupts by. Returns the
+    /// queue's notification offset.
+    ///
+    /// # Safety
+    /// The ranges are those of a queue in memory as
+    /// [`Link::start`](crate::virtqueue::transport::Link::start) wants it.
+    pub unsafe fn start(
         &self,
         queue: u16,
-        memory: &DmaMemory,
-        layout: Layout,
+        size: u16,
+        ranges: [DeviceRange; 3],
         vector: u16,
-    ) -> io::Result<u16> {
+    ) -> Result<u16, Refusal> {
         self.0.write(QUEUE_SELECT, queue);
         let most: u16 = self.0.read(QUEUE_SIZE);
-        if most < layout.size {
-            return Err(refused(&format!(
-                "the device's queue holds {most} descriptors, and {} are needed (queue-size={})",
-                layout.size, layout.size
-            )));
+        if most < size {
+            return Err(Refusal::QueueSize { most, needed: size });
         }
-        self.0.write(QUEUE_SIZE, layout.size);
+        self.0.write(QUEUE_SIZE, size);
         self.0.write(QUEUE_MSIX_VECTOR, vector);
         if self.0.read::<u16>(QUEUE_MSIX_VECTOR) != vector {
-            return Err(refused("the device has no interrupt for its queue"));
+            return Err(Refusal::NoInterrupt);
         }
         let notify = self.0.read(QUEUE_NOTIFY_OFF);
-        for (register, offset) in [
-            (QUEUE_DESC, layout.descriptors),
-            (QUEUE_DRIVER, layout.available),
-            (QUEUE_DEVICE, layout.used),
-        ] {
-            let address = memory.device_address(offset);
+        for (register, range) in [QUEUE_DESC, QUEUE_DRIVER, QUEUE_DEVICE].into_iter().zip(ranges) {
             // In halves, as every device takes it (4.1.3.1).
-            self.0.write(register, low(address));
-            self.0.write(register + 4, low(address >> 32));
+            self.0.write(register, low(range.address()));
+            self.0.write(register + 4, low(range.address() >> 32));
         }
         self.0.write(QUEUE_ENABLE, 1_u16);
         self.0.write(DEVICE_STATUS, DRIVER_OK);
         Ok(notify)
     }
 
-    /// Whether the device is there, and in order.
-    pub fn present(&self) -> io::Result<()> {
+    /// Checks that the device is there, and in order.
+    pub fn present(&self) -> Result<(), Error> {
         match self.0.read::<u8>(DEVICE_STATUS) {
-            GONE => Err(gone()),
-            status if status & NEEDS_RESET != 0 => {
-                Err(io::Error::other("the device has met an error that only a reset ends"))
-            }
-            // It is kept from memory, as before it is unplugged, or was reset past us.
-            status if status & DRIVER_OK != DRIVER_OK => Err(gone()),
+            GONE => Err(Error::Gone),
+            status if status & NEEDS_RESET != 0 => Err(Error::NeedsReset),
+            // It is kept from memory, as before it is unplugged, or was reset past this driver.
+            status if status & DRIVER_OK != DRIVER_OK => Err(Error::Gone),
             _ => Ok(()),
         }
     }
-}
-
-/// It is not there any more.
-pub fn gone() -> io::Error {
-    io::Error::new(io::ErrorKind::ConnectionAborted, "the device is gone")
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is meant")]

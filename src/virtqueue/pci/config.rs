@@ -1,5 +1,6 @@
 //! The configuration space of a PCI function.
 
+use crate::virtqueue::{Error, Refusal, Step};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -12,12 +13,6 @@ const COMMAND: u64 = 4;
 const MEMORY: u16 = 1 << 1;
 const BUS_MASTER: u16 = 1 << 2;
 const NO_LINE_INTERRUPT: u16 = 1 << 10;
-
-/// The kernel lets nobody else at a device.
-pub fn only_root() -> io::Error {
-    let words = "only root may drive a device (CAP_SYS_ADMIN)";
-    io::Error::new(io::ErrorKind::PermissionDenied, words)
-}
 
 /// A part of a file.
 #[derive(Debug)]
@@ -35,29 +30,33 @@ pub struct Area {
 pub struct Config(pub Area);
 
 impl Config {
-    /// The first bytes. They are the kernel's answer: what is there when the device is gone is ones.
-    pub fn read(&self) -> io::Result<[u8; CONFIG_BYTES]> {
+    /// Reads the first bytes. They are the kernel's answer: what is there when the device is gone
+    /// is ones.
+    pub fn read(&self) -> Result<[u8; CONFIG_BYTES], Error> {
         let mut bytes = [0; CONFIG_BYTES];
-        self.0.file.read_exact_at(&mut bytes, self.0.offset).map_err(|e| match e.kind() {
-            // The kernel shows the others the first quarter of it.
-            io::ErrorKind::UnexpectedEof => only_root(),
-            _ => e,
+        let read = self.0.file.read_exact_at(&mut bytes, self.0.offset);
+        read.map_err(|e| match e.kind() {
+            // The kernel shows the first quarter of it to a process without the privilege.
+            io::ErrorKind::UnexpectedEof => Refusal::NotRoot.into(),
+            _ => Step::Configure.failed()(e),
         })?;
         Ok(bytes)
     }
 
-    /// Lets the processor reach the device's registers, and keeps the device from memory and from interrupting by its line.
-    pub fn disable_device(&self) -> io::Result<()> {
-        self.set(MEMORY | NO_LINE_INTERRUPT, BUS_MASTER)
+    /// Lets the processor reach the device's registers, and keeps the device from memory and from
+    /// interrupting by its line.
+    pub fn disable_device(&self) -> Result<(), Error> {
+        self.set(MEMORY | NO_LINE_INTERRUPT, BUS_MASTER).map_err(Step::Configure.failed())
     }
 
     /// Lets the device reach memory, and interrupt by its line or not.
-    pub fn enable_device(&self, line: bool) -> io::Result<()> {
+    pub fn enable_device(&self, line: bool) -> Result<(), Error> {
         let (set, clear) = if line { (0, NO_LINE_INTERRUPT) } else { (NO_LINE_INTERRUPT, 0) };
-        self.set(MEMORY | BUS_MASTER | set, clear)
+        self.set(MEMORY | BUS_MASTER | set, clear).map_err(Step::Configure.failed())
     }
 
-    /// Lets the device interrupt by its line again, which the kernel has switched off to end the interrupt.
+    /// Lets the device interrupt by its line again, which the kernel has switched off to end the
+    /// interrupt.
     pub fn enable_line(&self) -> io::Result<()> {
         self.set(0, NO_LINE_INTERRUPT)
     }

@@ -3,24 +3,28 @@
 use super::config::{Area, Config};
 use super::interrupts::Interrupts;
 use super::registers::Registers;
-use crate::virtqueue::DmaMemory;
-use std::io;
+use crate::virtqueue::Error;
+use crate::virtqueue::memory::DmaMemory;
 use std::os::fd::BorrowedFd;
 
 /// A function that this process has to itself, for as long as this lives.
 pub trait Function: Send {
-    /// The configuration space.
-    fn config(&self) -> io::Result<Config>;
+    /// Opens the configuration space.
+    fn config(&self) -> Result<Config, Error>;
 
-    /// The memory behind a base address register.
-    fn region(&self, bar: u8) -> io::Result<Area>;
+    /// Opens the memory behind a base address register.
+    fn region(&self, bar: u8) -> Result<Area, Error>;
 
     /// Lets the function reach the memory at its device address.
-    fn map(&self, memory: &DmaMemory) -> io::Result<()>;
+    ///
+    /// # Safety
+    /// As of [`Link::start`](crate::virtqueue::transport::Link::start).
+    unsafe fn map(&self, memory: &DmaMemory) -> Result<(), Error>;
 
-    /// How it interrupts; `isr` is its interrupt status.
-    fn interrupts(&self, isr: Registers) -> io::Result<Interrupts>;
+    /// Sets up the function's interrupts; `isr` is its interrupt status.
+    fn interrupts(&self, isr: Registers) -> Result<Interrupts, Error>;
 
-    /// Readable when the kernel wants the function back; `None` where it does not ask.
+    /// Returns a descriptor that is readable when the kernel wants the function back; `None` where
+    /// it does not ask.
     fn gone(&self) -> Option<BorrowedFd<'_>>;
 }

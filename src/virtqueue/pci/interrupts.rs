@@ -44,7 +44,8 @@ pub fn descriptor(event: &EventFd) -> BorrowedFd<'_> {
 }
 
 impl Line {
-    /// Over the file, which reads without blocking, the device's interrupt status and its configuration space.
+    /// Over the file, which reads without blocking, the device's interrupt status and its
+    /// configuration space.
     pub fn new(uio: File, isr: Registers, config: Config) -> io::Result<Self> {
         let passed = event()?;
         let either = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
@@ -59,7 +60,8 @@ impl Line {
         let _ = self.passed.read();
         match (&self.uio).read_exact(&mut [0; 4]) {
             Ok(()) => {
-                // Reading it is what ends the interrupt (4.1.4.5); one that comes from here on is seen when the line is on again.
+                // Reading it is what ends the interrupt (4.1.4.5); one that comes from here on is
+                // seen when the line is on again.
                 let _: u8 = self.isr.read(0);
                 self.config.enable_line()
             }

@@ -1,8 +1,9 @@
-//! A virtio block device of this machine, over PCI (virtio 1.3, 4.1): mostly in a guest, whose disk is driven by a process rather than by the
-//! kernel.
+//! A virtio block device of this machine, over PCI (virtio 1.3, 4.1): mostly in a guest, whose disk
+//! is driven by a process rather than by the kernel.
 //!
-//! The device reads and writes the memory that it was told of, until it is reset: that is done before the memory is given back, and before
-//! it is given anything by us. What is left after a kill depends on the way to it: [`bare`] and [`vfio`].
+//! The device reads and writes the memory that it was told of, until it is reset: the driver does
+//! that before it gives the memory back, and before the device is given anything. What is left
+//! after a kill depends on the way to the device: [`bare`] and [`vfio`].
 
 mod bare;
 mod caps;
@@ -17,81 +18,115 @@ mod tests;
 mod vfio;
 mod vfio_calls;
 
+pub use self::caps::CapsError;
+
 use self::bare::Bare;
 use self::caps::Capabilities;
 use self::common::Common;
-use self::config::{Config, only_root};
+use self::config::Config;
 use self::function::Function;
 use self::interrupts::Interrupts;
 use self::registers::Registers;
 use self::vfio::Vfio;
 use super::disk::{self, WANTED};
-use super::{Disk, DmaMemory, Layout, Transport};
+use super::memory::DmaMemory;
+use super::queue::Layout;
+use super::transport::{Link, Seal};
+use super::{Disk, Error, Refusal, Step, Transport};
 use crate::pci::{Claim, PciAddress, Sysfs};
-use crate::wait::wait_readable;
-use std::io::{self, ErrorKind};
+use ring_os::{Limits, wait_readable};
+use std::fmt;
+use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 /// The one queue that is used.
 const QUEUE: u16 = 0;
 
-/// The device, which nobody else drives.
+/// A virtio block device of this machine, which no other process drives.
+///
+/// Only an `unsafe` block can take one:
+///
+/// ```compile_fail,E0133
+/// # use shared_block_ring::virtqueue::Pci;
+/// let disk = Pci::open("0000:00:04.0".parse().unwrap());
+/// ```
 pub struct Pci {
     disk: Disk,
     caps: Capabilities,
     common: Common,
     notify: Registers,
-    /// Where in that the queue is notified.
+    /// Offset in `notify` at which the queue is notified.
     notify_at: u32,
     interrupts: Interrupts,
     config: Config,
-    // Last: they are given up when nothing is in use.
+    /// Whether the device was stopped, or does not stop.
+    ended: bool,
     function: Box<dyn Function>,
+    /// Dropped last, as fields are in their order: the next process is told that the device is in
+    /// use until the function is given up. Nothing else depends on the order: `drop` has stopped
+    /// the device by then.
     _claim: Claim,
 }
 
 impl Pci {
-    /// Takes the device at `address`, which the kernel's driver must not have. The queue does not run before [`start`](Transport::start).
-    pub fn open(address: PciAddress) -> io::Result<Self> {
-        Self::take(Sysfs::default(), address)
+    /// Takes the device at `address`, which the kernel's driver must not have. The device is reset,
+    /// and has no access to memory before a [`BlockDriver`](super::BlockDriver) is made over it.
+    ///
+    /// # Errors
+    /// A [`Refusal`], or the operating system's error.
+    ///
+    /// # Safety
+    /// The device goes by physical addresses, behind an IOMMU too: nothing but the device itself
+    /// keeps it to the memory that it is told of. The caller vouches for what this process cannot
+    /// see, until the driver is dropped:
+    /// - The device is a virtio device that keeps to the standard. It touches only memory that its
+    ///   queue describes, and none from the acknowledgement of a reset on. A virtual machine's
+    ///   devices are as trusted as the virtual machine itself.
+    /// - Nobody else tells the device where to write. Another process that uses this function is
+    ///   kept away by a lock, and so is the kernel's driver; a program that writes to the device's
+    ///   registers past both is not.
+    /// - The kernel leaves huge pages in use where they are. It moves them when memory is taken out
+    ///   of the machine (hot-unplug, a balloon of whole blocks) or put together for gigantic pages
+    ///   while the device is driven without VFIO, which pins them.
+    pub unsafe fn open(address: PciAddress) -> Result<Self, Error> {
+        // SAFETY: the caller's.
+        unsafe { Self::take(Sysfs::default(), address) }
     }
 
-    fn take(sysfs: Sysfs, address: PciAddress) -> io::Result<Self> {
+    /// Takes the device that `sysfs` shows at `address`.
+    ///
+    /// # Safety
+    /// As of [`open`](Self::open).
+    unsafe fn take(sysfs: Sysfs, address: PciAddress) -> Result<Self, Error> {
         if !sysfs.exists(address) {
-            return Err(io::Error::new(ErrorKind::NotFound, "there is no such PCI device"));
+            return Err(Refusal::NotThere.into());
         }
-        let ids = sysfs.vendor_device(address)?;
+        let ids = sysfs.vendor_device(address).map_err(Step::Look.failed())?;
         if !ids.is_virtio_blk() {
-            let words = format!("{:04x}:{:04x} is no virtio block device", ids.vendor, ids.device);
-            return Err(io::Error::new(ErrorKind::Unsupported, words));
+            return Err(Refusal::NotVirtioBlk { vendor: ids.vendor, device: ids.device }.into());
         }
         let claim = sysfs.claim(address).map_err(|e| match e.kind() {
-            ErrorKind::PermissionDenied => only_root(),
-            _ => e,
+            ErrorKind::PermissionDenied => Refusal::NotRoot.into(),
+            _ => Step::Open(sysfs.config(address)).failed()(e),
         })?;
-        let claim = claim.ok_or_else(in_use)?;
-        let function: Box<dyn Function> = match sysfs.driver(address)?.as_deref() {
+        let claim = claim.ok_or(Refusal::InUse)?;
+        let driver = sysfs.driver(address).map_err(Step::Look.failed())?;
+        let function: Box<dyn Function> = match driver.as_deref() {
             Some("vfio-pci") => Box::new(Vfio::open(&sysfs, address)?),
             None | Some("uio_pci_generic") => Box::new(Bare { sysfs, address }),
-            Some(driver) => {
-                let words = format!(
-                    "the kernel's driver {driver} has it (blockring bind {address} takes it from there)"
-                );
-                return Err(io::Error::new(ErrorKind::ResourceBusy, words));
-            }
+            Some(driver) => return Err(Refusal::KernelDriver(driver.to_owned()).into()),
         };
         Self::over(function, claim)
     }
 
-    fn over(function: Box<dyn Function>, claim: Claim) -> io::Result<Self> {
+    fn over(function: Box<dyn Function>, claim: Claim) -> Result<Self, Error> {
         let config = function.config()?;
-        let caps = Capabilities::parse(&config.read()?)
-            .map_err(|e| io::Error::new(ErrorKind::Unsupported, e))?;
+        let caps = Capabilities::parse(&config.read()?).map_err(Refusal::from)?;
         let registers = |place: caps::Place| Registers::map(function.region(place.bar)?, place);
         let (common, notify) = (Common::new(registers(caps.common)?), registers(caps.notify)?);
         config.disable_device()?;
-        // Whoever had it before may have left it with memory that is not his any more.
+        // A driver before this one may have left it with memory that is another process's by now.
         common.reset()?;
         let interrupts = function.interrupts(registers(caps.isr)?)?;
         let features = common.negotiate(WANTED).inspect_err(|_| drop(common.reset()))?;
@@ -105,15 +140,10 @@ impl Pci {
             notify_at: 0,
             interrupts,
             config,
+            ended: false,
             function,
             _claim: claim,
         })
-    }
-
-    fn stop(&self) {
-        // If it does not reset, it is at least kept from memory.
-        let _ = self.common.reset();
-        let _ = self.config.disable_device();
     }
 }
 
@@ -121,25 +151,45 @@ impl Transport for Pci {
     fn disk(&self) -> Disk {
         self.disk
     }
+    fn into_link(self, _: Seal) -> Box<dyn Link> {
+        Box::new(self)
+    }
+}
 
-    fn allocate(&self, bytes: u64) -> io::Result<DmaMemory> {
+impl Link for Pci {
+    fn allocate(&self, bytes: u64) -> Result<DmaMemory, Error> {
         physical::allocate(bytes)
     }
 
-    fn start(&mut self, memory: &DmaMemory, layout: Layout) -> io::Result<()> {
+    /// The device is hardware to this process, and answers at once or not at all.
+    unsafe fn start(
+        &mut self,
+        memory: &DmaMemory,
+        layout: Layout,
+        _: &Limits<'_>,
+    ) -> Result<(), Error> {
         let line = matches!(self.interrupts, Interrupts::Line(_));
-        self.function.map(memory)?;
+        // SAFETY: the caller keeps the memory until `stop` has returned `Ok`.
+        unsafe { self.function.map(memory) }?;
         self.config.enable_device(line)?;
-        // The memory may be gone before we are.
-        let started = self
-            .common
-            .start(QUEUE, memory, layout, self.interrupts.vector())
-            .and_then(|queue| self.caps.notify_at(queue).map_err(io::Error::other));
-        self.notify_at = started.inspect_err(|_| self.stop())?;
+        let ranges = layout.ranges(memory);
+        let vector = self.interrupts.vector();
+        // SAFETY: as above.
+        let queue = unsafe { self.common.start(QUEUE, layout.size, ranges, vector) }?;
+        self.notify_at = self.caps.notify_at(queue).map_err(Refusal::from)?;
         Ok(())
     }
 
-    fn notify(&self) -> io::Result<()> {
+    fn stop(&mut self) -> Result<(), Error> {
+        self.ended = true;
+        let reset = self.common.reset();
+        // It starts nothing new without access to memory. What is in flight, a reset alone ends:
+        // without one the memory counts as in use.
+        let _ = self.config.disable_device();
+        reset
+    }
+
+    fn notify(&self) -> Result<(), Error> {
         self.notify.write(self.notify_at, QUEUE);
         Ok(())
     }
@@ -160,28 +210,34 @@ impl Transport for Pci {
         self.function.gone()
     }
 
-    fn present(&self) -> io::Result<()> {
-        match self.function.gone() {
-            Some(gone) if wait_readable(&[gone], Some(Duration::ZERO))?.is_some() => {
-                Err(common::gone())
-            }
-            _ => self.common.present(),
+    fn present(&self) -> Result<(), Error> {
+        let Some(gone) = self.function.gone() else { return self.common.present() };
+        let wanted_back = wait_readable(&[gone], Some(Duration::ZERO));
+        match wanted_back.map_err(Step::Wait.failed())? {
+            Some(_) => Err(Error::Gone),
+            None => self.common.present(),
         }
     }
 }
 
 impl Drop for Pci {
+    /// Resets a device that no [`BlockDriver`](super::BlockDriver) has stopped, which was told of
+    /// no memory then.
     fn drop(&mut self) {
-        self.stop();
+        if !self.ended {
+            let _ = self.stop();
+        }
     }
 }
 
-/// Another process has the device.
-fn in_use() -> io::Error {
-    io::Error::new(ErrorKind::ResourceBusy, "another process drives the device")
+impl fmt::Debug for Pci {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (disk, caps) = (self.disk, self.caps);
+        f.debug_struct("Pci").field("disk", &disk).field("caps", &caps).finish_non_exhaustive()
+    }
 }
 
-/// The start of the disk's configuration, as far as the device has it.
+/// Reads the start of the disk's configuration, as far as the device has it.
 fn read(device: &Registers) -> disk::Config {
     let mut config: disk::Config = [0; _];
     let there = device.length() / 4 * 4;

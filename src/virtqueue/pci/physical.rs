@@ -1,48 +1,51 @@
 //! Memory that a device reaches by its physical address.
 
-use super::config::only_root;
-use crate::virtqueue::memory::HUGE_BYTES;
-use crate::virtqueue::{DmaMemory, Pages};
+use crate::virtqueue::memory::{DmaMemory, HUGE_BYTES, Pages};
+use crate::virtqueue::{Error, Refusal, Step};
 use std::fs::File;
-use std::io;
 use std::os::unix::fs::FileExt;
 
-/// Of an entry of `/proc/self/pagemap` (admin-guide/mm/pagemap): the page is in memory; its number.
+/// The file that shows the physical pages of this process's memory.
+const PAGEMAP: &str = "/proc/self/pagemap";
+
+/// Bits of an entry of `/proc/self/pagemap` (admin-guide/mm/pagemap): the page is in memory; its
+/// number.
 const PRESENT: u64 = 1 << 63;
 const NUMBER: u64 = (1 << 55) - 1;
 
 /// Bytes that an entry stands for, whatever the size of the page.
 const UNIT: u64 = 4096;
 
-/// A huge page, which lies in one piece and is not moved, known to the device by its physical address.
-pub fn allocate(bytes: u64) -> io::Result<DmaMemory> {
+/// Allocates a huge page, which lies in one piece and is not moved, and finds out its physical
+/// address.
+pub fn allocate(bytes: u64) -> Result<DmaMemory, Error> {
     if bytes > HUGE_BYTES {
-        let words = format!("{bytes} bytes for the queue, and a huge page has {HUGE_BYTES}");
-        return Err(io::Error::new(io::ErrorKind::Unsupported, words));
+        return Err(Refusal::TooLarge(bytes).into());
     }
-    let memory = DmaMemory::new(bytes, Pages::Huge).map_err(|e| {
-        let words =
-            format!("no huge page of 2 MiB is free: {e} (echo 8 > /proc/sys/vm/nr_hugepages)");
-        io::Error::new(io::ErrorKind::OutOfMemory, words)
-    })?;
-    // A page that nobody has met has no entry.
+    let memory = DmaMemory::new(bytes, Pages::Huge).map_err(Refusal::NoHugePage)?;
+    // A page that was never touched has no entry.
     memory.write(0, &[0]);
     let physical = address_of(memory.host_address(0))?;
-    Ok(memory.at(physical))
+    // SAFETY: the kernel says that the page which holds the first byte is there. All of the memory
+    // is this one page, of 2 MiB; whoever made the `Pci` has vouched that the kernel does not move
+    // it.
+    Ok(unsafe { memory.at(physical) })
 }
 
-fn address_of(address: u64) -> io::Result<u64> {
+fn address_of(address: u64) -> Result<u64, Error> {
     let mut entry = [0; 8];
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entry, address / UNIT * 8)?;
-    physical(u64::from_ne_bytes(entry))
+    File::open(PAGEMAP)
+        .and_then(|file| file.read_exact_at(&mut entry, address / UNIT * 8))
+        .map_err(Step::Open(PAGEMAP.into()).failed())?;
+    Ok(physical(u64::from_ne_bytes(entry))?)
 }
 
-/// What an entry says of the page's address.
-fn physical(entry: u64) -> io::Result<u64> {
+/// Returns what an entry says of the page's address.
+fn physical(entry: u64) -> Result<u64, Refusal> {
     match entry & NUMBER {
-        _ if entry & PRESENT == 0 => Err(io::Error::other("the queue's memory is not there")),
-        // What others are shown.
-        0 => Err(only_root()),
+        _ if entry & PRESENT == 0 => Err(Refusal::NoPhysicalAddress),
+        // What a process without the privilege is shown.
+        0 => Err(Refusal::NotRoot),
         number => Ok(number * UNIT),
     }
 }
@@ -52,10 +55,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_page_whose_number_is_shown_has_an_address() {
+    fn page_has_an_address_only_if_its_number_is_shown() {
         assert_eq!(physical(PRESENT | 1 << 61 | 0x34_5600).ok(), Some(0x3_4560_0000));
-        let hidden = physical(PRESENT).map_err(|e| e.kind());
-        assert_eq!(hidden, Err(io::ErrorKind::PermissionDenied));
-        assert!(physical(0x34_5600).is_err());
+        assert!(matches!(physical(PRESENT), Err(Refusal::NotRoot)));
+        assert!(matches!(physical(0x34_5600), Err(Refusal::NoPhysicalAddress)));
     }
 }

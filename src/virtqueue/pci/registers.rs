@@ -3,10 +3,11 @@
 use super::caps::Place;
 use super::config::Area;
 use crate::device::{Mapping, Word};
-use std::io;
+use crate::virtqueue::{Error, Refusal, Step};
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32};
 
-/// One structure of a device. Every access is checked against its bounds, and made as it stands: once, in this order, and of this width.
+/// One structure of a device. Every access is checked against its bounds, and made as it stands:
+/// once, in this order, and of this width.
 #[derive(Debug)]
 pub struct Registers {
     region: Mapping,
@@ -32,21 +33,17 @@ impl Value for u32 {
 }
 
 impl Registers {
-    /// The structure that lies at `place` in the region that `area` shows.
-    pub fn map(area: Area, place: Place) -> io::Result<Self> {
+    /// Maps the structure that lies at `place` in the region that `area` shows.
+    pub fn map(area: Area, place: Place) -> Result<Self, Error> {
         if u64::from(place.offset) + u64::from(place.length) > area.bytes {
-            let Place { bar, offset, length } = place;
-            let words = format!(
-                "{length} bytes of registers at {offset} of region {bar}, which has {}",
-                area.bytes
-            );
-            return Err(io::Error::new(io::ErrorKind::InvalidData, words));
+            let (Place { bar, offset, length }, bytes) = (place, area.bytes);
+            return Err(Refusal::Registers { bar, offset, length, bytes }.into());
         }
-        let region = Mapping::part(area.file, area.offset, area.bytes)?;
-        Ok(Self { region, place })
+        let region = Mapping::part(area.file, area.offset, area.bytes);
+        Ok(Self { region: region.map_err(Step::MapRegisters.failed())?, place })
     }
 
-    /// Bytes.
+    /// Returns the number of bytes.
     pub fn length(&self) -> u32 {
         self.place.length
     }
@@ -54,16 +51,17 @@ impl Registers {
     /// Reads the register at `at`, a multiple of its size.
     pub fn read<V: Value>(&self, at: u32) -> V {
         let register = self.at::<V>(at);
-        // SAFETY: `at` has checked bounds and alignment, and the mapping lives as long as `self`. Integers are valid whatever the
-        // device answers; it is no memory of Rust's, so that whoever else stores to it races with nobody's reference.
+        // SAFETY: `at` has checked bounds and alignment, and the mapping lives as long as `self`.
+        // Integers are valid whatever the device answers; it is no memory of Rust's, so that
+        // whoever else stores to it races with nobody's reference.
         unsafe { register.read_volatile() }
     }
 
     /// Writes the register at `at`, a multiple of its size.
     pub fn write<V: Value>(&self, at: u32, value: V) {
         let register = self.at::<V>(at);
-        // SAFETY: as in `read`. What a device does to memory when it is told to is for those who tell it: it is given memory
-        // that only atomics and copies look at.
+        // SAFETY: as in `read`. What the device does to memory follows from the addresses that it
+        // is told: `Common::start` alone tells it any, and is unsafe for that.
         unsafe { register.write_volatile(value) }
     }
 

@@ -1,12 +1,15 @@
-//! The way to a device whose registers are a file: it does nothing by itself, and what it was told stays to be looked at.
+//! The way to a device whose registers are a file: it does nothing by itself, and what it was told
+//! stays to be looked at.
 #![allow(clippy::unwrap_used)]
 
 use super::caps::tests::honest;
 use super::*;
-use crate::virtqueue::{Pages, Shape};
+use crate::virtqueue::memory::Pages;
+use ring_os::Limits;
 use std::fs;
 
-/// Offsets of the common structure, which lies at the start of the region, and of the disk's configuration.
+/// Offsets of the common structure, which lies at the start of the region, and of the disk's
+/// configuration.
 const DEVICE_FEATURE: usize = 4;
 const STATUS: usize = 20;
 const QUEUE_SIZE: usize = 24;
@@ -24,7 +27,8 @@ struct Scene {
 }
 
 impl Scene {
-    /// `features` are the lower and the upper half of what the device offers: it does not look at which one is asked for.
+    /// `features` are the lower and the upper half of what the device offers: it does not look at
+    /// which one is asked for.
     fn new(features: u32) -> Self {
         let root = tempfile::tempdir().unwrap();
         let (sysfs, address) = (Sysfs::at(root.path()), "00:04.0".parse().unwrap());
@@ -45,8 +49,9 @@ impl Scene {
         scene
     }
 
-    fn take(&self) -> io::Result<Pci> {
-        Pci::take(self.sysfs.clone(), self.address)
+    fn take(&self) -> Result<Pci, Error> {
+        // SAFETY: the device's registers are a file: it writes to no memory.
+        unsafe { Pci::take(self.sysfs.clone(), self.address) }
     }
 
     fn region(&self) -> Vec<u8> {
@@ -62,11 +67,17 @@ impl Scene {
     }
 }
 
-/// A queue of 16 descriptors, and memory for it that has a device address of its own.
-fn queue() -> (DmaMemory, Layout) {
-    let shape = Shape::new(4, 4096);
-    let memory = DmaMemory::new(shape.memory(), Pages::Small).unwrap().at(0x1_2345_6000);
-    (memory, Layout::new(shape.queue_size(), 0, 0, 0))
+/// A queue of so many descriptors, and memory for it that has a device address of its own.
+fn queue(size: u16) -> (DmaMemory, Layout) {
+    let layout = Layout::new(size, 0, 0);
+    let memory = DmaMemory::new(layout.end, Pages::Small).unwrap();
+    // SAFETY: the device's registers are a file: it writes to no memory.
+    (unsafe { memory.at(0x1_2345_6000) }, layout)
+}
+
+fn start(pci: &mut Pci, (memory, layout): &(DmaMemory, Layout)) -> Result<(), Error> {
+    // SAFETY: as above.
+    unsafe { pci.start(memory, *layout, &Limits::default()) }
 }
 
 #[test]
@@ -75,18 +86,29 @@ fn a_device_is_told_where_its_queue_lies_and_is_reset_when_it_is_let_go() {
     let mut pci = scene.take().unwrap();
     assert_eq!(pci.disk().bytes, 1 << 20);
     assert_eq!(scene.command() & 6, 2, "its registers, and no memory yet");
-    let (memory, layout) = queue();
-    pci.start(&memory, layout).unwrap();
+    let queue = queue(16);
+    start(&mut pci, &queue).unwrap();
     assert_eq!(scene.command() & 6, 6);
     let region = scene.region();
     assert_eq!((region[STATUS], region[QUEUE_SIZE]), (15, 16));
-    let at = memory.device_address(layout.descriptors);
-    assert_eq!(region[QUEUE_DESC..][..8], at.to_le_bytes());
+    let (memory, layout) = &queue;
+    for (offset, part) in (0..).step_by(8).zip(layout.ranges(memory)) {
+        assert_eq!(region[QUEUE_DESC + offset..][..8], part.address().to_le_bytes());
+    }
     pci.present().unwrap();
     pci.notify().unwrap();
     assert_eq!(scene.region()[NOTIFY..][..2], [0, 0], "of queue 0");
     assert!(pci.interrupt().is_none() && pci.gone().is_none());
     drop(pci);
+    assert_eq!((scene.region()[STATUS], scene.command() & 4), (0, 0));
+}
+
+#[test]
+fn a_device_that_was_stopped_is_reset_and_kept_from_memory() {
+    let scene = Scene::new(1);
+    let mut pci = scene.take().unwrap();
+    start(&mut pci, &queue(16)).unwrap();
+    pci.stop().unwrap();
     assert_eq!((scene.region()[STATUS], scene.command() & 4), (0, 0));
 }
 
@@ -100,11 +122,10 @@ fn a_device_that_cannot_be_driven_is_left_reset_and_says_why() {
     }
     let scene = Scene::new(1);
     let mut pci = scene.take().unwrap();
-    let (memory, layout) = queue();
-    let said = pci.start(&memory, Layout::new(256, 0, 0, 0)).unwrap_err().to_string();
+    let said = start(&mut pci, &queue(256)).unwrap_err().to_string();
     assert!(said.contains("queue-size=256"), "{said}");
+    drop(pci);
     assert_eq!((scene.region()[STATUS], scene.command() & 4), (0, 0), "it may not be touched");
-    drop((pci, memory, layout));
 }
 
 #[test]
@@ -120,8 +141,7 @@ fn a_device_has_one_driver_and_goes_to_the_next_when_that_ends() {
 fn a_device_that_is_gone_is_noticed() {
     let scene = Scene::new(1);
     let mut pci = scene.take().unwrap();
-    let (memory, layout) = queue();
-    pci.start(&memory, layout).unwrap();
+    start(&mut pci, &queue(16)).unwrap();
     let mut region = scene.region();
     for (status, words) in [(0xff, "gone"), (15 | 64, "only a reset"), (0, "gone")] {
         region[STATUS] = status;

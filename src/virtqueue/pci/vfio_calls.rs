@@ -1,6 +1,7 @@
 //! The kernel's calls of VFIO (driver-api/vfio), as far as a driver needs them.
 //!
-//! Not the crate `vfio-ioctls`: its device looks for itself in sysfs when it is dropped, and panics where it was unplugged.
+//! Not the crate `vfio-ioctls`: its device looks for itself in sysfs when it is dropped, and panics
+//! where it was unplugged.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -134,7 +135,8 @@ pub fn interrupt(device: &File, index: u32, event: &EventFd) -> io::Result<bool>
 /// Lets the container's devices reach `bytes` of this process's memory from `host` on, as `device`.
 ///
 /// # Safety
-/// Until the container is gone nobody else's memory is there, and what is there is looked at by atomics and raw copies alone.
+/// The memory stays mapped until its devices have stopped, and is looked at by atomics and raw
+/// copies alone.
 pub unsafe fn map(container: &File, host: u64, device: u64, bytes: u64) -> io::Result<()> {
     let map = vfio_iommu_type1_dma_map {
         argsz: size::<vfio_iommu_type1_dma_map>(),

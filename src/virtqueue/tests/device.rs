@@ -1,8 +1,10 @@
-//! The other end: a device that carries out block requests on a vector of sectors, with its own view of the memory.
+//! The other end: a device that carries out block requests on a vector of sectors, with its own
+//! view of the memory.
 
-use crate::device::{Mapping, Memory};
-use crate::virtqueue::{DmaMemory, Layout};
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
+use crate::virtqueue::memory::DmaMemory;
+use crate::virtqueue::queue::Layout;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, Ordering, fence};
 
 const F_NEXT: u16 = 1;
 const F_WRITE: u16 = 2;
@@ -22,8 +24,53 @@ pub struct Seen {
     status: u64,
 }
 
+/// A device's access to a queue's memory: by a pointer of its own, as hardware or another process
+/// has it. The test keeps the queue for as long as its device works.
+#[derive(Clone, Copy)]
+pub struct View {
+    start: NonNull<u8>,
+    bytes: u64,
+}
+
+// SAFETY: what the pointer leads to is looked at by atomics, or by copies that the queue's own
+// atomics put in order.
+unsafe impl Send for View {}
+
+impl View {
+    pub fn of(memory: &DmaMemory) -> Self {
+        Self { start: memory.as_ptr(), bytes: memory.bytes() }
+    }
+
+    fn at(&self, offset: u64, bytes: usize) -> *mut u8 {
+        assert!(offset + bytes as u64 <= self.bytes, "a device's access beyond the queue's memory");
+        let offset = usize::try_from(offset).unwrap();
+        // SAFETY: the assertion keeps it within the memory.
+        unsafe { self.start.as_ptr().add(offset) }
+    }
+
+    pub fn words<T>(&self, offset: u64, count: usize) -> &[T] {
+        let at = self.at(offset, count * size_of::<T>()).cast::<T>();
+        assert!(at.is_aligned());
+        // SAFETY: `at` has checked the bytes; `T` is an atomic integer in this file, of which any
+        // bytes are a valid one.
+        unsafe { std::slice::from_raw_parts(at, count) }
+    }
+
+    fn read(&self, offset: u64, bytes: &mut [u8]) {
+        let from = self.at(offset, bytes.len());
+        // SAFETY: `at` has checked the bytes, and the driver does not write to what the device has.
+        unsafe { from.copy_to_nonoverlapping(bytes.as_mut_ptr(), bytes.len()) }
+    }
+
+    fn write(&self, offset: u64, bytes: &[u8]) {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: as in `read`.
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
+    }
+}
+
 pub struct Device {
-    memory: Mapping,
+    memory: View,
     base: u64,
     layout: Layout,
     event_idx: bool,
@@ -34,10 +81,8 @@ pub struct Device {
 
 impl Device {
     pub fn new(memory: &DmaMemory, layout: Layout, event_idx: bool) -> Self {
-        let file = std::fs::File::from(memory.fd().try_clone_to_owned().unwrap());
-        let mapping = Mapping::new(file, memory.bytes()).unwrap();
-        let (base, disk) = (memory.device_address(0), vec![0; 1 << 20]);
-        Self { memory: mapping, base, layout, event_idx, disk, available: 0, used: 0 }
+        let (view, base, disk) = (View::of(memory), memory.device_start(), vec![0; 1 << 20]);
+        Self { memory: view, base, layout, event_idx, disk, available: 0, used: 0 }
     }
 
     /// The device that takes this one's place, and begins there.
@@ -118,7 +163,8 @@ impl Device {
 
     /// Gives a request back.
     pub fn answer(&mut self, request: &Seen, status: u8) {
-        self.memory.store_u8(request.status, status);
+        let byte: &[AtomicU8] = self.memory.words(request.status, 1);
+        byte[0].store(status, Ordering::Release);
         self.give_back(request.head.into());
     }
 

@@ -1,0 +1,131 @@
+//! `blockring`: a ring from the shell. One file a subcommand.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod address;
+mod bench;
+mod bind;
+mod check;
+mod consume;
+mod create;
+mod ending;
+mod facts;
+mod failure;
+mod fate;
+mod framing;
+mod input;
+mod journal;
+mod output;
+mod oversize;
+mod produce;
+mod progress;
+mod pump;
+mod repair;
+mod signals;
+mod splitter;
+mod suspend;
+
+use clap::{Parser, Subcommand};
+use ending::{Stream, interruptible, plain, stoppable};
+use output::{message, print};
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  normal end
+  1  error
+  2  wrong use of options or arguments
+  3  timed out
+  4  the ring is suspended
+  5  not a ring, or a corrupt one
+  6  superseded: another instance of this process moved the ring, as after the restore of an older
+     snapshot of a virtual machine
+Standard output that is closed or full, or whose reader is gone, is an error. Messages that standard
+error does not accept are dropped. The first SIGTERM or SIGINT ends every wait.
+
+ADDRESS names the ring:
+  PATH               a file or a block device
+  serial:NAME        the disk with that serial number
+  unix:PATH          a ring that vhost-device-blockring serves with --consumer-socket PATH
+  vhost-user:PATH    the disk of the vhost-user-blk backend that listens at PATH, without a virtual
+                     machine
+  pci:0000:00:04.0   a virtio disk of this machine that `blockring bind` has taken from the kernel
+`journal` and `repair` take the first two only.";
+
+/// A crash-safe queue on a block device
+#[derive(Parser)]
+#[command(name = "blockring", version, after_help = EXIT_CODES)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Create(create::Create),
+    Produce(produce::Produce),
+    Consume(consume::Consume),
+    Diagnostics(facts::Diagnostics),
+    Suspend(suspend::Suspend),
+    Resume(suspend::Resume),
+    Check(check::Check),
+    Repair(repair::Repair),
+    Journal(journal::Journal),
+    Bench(bench::Bench),
+    Bind(bind::Bind),
+    Unbind(bind::Unbind),
+}
+
+#[global_allocator]
+static MEMORY: ring_program::Memory = ring_program::Memory;
+
+/// Parses, runs, and turns the outcome into an exit code; errors go to standard error.
+fn main() -> ExitCode {
+    ring_program::run("blockring", "warn", || {
+        ring_program::end_on_panic();
+        parse_and_carry_out()
+    })
+}
+
+fn parse_and_carry_out() -> ExitCode {
+    let code = match Arguments::try_parse() {
+        Ok(arguments) => carry_out(arguments.command),
+        Err(answer) if answer.use_stderr() => {
+            message(&rendered(&answer, std::io::stderr().is_terminal()));
+            2
+        }
+        Err(answer) => {
+            let text = rendered(&answer, std::io::stdout().is_terminal());
+            plain(|| print(text.trim_end(), None))
+        }
+    };
+    code.into()
+}
+
+/// Runs a command, and returns its exit code.
+fn carry_out(command: Command) -> u8 {
+    let on_error = |json: bool| json.then_some(Stream::Error);
+    match command {
+        Command::Create(command) => plain(|| command.run()),
+        Command::Produce(c) => stoppable(on_error(c.json), |stop, counts| c.run(stop, counts)),
+        Command::Consume(c) => stoppable(on_error(c.json), |stop, counts| c.run(stop, counts)),
+        Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
+        Command::Suspend(command) => plain(|| command.run()),
+        Command::Resume(command) => plain(|| command.run()),
+        Command::Check(c) => interruptible(c.json, |verdict| c.run(verdict)),
+        Command::Repair(c) => interruptible(c.json, |report| c.run(report)),
+        Command::Journal(c) => stoppable(on_error(c.json), |stop, report| c.run(stop, report)),
+        Command::Bench(c) => {
+            let json = c.json.then_some(Stream::Output);
+            stoppable(json, |stop, report| c.run(stop, report))
+        }
+        Command::Bind(command) => plain(|| command.run()),
+        Command::Unbind(command) => plain(|| command.run()),
+    }
+}
+
+/// Returns the help, the version or the error about the arguments, with colours for a terminal.
+fn rendered(answer: &clap::Error, colours: bool) -> String {
+    let text = answer.render();
+    if colours { text.ansi().to_string() } else { text.to_string() }
+}

@@ -1,0 +1,5 @@
+//! Helpers that run this package's program.
+#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+
+pub mod machine;
+pub mod scene;

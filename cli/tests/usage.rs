@@ -1,0 +1,100 @@
+//! Help texts of `blockring`, and its refusals of arguments.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::scene::Scene;
+use ring_test_support::{assert_fails, assert_ok};
+
+#[test]
+fn bad_number_of_seconds_is_refused_with_its_option() {
+    let scene = Scene::with_ring("64K");
+    let commands: [&[&str]; 7] = [
+        &["consume", "--timeout"],
+        &["produce", "--timeout"],
+        &["suspend", "--timeout"],
+        &["resume", "--timeout"],
+        &["journal", "--exec", "true", "--timeout"],
+        &["journal", "--exec", "true", "--retry"],
+        &["bench", "--seconds"],
+    ];
+    for command in commands {
+        let option = command[command.len() - 1];
+        for value in ["NaN", "inf", "1e20", "-1", "soon"] {
+            let output = scene.run(&[command, &[value, "ring"]].concat(), b"");
+            assert_fails(&output, 2, &format!("'{value}' for '{option} <S>': it takes a number"));
+        }
+    }
+    for value in ["0", "1e-12"] {
+        let output = scene.run(&["bench", "--seconds", value, "ring"], b"");
+        assert_fails(&output, 2, "for '--seconds <S>': it takes a number of seconds larger than 0");
+    }
+    // However short it is, the bench has the ring to itself.
+    assert_ok(&scene.run(&["bench", "--seconds", "1e-9", "ring"], b""));
+    assert_ok(&scene.run(&["suspend", "--timeout", "1e9", "ring"], b""));
+}
+
+#[test]
+fn help_names_what_a_command_takes_and_needs() {
+    let scene = Scene::new();
+    let text = |arguments: &[&str]| {
+        let output = scene.run(arguments, b"");
+        assert_ok(&output);
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(text(&["-V"]), concat!("blockring ", env!("CARGO_PKG_VERSION"), "\n"));
+    for command in ["journal", "repair"] {
+        let help = text(&[command, "--help"]);
+        assert!(help.contains("serial:NAME"), "{help}");
+        for address in ["unix:", "vhost-user:", "pci:"] {
+            assert!(!help.contains(address), "{command}: {address}");
+            let address = format!("{address}0000:00:04.0");
+            let more: &[&str] = if command == "journal" { &["--exec", "true"] } else { &[] };
+            let output = scene.run(&[&[command, &address], more].concat(), b"");
+            assert_fails(&output, 1, "backend");
+        }
+    }
+    assert!(text(&["consume", "--help"]).contains("unix:PATH"));
+    for command in ["suspend", "resume"] {
+        assert!(text(&[command, "--help"]).contains("--wait waits for a producer"));
+    }
+    assert!(text(&["bench", "--help"]).contains("blockring consume --follow unix:ring.out"));
+    assert!(text(&["consume", "--help"]).contains("frees all of them, the undamaged ones"));
+}
+
+#[test]
+fn suspend_without_a_producer_stays_a_request() {
+    let scene = Scene::with_ring("64K");
+    assert_ok(&scene.run(&["suspend", "ring"], b""));
+    assert_fails(&scene.run(&["resume", "ring"], b""), 1, "not acknowledged");
+    let waiting = scene.run(&["resume", "--wait", "--timeout", "0.05", "ring"], b"");
+    assert_fails(&waiting, 3, "not acknowledged");
+}
+
+#[test]
+fn number_and_sector_size_are_refused_with_what_the_option_takes() {
+    let scene = Scene::with_ring("64K");
+    let commands: [(&[&str], &str); 7] = [
+        (&["consume", "--count"], "it takes a whole number"),
+        (&["consume", "--spin-us"], "it takes a whole number"),
+        (&["bench", "--batch"], "it takes a whole number larger than 0"),
+        (
+            &["journal", "--exec", "true", "--aside", "aside", "--limit"],
+            "it takes a whole number larger than 0",
+        ),
+        (&["create", "--sector-size"], "it takes a power of two from 512 to 65536"),
+        (&["check", "--sector-size"], "it takes a power of two from 512 to 65536"),
+        (&["create", "--size"], "not a size such as 65536, 512K, 8M or 1G"),
+    ];
+    for (command, words) in commands {
+        for value in ["many", "-1", "1.5"] {
+            let option = format!("{}={value}", command[command.len() - 1]);
+            let arguments = [&command[..command.len() - 1], &[&option, "ring"]].concat();
+            assert_fails(&scene.run(&arguments, b""), 2, words);
+        }
+    }
+    for value in ["0", "1000", "256", "131072", "99999999999"] {
+        let output = scene.run(&["create", "--sector-size", value, "ring"], b"");
+        assert_fails(&output, 2, "it takes a power of two from 512 to 65536");
+    }
+}

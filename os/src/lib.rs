@@ -1,0 +1,15 @@
+//! What the ring, the virtqueue driver and the backend ask of the operating system: space that is
+//! allocated before it is needed, connections and waits that end, and paths that can be printed.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod dial;
+mod random;
+mod shown;
+mod space;
+mod wait;
+
+pub use dial::{FIRST_RETRY, LONGEST_RETRY, await_readable, dial, persist};
+pub use random::random_bytes;
+pub use shown::shown;
+pub use space::{Allocation, allocate, allocate_within};
+pub use wait::{ANSWER_PATIENCE, LONGEST_PAUSE, Limits, Pauses, wait_readable};

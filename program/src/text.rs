@@ -1,0 +1,82 @@
+//! Foreign text, made fit for a line of a log or a terminal.
+
+use std::fmt::{self, Write};
+
+/// A line under construction: control characters are shown as escapes, and what is longer than the
+/// limit is cut and counted.
+#[derive(Debug)]
+pub struct Line {
+    text: String,
+    limit: usize,
+    /// Number of bytes that did not fit.
+    cut: usize,
+}
+
+impl Line {
+    /// Makes an empty line of at most `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self { text: String::new(), limit, cut: 0 }
+    }
+
+    /// Returns the line without a line feed, with a note of what was cut.
+    pub fn finish(mut self) -> String {
+        if self.cut > 0 {
+            // Writing to a string cannot fail.
+            let _ = write!(self.text, "… ({} bytes more)", self.cut);
+        }
+        self.text
+    }
+}
+
+impl Write for Line {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        for c in text.chars() {
+            let escaped = if is_unfit(c) { c.escape_default().len() } else { c.len_utf8() };
+            if self.cut > 0 || self.text.len() + escaped > self.limit {
+                self.cut += c.len_utf8();
+            } else if is_unfit(c) {
+                self.text.extend(c.escape_default());
+            } else {
+                self.text.push(c);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the words as one line of at most `limit` bytes, and a note where they were longer.
+pub fn one_line(words: fmt::Arguments<'_>, limit: usize) -> String {
+    let mut line = Line::new(limit);
+    // Only the text's own `Display` can fail; what it has written until then is shown.
+    let _ = line.write_fmt(words);
+    line.finish()
+}
+
+/// Returns whether the character is more than text to a terminal or a reader of lines: control
+/// characters, line and paragraph separators, and marks that change the direction of text.
+fn is_unfit(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_shows_control_characters_as_escapes() {
+        let line = one_line(format_args!("a\nb\r\x1b[2Jc\u{9b}d\u{202e}e\0f \"ü\" \\"), 100);
+        assert_eq!(line, "a\\nb\\r\\u{1b}[2Jc\\u{9b}d\\u{202e}e\\u{0}f \"ü\" \\");
+    }
+
+    #[test]
+    fn line_is_cut_at_its_limit_and_says_how_much() {
+        assert_eq!(one_line(format_args!("{}", "x".repeat(10)), 10), "xxxxxxxxxx");
+        assert_eq!(
+            one_line(format_args!("{}{}", "x".repeat(9), "üy"), 10),
+            "xxxxxxxxx… (3 bytes more)"
+        );
+        let long = one_line(format_args!("{}", "\n".repeat(15_000)), 1000);
+        assert!(long.len() < 1050 && long.ends_with("(14500 bytes more)"), "{}", long.len());
+    }
+}

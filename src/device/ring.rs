@@ -1,0 +1,247 @@
+//! What a ring asks of a device beyond sectors. All of it has defaults that suit any disk.
+
+use super::users::same_file;
+use super::{AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock};
+use crate::error::Result as RingResult;
+use crate::format::{Position, Side};
+use crate::wait::Woken;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// What a ring asks of a [`BlockDevice`] beyond a disk's methods. A device that is only a disk
+/// leaves the implementation empty: `impl RingDevice for MyDisk {}`.
+///
+/// The defaults lock nothing, copy what is read, and have waits poll. A device that other processes
+/// can open should return a [`lock_file`](Self::lock_file): without one nothing keeps two producers
+/// apart.
+pub trait RingDevice: BlockDevice {
+    /// Returns the descriptor that the ring's advisory locks are taken on; `None` where no other
+    /// handle can open the device.
+    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+
+    /// Lends the stream bytes `from..to` where they lie in memory, without a copy.
+    ///
+    /// Returns `None` unless all of this holds: somebody vouches for the ring
+    /// ([`UnixDevice::lend_in_place`](super::UnixDevice::lend_in_place),
+    /// [`MappedDevice::lend_in_place`](super::MappedDevice::lend_in_place)); this handle is the
+    /// ring's consumer; the ring's own pointers say that `from..to` is published and not freed; and
+    /// it does not straddle the wrap point. While the loan lasts nothing else can be done with the
+    /// device: neither can space be freed, nor can the device look for another backend.
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        let _ = (from, to);
+        None
+    }
+
+    /// Returns the position in a pointer sector by a single load, for callers that look for a
+    /// change of it all the time; `None` where that takes reading the sector.
+    fn peek_position(&self, side: Side) -> Option<u64> {
+        let _ = side;
+        None
+    }
+
+    /// Reads a pointer sector, at least the bytes in front of its text
+    /// ([`TEXT_AT`](crate::format::TEXT_AT)).
+    ///
+    /// # Errors
+    /// As [`read`](BlockDevice::read).
+    fn read_pointer(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        self.read(side.sector(), &mut [IoSliceMut::new(sector)])
+    }
+
+    /// Changes a pointer sector that more than one process may write: what `edit` leaves alone
+    /// stays as the others made it. `edit` is given the sector, or its first
+    /// [`POINTER_BYTES`](crate::format::POINTER_BYTES), and may be called more than once.
+    ///
+    /// # Errors
+    /// Those of [`read`](BlockDevice::read), [`write`](BlockDevice::write) and
+    /// [`RangeLock::acquire`].
+    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+        let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
+        let mut sector = AlignedBuf::zeroed(self.geometry().sector_size().bytes());
+        self.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+        edit(&mut sector);
+        self.write(side.sector(), &[IoSlice::new(&sector)])
+    }
+
+    /// Returns whether a read is a copy within this machine's memory, and so nothing to be saved.
+    fn reads_are_free(&self) -> bool {
+        false
+    }
+
+    /// Returns the way to sleep until the other side moves; `None` where that has to be polled for.
+    fn sleeper(&self) -> Option<&dyn Sleep> {
+        None
+    }
+
+    /// Returns the way to wait in a read of the other side's pointer sector; `None` where no
+    /// backend can hold one.
+    fn held_reads(&self) -> Option<&dyn HeldReads> {
+        None
+    }
+
+    /// Makes sure that the device still has the role that it holds for the ring, and takes the role
+    /// again if it was given back and no other handle has it. A producer or consumer calls this
+    /// before it looks at the ring and writes: others may have moved the ring in between.
+    ///
+    /// # Errors
+    /// [`Error::RoleTaken`](crate::Error::RoleTaken) if another handle has the role now.
+    fn ensure_role(&self) -> RingResult<()> {
+        Ok(())
+    }
+
+    /// Gives back the role, if the device itself holds it.
+    fn release_role(&self) {}
+
+    /// Checks that the path which the device was opened by still names it, and that it is as large
+    /// as it was. It takes a few system calls: [`Lookout`](super::Lookout) checks once a second,
+    /// and [`Wait`](crate::wait::Wait) does so while it waits. A program that has done something
+    /// with a ring checks once more before it reports success.
+    ///
+    /// # Errors
+    /// [`Displaced`](super::Displaced) as the source of the error.
+    fn still_there(&self) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
+    /// Returns whether `file` is open on the file or block device that the sectors are in, or on a
+    /// loop device of it: what is written there is written into the ring. False where the device
+    /// cannot know.
+    ///
+    /// # Errors
+    /// Those of `fstat`.
+    fn is_stored_in(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+        self.lock_file().map_or(Ok(false), |own| same_file(own, file))
+    }
+}
+
+/// A way to sleep on a device whose other side wakes this one.
+pub trait Sleep {
+    /// Announces that this side is about to sleep. The caller looks at the ring once more before it
+    /// does.
+    fn announce(&self);
+
+    /// Sleeps until the other side has moved, one of `interrupts` is readable, or `deadline` has
+    /// passed.
+    ///
+    /// # Errors
+    /// The operating system's, and those of the search for the next backend.
+    fn sleep(
+        &self,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Woken, DeviceError>;
+}
+
+/// Held reads: a backend parks a READ of the lowest priority until there is news.
+pub trait HeldReads {
+    /// Reads `peer`'s pointer sector with the lowest priority and waits for the answer, unless one
+    /// of `interrupts` is readable or `deadline` passes before. The read goes on then, and the next
+    /// call waits for it: there is never more than one.
+    ///
+    /// The bytes of the answer are not for the caller, who looks at the ring after it. The other
+    /// side may move in between, unseen by this read: a backend that holds reads compares with the
+    /// last answer that it gave.
+    ///
+    /// # Errors
+    /// The operating system's.
+    fn await_answer(
+        &self,
+        peer: Side,
+        interrupts: &[BorrowedFd<'_>],
+        deadline: Option<Instant>,
+    ) -> Result<Answer, DeviceError>;
+}
+
+/// How a read that may be held ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Answer {
+    /// With other bytes than the last one.
+    News,
+    /// With the same bytes as the last one, or with none.
+    Same,
+    /// Not yet: the wait for it has ended.
+    Woken(Woken),
+    /// Such reads cannot be made here.
+    Unable,
+}
+
+impl Answer {
+    /// Compares `sector` with the last answer, and keeps it as that.
+    pub(super) fn of(sector: &[u8], last: &mut Option<Vec<u8>>) -> Self {
+        if last.as_deref() == Some(sector) {
+            return Self::Same;
+        }
+        last.get_or_insert_default().splice(.., sector.iter().copied());
+        Self::News
+    }
+}
+
+/// Implements the trait for a pointer to a device.
+macro_rules! ring_device_behind_pointer {
+    ({ $($head:tt)* } $($own:item)*) => {
+        $($head)* {
+            $($own)*
+
+            fn lock_file(&self) -> Option<BorrowedFd<'_>> {
+                (**self).lock_file()
+            }
+
+            fn peek_position(&self, side: Side) -> Option<u64> {
+                (**self).peek_position(side)
+            }
+
+            fn read_pointer(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+                (**self).read_pointer(side, sector)
+            }
+
+            fn edit_pointer(
+                &self,
+                side: Side,
+                edit: &mut dyn FnMut(&mut [u8]),
+            ) -> Result<(), DeviceError> {
+                (**self).edit_pointer(side, edit)
+            }
+
+            fn reads_are_free(&self) -> bool {
+                (**self).reads_are_free()
+            }
+
+            fn sleeper(&self) -> Option<&dyn Sleep> {
+                (**self).sleeper()
+            }
+
+            fn held_reads(&self) -> Option<&dyn HeldReads> {
+                (**self).held_reads()
+            }
+
+            fn ensure_role(&self) -> RingResult<()> {
+                (**self).ensure_role()
+            }
+
+            fn release_role(&self) {
+                (**self).release_role();
+            }
+
+            fn still_there(&self) -> Result<(), DeviceError> {
+                (**self).still_there()
+            }
+
+            fn is_stored_in(&self, file: BorrowedFd<'_>) -> io::Result<bool> {
+                (**self).is_stored_in(file)
+            }
+        }
+    };
+}
+
+ring_device_behind_pointer!({ impl<D: RingDevice + ?Sized> RingDevice for Box<D> }
+    fn lend(&mut self, from: Position, to: Position) -> Option<&[u8]> {
+        (**self).lend(from, to)
+    }
+);
+// It lends nothing: others may use the device meanwhile.
+ring_device_behind_pointer!({ impl<D: RingDevice + Sync + ?Sized> RingDevice for Arc<D> });
