@@ -1,16 +1,13 @@
 //! What it costs to judge a write: `cargo bench -p vhost-device-blockring --bench guard`.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-use common::disk::Disk;
-use common::sight::{Write, index};
 use divan::{Bencher, black_box};
+use ring_test_support::executor_disk::Disk;
+use ring_test_support::guard_write::{Write, index};
 use shared_block_ring::Producer;
 use shared_block_ring::format::Side;
-use vhost_device_blockring::guard::{Grant, Guard, Judgement, Mine, Room};
-use vhost_device_blockring::ring::guest_side;
+use vhost_device_blockring::daemon::ring::guest_side;
+use vhost_device_blockring::data_path::guard::{Grant, Guard, GuestState, Judgement, Scratch};
 
 /// Sectors: a data area of 128 KiB.
 const SECTORS: usize = 3 + 256;
@@ -26,7 +23,7 @@ fn main() {
 /// A ring, and a write to it that there is nothing to say against.
 struct Case {
     guard: Guard,
-    mine: Mine,
+    guest: GuestState,
     region: Vec<u8>,
     first: usize,
     bytes: Vec<u8>,
@@ -52,27 +49,27 @@ impl Case {
     }
 
     fn of(disk: &Disk, region: Vec<u8>, first: usize, bytes: Vec<u8>) -> Self {
-        let (uuid, mine) = guest_side(&disk.outside()(), Side::Producer).unwrap();
+        let (uuid, guest) = guest_side(&disk.outside()(), Side::Producer).unwrap();
         let guard = Guard::new(disk.geometry, Side::Producer, uuid);
-        Self { guard, mine, region, first, bytes }
+        Self { guard, guest, region, first, bytes }
     }
 
-    fn judge(&self, room: Box<Room>) -> (Grant, Judgement) {
+    fn judge(&self, scratch: Box<Scratch>) -> (Grant, Judgement) {
         let Self { region, bytes, .. } = self;
         let range = self.guard.range(self.first as u64, bytes.len() as u64).unwrap();
         let start = index(range.start);
-        let write = Write { region, sector_size: SECTOR, start, bytes };
-        let mut judgement = self.guard.begin(range, room);
-        let grant = self.guard.judge(self.mine, &mut judgement, BUDGET, &write).unwrap();
+        let write = Write { region, sector_size: SECTOR, start, bytes, has_read: true };
+        let mut judgement = self.guard.begin(range, scratch);
+        let grant = self.guard.judge(self.guest, &mut judgement, BUDGET, &write).unwrap();
         (grant.expect("no more items than the budget"), judgement)
     }
 
     fn bench(&self, bencher: Bencher<'_, '_>) {
-        let mut room = Box::<Room>::default();
+        let mut scratch = Box::<Scratch>::default();
         bencher.bench_local(|| {
-            let (grant, judgement) = black_box(self).judge(std::mem::take(&mut room));
+            let (grant, judgement) = black_box(self).judge(std::mem::take(&mut scratch));
             black_box(grant);
-            room = judgement.into_room();
+            scratch = judgement.into_scratch();
         });
     }
 }

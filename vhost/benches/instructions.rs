@@ -1,17 +1,16 @@
-//! Requests and items whose instructions valgrind's callgrind counts: see `bench/tests/instructions.rs`, which holds them to bounds.
+//! Requests and items whose instructions valgrind's callgrind counts: see
+//! `bench/tests/instructions.rs`, which holds them to bounds.
 //!
-//! `instructions CASE TIMES` does something so many times. What is to be counted happens in a function of a name of its own,
-//! [`counted_here`]; the rest prepares it. Without arguments every case runs once, which counts nothing.
+//! `instructions CASE TIMES` does something so many times. What is to be counted happens in a
+//! function of a name of its own, [`counted_here`]; the rest prepares it. Without arguments every
+//! case runs once, which counts nothing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-#[path = "../tests/common/mod.rs"]
-mod common;
-
-use common::direct::{Direct, SIZE};
-use common::disk::Disk;
+use ring_test_support::executor_disk::Disk;
+use ring_test_support::worker_disk::{Direct, SIZE};
 use shared_block_ring::format::Side;
 use shared_block_ring::{
-    BlockDevice, Consumer, Durability, MappedDevice, Popped, Position, Producer,
+    Consumer, Durability, MappedDevice, Popped, Position, Producer, RingDevice,
 };
 use std::hint::black_box;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
@@ -106,7 +105,7 @@ fn publish(items: usize, times: usize) {
     }
 }
 
-fn publish_some<D: BlockDevice>(producer: &mut Producer<D>, items: usize) {
+fn publish_some<D: RingDevice>(producer: &mut Producer<D>, items: usize) {
     let end = producer.push_batch(&vec![ITEM; items]).unwrap();
     producer.advance(end).unwrap();
 }

@@ -1,23 +1,26 @@
-//! While both sides are busy nobody makes a system call for an item.
+//! System calls per item while both sides are busy: none.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{PATIENCE, Scene};
+use common::daemon::Scene;
+use ring_test_support::process::PATIENCE;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Consumer, Durability, Error, Producer, UnixDevice, VirtioDevice};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 const ITEMS: u64 = 20_000;
 const BATCH: u64 = 16;
 
-/// Of the thread that is forbidden them.
+/// System calls that the thread without system calls has tried.
 static CALLS: AtomicU64 = AtomicU64::new(0);
 
-/// Keeps this thread from making system calls, and counts those that it tries; but for those that it needs to come to its own end.
+/// Forbids this thread system calls, except those that end a thread, and counts those that it
+/// tries.
 fn forbid_system_calls() {
     let count = || {
         CALLS.fetch_add(1, Ordering::Relaxed);
@@ -45,14 +48,14 @@ fn forbid_system_calls() {
     seccompiler::apply_filter(&filter).unwrap();
 }
 
-/// An item is 64 bytes that begin with its number.
+/// Returns item `number`: 64 bytes that begin with its number.
 fn item(number: u64) -> [u8; 64] {
     let mut item = [7; 64];
     item[..8].copy_from_slice(&number.to_le_bytes());
     item
 }
 
-/// Pops and frees everything, by turns an item and as many as there are.
+/// Pops and frees all items, alternately one and as many as there are.
 fn consume(consumer: &mut Consumer<UnixDevice>) {
     let (mut number, mut rounds) = (0, 0);
     let mut wait = None;
@@ -92,11 +95,13 @@ fn consume(consumer: &mut Consumer<UnixDevice>) {
 }
 
 #[test]
-fn nobody_makes_a_system_call_for_an_item_while_both_sides_are_busy() {
+fn consumer_and_worker_make_no_system_call_per_item_while_both_are_busy() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--poll", "always"]);
-    let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
+    let device = scene.connect_in_place(Role::Consumer).unwrap();
+    let mut consumer = Consumer::attach(device, "q", "c").unwrap();
     consumer.set_durability(Durability::PageCache);
+    let begun = Instant::now();
     std::thread::scope(|scope| {
         let consuming = scope.spawn(|| {
             forbid_system_calls();
@@ -118,7 +123,10 @@ fn nobody_makes_a_system_call_for_an_item_while_both_sides_are_busy() {
             }
         }
     });
-    assert_eq!(CALLS.load(Ordering::Relaxed), 0);
+    // A consumer that spins checks once a second that its ring is still there: one call, however
+    // many items come.
+    let looks = begun.elapsed().as_secs();
+    assert!(CALLS.load(Ordering::Relaxed) <= looks, "{} calls", CALLS.load(Ordering::Relaxed));
     assert_eq!(scene.counter("published"), ITEMS / BATCH);
     assert_eq!(scene.counter("wakeups"), 0, "and the backend made none to wake it");
 }

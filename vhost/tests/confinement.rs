@@ -1,22 +1,31 @@
-//! A real daemon as the kernel shows it, and who gets to its sockets.
+//! The privileges of a running daemon, as the kernel shows them, and access to its sockets.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{Daemon, Scene, fails};
+use common::daemon::{Daemon, Scene};
+use common::user::{GROUP, USER, as_user};
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use nix::unistd::geteuid;
-use shared_block_ring::Error;
-use shared_block_ring::handover::{Answer, Hello, Role, VERSION, receive, send};
+use ring_test_support::assert_fails;
+use ring_test_support::beside::beside;
+use ring_test_support::front_end::{DATA, FrontEnd};
+use ring_test_support::split_ring::writable;
+use shared_block_ring::format::FLAG_AT;
+use shared_block_ring::handover::{Answer, Hello, Request, Role, VERSION, receive, send};
+use shared_block_ring::{BlockDevice, Control, Error};
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd};
+use std::io::{ErrorKind, IoSlice};
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-
-/// Nobody's on this machine.
-const USER: u32 = 65_533;
-const GROUP: u32 = 65_532;
+use std::time::{Duration, Instant};
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_GET_ID;
 
 fn status(daemon: &Daemon, field: &str) -> String {
     let text = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
@@ -28,33 +37,18 @@ fn mode(path: &Path) -> u32 {
     std::fs::metadata(path).unwrap().permissions().mode() & 0o7777
 }
 
-/// Runs `run` as another user with that supplementary group.
-fn as_user<T: Send>(uid: u32, group: u32, run: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(move || {
-            // The system calls themselves: the C library would change all threads.
-            // SAFETY: one number is read through a pointer to a local.
-            let groups = unsafe { libc::syscall(libc::SYS_setgroups, 1, &raw const group) };
-            // SAFETY: no memory is passed.
-            let user = unsafe { libc::syscall(libc::SYS_setresuid, -1, uid, -1) };
-            assert_eq!((groups, user), (0, 0));
-            run()
-        });
-        thread.join().unwrap()
-    })
-}
-
 fn reason(result: Result<shared_block_ring::UnixDevice, Error>) -> String {
     result.err().map(|e| e.to_string()).unwrap_or_default()
 }
 
 #[test]
-fn the_daemon_keeps_nothing_that_it_does_not_need() {
+fn daemon_keeps_no_privilege_that_it_does_not_need() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     assert_eq!(status(&daemon, "NoNewPrivs"), "1");
     assert_eq!(status(&daemon, "Seccomp"), "2");
-    // Reopening and removing files of others (CAP_DAC_OVERRIDE, CAP_FOWNER), where it had that.
+    // CAP_DAC_OVERRIDE and CAP_FOWNER, to reopen and remove other users' files, if the daemon had
+    // them.
     let kept = u64::from_str_radix(&status(&daemon, "CapEff"), 16).unwrap();
     assert_eq!(kept & !(1 << 1 | 1 << 3), 0, "{kept:x}");
     let limits = std::fs::read_to_string(format!("/proc/{}/limits", daemon.0.id())).unwrap();
@@ -67,16 +61,16 @@ fn the_daemon_keeps_nothing_that_it_does_not_need() {
 }
 
 #[test]
-fn without_a_sandbox_it_says_so() {
+fn daemon_without_a_sandbox_logs_that() {
     let scene = Scene::new();
     let daemon = scene.start(&["--sandbox", "off"]);
     assert_eq!(status(&daemon, "Seccomp"), "0");
     let output = scene.run(&["--socket-path", "x", "--blk-file", "ring", "--sandbox", "perhaps"]);
-    fails(&output, 2, "perhaps");
+    assert_fails(&output, 2, "perhaps");
 }
 
 #[test]
-fn another_user_serves_what_root_has_opened() {
+fn daemon_serves_as_another_user_what_root_has_opened() {
     if !geteuid().is_root() {
         return;
     }
@@ -97,7 +91,7 @@ fn another_user_serves_what_root_has_opened() {
     }
     scene.connect(Role::Consumer).unwrap();
     drop(daemon);
-    // A ring that is root's own cannot be handed on: better known at the start.
+    // A ring that only root can open cannot be handed over: the start fails, not the first client.
     std::os::unix::fs::chown(scene.path("ring"), Some(0), Some(0)).unwrap();
     let output = scene.run(&[
         "--socket-path",
@@ -112,12 +106,12 @@ fn another_user_serves_what_root_has_opened() {
         &group,
     ]);
     for words in ["must be readable and writable", &user] {
-        fails(&output, 1, words);
+        assert_fails(&output, 1, words);
     }
 }
 
 #[test]
-fn sockets_have_the_mode_and_group_that_was_asked_for() {
+fn sockets_have_the_given_mode_and_group() {
     let scene = Scene::new();
     let group = nix::unistd::getegid().to_string();
     let _daemon = scene.start(&[
@@ -130,14 +124,14 @@ fn sockets_have_the_mode_and_group_that_was_asked_for() {
     ]);
     assert_eq!((mode(&scene.path("s")), mode(&scene.path("c"))), (0o660, 0o640));
     let output = scene.run(&["--socket-path", "x", "--blk-file", "ring", "--socket-mode", "999"]);
-    fails(&output, 2, "octal");
+    assert_fails(&output, 2, "octal");
     let output =
         scene.run(&["--socket-path", "x", "--blk-file", "ring", "--socket-group", "nobody's"]);
-    fails(&output, 2, "no such group");
+    assert_fails(&output, 2, "no such group");
 }
 
 #[test]
-fn a_socket_in_a_folder_for_everybody() {
+fn socket_in_a_world_writable_folder_is_safe_and_warned_of() {
     if !geteuid().is_root() {
         return;
     }
@@ -147,19 +141,19 @@ fn a_socket_in_a_folder_for_everybody() {
     std::fs::set_permissions(scene.path("."), PermissionsExt::from_mode(0o755)).unwrap();
     drop(scene.start(&[]));
     let start = || scene.run(&["--socket-path", "tmp/s", "--blk-file", "ring"]);
-    // What another user has put there, to catch us: a socket of his own, a link to a file of ours.
+    // What an attacker may have put there: a socket of another user, a link to a file of root's.
     as_user(USER, GROUP, || {
         drop(std::os::unix::net::UnixListener::bind(scene.path("tmp/s")).unwrap());
     });
-    fails(&start(), 1, &format!("user {USER}"));
+    assert_fails(&start(), 1, &format!("user {USER}"));
     std::fs::remove_file(scene.path("tmp/s")).unwrap();
     as_user(USER, GROUP, || std::os::unix::fs::symlink("../ring", scene.path("tmp/s")).unwrap());
-    fails(&start(), 1, "not a socket");
+    assert_fails(&start(), 1, "not a socket");
     assert!(scene.path("ring").exists());
 }
 
 #[test]
-fn the_region_is_for_those_who_are_named() {
+fn region_is_handed_to_admitted_users_and_groups_alone() {
     if !geteuid().is_root() {
         return;
     }
@@ -173,7 +167,7 @@ fn the_region_is_for_those_who_are_named() {
     let text = reason(attach(USER - 1, 1));
     assert!(text.contains("user 65532 may not attach, only root, user 65533"), "{text}");
     assert_eq!(scene.connect(Role::Control).unwrap().counters()["turned_away"], 1);
-    // Those who may not cannot crowd out those who may.
+    // Users that are not admitted cannot crowd out one that is.
     let crowd: Vec<_> = as_user(USER - 1, 1, || {
         let address = UnixAddr::new(&scene.path("c")).unwrap();
         let silent = || {
@@ -197,7 +191,7 @@ fn the_region_is_for_those_who_are_named() {
 }
 
 #[test]
-fn a_front_end_of_another_group_gets_in_by_mode() {
+fn front_end_of_another_group_connects_by_the_sockets_mode() {
     if !geteuid().is_root() {
         return;
     }
@@ -210,23 +204,152 @@ fn a_front_end_of_another_group_gets_in_by_mode() {
     as_user(USER, GROUP, connect).unwrap();
 }
 
+/// Connects to the consumer socket.
+fn dial(scene: &Scene) -> OwnedFd {
+    let kind = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
+    let client = socket(AddressFamily::Unix, kind.0, kind.1, None).unwrap();
+    connect(client.as_raw_fd(), &UnixAddr::new(&scene.path("c")).unwrap()).unwrap();
+    client
+}
+
+/// Returns the descriptors that a client gets for that role, and its connection.
+fn given(scene: &Scene, role: Role) -> (OwnedFd, Vec<OwnedFd>) {
+    let client = dial(scene);
+    send(client.as_fd(), &Hello { version: VERSION, role }, &[]).unwrap();
+    let (_, descriptors) = receive::<Answer>(client.as_fd()).unwrap();
+    (client, descriptors)
+}
+
 #[test]
-fn who_has_the_region_cannot_cut_it_short() {
+fn client_without_a_role_cannot_change_the_region() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
-    let address = UnixAddr::new(&scene.path("c")).unwrap();
-    let client =
-        socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    connect(client.as_raw_fd(), &address).unwrap();
-    send(client.as_fd(), &Hello { version: VERSION, role: Role::Consumer }, &[]).unwrap();
-    let (_, mut descriptors) = receive::<Answer>(client.as_fd()).unwrap();
+    let (_client, descriptors) = given(&scene, Role::Control);
+    // No event and no page, by which it could disturb other clients.
+    let [region] = <[OwnedFd; 1]>::try_from(descriptors).unwrap();
+    let before = std::fs::read(scene.path("ring")).unwrap();
+    assert_eq!(nix::unistd::write(&region, b"x"), Err(Errno::EBADF));
+    for mode in [
+        FallocateFlags::FALLOC_FL_COLLAPSE_RANGE,
+        FallocateFlags::FALLOC_FL_INSERT_RANGE,
+        FallocateFlags::FALLOC_FL_ZERO_RANGE,
+        FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE,
+    ] {
+        assert_eq!(fallocate(&region, mode, 0, 4096), Err(Errno::EBADF), "{mode:?}");
+    }
+    let length = NonZeroUsize::new(4096).unwrap();
+    let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory that Rust knows
+    // of.
+    let mapped = unsafe { mmap(None, length, access, MapFlags::MAP_SHARED, &region, 0) };
+    assert_eq!(mapped.err(), Some(Errno::EACCES));
+    assert!(std::fs::read(scene.path("ring")).unwrap() == before);
+}
+
+#[test]
+fn client_without_a_role_suspends_and_resumes_by_the_backend() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let flag = || std::fs::read(scene.path("ring")).unwrap()[2 * 512 + FLAG_AT];
+    let mut guest = FrontEnd::new(&scene);
+    let mut control = Control::open(scene.connect(Role::Control).unwrap()).unwrap();
+    assert_ne!(flag(), 1);
+    control.suspend().unwrap();
+    assert_eq!(flag(), 1);
+    // The guest's producer has not acknowledged it yet.
+    assert!(matches!(control.resume(), Err(Error::Retry)));
+    let refused = control.device().write(2, &[IoSlice::new(&[0; 512])]).unwrap_err();
+    assert_eq!(refused.source.kind(), ErrorKind::PermissionDenied);
+    assert_eq!(guest.request(VIRTIO_BLK_T_GET_ID, 0, writable(DATA, 20)), 0);
+}
+
+#[test]
+fn client_that_sends_descriptors_is_given_nothing_and_holds_up_nobody() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let (reader, writer) = nix::unistd::pipe().unwrap();
+    let hello = Hello { version: VERSION, role: Role::Control };
+    for _ in 0..64 {
+        let client = dial(&scene);
+        match send(client.as_fd(), &hello, &[writer.as_fd()]) {
+            // The kernel refuses so many descriptors.
+            Err(e) => assert_eq!(e.kind(), ErrorKind::PermissionDenied, "{e}"),
+            Ok(()) => assert!(receive::<Answer>(client.as_fd()).is_err()),
+        }
+    }
+    drop(writer);
+    // The daemon has closed its copies: the pipe is at its end.
+    assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+    scene.connect(Role::Control).unwrap();
+}
+
+#[test]
+fn client_without_a_role_that_asks_all_the_time_holds_up_nobody() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let (client, _) = given(&scene, Role::Control);
+    fcntl(&client, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).unwrap();
+    beside(
+        || {
+            // The answers are not read, whatever they are.
+            let _ = send(client.as_fd(), &Request::Suspend(false), &[]);
+        },
+        || {
+            for _ in 0..20 {
+                scene.connect(Role::Control).unwrap();
+            }
+            FrontEnd::new(&scene).honest(&scene);
+        },
+    );
+}
+
+#[test]
+fn client_with_the_region_cannot_truncate_it() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let (_client, mut descriptors) = given(&scene, Role::Consumer);
     let region = File::from(descriptors.remove(0));
     let size = region.metadata().unwrap().len();
-    // A kernel without Landlock cannot keep it from that.
+    // A kernel without Landlock cannot prevent that.
     if region.set_len(0).is_ok() {
         region.set_len(size).unwrap();
         return;
     }
     assert_eq!(region.set_len(0).unwrap_err().raw_os_error(), Some(libc::EACCES));
     assert_eq!(region.metadata().unwrap().len(), size);
+}
+
+/// A client can read the region's file, and the kernel grants a process that can read a file a lock
+/// that excludes writers' locks.
+#[test]
+fn client_that_keeps_a_lock_on_the_ring_does_not_keep_the_guest_waiting() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let mut guest = FrontEnd::new(&scene);
+    let file = File::open(scene.path("ring")).unwrap();
+    let lock = libc::flock {
+        l_type: i16::try_from(libc::F_RDLCK).unwrap(),
+        l_whence: 0,
+        // The lock for changes of sector 2: the second byte of that sector.
+        l_start: 2 * 512 + 1,
+        l_len: 1,
+        l_pid: 0,
+    };
+    fcntl(&file, FcntlArg::F_OFD_SETLK(&lock)).unwrap();
+    let suspending = std::thread::spawn({
+        let device = scene.connect(Role::Control).unwrap();
+        move || Control::open(device).unwrap().suspend()
+    });
+    let (begun, mut requests) = (Instant::now(), 0);
+    while !suspending.is_finished() {
+        guest.read(3, &mut [0; 512]);
+        requests += 1;
+    }
+    let refused = suspending.join().unwrap().unwrap_err().to_string();
+    assert!(refused.contains("keeps the lock"), "{refused}");
+    // If the queue's thread waited for the lock, each write would take about 5 seconds.
+    let each = begun.elapsed() / requests;
+    assert!(each < Duration::from_millis(500), "{requests} requests in {:?}", begun.elapsed());
+    drop(file);
+    Control::open(scene.connect(Role::Control).unwrap()).unwrap().suspend().unwrap();
 }

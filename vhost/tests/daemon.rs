@@ -1,17 +1,19 @@
-//! The daemon as its operator and the processes on the host meet it; no front end attaches.
+//! The daemon as its operator and the processes on the host see it. No front end attaches.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{Daemon, Scene, eventually, fails};
+use common::daemon::{Daemon, Scene};
 use nix::sys::signal::Signal;
-use ring_simulation::Unlocked;
+use ring_simulation::unlocked;
+use ring_test_support::assert_fails;
+use ring_test_support::process::eventually;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
-    BlockDevice, Consumer, Control, CreateOptions, Error, OpenOptions, Position, Producer,
-    VirtioDevice, create,
+    Consumer, Control, CreateOptions, Error, OpenOptions, Position, Producer, RingDevice,
+    UnixDevice, VirtioDevice, create,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -26,21 +28,33 @@ fn capabilities_are_json() {
 }
 
 #[test]
-fn wrong_use_is_answered_in_words() {
+fn usage_errors_are_explained() {
     let scene = Scene::new();
-    fails(&scene.run(&["--blk-file", "ring"]), 2, "--socket-path");
-    fails(
+    assert_fails(&scene.run(&["--blk-file", "ring"]), 2, "--socket-path");
+    assert_fails(
         &scene.run(&["--socket-path", "s", "--blk-file", "ring"]),
         1,
-        "ring: cannot open: No such file",
+        "vhost-device-blockring: ring: cannot open: No such file",
     );
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "--size 8M makes it");
+    assert_fails(
+        &scene.run(&["--socket-path", "s", "--blk-file", "ring"]),
+        1,
+        "--size 8M makes it",
+    );
     std::fs::write(scene.path("ring"), vec![0; 65536]).unwrap();
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a ring");
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "new", "--size", "1K"]), 1, "too small");
+    assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a ring");
+    assert_fails(
+        &scene.run(&["--socket-path", "s", "--blk-file", "new", "--size", "1K"]),
+        1,
+        "too small",
+    );
     assert!(!scene.path("new").exists() && !scene.path("s").exists());
-    fails(&scene.run(&["--fd", "77", "--blk-file", "ring"]), 1, "no such inherited descriptor");
-    fails(
+    assert_fails(
+        &scene.run(&["--fd", "77", "--blk-file", "ring"]),
+        1,
+        "no such inherited descriptor",
+    );
+    assert_fails(
         &scene.run(&[
             "--socket-path",
             "s",
@@ -53,18 +67,18 @@ fn wrong_use_is_answered_in_words() {
         "20",
     );
     std::fs::write(scene.path("s"), "precious").unwrap();
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a socket");
+    assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a socket");
     assert_eq!(std::fs::read(scene.path("s")).unwrap(), b"precious");
 }
 
 #[test]
-fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
+fn second_daemon_is_refused_and_a_stale_socket_replaced() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     for (socket, words) in [("s", "in use"), ("other", "already has a producer")] {
         let second = scene.run(&["--socket-path", socket, "--blk-file", "ring"]);
         for words in [words, &format!("process {}", daemon.0.id()), "end", "SIGTERM"] {
-            fails(&second, 1, words);
+            assert_fails(&second, 1, words);
         }
     }
     drop(daemon);
@@ -76,24 +90,26 @@ fn a_second_daemon_is_refused_and_a_stale_socket_replaced() {
 }
 
 #[test]
-fn the_region_goes_to_one_consumer_at_a_time() {
+fn region_is_handed_to_one_consumer_at_a_time() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let mut consumer =
         Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "first").unwrap();
     match scene.connect(Role::Consumer).err() {
-        Some(Error::Held { holder, .. }) => {
+        Some(Error::RoleTaken { holder, .. }) => {
             assert_eq!(holder, Some(std::process::id().cast_signed()));
         }
         other => panic!("{other:?}"),
     }
     let words = scene.connect(Role::Producer).err().unwrap().to_string();
     assert!(words.contains("the guest is the producer"), "{words}");
-    // Also around the backend, on the file itself.
-    let file = || OpenOptions::default().open(&scene.path("ring")).unwrap();
-    assert!(matches!(Consumer::attach(file(), "q", "c"), Err(Error::Held { .. })));
+    // Nor on the file itself, past the backend.
+    let file = || OpenOptions::default().open(scene.path("ring")).unwrap();
+    assert!(matches!(Consumer::attach(file(), "q", "c"), Err(Error::RoleTaken { .. })));
     match Producer::attach(file(), "q", "p").err() {
-        Some(Error::Held { holder, .. }) => assert_eq!(holder, Some(daemon.0.id().cast_signed())),
+        Some(Error::RoleTaken { holder, .. }) => {
+            assert_eq!(holder, Some(daemon.0.id().cast_signed()));
+        }
         other => panic!("{other:?}"),
     }
     consumer.detach();
@@ -101,11 +117,11 @@ fn the_region_goes_to_one_consumer_at_a_time() {
 }
 
 #[test]
-fn a_role_ends_with_its_device_whoever_has_its_descriptors() {
+fn role_ends_with_its_device_even_if_its_descriptors_live_on() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let device = scene.connect(Role::Consumer).unwrap();
-    // As a process has them that is being started meanwhile.
+    // The descriptors that a process which is started meanwhile would inherit.
     let ring = scene.path("ring").canonicalize().unwrap();
     let inherited: Vec<_> = std::fs::read_dir("/proc/self/fd")
         .unwrap()
@@ -124,7 +140,7 @@ fn a_role_ends_with_its_device_whoever_has_its_descriptors() {
 }
 
 #[test]
-fn who_stands_beside_can_look_and_suspend() {
+fn client_without_a_role_can_read_and_suspend() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
@@ -136,29 +152,33 @@ fn who_stands_beside_can_look_and_suspend() {
 }
 
 #[test]
-fn a_ring_for_a_guest_that_produces_is_lent_to_its_consumer_in_place() {
+fn consumer_of_a_guarded_guest_is_lent_items_in_place() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
-    let file = Unlocked(OpenOptions::default().open(&scene.path("ring")).unwrap());
+    let file = unlocked(OpenOptions::default().open(scene.path("ring")).unwrap());
     let mut producer = Producer::attach(file, "q", "p").unwrap();
     let end = producer.push("item").unwrap();
     producer.advance(end).unwrap();
     let framed = b"\x04\0\0\0item";
-    let lent = |role| scene.connect(role).unwrap().lend(Position::ZERO, end).map(<[u8]>::to_vec);
-    assert_eq!(lent(Role::Consumer), Some(framed.to_vec()));
-    assert_eq!(lent(Role::Control), None);
+    let lent = |device: Result<UnixDevice, Error>| {
+        device.unwrap().lend(Position::ZERO, end).map(<[u8]>::to_vec)
+    };
+    assert_eq!(lent(scene.connect_in_place(Role::Consumer)), Some(framed.to_vec()));
+    assert_eq!(lent(scene.connect_in_place(Role::Control)), None);
+    assert_eq!(lent(scene.connect(Role::Consumer)), None, "nobody vouches for the backend");
 }
 
-/// Its lock is given back to be taken again from the next daemon: until then somebody else may consume.
+/// The consumer gives its lock back to get it from the next daemon: until then another process may
+/// consume.
 #[test]
-fn a_consumer_that_looks_for_its_daemon_is_lent_nothing_and_can_read() {
+fn consumer_without_a_daemon_is_lent_nothing_and_can_read() {
     let scene = Scene::new();
     let mut daemon = scene.start(&[]);
-    let file = Unlocked(OpenOptions::default().open(&scene.path("ring")).unwrap());
+    let file = unlocked(OpenOptions::default().open(scene.path("ring")).unwrap());
     let mut producer = Producer::attach(file, "q", "p").unwrap();
     let end = producer.push("item").unwrap();
     producer.advance(end).unwrap();
-    let mut device = scene.connect(Role::Consumer).unwrap();
+    let mut device = scene.connect_in_place(Role::Consumer).unwrap();
     daemon.signal(Signal::SIGKILL);
     daemon.0.wait().unwrap();
     assert!(device.lend(Position::ZERO, end).is_some(), "the lock is still ours");
@@ -175,7 +195,7 @@ fn a_consumer_that_looks_for_its_daemon_is_lent_nothing_and_can_read() {
 }
 
 #[test]
-fn a_ring_for_a_guest_that_consumes_takes_a_host_producer() {
+fn host_producer_is_served_for_a_guest_that_consumes() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--guest", "consumer"]);
     let mut producer = Producer::attach(scene.connect(Role::Producer).unwrap(), "q", "p").unwrap();
@@ -183,7 +203,7 @@ fn a_ring_for_a_guest_that_consumes_takes_a_host_producer() {
     producer.advance(position).unwrap();
     assert!(scene.connect(Role::Consumer).is_err());
     assert_eq!(
-        shared_block_ring::check(OpenOptions::default().open(&scene.path("ring")).unwrap())
+        shared_block_ring::check(OpenOptions::default().open(scene.path("ring")).unwrap())
             .unwrap()
             .items,
         1
@@ -191,7 +211,7 @@ fn a_ring_for_a_guest_that_consumes_takes_a_host_producer() {
 }
 
 #[test]
-fn a_consumer_finds_the_next_daemon_by_itself() {
+fn consumer_finds_the_next_daemon_by_itself() {
     let scene = Scene::new();
     let mut daemon = scene.start(&[]);
     let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
@@ -212,14 +232,14 @@ fn a_consumer_finds_the_next_daemon_by_itself() {
         let woken;
         (consumer, woken) = waiting.join().unwrap();
         assert_eq!(woken, Woken::Elapsed);
-        // It has the role again, although its own old mapping kept the lock on it.
-        assert!(matches!(scene.connect(Role::Consumer), Err(Error::Held { .. })));
+        // The consumer has its role again, although its old mapping keeps the old lock's file open.
+        assert!(matches!(scene.connect(Role::Consumer), Err(Error::RoleTaken { .. })));
     }
     drop(consumer);
 }
 
 #[test]
-fn a_damaged_ring_is_not_served() {
+fn damaged_ring_is_not_served() {
     let scene = Scene::new();
     drop(scene.start(&[]));
     let damage = |at: usize, byte: u8| {
@@ -229,9 +249,13 @@ fn a_damaged_ring_is_not_served() {
     };
     damage(512, 8);
     damage(1536, 8);
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "item at position 0");
+    assert_fails(
+        &scene.run(&["--socket-path", "s", "--blk-file", "ring"]),
+        1,
+        "item at position 0",
+    );
     damage(512 + 8, 9);
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "flag byte is 9");
+    assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "flag byte is 9");
     let size = std::fs::metadata(scene.path("ring")).unwrap().len();
     std::fs::File::options()
         .write(true)
@@ -239,11 +263,11 @@ fn a_damaged_ring_is_not_served() {
         .unwrap()
         .set_len(size * 2)
         .unwrap();
-    fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "grown");
+    assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "grown");
 }
 
 #[test]
-fn without_a_guard_the_guest_makes_its_own_ring_and_consumers_are_told() {
+fn unguarded_guest_makes_its_own_ring_and_consumers_are_told() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--guard", "off", "--size", "64K"]);
     let disk = VirtioDevice::connect(&scene.path("s"), None).unwrap();
@@ -257,25 +281,24 @@ fn without_a_guard_the_guest_makes_its_own_ring_and_consumers_are_told() {
 }
 
 #[test]
-fn the_queue_runs_where_it_is_told_to() {
+fn queue_thread_runs_on_the_given_processor() {
     let scene = Scene::new();
     let daemon = scene.start(&["--cpu", "1"]);
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.0.id())).unwrap();
-    let allowed = |path: std::path::PathBuf| {
-        let status = std::fs::read_to_string(path.join("status")).unwrap();
-        let name = status.lines().next().unwrap().to_owned();
+    let queue = daemon.queue_thread();
+    for task in std::fs::read_dir(format!("/proc/{}/task", daemon.0.id())).unwrap() {
+        let task = task.unwrap();
+        let status = std::fs::read_to_string(task.path().join("status")).unwrap();
         let line = status.lines().find(|line| line.starts_with("Cpus_allowed_list:")).unwrap();
-        (name, line.split_whitespace().nth(1).unwrap().to_owned())
-    };
-    for (name, cpus) in tasks.map(|task| allowed(task.unwrap().path())) {
-        assert_eq!(name.ends_with("queue"), cpus == "1", "{name}: {cpus}");
+        let is_alone = line.split_whitespace().nth(1) == Some("1");
+        assert_eq!(*task.file_name() == *queue, is_alone, "{status}");
     }
     let scene = Scene::new();
     let usual = ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--cpu", "1000"];
-    fails(&scene.run(&usual), 1, "--cpu");
+    assert_fails(&scene.run(&usual), 1, "--cpu");
 }
 
-/// What the kernel says of the mapping of the ring's file in this process: a line of `smaps` by its name.
+/// Returns a line of `smaps` for the mapping of the ring's file in that process, by the line's
+/// name.
 fn mapping(pid: u32, ring: &Path) -> impl Fn(&str) -> String + use<> {
     let all = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
     let ring = ring.to_str().unwrap().to_owned();
@@ -288,7 +311,7 @@ fn mapping(pid: u32, ring: &Path) -> impl Fn(&str) -> String + use<> {
 }
 
 #[test]
-fn the_region_is_in_memory_before_the_first_request_in_huge_pages_if_asked_for() {
+fn region_is_in_memory_before_the_first_request_in_huge_pages_if_asked_for() {
     let scene = Scene::new();
     let daemon = scene.start(&["--size", "4M"]);
     assert_eq!(mapping(daemon.0.id(), &scene.path("ring"))("Rss"), "4096 kB");

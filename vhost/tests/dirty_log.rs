@@ -1,12 +1,15 @@
-//! What the backend writes to guest memory while the front end migrates the guest: each page of it is in the front end's log.
+//! The log of dirty pages: while the front end migrates the guest, every page of guest memory that
+//! the backend writes to is marked.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{Scene, eventually};
-use common::front_end::{
-    DATA, FrontEnd, HEADER, MEMORY, RINGS, STATUS, linked, readable, writable,
+use common::daemon::Scene;
+use ring_test_support::front_end::{
+    DATA, FrontEnd, HEADER, MEMORY, RINGS, STATUS, described, region,
 };
+use ring_test_support::process::eventually;
+use ring_test_support::split_ring::{linked, readable, writable};
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -22,27 +25,44 @@ struct Log(File);
 
 impl Log {
     fn new() -> Self {
+        Self::covering(MEMORY)
+    }
+
+    /// Makes a log for guest memory up to `end`.
+    fn covering(end: u64) -> Self {
         let flags = nix::sys::memfd::MFdFlags::MFD_CLOEXEC;
         let file = File::from(nix::sys::memfd::memfd_create(c"log", flags).unwrap());
-        file.set_len(MEMORY / PAGE / 8).unwrap();
+        file.set_len(end / PAGE / 8).unwrap();
         Self(file)
     }
 
     fn begin(&self, front_end: &FrontEnd) {
         let region = VhostUserDirtyLogRegion {
-            mmap_size: MEMORY / PAGE / 8,
+            mmap_size: self.0.metadata().unwrap().len(),
             mmap_offset: 0,
             mmap_handle: self.0.as_raw_fd(),
         };
         front_end.wire.set_log_base(0, Some(region)).unwrap();
     }
 
-    /// The pages that were written to since the last time.
+    /// Waits until the used ring is marked, which follows the used index that the guest sees, and
+    /// returns the pages that were marked since the last call.
+    fn take_answered(&self) -> Vec<u64> {
+        let page = RINGS.used / PAGE;
+        eventually("the used ring is marked", || {
+            let mut bits = [0];
+            self.0.read_exact_at(&mut bits, page / 8).unwrap();
+            bits[0] & (1 << (page % 8)) != 0
+        });
+        self.take()
+    }
+
+    /// Returns the pages that were marked since the last call.
     fn take(&self) -> Vec<u64> {
-        let mut bits = vec![0; usize::try_from(MEMORY / PAGE / 8).unwrap()];
+        let mut bits = vec![0; usize::try_from(self.0.metadata().unwrap().len()).unwrap()];
         self.0.read_exact_at(&mut bits, 0).unwrap();
         self.0.write_all_at(&vec![0; bits.len()], 0).unwrap();
-        (0..MEMORY / PAGE)
+        (0..bits.len() as u64 * 8)
             .filter(|page| bits[usize::try_from(page / 8).unwrap()] & (1 << (page % 8)) != 0)
             .collect()
     }
@@ -53,7 +73,7 @@ fn pages(bytes: &[u64]) -> Vec<u64> {
 }
 
 #[test]
-fn every_page_that_is_written_to_is_marked_and_no_other() {
+fn dirty_log_marks_every_written_page_and_no_other() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--migratable"]);
     let mut guest = FrontEnd::new(&scene);
@@ -61,27 +81,73 @@ fn every_page_that_is_written_to_is_marked_and_no_other() {
     let answered = [RINGS.used, STATUS];
     guest.read(0, &mut [0; 8192]);
     assert_eq!(log.take(), pages(&[]), "nobody has asked");
-    // Twice: a second migration has a log of its own.
+    // Twice: a second migration has another log.
     for log in [&log, &Log::new()] {
         log.begin(&guest);
         assert_eq!(log.take(), pages(&[]));
         guest.read(0, &mut [0; 8192]);
-        assert_eq!(log.take(), pages(&[RINGS.used, STATUS, DATA, DATA + PAGE]));
-        // The next to last byte of a page, and some of the next.
+        assert_eq!(log.take_answered(), pages(&[RINGS.used, STATUS, DATA, DATA + PAGE]));
+        // The last two bytes of a page, and some of the next.
         guest.request(VIRTIO_BLK_T_GET_ID, 0, writable(DATA + PAGE - 2, 20));
-        assert_eq!(log.take(), pages(&[RINGS.used, STATUS, DATA, DATA + PAGE]));
+        assert_eq!(log.take_answered(), pages(&[RINGS.used, STATUS, DATA, DATA + PAGE]));
         guest.write(10, &[7; 512]);
-        assert_eq!(log.take(), pages(&answered));
+        assert_eq!(log.take_answered(), pages(&answered));
         assert_eq!(guest.request(VIRTIO_BLK_T_FLUSH, 0, readable(0, 0)), 0);
-        assert_eq!(log.take(), pages(&answered));
+        assert_eq!(log.take_answered(), pages(&answered));
         // Refused.
         assert_ne!(guest.write(0, &[7; 512]), 0);
-        assert_eq!(log.take(), pages(&answered));
+        assert_eq!(log.take_answered(), pages(&answered));
     }
 }
 
+/// Memory that is added, or removed and added again, while the log is on.
 #[test]
-fn a_log_that_is_cut_short_ends_its_front_end_and_no_other() {
+fn dirty_log_covers_memory_that_is_added_while_it_is_on() {
+    const MORE: u64 = 2 * MEMORY;
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--migratable"]);
+    let mut guest = FrontEnd::new(&scene);
+    let log = Log::covering(4 * MEMORY);
+    log.begin(&guest);
+    guest.set_memory();
+    guest.read(0, &mut [0; 512]);
+    assert_eq!(log.take(), pages(&[RINGS.used, STATUS, DATA]), "set again");
+
+    let more = region(MORE, MEMORY);
+    guest.wire.add_mem_region(&described(&more)).unwrap();
+    for _ in 0..2 {
+        assert_eq!(guest.request(VIRTIO_BLK_T_GET_ID, 0, writable(MORE + PAGE, 20)), 0);
+        assert_eq!(log.take(), pages(&[RINGS.used, STATUS, MORE + PAGE]), "added");
+        // A new log, which covers the region that was added; then the region is shared once more.
+        log.begin(&guest);
+        guest.wire.remove_mem_region(&described(&more)).unwrap();
+        guest.wire.add_mem_region(&described(&more)).unwrap();
+    }
+
+    // The next front end has not asked for a log.
+    drop(guest);
+    let mut next = FrontEnd::new(&scene);
+    log.take();
+    next.read(0, &mut [0; 512]);
+    assert_eq!(log.take(), pages(&[]));
+}
+
+#[test]
+fn memory_that_the_dirty_log_does_not_cover_is_refused() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&["--migratable"]);
+    let mut guest = FrontEnd::new(&scene);
+    let log = Log::new();
+    log.begin(&guest);
+    let more = region(MEMORY, MEMORY);
+    assert!(guest.wire.add_mem_region(&described(&more)).is_err());
+    eventually("it is said", || scene.logged("does not cover the memory at 0x400000") == 1);
+    drop(guest);
+    FrontEnd::new(&scene).honest(&scene);
+}
+
+#[test]
+fn dirty_log_that_is_truncated_ends_its_front_end_alone() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--migratable"]);
     let mut guest = FrontEnd::new(&scene);
@@ -99,7 +165,7 @@ fn a_log_that_is_cut_short_ends_its_front_end_and_no_other() {
 }
 
 #[test]
-fn a_log_that_does_not_cover_the_guest_is_refused() {
+fn dirty_log_that_does_not_cover_the_guest_is_refused() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--migratable"]);
     let log = Log::new();
@@ -113,7 +179,7 @@ fn a_log_that_does_not_cover_the_guest_is_refused() {
 }
 
 #[test]
-fn who_has_not_asked_for_it_is_not_offered_a_log() {
+fn dirty_log_is_offered_only_with_migratable() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let guest = FrontEnd::connect(&scene);

@@ -1,19 +1,17 @@
-//! Requests against a region, with no front end between: what a guest may change, and what it may not.
+//! Requests that go straight to the executor, without queue and front end: what a guest may change.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::beside::beside;
-use common::daemon::PATIENCE;
-use common::disk::{DATA_AT, Disk, Driver, IDLE};
+use ring_test_support::beside::beside;
+use ring_test_support::executor_disk::{DATA_AT, Disk, Driver, HOLD, IDLE, answer, is_ok};
+use ring_test_support::process::PATIENCE;
 use shared_block_ring::format::{FLAG_AT, PointerSector, SLOT_BYTES, SLOTS_AT, Side, TEXT_AT};
 use shared_block_ring::wait::wait_readable;
-use shared_block_ring::{BlockDevice, Consumer, OpenOptions, Position, Producer};
+use shared_block_ring::{Consumer, OpenOptions, Position, Producer, RingDevice};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vhost_device_blockring::executor::Outcome;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
+use vhost_device_blockring::data_path::request_state::{Answer, RequestState};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -33,7 +31,7 @@ fn pointer(side: Side, position: u64) -> Vec<u8> {
     sector
 }
 
-/// One sector that starts with an item of `len` bytes of `byte`.
+/// Returns a sector that starts with an item of `len` bytes of `byte`.
 fn item(len: u32, byte: u8) -> Vec<u8> {
     let mut sector = len.to_le_bytes().to_vec();
     sector.extend(std::iter::repeat_n(byte, len as usize));
@@ -42,7 +40,7 @@ fn item(len: u32, byte: u8) -> Vec<u8> {
 }
 
 #[test]
-fn an_honest_producer_is_served() {
+fn producer_is_served_by_the_executor() {
     let mut disk = Disk::new(Side::Producer);
     disk.accepted(3, &item(8, 7));
     let mut consumer = disk.consumer();
@@ -55,25 +53,26 @@ fn an_honest_producer_is_served() {
 }
 
 #[test]
-fn the_host_is_woken_only_when_the_guest_may_have_its_answer() {
+fn host_is_woken_only_after_the_answer() {
     let mut disk = Disk::new(Side::Producer);
     let is_rung = |disk: &Disk| wait_readable(&[disk.host.fd()], Some(Duration::ZERO)).unwrap();
     disk.accepted(3, &item(8, 7));
     disk.host.announce();
-    disk.executor.ring();
+    disk.executor.wake_host();
     assert_eq!(is_rung(&disk), None, "for data that are not visible");
     disk.accepted(1, &pointer(Side::Producer, 12));
     assert_eq!(is_rung(&disk), None, "before the answer");
-    disk.executor.ring();
+    disk.executor.wake_host();
     assert_eq!(is_rung(&disk), Some(0));
     disk.host.awake();
     disk.host.announce();
-    disk.executor.ring();
+    disk.executor.wake_host();
     assert_eq!((is_rung(&disk), disk.counters.wakeups.get()), (None, 1), "a second time");
 }
 
-/// Pushes numbered items of growing length in batches, attaching anew now and then; each batch is popped with steps of `stride` items.
-fn laps<P: BlockDevice, C: BlockDevice>(
+/// Pushes items of growing length in batches, attaching anew after every three; pops them and
+/// advances every `stride` items.
+fn laps<P: RingDevice, C: RingDevice>(
     producer: impl Fn() -> P,
     consumer: impl Fn() -> C,
     stride: u32,
@@ -104,12 +103,12 @@ fn laps<P: BlockDevice, C: BlockDevice>(
             (facts.producer_items, facts.consumer_items),
             (Some(next.into()), Some(next.into()))
         );
-        assert_eq!(popping.unchecked(), 0);
+        assert_eq!(popping.unchecked_bytes(), 0);
     }
 }
 
 #[test]
-fn what_the_library_writes_in_a_guest_is_never_refused() {
+fn writes_of_the_library_are_never_refused() {
     for (guest, stride) in
         [(Side::Producer, 1), (Side::Producer, 7), (Side::Consumer, 1), (Side::Consumer, 7)]
     {
@@ -123,7 +122,8 @@ fn what_the_library_writes_in_a_guest_is_never_refused() {
     }
 }
 
-/// Every sector that a backend can leave which is killed while it stores `new` over `old`, store by store.
+/// Returns every state of a pointer sector that a backend can leave which is killed while it stores
+/// `new` over `old`, store by store.
 fn halfway(old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
     let mut sector = old.to_vec();
     let mut states = vec![sector.clone()];
@@ -145,7 +145,7 @@ fn halfway(old: &[u8], new: &[u8]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_pointer_that_a_killed_backend_has_stored_halfway_is_stored_by_the_next_one() {
+fn pointer_stored_halfway_by_a_killed_backend_is_stored_by_the_next() {
     for guest in [Side::Producer, Side::Consumer] {
         let start = usize::try_from(guest.sector() * 512).unwrap();
         let disk = Disk::new(guest);
@@ -179,7 +179,7 @@ fn a_pointer_that_a_killed_backend_has_stored_halfway_is_stored_by_the_next_one(
 }
 
 #[test]
-fn what_is_not_the_guests_cannot_change() {
+fn sectors_that_are_not_the_guests_cannot_change() {
     let mut disk = Disk::new(Side::Producer);
     let image = disk.bytes();
     disk.accepted(0, &image[..512]);
@@ -197,14 +197,14 @@ fn published_items_are_frozen() {
     disk.accepted(3, &item(8, 7));
     disk.accepted(1, &pointer(Side::Producer, 12));
     disk.refused(3, &item(8, 8), Reason::PublishedData);
-    // The rest of the sector is free, and the published part unchanged.
+    // The rest of the sector is free, and the published part is unchanged.
     let mut sector = item(8, 7);
     sector[12..16].copy_from_slice(&4u32.to_le_bytes());
     disk.accepted(3, &sector);
 }
 
 #[test]
-fn a_pointer_must_be_true() {
+fn pointer_that_contradicts_the_items_is_refused() {
     let mut disk = Disk::new(Side::Producer);
     disk.accepted(3, &item(8, 7));
     disk.refused(1, &pointer(Side::Producer, 16), Reason::ItemFraming);
@@ -225,18 +225,18 @@ fn a_pointer_must_be_true() {
 }
 
 #[test]
-fn a_write_across_pointer_and_data_is_judged_as_the_sequence_of_its_sectors() {
+fn write_across_pointer_and_data_is_judged_as_the_sequence_of_its_sectors() {
     let mut disk = Disk::new(Side::Producer);
     disk.accepted(3, &item(8, 7));
     let image = disk.bytes();
-    // Sector 1 publishes the item, so that sector 3 behind it may not change it any more.
+    // Sector 1 publishes the item, which sector 3 of the same write may not change any more.
     let write = |data: &[u8]| [&pointer(Side::Producer, 12)[..], &image[1024..1536], data].concat();
     disk.refused(1, &write(&item(8, 8)), Reason::PublishedData);
     disk.accepted(1, &write(&item(8, 7)));
 }
 
 #[test]
-fn a_stale_page_has_its_own_reason() {
+fn stale_page_is_refused_with_its_own_reason() {
     let mut disk = Disk::new(Side::Producer);
     disk.accepted(3, &item(8, 7));
     disk.accepted(1, &pointer(Side::Producer, 12));
@@ -250,7 +250,7 @@ fn a_stale_page_has_its_own_reason() {
 }
 
 #[test]
-fn a_guest_consumer_only_moves_its_pointer() {
+fn guest_consumer_changes_its_pointer_alone() {
     let publish = |path: &PathBuf| {
         let mut producer =
             Producer::attach(OpenOptions::default().open(path).unwrap(), "q", "host").unwrap();
@@ -268,7 +268,7 @@ fn a_guest_consumer_only_moves_its_pointer() {
 }
 
 #[test]
-fn a_read_only_disk_refuses_every_write() {
+fn read_only_disk_refuses_every_write() {
     let mut disk = Disk::with(Side::Producer, true, 13, |_| ());
     disk.refused(3, &item(8, 7), Reason::ReadOnly);
     let same = disk.bytes()[..512].to_vec();
@@ -276,64 +276,69 @@ fn a_read_only_disk_refuses_every_write() {
 }
 
 #[test]
-fn requests_end_where_the_device_ends() {
+fn requests_beyond_the_device_are_refused() {
     let mut disk = Disk::new(Side::Producer);
     disk.refused(13, &[0; 512], Reason::OutOfRange);
     disk.refused(12, &[0; 1024], Reason::OutOfRange);
     disk.refused(u64::MAX / 512, &[0; 512], Reason::OutOfRange);
     disk.refused(3, &[0; 100], Reason::OutOfRange);
-    assert!(matches!(disk.run(VIRTIO_BLK_T_IN, 0, 13, 512, true), Outcome::Failed));
+    let behind = disk.run(VIRTIO_BLK_T_IN, 0, 13, 512, Some(HOLD));
+    assert_eq!(answer(&behind), Some(Answer::FAILED));
 }
 
 #[test]
-fn other_requests() {
+fn executor_answers_get_id_flush_and_unknown_types() {
     let mut disk = Disk::new(Side::Producer);
-    assert!(matches!(disk.run(VIRTIO_BLK_T_GET_ID, 0, 0, 20, true), Outcome::Done(20)));
-    assert_eq!(disk.mem.read_obj::<[u8; 4]>(GuestAddress(DATA_AT)).unwrap(), *b"ring");
-    assert!(matches!(disk.run(VIRTIO_BLK_T_FLUSH, 0, 0, 0, true), Outcome::Flush));
-    assert!(matches!(disk.run(11, 0, 0, 16, true), Outcome::Unsupported));
+    let mut run = |kind, len| answer(&disk.run(kind, 0, 0, len, Some(HOLD)));
+    assert_eq!(run(VIRTIO_BLK_T_GET_ID, 20), Some(Answer::ok(20)));
+    let id = disk.mem.read_obj::<[u8; 4]>(GuestAddress(DATA_AT)).unwrap();
+    assert_eq!(id, *b"ring");
+    let mut run = |kind, len| answer(&disk.run(kind, 0, 0, len, Some(HOLD)));
+    assert_eq!(run(VIRTIO_BLK_T_FLUSH, 0), Some(Answer::ok(0)), "nothing but the flush is left");
+    assert_eq!(run(11, 16), Some(Answer::UNSUPPORTED));
 }
 
 #[test]
-fn an_idle_read_is_told_something_new_or_held() {
+fn idle_read_is_answered_with_news_and_held_without() {
     let mut disk = Disk::new(Side::Producer);
-    let idle = |disk: &mut Disk, patient| disk.run(VIRTIO_BLK_T_IN, IDLE, 2, 512, patient);
-    assert!(matches!(idle(&mut disk, true), Outcome::Done(512)), "told nothing before");
-    assert!(matches!(idle(&mut disk, true), Outcome::Hold));
-    // Ordinary reads, and reads of other sectors, are answered at once and tell nothing.
+    let whole = Some(Answer::ok(512));
+    let idle = |disk: &mut Disk, hold| disk.run(VIRTIO_BLK_T_IN, IDLE, 2, 512, hold);
+    let is_held = |disk: &mut Disk| matches!(idle(disk, Some(HOLD)), RequestState::Held { until } if until > Instant::now());
+    assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole, "nothing was read before");
+    assert!(is_held(&mut disk));
+    // Ordinary reads, and reads of other sectors, are answered at once and count for nothing here.
     disk.read(2, 512);
-    assert!(matches!(disk.run(VIRTIO_BLK_T_IN, IDLE, 1, 512, true), Outcome::Done(512)));
-    assert!(matches!(idle(&mut disk, true), Outcome::Hold));
-    assert!(matches!(idle(&mut disk, false), Outcome::Done(512)), "its time is up");
+    let other = disk.run(VIRTIO_BLK_T_IN, IDLE, 1, 512, Some(HOLD));
+    assert_eq!(answer(&other), whole);
+    assert!(is_held(&mut disk));
+    assert_eq!(answer(&idle(&mut disk, None)), whole, "its time is up");
     disk.accepted(3, &item(8, 7));
     disk.accepted(1, &pointer(Side::Producer, 12));
     let mut consumer = disk.consumer();
     consumer.pop(Position::ZERO).unwrap();
     consumer.advance(at(12)).unwrap();
-    assert!(matches!(idle(&mut disk, true), Outcome::Done(512)));
+    assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole);
     disk.executor.forget();
-    assert!(
-        matches!(idle(&mut disk, true), Outcome::Done(512)),
-        "a new front end was told nothing"
-    );
+    assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole, "a new front end has read nothing");
 }
 
 #[test]
-fn a_long_batch_is_walked_in_turns() {
+fn long_batch_is_walked_over_several_turns() {
     // 65,536 items are the budget of a turn: 300,000 empty ones need five.
     let sectors = 3 + 300_000 * 4 / 512 + 1;
     let mut disk = Disk::with(Side::Producer, false, sectors, |_| ());
-    let mut outcome = disk.write(1, &pointer(Side::Producer, 1_200_000));
+    let mut state = disk.write(1, &pointer(Side::Producer, 1_200_000));
     let mut turns = 0;
-    while let Outcome::Walking(write) = outcome {
+    while let RequestState::Walking(write) = state {
         turns += 1;
-        outcome = disk.executor.resume(&disk.mem, &disk.request, write);
+        state = disk.executor.resume(&disk.mem, &disk.request, write);
     }
-    assert!(matches!(outcome, Outcome::Done(_)), "{outcome:?}");
+    assert!(is_ok(&state), "{state:?}");
     assert_eq!(turns, 4);
 }
 
-/// Another processor of the guest, which writes one and the other of these at the place until the test is over.
+/// Runs `test` while another processor of the guest writes both of `bytes` alternately to byte
+/// `place` of the data.
 fn racing<T>(
     disk: &mut Disk,
     place: u64,
@@ -349,7 +354,8 @@ fn racing<T>(
     beside(work, || test(disk))
 }
 
-/// Many times, and until the other processor has been met: it may have to wait for its turn.
+/// Repeats `attempt` many times, and until one was refused for `refused`: the other processor may
+/// have to wait for its turn.
 fn raced(disk: &mut Disk, refused: Reason, mut attempt: impl FnMut(&mut Disk)) {
     let start = Instant::now();
     let mut attempts = 0;
@@ -361,7 +367,7 @@ fn raced(disk: &mut Disk, refused: Reason, mut attempt: impl FnMut(&mut Disk)) {
 }
 
 #[test]
-fn what_changes_while_it_is_judged_is_stored_as_it_was_judged() {
+fn write_that_changes_while_it_is_judged_is_stored_as_it_was_judged() {
     let mut disk = Disk::new(Side::Producer);
     let items = [&item(8, 7)[..12], &item(200, 9)[..500]].concat();
     disk.accepted(3, &items);
@@ -370,35 +376,36 @@ fn what_changes_while_it_is_judged_is_stored_as_it_was_judged() {
     disk.mem.write_slice(&sector, GuestAddress(DATA_AT)).unwrap();
     let published = racing(&mut disk, 0, [[12, 0, 0, 0], [16, 0, 0, 0]], |disk| {
         raced(disk, Reason::ItemFraming, |disk| {
-            disk.run(VIRTIO_BLK_T_OUT, 0, 1, 512, true);
+            disk.run(VIRTIO_BLK_T_OUT, 0, 1, 512, Some(HOLD));
             let position = disk.bytes()[512];
             assert!(position == 0 || position == 12, "{position}");
         });
         disk.counters.published.get()
     });
     assert_eq!(published, 1);
-    // Bytes 4 to 8 are published.
+    // Bytes 4 to 7 are published.
     disk.mem.write_slice(&items, GuestAddress(DATA_AT)).unwrap();
     racing(&mut disk, 4, [[7; 4], [8; 4]], |disk| {
         raced(disk, Reason::PublishedData, |disk| {
-            disk.run(VIRTIO_BLK_T_OUT, 0, 3, 512, true);
+            disk.run(VIRTIO_BLK_T_OUT, 0, 3, 512, Some(HOLD));
             assert_eq!(disk.bytes()[1536 + 4..1536 + 8], [7; 4]);
         });
     });
 }
 
 #[test]
-fn without_a_guard_it_is_a_plain_disk() {
+fn executor_without_a_guard_is_a_plain_disk() {
     let mut disk = Disk::plain(Side::Producer);
     let sectors = disk.bytes().len() / 512;
     for sector in 0..sectors as u64 {
         let bytes: Vec<u8> =
             (0..=255).cycle().skip(usize::try_from(sector).unwrap()).take(512).collect();
-        assert!(matches!(disk.write(sector, &bytes), Outcome::Done(0)), "sector {sector}");
+        assert_eq!(answer(&disk.write(sector, &bytes)), Some(Answer::ok(0)), "sector {sector}");
         assert_eq!(disk.read(sector, 512), bytes);
     }
     let whole: Vec<u8> = (0..251).cycle().take(sectors * 512).collect();
-    assert!(matches!(disk.write(0, &whole), Outcome::Done(0)));
+    assert_eq!(answer(&disk.write(0, &whole)), Some(Answer::ok(0)));
     assert!(disk.bytes() == whole && disk.read(0, whole.len()) == whole);
-    assert!(matches!(disk.write(sectors as u64, &[0; 512]), Outcome::Failed), "behind the end");
+    let behind = disk.write(sectors as u64, &[0; 512]);
+    assert_eq!(answer(&behind), Some(Answer::FAILED), "behind the end");
 }

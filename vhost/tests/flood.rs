@@ -1,49 +1,51 @@
-//! A million refused requests: the log stays short, and the daemon as small as it was.
+//! A million refused requests: neither the log nor the daemon's memory grows with them.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::attack::start;
-use common::front_end::{DATA, Desc, FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
+use ring_test_support::front_end::{DATA, FrontEnd, HEADER, RINGS, STATUS};
+use ring_test_support::split_ring::{Desc, linked, readable, writable};
 use shared_block_ring::Position;
 use shared_block_ring::format::{FLAG_AT, SLOTS_AT};
 use std::time::Instant;
-use vhost_device_blockring::guard::Reason;
-use vhost_device_blockring::request::MAX_BYTES;
+use vhost_device_blockring::data_path::guard::Reason;
+use vhost_device_blockring::data_path::request::MAX_BYTES;
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_T_OUT};
 use vm_memory::{Bytes, GuestAddress};
 
 const REQUESTS: usize = 1_000_000;
 
-/// After so many everything is allocated that will be.
+/// Requests after which the daemon has allocated everything that it needs.
 const WARM: usize = 10_000;
 
-/// Bytes of log that so many refusals may leave.
+/// The most bytes of log for all refusals.
 const LOG: u64 = 1_000_000;
 
-/// What the daemon's memory may grow by meanwhile, in KiB: pages that an allocator has not touched before.
+/// The most that the daemon's memory may grow by, in KiB: pages that the allocator has not touched
+/// before.
 const SLACK: u64 = 256;
 
-/// Bytes from one request's data to the next one's.
+/// Bytes from one request's data to the next request's.
 const ROOM: u64 = 0x2000;
 
 /// The data area of the ring.
 const DATA_SECTOR: u64 = 3;
 const CAPACITY: u64 = 125 * 512;
 
-/// The data sector in which the stream goes on at `position`.
+/// Returns the data sector that holds stream position `position`.
 fn sector_of(position: Position) -> u64 {
     DATA_SECTOR + position.get() % CAPACITY / 512
 }
 
-/// A request that is refused for `reason`: a write to `sector`.
+/// A write to `sector` that is refused for `reason`.
 struct Bad {
     reason: Reason,
     sector: u64,
     bytes: Vec<u8>,
-    /// Of the data descriptor: that of the bytes, or a lie.
+    /// The length in the data descriptor: that of the bytes, or a false one.
     len: u64,
-    /// What the device can read of the header.
+    /// Bytes of the header that are readable.
     header: u32,
 }
 
@@ -51,8 +53,9 @@ fn bad(reason: Reason, sector: u64, bytes: &[u8]) -> Bad {
     Bad { reason, sector, bytes: bytes.to_vec(), len: bytes.len() as u64, header: 16 }
 }
 
-/// One for each reason that a producer's requests can be refused for while its ring is sound, but for a wrong count. An item is
-/// published before `end`, and behind it there is what is no item.
+/// Returns a request for each reason that a producer's requests can be refused for while its ring
+/// is sound, except a wrong count. An item is published in front of `end`, and the bytes behind
+/// `end` are no item.
 fn requests(guest: &mut FrontEnd, end: Position) -> Vec<Bad> {
     let mut pointer = [0; 512];
     assert_eq!(guest.read(1, &mut pointer), 0);
@@ -83,12 +86,12 @@ fn requests(guest: &mut FrontEnd, end: Position) -> Vec<Bad> {
     ]
 }
 
-/// Where a request's status goes.
+/// Returns the address of a request's status byte.
 fn status_at(index: usize) -> u64 {
     STATUS + index as u64
 }
 
-/// Puts a request into memory and into the table. Its head.
+/// Writes a request to guest memory and to the descriptor table. Returns its head.
 fn lay_out(guest: &FrontEnd, index: usize, request: &Bad) -> u16 {
     let (header, data) = (HEADER + 16 * index as u64, DATA + ROOM * index as u64);
     guest.header_at(header, VIRTIO_BLK_T_OUT, request.sector);
@@ -105,7 +108,7 @@ fn lay_out(guest: &FrontEnd, index: usize, request: &Bad) -> u16 {
 }
 
 #[test]
-fn a_million_refused_requests_leave_a_short_log_and_the_daemon_as_it_was() {
+fn million_refused_requests_grow_neither_log_nor_memory() {
     let (scene, daemon, mut guest) = start();
     let end = guest.publish("an item that nobody takes");
     let mut sector = [0; 512];
@@ -148,7 +151,7 @@ fn a_million_refused_requests_leave_a_short_log_and_the_daemon_as_it_was() {
     let lines = scene.logged("refused a request") as u64;
     assert!(lines <= (seconds + 1) * requests.len() as u64, "{lines} lines in {seconds} s");
     assert!(after.resident_kib <= before.resident_kib + SLACK, "{before:?} became {after:?}");
-    // A client of the hand-over that has just gone may still be there in the first of the two.
+    // The first of the two counts may include a client of the hand-over that has just gone.
     assert!(after.descriptors <= before.descriptors, "{before:?} became {after:?}");
     assert_eq!(after.threads, before.threads);
     guest.publish("an honest item");

@@ -1,4 +1,4 @@
-//! A ring through the library's own front end: driver and daemon, and no virtual machine.
+//! A ring through the library's own front end and driver, without a virtual machine.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,21 +14,22 @@ fn connect(scene: &Scene) -> VirtioDevice {
     VirtioDevice::connect(&scene.path("s"), None).unwrap()
 }
 
-/// Items of many sizes, told apart by their bytes.
+/// Returns item `number`, whose length and bytes depend on its number.
 fn item(number: usize) -> Vec<u8> {
     let length = number * 7919 % 3000;
     (0..length).map(|at| u8::try_from((number + at) % 251).unwrap()).collect()
 }
 
 #[test]
-fn what_is_produced_through_the_queue_is_consumed_on_the_host() {
+fn items_pushed_through_the_queue_reach_the_host() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--size", "256K"]);
     let mut producer = Producer::attach(connect(&scene), "q", "p").unwrap();
     let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
     let (mut pushed, mut popped) = (0, 0);
     while popped < 2000 {
-        // As much as there is room for, so that the ring is full again and again, and its end in every place.
+        // As many items as fit: the ring is full again and again, and its wrap point meets every
+        // offset in an item.
         loop {
             match producer.push(&item(pushed)) {
                 Ok(_) => pushed += 1,
@@ -54,7 +55,7 @@ fn what_is_produced_through_the_queue_is_consumed_on_the_host() {
 }
 
 #[test]
-fn what_the_host_produces_is_consumed_through_the_queue() {
+fn items_pushed_on_the_host_are_popped_through_the_queue() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--guest", "consumer", "--sector-size", "4096"]);
     let mut producer = Producer::attach(scene.connect(Role::Producer).unwrap(), "q", "p").unwrap();
@@ -71,12 +72,12 @@ fn what_the_host_produces_is_consumed_through_the_queue() {
 }
 
 #[test]
-fn a_transfer_larger_than_all_requests_at_once_arrives_whole() {
+fn transfer_larger_than_all_requests_in_flight_arrives_whole() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--size", "4M"]);
     let device = connect(&scene);
     let written: Vec<u8> = (0..3 << 20).map(|at: usize| u8::try_from(at % 251).unwrap()).collect();
-    // Cut where no request ends, nor any buffer.
+    // Split at bytes where neither a request nor a buffer of the driver's ends.
     let (first, second) = written.split_at(70 * 512);
     device.write(8, &[IoSlice::new(first), IoSlice::new(second)]).unwrap();
     let mut read = vec![0; written.len()];
@@ -90,7 +91,7 @@ fn a_transfer_larger_than_all_requests_at_once_arrives_whole() {
 }
 
 #[test]
-fn what_the_guard_refuses_is_an_error_and_the_device_goes_on() {
+fn refused_write_is_an_error_and_the_device_goes_on() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let device = connect(&scene);
@@ -105,7 +106,7 @@ fn what_the_guard_refuses_is_an_error_and_the_device_goes_on() {
 }
 
 #[test]
-fn a_disk_that_may_not_be_written_says_so() {
+fn write_to_a_read_only_disk_is_a_read_only_error() {
     let scene = Scene::new();
     drop(scene.start(&[]));
     let _daemon = scene.start(&["--read-only"]);
@@ -114,7 +115,7 @@ fn a_disk_that_may_not_be_written_says_so() {
 }
 
 #[test]
-fn a_backend_that_serves_another_front_end_is_not_waited_for_without_end() {
+fn connect_to_a_busy_backend_gives_up() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let first = connect(&scene);

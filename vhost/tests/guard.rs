@@ -1,20 +1,19 @@
-//! The guard against an independent, naive oracle: every decision, its reason, and the bytes that it leaves.
+//! The guard compared with an independent, naive oracle: every decision, its reason, and the bytes
+//! that it leaves.
 //!
-//! Every pair of positions of small rings is a state. The ordinary run takes all of those of one data sector and a part of the others;
-//! with `BLOCKRING_LONG` set it takes all of them.
+//! Every pair of positions of small rings is a state. The ordinary run tries all states of rings
+//! with one data sector and a part of the others; with `BLOCKRING_LONG` set it tries all of them.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::sight::{Write, index};
 use ring_simulation::oracle::slot::Claim;
 use ring_simulation::oracle::states::{Shape, ring};
 use ring_simulation::oracle::{Known, Refusal, Ring, UNIT, sector_of, writes};
+use ring_test_support::guard_write::{Write, index};
 use shared_block_ring::Position;
 use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, Tally};
 use std::collections::BTreeMap;
 use uuid::Uuid;
-use vhost_device_blockring::guard::{Denied, Guard, Mine, Reason, Room};
+use vhost_device_blockring::data_path::guard::{Denied, Guard, GuestState, Reason, Scratch};
 
 fn guard(ring: &Ring) -> Guard {
     let sectors = ring.bytes.len() / ring.size;
@@ -24,24 +23,30 @@ fn guard(ring: &Ring) -> Guard {
     Guard::new(geometry, ring.guest, ring.uuid.map(Uuid::from_bytes))
 }
 
-fn mine(known: Known) -> Mine {
+fn guest_state(known: Known) -> GuestState {
     let position = Position::new(known.position).unwrap();
     let Claim { items, since_base, base, crc } = known.claim;
     let tally = Tally { items, since_base, base: Position::new(base).unwrap(), crc };
-    Mine { pointer: PointerSector { position, flag: known.flag == 1 }, tally }
+    GuestState { pointer: PointerSector { position, flag: known.flag == 1 }, tally }
 }
 
-/// What the guard makes of a write: the ring's bytes then, and the guest's side.
+/// Judges a write. Returns the ring's bytes and the guest's state after it.
 fn judge(
     guard: &Guard,
     ring: &Ring,
     first: usize,
     bytes: &[u8],
-) -> Result<(Vec<u8>, Mine), Reason> {
-    let before = mine(ring.known);
+) -> Result<(Vec<u8>, GuestState), Reason> {
+    let before = guest_state(ring.known);
     let range = guard.range(first as u64, bytes.len() as u64)?;
-    let write = Write { region: &ring.bytes, sector_size: ring.size, start: first * UNIT, bytes };
-    let mut judgement = guard.begin(range, Box::new(Room::default()));
+    let write = Write {
+        region: &ring.bytes,
+        sector_size: ring.size,
+        start: first * UNIT,
+        bytes,
+        has_read: ring.has_read,
+    };
+    let mut judgement = guard.begin(range, Box::new(Scratch::default()));
     let grant = loop {
         // A budget so small that long walks are interrupted.
         match guard.judge(before, &mut judgement, 9, &write) {
@@ -51,8 +56,9 @@ fn judge(
         }
     };
     let mut after = ring.bytes.clone();
-    let then = grant.pointer.unwrap_or(before);
-    // What is frozen is never stored, not even over the same: the guest can change its bytes after they were compared.
+    let then = grant.guest.unwrap_or(before);
+    // Frozen bytes are never stored, not even over equal ones: the guest can change its bytes after
+    // they were compared.
     let frozen = ring.frozen_by(&after, then.pointer.position.get());
     for piece in grant.stored.clone() {
         let frozen = |at: u64| frozen.as_ref().unwrap()[index(at) - ring.data_start()];
@@ -61,13 +67,17 @@ fn judge(
             after[index(piece.start)..index(piece.end)].copy_from_slice(write.part(&piece));
         }
     }
-    let Some(mine) = grant.pointer else { return Ok((after, before)) };
+    let Some(guest) = grant.guest else { return Ok((after, before)) };
     let start = sector_of(ring.guest) * ring.size;
+    let flag = after[start + 8];
     after[start..start + ring.size].copy_from_slice(judgement.pointer_sector());
-    Ok((after, mine))
+    if grant.keeps_flag {
+        after[start + 8] = flag;
+    }
+    Ok((after, guest))
 }
 
-/// Decisions by their outcome.
+/// The numbers of decisions by their outcome.
 #[derive(Default)]
 struct Tried {
     granted: u64,
@@ -77,10 +87,14 @@ struct Tried {
 impl Tried {
     /// Tries all writes of interest on one state.
     fn state(&mut self, shape: Shape, consumer: u64, producer: u64) {
-        let ring = ring(shape, consumer, producer);
+        let mut ring = ring(shape, consumer, producer);
+        // Alternates; the other parts of a state have odd periods, so that every combination is
+        // met.
+        ring.has_read = (consumer / 4 + producer / 4).is_multiple_of(2);
         let guard = guard(&ring);
         writes::all(&ring, &mut |first, bytes| {
-            let expected = ring.judge(first, bytes).map(|(after, known)| (after, mine(known)));
+            let expected =
+                ring.judge(first, bytes).map(|(after, known)| (after, guest_state(known)));
             let found = judge(&guard, &ring, first, bytes).map_err(Reason::name);
             if found != expected {
                 let (found, expected) = (found.map(|it| it.1), expected.map(|it| it.1));
@@ -121,7 +135,7 @@ impl Tried {
     }
 }
 
-/// Reasons that a sound ring's guest can meet in either role.
+/// The reasons that a guest in either role can be refused for while the ring is sound.
 const COMMON: [Reason; 10] = [
     Reason::Signature,
     Reason::HostPointer,
@@ -135,13 +149,14 @@ const COMMON: [Reason; 10] = [
     Reason::OutOfRange,
 ];
 
-/// Bytes of a sector, data sectors, and of how many states the ordinary run takes one.
+/// Bytes of a sector, number of data sectors, and every how many states the ordinary run tries one.
 const RINGS: [(usize, u64, usize); 5] =
     [(512, 1, 1), (512, 2, 17), (512, 3, 71), (512, 5, 5003), (4096, 1, 20011)];
 
-/// Every pair of positions of laps 0 and 1, or one in `stride`. What else makes up a state changes from one to the next.
+/// Tries every pair of positions of laps 0 and 1, or one in `stride`. The other parts of a state
+/// change from one to the next.
 fn every_state(guest: Side, size: usize, data_sectors: u64, stride: usize) -> Tried {
-    // Of larger rings there would be too many.
+    // Larger rings have too many states.
     let long = std::env::var_os("BLOCKRING_LONG").is_some() && size == UNIT && data_sectors <= 3;
     let stride = if long { 1 } else { stride };
     let capacity = data_sectors * size as u64;
@@ -151,7 +166,7 @@ fn every_state(guest: Side, size: usize, data_sectors: u64, stride: usize) -> Tr
     let mut tried = Tried::default();
     for (number, (consumer, producer)) in pairs.enumerate().step_by(stride) {
         let number = number / stride;
-        // Coprime periods: every combination meets every neighbourhood.
+        // Coprime periods: every combination is met at every pair of positions.
         let shape = Shape {
             guest,
             size,
@@ -171,7 +186,7 @@ fn every_state(guest: Side, size: usize, data_sectors: u64, stride: usize) -> Tr
 }
 
 #[test]
-fn a_guest_producer_is_judged_as_the_format_says() {
+fn guard_judges_a_guest_producer_as_the_oracle() {
     let mut all = 0;
     for (size, data_sectors, stride) in RINGS {
         let tried = every_state(Side::Producer, size, data_sectors, stride);
@@ -183,7 +198,7 @@ fn a_guest_producer_is_judged_as_the_format_says() {
 }
 
 #[test]
-fn a_guest_consumer_is_judged_as_the_format_says() {
+fn guard_judges_a_guest_consumer_as_the_oracle() {
     let mut all = 0;
     for (size, data_sectors, stride) in RINGS {
         let tried = every_state(Side::Consumer, size, data_sectors, stride);
@@ -194,9 +209,10 @@ fn a_guest_consumer_is_judged_as_the_format_says() {
     assert!(all > 8_000_000, "{all}");
 }
 
-/// Positions that contradict each other, a consumer that power loss has put ahead, the end of 64 bits.
+/// Positions that contradict each other, a consumer that is ahead after a power loss, positions
+/// near the end of 64 bits.
 #[test]
-fn a_ring_that_is_not_sound_is_judged_as_the_format_says() {
+fn guard_judges_a_ring_that_is_not_sound_as_the_oracle() {
     let mut tried = Tried::default();
     let top = u64::MAX - 3;
     let pairs = [
@@ -217,9 +233,9 @@ fn a_ring_that_is_not_sound_is_judged_as_the_format_says() {
     ];
     for guest in [Side::Producer, Side::Consumer] {
         for (consumer, producer) in pairs {
-            let mine = if guest == Side::Producer { producer } else { consumer };
-            if mine % 4 != 0 {
-                // The daemon does not start.
+            let own = if guest == Side::Producer { producer } else { consumer };
+            if own % 4 != 0 {
+                // With such a position the daemon does not start.
                 continue;
             }
             for number in 0..90 {

@@ -1,29 +1,29 @@
-//! What the library writes in a guest is never refused, whatever happens on the host between any two of its requests.
+//! Writes of the library in a guest are never refused, whatever happens on the host between any two
+//! of its requests.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::disk::{Disk, Driver};
 use proptest::prelude::*;
+use ring_test_support::executor_disk::{Disk, Driver};
 use shared_block_ring::format::{PointerSector, Side};
-use shared_block_ring::{BlockDevice, Consumer, Error, MappedDevice, Position, Producer};
+use shared_block_ring::{Consumer, Error, MappedDevice, Position, Producer, RingDevice};
 use std::collections::VecDeque;
 use std::io::{IoSlice, IoSliceMut};
 use std::sync::{Arc, Mutex};
 
-/// One step of one end.
+/// A step of the producer or the consumer.
 #[derive(Debug, Clone)]
 enum Step {
     Nothing,
-    /// A producer pushes a batch of these lengths; a consumer pops and advances as many items.
+    /// A producer pushes a batch of items of these lengths; a consumer pops and advances over as
+    /// many items.
     Move(Vec<u16>),
-    /// A producer advances, a consumer takes all there is.
+    /// A producer advances; a consumer pops everything and advances.
     Whole,
-    /// The end goes and comes back.
+    /// Detaches and attaches again.
     Again,
-    /// Another program that writes no slots has its place meanwhile, and moves by one item.
+    /// Another program, which writes no slots, takes the role and moves the pointer by one item.
     Plain,
-    /// Suspended, or no longer.
+    /// Suspends or resumes.
     Suspend,
 }
 
@@ -38,19 +38,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Item `number`, so that whoever reads it knows its place.
+/// Returns item `number`, whose bytes tell its number.
 fn item(number: u64, len: u16) -> Vec<u8> {
     number.to_le_bytes().into_iter().cycle().take(len.into()).collect()
 }
 
-/// What is in the ring, as both ends must agree.
+/// The items in the ring, as both ends must agree.
 type Published = Arc<Mutex<VecDeque<Vec<u8>>>>;
 
 fn expected(error: &Error) -> bool {
     matches!(error, Error::Retry | Error::Suspended | Error::TooLarge { .. })
 }
 
-/// A producer, and what it has pushed and not yet advanced over.
+/// A producer, with the items that it has pushed and not yet published.
 struct Sender<'a, D> {
     end: Option<Producer<D>>,
     attach: Box<dyn Fn() -> D + Send + 'a>,
@@ -59,7 +59,7 @@ struct Sender<'a, D> {
     published: Published,
 }
 
-impl<'a, D: BlockDevice> Sender<'a, D> {
+impl<'a, D: RingDevice> Sender<'a, D> {
     fn new(attach: Box<dyn Fn() -> D + Send + 'a>, published: Published) -> Self {
         let end = Some(Producer::attach(attach(), "q", "sender").unwrap());
         Self { end, attach, pushed: Vec::new(), numbered: 0, published }
@@ -84,7 +84,7 @@ impl<'a, D: BlockDevice> Sender<'a, D> {
                 let items: Vec<_> =
                     self.pushed.iter().flat_map(|(_, items)| items.iter().cloned()).collect();
                 let count = items.len();
-                // Before: the other end can have consumed them when `advance` returns.
+                // Counted before `advance`: the other end may have consumed them when it returns.
                 self.published.lock().unwrap().extend(items);
                 match producer.advance(*end) {
                     Ok(()) => self.pushed.clear(),
@@ -115,14 +115,14 @@ impl<'a, D: BlockDevice> Sender<'a, D> {
     }
 }
 
-struct Receiver<'a, D: BlockDevice> {
+struct Receiver<'a, D: RingDevice> {
     end: Option<Consumer<D>>,
     attach: Box<dyn Fn() -> D + Send + 'a>,
     suspended: bool,
     published: Published,
 }
 
-impl<'a, D: BlockDevice> Receiver<'a, D> {
+impl<'a, D: RingDevice> Receiver<'a, D> {
     fn new(attach: Box<dyn Fn() -> D + Send + 'a>, published: Published) -> Self {
         let end = Some(Consumer::attach(attach(), "q", "receiver").unwrap());
         Self { end, attach, suspended: false, published }
@@ -175,9 +175,10 @@ impl<'a, D: BlockDevice> Receiver<'a, D> {
     }
 }
 
-/// Moves a pointer as a program does that knows no slots, by what `bytes` makes of the present position and the item there; a
-/// producer's item is empty. Whether there was an item, or room for one.
-fn plain<D: BlockDevice>(device: &D, side: Side, bytes: impl Fn(u64, u32) -> u64) -> bool {
+/// Moves a pointer like a program that knows no slots, by the number of bytes that `bytes` returns
+/// for the present position and the item header there; a producer's item is empty. Returns whether
+/// there was an item, or space for one.
+fn plain<D: RingDevice>(device: &D, side: Side, bytes: impl Fn(u64, u32) -> u64) -> bool {
     let read = |index| {
         let mut sector = vec![0; 512];
         device.read(index, &mut [IoSliceMut::new(&mut sector)]).unwrap();
@@ -210,7 +211,7 @@ fn plain<D: BlockDevice>(device: &D, side: Side, bytes: impl Fn(u64, u32) -> u64
     true
 }
 
-/// Takes a step of the host before each request of the guest: round and round.
+/// Returns a function that takes the host's next step at each call, over and over.
 fn outside(steps: Vec<Step>, mut step: impl FnMut(&Step) + Send) -> impl FnMut() + Send {
     let mut steps = steps.into_iter().cycle();
     move || step(&steps.next().unwrap())
@@ -220,7 +221,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn a_producer_in_a_guest(
+    fn guest_producer_is_never_refused(
         sectors in 4..8usize,
         guest in prop::collection::vec(step(), 1..60),
         host in prop::collection::vec(step(), 1..40),
@@ -236,7 +237,7 @@ proptest! {
     }
 
     #[test]
-    fn a_consumer_in_a_guest(
+    fn guest_consumer_is_never_refused(
         sectors in 4..8usize,
         guest in prop::collection::vec(step(), 1..60),
         host in prop::collection::vec(step(), 1..40),
@@ -252,8 +253,8 @@ proptest! {
     }
 }
 
-/// Pushes numbered items until there are so many.
-fn push_all<D: BlockDevice>(device: D, count: u64) {
+/// Pushes numbered items up to `count`.
+fn push_all<D: RingDevice>(device: D, count: u64) {
     let mut producer = Producer::attach(device, "q", "sender").unwrap();
     let mut number = 0;
     while number < count {
@@ -268,8 +269,8 @@ fn push_all<D: BlockDevice>(device: D, count: u64) {
     }
 }
 
-/// Pops them, frees one after the other, or all that there are when `greedy`.
-fn pop_all<D: BlockDevice>(device: D, count: u64, greedy: bool) {
+/// Pops the items and frees them one by one or, if `greedy`, as many as there are.
+fn pop_all<D: RingDevice>(device: D, count: u64, greedy: bool) {
     let mut consumer = Consumer::attach(device, "q", "receiver").unwrap();
     let (mut number, mut at) = (0, consumer.position());
     while number < count {
@@ -291,9 +292,10 @@ fn pop_all<D: BlockDevice>(device: D, count: u64, greedy: bool) {
     consumer.advance(at).unwrap();
 }
 
-/// Both ends at full speed, each in a thread of its own: what a request meets halfway through its judgement.
+/// Both ends run at full speed on a thread each: the host's pointer changes while a request is
+/// judged.
 #[test]
-fn a_host_that_never_pauses() {
+fn guest_is_never_refused_while_the_host_never_pauses() {
     const ITEMS: u64 = 20_000;
     for (guest, greedy) in
         [Side::Producer, Side::Consumer].into_iter().flat_map(|side| [(side, true), (side, false)])

@@ -1,20 +1,19 @@
-//! Descriptor chains that no driver of good faith writes: each is answered with an error and counted under its reason, and honest
-//! requests are served before and after, by the same queue.
+//! Descriptor chains that no correct driver writes: each is answered with an error and counted
+//! under its reason, and correct requests are served before and after, on the same queue.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::daemon::{Daemon, Scene};
-use common::front_end::{
-    DATA, Desc, FrontEnd, HEADER, MEMORY, STATUS, TABLE, indirect, linked, readable, writable,
-};
+use ring_test_support::front_end::{DATA, FrontEnd, HEADER, MEMORY, STATUS, TABLE};
+use ring_test_support::split_ring::{Desc, indirect, linked, readable, writable};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
 use virtio_bindings::bindings::virtio_ring::VRING_DESC_F_NEXT;
 use vm_memory::{Bytes, GuestAddress};
 
-/// What the status byte is before the device writes it.
+/// The status byte before the device writes it.
 const UNTOUCHED: u8 = 0xaa;
 
 struct Attack {
@@ -36,7 +35,7 @@ impl Attack {
         std::fs::read(self.scene.path("ring")).unwrap()
     }
 
-    /// The region must be as it was, and the counter one more.
+    /// Sends a bad request. The region must be unchanged, and the counter one higher.
     fn refused(&mut self, counter: &str, status: u8, attack: impl FnOnce(&mut FrontEnd) -> u8) {
         let (before, count) = (self.ring(), self.scene.counter(counter));
         assert_eq!(attack(&mut self.guest), status, "{counter}");
@@ -48,7 +47,7 @@ impl Attack {
         self.refused_write("refused.malformed", ioerr(), chain);
     }
 
-    /// A write to sector 3, by these descriptors.
+    /// Sends a write to sector 3 with these descriptors.
     fn refused_write(&mut self, counter: &str, status: u8, chain: &[Desc]) {
         self.refused(counter, status, |guest| {
             guest.header(VIRTIO_BLK_T_OUT, 3);
@@ -56,7 +55,7 @@ impl Attack {
         });
     }
 
-    /// The queue still works.
+    /// Checks that the queue still works.
     fn survived(mut self) {
         self.guest.honest(&self.scene);
         assert_eq!(self.scene.counter("broken"), 0);
@@ -72,7 +71,8 @@ fn ok() -> u8 {
     u8::try_from(VIRTIO_BLK_S_OK).unwrap()
 }
 
-/// A write whose descriptors are put into the table as they are, with indices of their own.
+/// Sends a write whose descriptors are stored in the table as they are, with their own next
+/// indices.
 fn refused_as_it_stands(attack: &mut Attack, counter: &str, chain: &[Desc]) {
     attack.refused(counter, UNTOUCHED, |guest| {
         guest.header(VIRTIO_BLK_T_OUT, 3);
@@ -85,7 +85,7 @@ fn refused_as_it_stands(attack: &mut Attack, counter: &str, chain: &[Desc]) {
 }
 
 #[test]
-fn a_descriptor_loop() {
+fn descriptor_loop_is_refused() {
     let mut attack = Attack::new();
     for next in [0, 1] {
         let first = Desc { flags: VRING_DESC_F_NEXT, next: 1, ..readable(HEADER, 16) };
@@ -96,7 +96,7 @@ fn a_descriptor_loop() {
 }
 
 #[test]
-fn a_next_index_outside_the_table() {
+fn next_index_outside_the_table_is_refused() {
     let mut attack = Attack::new();
     let first = Desc { flags: VRING_DESC_F_NEXT, next: 1, ..readable(HEADER, 16) };
     let second = Desc { flags: VRING_DESC_F_NEXT, next: 256, ..readable(DATA, 512) };
@@ -105,7 +105,7 @@ fn a_next_index_outside_the_table() {
 }
 
 #[test]
-fn lengths_of_zero() {
+fn lengths_of_zero_are_refused_or_skipped() {
     let mut attack = Attack::new();
     attack.malformed(&[readable(HEADER, 0), readable(DATA, 0), writable(STATUS, 1)]);
     attack.refused("refused.malformed", UNTOUCHED, |guest| {
@@ -123,7 +123,7 @@ fn lengths_of_zero() {
 }
 
 #[test]
-fn huge_lengths() {
+fn huge_lengths_are_refused() {
     let mut attack = Attack::new();
     for len in [(16 << 20) + 512, u32::MAX - 512, u32::MAX] {
         let all = [readable(HEADER, 16), readable(DATA, len), writable(STATUS, 1)];
@@ -141,10 +141,10 @@ fn huge_lengths() {
 }
 
 #[test]
-fn overlapping_buffers() {
+fn overlapping_buffers_harm_their_own_request_alone() {
     let mut attack = Attack::new();
     let image = attack.ring();
-    // The same sector twice, read over itself; the status within the data; data over the header that was read.
+    // Two buffers at one address; the status within the data; data over the header.
     attack.guest.header(VIRTIO_BLK_T_IN, 0);
     let chain =
         [readable(HEADER, 16), writable(DATA, 512), writable(DATA, 512), writable(STATUS, 1)];
@@ -162,7 +162,7 @@ fn overlapping_buffers() {
 }
 
 #[test]
-fn wrong_directions() {
+fn wrong_directions_are_refused() {
     let mut attack = Attack::new();
     attack.malformed(&[readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)]);
     attack.malformed(&[readable(HEADER, 16), writable(STATUS, 1), readable(DATA, 512)]);
@@ -176,7 +176,7 @@ fn wrong_directions() {
 }
 
 #[test]
-fn headers_in_pieces() {
+fn header_in_pieces_is_served() {
     let mut attack = Attack::new();
     let bytes = attack.ring()[8192..8704].to_vec();
     attack.guest.memory.write_slice(&bytes, GuestAddress(DATA)).unwrap();
@@ -184,7 +184,7 @@ fn headers_in_pieces() {
     let mut pieces: Vec<_> = (0..16).map(|at| readable(HEADER + at, 1)).collect();
     pieces.extend([readable(DATA, 512), writable(STATUS, 1)]);
     assert_eq!(attack.guest.chain(&pieces), ok());
-    // Header and data in one.
+    // Header and data in one descriptor.
     attack.guest.header(VIRTIO_BLK_T_OUT, 16);
     attack.guest.memory.write_slice(&bytes, GuestAddress(HEADER + 16)).unwrap();
     assert_eq!(attack.guest.chain(&[readable(HEADER, 528), writable(STATUS, 1)]), ok());
@@ -194,25 +194,25 @@ fn headers_in_pieces() {
 }
 
 #[test]
-fn indirect_tables() {
+fn invalid_indirect_tables_are_refused() {
     let mut attack = Attack::new();
-    // The longest there can be.
+    // The longest possible table.
     let mut chain = vec![readable(HEADER, 16)];
     chain.extend(vec![readable(DATA, 1); 65_533]);
     chain.push(writable(STATUS, 1));
     attack.guest.describe(TABLE, 0, &linked(0, &chain));
     attack.refused_write("refused.too_large", UNTOUCHED, &[indirect(TABLE, 65_535 * 16)]);
-    // A loop in one.
+    // A loop in a table.
     let mut chain = linked(0, &[readable(HEADER, 16), readable(DATA, 1)]);
     chain[1] = Desc { flags: VRING_DESC_F_NEXT, next: 0, ..chain[1] };
     attack.guest.describe(TABLE, 0, &chain);
     attack.refused_write("refused.too_large", UNTOUCHED, &[indirect(TABLE, 65_535 * 16)]);
-    // One in another.
+    // A table in a table.
     let chain = linked(0, &[readable(HEADER, 16), indirect(TABLE + 4096, 32)]);
     attack.guest.describe(TABLE, 0, &chain);
     attack.guest.describe(TABLE + 4096, 0, &linked(0, &[readable(DATA, 512), writable(STATUS, 1)]));
     attack.refused_write("refused.malformed", UNTOUCHED, &[indirect(TABLE, 32)]);
-    // Nothing, half an entry, more than there can be, and no memory.
+    // An empty table, half an entry, too many entries, and tables outside memory.
     for table in [
         indirect(TABLE, 0),
         indirect(TABLE, 40),
@@ -222,7 +222,7 @@ fn indirect_tables() {
     ] {
         attack.refused_write("refused.malformed", UNTOUCHED, &[table]);
     }
-    // An honest one of the greatest length that the driver was told of.
+    // A correct request with as many segments as the configuration space allows.
     let bytes = attack.ring()[8192..8704].to_vec();
     attack.guest.memory.write_slice(&bytes, GuestAddress(DATA)).unwrap();
     let mut chain = vec![readable(HEADER, 16)];
@@ -235,12 +235,12 @@ fn indirect_tables() {
 }
 
 #[test]
-fn buffers_outside_memory() {
+fn buffers_outside_memory_fail_the_request_whole() {
     let mut attack = Attack::new();
     for address in [MEMORY, MEMORY - 256, 1 << 40, u64::MAX - 100] {
         let data = readable(address, 512);
         attack.refused_write("failed", ioerr(), &[readable(HEADER, 16), data, writable(STATUS, 1)]);
-        // All or nothing: the first sector could be stored.
+        // All or nothing: the first sector of the request could be stored.
         let all = [readable(HEADER, 16), readable(DATA, 512), data, writable(STATUS, 1)];
         attack.guest.memory.write_slice(&[0x77; 512], GuestAddress(DATA)).unwrap();
         attack.refused_write("failed", ioerr(), &all);
@@ -248,14 +248,14 @@ fn buffers_outside_memory() {
             guest.request(VIRTIO_BLK_T_IN, 3, writable(address, 512))
         });
     }
-    // The status itself: answered in the used ring alone.
+    // The status byte is outside memory: the request is answered in the used ring alone.
     attack.guest.header(VIRTIO_BLK_T_IN, 0);
     attack.guest.chain(&[readable(HEADER, 16), writable(DATA, 512), writable(MEMORY, 1)]);
     attack.survived();
 }
 
 #[test]
-fn unknown_types() {
+fn unknown_types_are_unsupported() {
     let mut attack = Attack::new();
     let unsupported = u8::try_from(VIRTIO_BLK_S_UNSUPP).unwrap();
     for kind in [2, 3, 5, 9, 10, 11, 13, 14, 0x100, 0x8000_0000, u32::MAX] {
@@ -268,7 +268,7 @@ fn unknown_types() {
 }
 
 #[test]
-fn sectors_past_the_end() {
+fn sectors_past_the_end_are_refused() {
     let mut attack = Attack::new();
     for sector in [127, 128, 1 << 32, 1 << 55, u64::MAX / 512, u64::MAX / 512 + 1, u64::MAX] {
         for (kind, data) in

@@ -1,10 +1,13 @@
-//! Messages that no front end of good faith sends: that one is let go at most, and the next is served.
+//! Messages that no correct front end sends: at most its connection ends, and the next front end is
+//! served.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{Scene, eventually};
-use common::front_end::{FrontEnd, MEMORY, RINGS, described, region};
+use common::daemon::Scene;
+use ring_test_support::front_end::{FrontEnd, MEMORY, RINGS, described, region};
+use ring_test_support::process::eventually;
+use ring_test_support::split_ring::Rings;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use vhost::VhostBackend;
@@ -12,7 +15,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserConfigFlags;
 
 #[test]
-fn memory_that_no_address_space_holds() {
+fn memory_that_does_not_fit_the_address_space_harms_no_other_front_end() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     for (start, size, user) in [
@@ -26,7 +29,7 @@ fn memory_that_no_address_space_holds() {
         let more = region(1 << 29, 8192);
         let mut info = described(&more);
         (info.guest_phys_addr, info.memory_size, info.userspace_addr) = (start, size, user);
-        // Whatever comes of it, the daemon serves the next one.
+        // Whatever the answer is, the daemon serves the next front end.
         let _ = guest.wire.add_mem_region(&info);
         drop(guest);
         FrontEnd::new(&scene).honest(&scene);
@@ -35,7 +38,7 @@ fn memory_that_no_address_space_holds() {
 }
 
 #[test]
-fn features_that_were_not_offered() {
+fn feature_that_was_not_offered_is_refused() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     for bit in [0, 5, 14, 25, 26, 33, 34, 35, 40, 63] {
@@ -48,7 +51,7 @@ fn features_that_were_not_offered() {
 }
 
 #[test]
-fn the_configuration_space_is_read_in_any_piece_and_written_in_one_place() {
+fn configuration_space_is_read_anywhere_and_written_at_writeback_alone() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let mut guest = FrontEnd::new(&scene);
@@ -73,12 +76,15 @@ fn the_configuration_space_is_read_in_any_piece_and_written_in_one_place() {
 }
 
 #[test]
-fn rings_that_there_are_not() {
+fn queue_of_an_invalid_size_or_number_is_refused() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let messages: [fn(&mut FrontEnd) -> bool; 5] = [
         |guest| guest.wire.set_vring_num(0, 0).is_ok(),
-        |guest| guest.wire.set_vring_num(0, 512).is_ok(),
+        |guest| {
+            guest.stop();
+            guest.place(Rings { size: 512, ..RINGS }).is_ok()
+        },
         |guest| guest.wire.set_vring_num(1, 16).is_ok(),
         |guest| guest.wire.set_vring_base(1, 0).is_ok(),
         |guest| guest.wire.set_vring_enable(1, true).is_ok(),
@@ -92,7 +98,7 @@ fn rings_that_there_are_not() {
 }
 
 #[test]
-fn a_queue_that_is_started_twice_or_stopped_twice() {
+fn queue_may_be_started_twice_and_stopped_twice() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let mut guest = FrontEnd::new(&scene);
@@ -106,14 +112,14 @@ fn a_queue_that_is_started_twice_or_stopped_twice() {
 }
 
 #[test]
-fn bytes_that_are_no_message() {
+fn bytes_that_are_no_message_end_their_connection() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     for bytes in [&[0xff; 64][..], &[0; 12], &[1, 0, 0, 0, 1, 0, 0, 0, 0xff, 0xff, 0xff, 0xff]] {
         let mut stream = UnixStream::connect(scene.path("s")).unwrap();
         stream.set_read_timeout(Some(std::time::Duration::from_secs(5))).unwrap();
         let _ = stream.write_all(bytes);
-        // Let go, or answered: what counts is that it does not matter to the next one.
+        // The connection ends, or there is an answer: the next front end is served in either case.
         let _ = stream.read(&mut [0; 64]);
         drop(stream);
         FrontEnd::new(&scene).honest(&scene);
@@ -121,11 +127,12 @@ fn bytes_that_are_no_message() {
 }
 
 #[test]
-fn a_thousand_front_ends_that_come_and_go_leave_nothing_behind() {
+fn thousand_front_ends_leave_nothing_behind() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let come_and_go = || FrontEnd::new(&scene).honest(&scene);
-    // What is allocated once, and what the allocator keeps, is there after some.
+    // After some front ends everything is allocated that is allocated once or kept by the
+    // allocator.
     for _ in 0..50 {
         come_and_go();
     }
@@ -133,7 +140,7 @@ fn a_thousand_front_ends_that_come_and_go_leave_nothing_behind() {
     for _ in 0..1000 {
         come_and_go();
     }
-    // The last one's end a little after its connection.
+    // Threads end a little after the last connection.
     eventually("threads and descriptors are as they were", || {
         let now = daemon.footprint();
         now.threads <= before.threads && now.descriptors <= before.descriptors

@@ -1,5 +1,6 @@
-//! Random operations on a ring that a backend hands over (`unix:`) against a queue of vectors. The guest's end is played on the file
-//! itself, past the lock that the backend holds for the guest.
+//! Random operations on a ring that a backend hands over (`unix:`), compared with a queue of
+//! vectors. The guest's side is played on the file itself, past the lock that the backend holds for
+//! the guest.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -7,13 +8,14 @@ mod common;
 use common::daemon::Scene;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
-use ring_simulation::Unlocked;
 use ring_simulation::model::{follow, operations};
+use ring_simulation::unlocked;
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::{BlockDevice, OpenOptions};
+use shared_block_ring::{OpenOptions, RingDevice};
 
-/// Rings of one data sector and of four; one daemon serves all the cases of a ring, each of which begins where the one before has ended.
+/// Rings of one data sector and of four. One daemon serves all cases of a ring; each begins where
+/// the one before has ended.
 fn is_a_queue(guest: Side, guest_word: &str, host: Role) {
     for (bytes, sectors) in [(512, 4), (512, 7), (4096, 4), (4096, 7)] {
         let sector_size = SectorSize::new(bytes).unwrap();
@@ -23,9 +25,9 @@ fn is_a_queue(guest: Side, guest_word: &str, host: Role) {
         let _daemon =
             scene.start(&["--size", &size, "--sector-size", &bytes, "--guest", guest_word]);
         let file = OpenOptions::default().sector_size(sector_size);
-        let open = |side| -> Box<dyn BlockDevice> {
+        let open = |side| -> Box<dyn RingDevice> {
             if side == guest {
-                Box::new(Unlocked(file.open(&scene.path("ring")).unwrap()))
+                Box::new(unlocked(file.open(scene.path("ring")).unwrap()))
             } else {
                 Box::new(scene.connect(host).unwrap())
             }
@@ -40,11 +42,11 @@ fn is_a_queue(guest: Side, guest_word: &str, host: Role) {
 }
 
 #[test]
-fn a_ring_handed_to_the_host_s_consumer_is_a_queue() {
+fn ring_of_a_host_consumer_behaves_as_a_queue() {
     is_a_queue(Side::Producer, "producer", Role::Consumer);
 }
 
 #[test]
-fn a_ring_handed_to_the_host_s_producer_is_a_queue() {
+fn ring_of_a_host_producer_behaves_as_a_queue() {
     is_a_queue(Side::Consumer, "consumer", Role::Producer);
 }

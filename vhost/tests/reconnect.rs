@@ -1,29 +1,33 @@
-//! A backend that goes away under our own front end: whoever uses the disk sees nothing but a delay.
+//! A backend that goes away while our own front end uses it: the disk's user sees nothing but a
+//! delay.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{PATIENCE, Scene, eventually};
+use common::daemon::Scene;
 use nix::sys::signal::Signal;
+use ring_test_support::process::{PATIENCE, eventually};
+use shared_block_ring::device::Displaced;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
-    BlockDevice, Consumer, Durability, Error, Position, Producer, VirtioDevice,
+    BlockDevice, Consumer, Durability, Error, Position, Producer, RingDevice, VirtioDevice,
 };
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Backends that are killed under each load.
 const KILLS: u64 = 50;
 
-/// Items that arrive between two of them: each has worked.
+/// Items that arrive between two kills: each backend has served some.
 const BETWEEN: u64 = 20;
 
-/// Items that are pushed at once, by turns: in one request, and in several at once.
+/// Items that are pushed in one batch, alternately: one request, and several in flight.
 const BATCHES: [u64; 3] = [1, 8, 400];
 
 /// Behind the last item.
@@ -33,15 +37,15 @@ fn connect(scene: &Scene) -> VirtioDevice {
     VirtioDevice::connect(&scene.path("s"), None).unwrap().patience(PATIENCE)
 }
 
-/// An item begins with its number.
+/// Returns item `number`, which begins with its number.
 fn item(number: u64) -> Vec<u8> {
     let mut item = vec![7; usize::try_from(8 + number * 7919 % 600).unwrap()];
     item[..8].copy_from_slice(&number.to_le_bytes());
     item
 }
 
-/// Pushes these, all or none, when there is room, and publishes them.
-fn put<D: BlockDevice>(producer: &mut Producer<D>, items: &[Vec<u8>]) {
+/// Pushes a batch when there is space for all of it, and publishes it.
+fn put<D: RingDevice>(producer: &mut Producer<D>, items: &[Vec<u8>]) {
     let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
     loop {
         match producer.push_batch(items) {
@@ -54,8 +58,8 @@ fn put<D: BlockDevice>(producer: &mut Producer<D>, items: &[Vec<u8>]) {
     }
 }
 
-/// Items one after the other until it is enough.
-fn produce<D: BlockDevice>(mut producer: Producer<D>, enough: &AtomicBool) {
+/// Pushes items one after the other until `enough`.
+fn produce<D: RingDevice>(mut producer: Producer<D>, enough: &AtomicBool) {
     let mut number = 0;
     for count in BATCHES.into_iter().cycle() {
         if enough.load(Ordering::Relaxed) {
@@ -67,8 +71,8 @@ fn produce<D: BlockDevice>(mut producer: Producer<D>, enough: &AtomicBool) {
     put(&mut producer, &[END.to_vec()]);
 }
 
-/// Each item once, each behind the one before it.
-fn consume<D: BlockDevice>(mut consumer: Consumer<D>, popped: &AtomicU64) {
+/// Pops each item once, in order.
+fn consume<D: RingDevice>(mut consumer: Consumer<D>, popped: &AtomicU64) {
     let (mut number, mut position) = (0, Position::ZERO);
     let mut wait = None;
     loop {
@@ -93,7 +97,8 @@ fn consume<D: BlockDevice>(mut consumer: Consumer<D>, popped: &AtomicU64) {
     }
 }
 
-/// One backend after the other is killed between a producer and a consumer, of whom `guest` is the front end.
+/// Kills one backend after the other between a producer and a consumer, of which `guest` is the
+/// front end's.
 fn kill_backends(guest: Side, durability: Durability) {
     let scene = Scene::new();
     let role = if guest == Side::Producer { "producer" } else { "consumer" };
@@ -101,8 +106,8 @@ fn kill_backends(guest: Side, durability: Durability) {
     let (enough, popped) = (&AtomicBool::new(false), &AtomicU64::new(0));
     std::thread::scope(|scope| {
         let scene = &scene;
-        let disk = Box::new(connect(scene)) as Box<dyn BlockDevice>;
-        let host = |role| Box::new(scene.connect(role).unwrap()) as Box<dyn BlockDevice>;
+        let disk = Box::new(connect(scene)) as Box<dyn RingDevice>;
+        let host = |role| Box::new(scene.connect(role).unwrap()) as Box<dyn RingDevice>;
         let (inner, outer) = match guest {
             Side::Producer => (disk, host(Role::Consumer)),
             Side::Consumer => (host(Role::Producer), disk),
@@ -125,7 +130,7 @@ fn kill_backends(guest: Side, durability: Durability) {
             daemon = scene.start(&["--size", "1M", "--guest", role]);
         }
         enough.store(true, Ordering::Relaxed);
-        // The last backend lives until they have ended.
+        // The last backend lives until both have ended.
         for end in ends {
             end.join().unwrap();
         }
@@ -134,28 +139,29 @@ fn kill_backends(guest: Side, durability: Durability) {
 }
 
 #[test]
-fn a_producer_loses_nothing_when_backends_are_killed() {
+fn producer_loses_nothing_when_backends_are_killed() {
     kill_backends(Side::Producer, Durability::Flush);
 }
 
 #[test]
-fn a_producer_that_flushes_nothing_loses_nothing_when_backends_are_killed() {
+fn producer_without_flushes_loses_nothing_when_backends_are_killed() {
     kill_backends(Side::Producer, Durability::PageCache);
 }
 
 #[test]
-fn a_consumer_loses_and_repeats_nothing_when_backends_are_killed() {
+fn consumer_loses_and_repeats_nothing_when_backends_are_killed() {
     kill_backends(Side::Consumer, Durability::Flush);
 }
 
 #[test]
-fn a_consumer_that_flushes_nothing_loses_and_repeats_nothing_when_backends_are_killed() {
+fn consumer_without_flushes_loses_and_repeats_nothing_when_backends_are_killed() {
     kill_backends(Side::Consumer, Durability::PageCache);
 }
 
 const HOLD: [&str; 2] = ["--hold-ms", "3600000"];
 
-/// A producer whose ring is full, and whose first read for news was answered: the next one is held.
+/// Returns a producer whose ring is full and whose first idle-class read was answered: the next one
+/// is held.
 fn full(scene: &Scene) -> Producer<VirtioDevice> {
     let mut producer = Producer::attach(connect(scene), "q", "p").unwrap();
     while let Ok(end) = producer.push(&[7; 1000]) {
@@ -174,7 +180,7 @@ fn pause(
 }
 
 #[test]
-fn a_held_read_goes_on_with_the_next_backend() {
+fn held_read_is_answered_by_the_next_backend() {
     let scene = Scene::new();
     let mut daemon = scene.start(&HOLD);
     let producer = full(&scene);
@@ -185,7 +191,7 @@ fn a_held_read_goes_on_with_the_next_backend() {
             daemon.signal(Signal::SIGKILL);
             daemon.0.wait().unwrap();
             daemon = scene.start(&HOLD);
-            // The new one has told nobody anything yet, and answers at once.
+            // The new backend has answered no such read yet, and answers at once.
             assert_eq!(waiting.join().unwrap(), Woken::Elapsed);
         });
     }
@@ -193,7 +199,7 @@ fn a_held_read_goes_on_with_the_next_backend() {
 }
 
 #[test]
-fn a_wait_ends_by_its_deadline_and_by_a_descriptor_while_the_backend_is_gone() {
+fn wait_without_a_backend_ends_by_its_deadline_and_by_a_descriptor() {
     let scene = Scene::new();
     let daemon = scene.start(&HOLD);
     let producer = full(&scene);
@@ -208,7 +214,7 @@ fn a_wait_ends_by_its_deadline_and_by_a_descriptor_while_the_backend_is_gone() {
 }
 
 #[test]
-fn a_backend_that_comes_back_with_another_disk_is_an_error() {
+fn reconnect_to_another_disk_is_an_error() {
     let scene = Scene::new();
     for (arguments, words) in [
         (&["--size", "128K"][..], "131072 bytes instead of 65536"),
@@ -225,7 +231,7 @@ fn a_backend_that_comes_back_with_another_disk_is_an_error() {
         let text = device.flush().unwrap_err().to_string();
         assert!(text.contains("has come back with another disk"), "{text}");
         assert!(text.contains(words), "{text:?} lacks {words:?}");
-        // And for good.
+        // No other backend comes.
         drop(daemon);
         std::fs::remove_file(scene.path("ring")).unwrap();
         let _daemon = scene.start(&[]);
@@ -234,7 +240,20 @@ fn a_backend_that_comes_back_with_another_disk_is_an_error() {
 }
 
 #[test]
-fn a_backend_that_stays_away_is_an_error_in_the_end() {
+fn producer_tells_that_a_backend_came_back_with_another_ring_of_the_same_size() {
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let producer = Producer::attach(connect(&scene), "q", "p").unwrap();
+    producer.still_there().unwrap();
+    drop(daemon);
+    std::fs::remove_file(scene.path("ring")).unwrap();
+    let _daemon = scene.start(&[]);
+    let Err(Error::Device(error)) = producer.still_there() else { panic!("it is another ring") };
+    assert_eq!(Displaced::of(&error), Some(&Displaced::Overwritten { is_ring: true }));
+}
+
+#[test]
+fn reconnect_gives_up_after_patience() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let device = connect(&scene).patience(Duration::from_millis(200));
@@ -250,7 +269,7 @@ fn a_backend_that_stays_away_is_an_error_in_the_end() {
 }
 
 #[test]
-fn who_waits_for_a_backend_that_is_gone_can_be_stopped() {
+fn reconnect_ends_when_asked_to_stop() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let (reader, writer) = UnixStream::pair().unwrap();
@@ -263,4 +282,60 @@ fn who_waits_for_a_backend_that_is_gone_can_be_stopped() {
         let text = waiting.join().unwrap();
         assert!(text.contains("the backend is gone, and we were asked to stop"), "{text}");
     });
+}
+
+/// Requests of vhost-user, and the flag of those that are to be answered in any case.
+const GET_FEATURES: u32 = 1;
+const SET_MEM_TABLE: u32 = 5;
+const GET_PROTOCOL_FEATURES: u32 = 15;
+const GET_CONFIG: u32 = 24;
+const NEED_REPLY: u32 = 1 << 3;
+
+/// Reads a message: its request, its flags, and all of its bytes.
+fn message(from: &mut UnixStream) -> (u32, u32, Vec<u8>) {
+    let mut bytes = vec![0; 12];
+    from.read_exact(&mut bytes).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
+    let (request, flags, size) = (word(0), word(4), word(8));
+    let start = bytes.len();
+    bytes.resize(start + size as usize, 0);
+    from.read_exact(&mut bytes[start..]).unwrap();
+    (request, flags, bytes)
+}
+
+/// Stands between a front end and the backend at `real`, and hangs up when `last` comes.
+fn relay_up_to(last: u32, mut front_end: UnixStream, real: &Path) {
+    let mut backend = UnixStream::connect(real).unwrap();
+    loop {
+        let (request, flags, bytes) = message(&mut front_end);
+        if request == last {
+            return;
+        }
+        backend.write_all(&bytes).unwrap();
+        let asks = matches!(request, GET_FEATURES | GET_PROTOCOL_FEATURES | GET_CONFIG);
+        if asks || flags & NEED_REPLY != 0 {
+            front_end.write_all(&message(&mut backend).2).unwrap();
+        }
+    }
+}
+
+#[test]
+fn first_connection_outlives_a_backend_that_goes_away_in_the_middle_of_the_handshake() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let (path, real) = (scene.path("s"), scene.path("real"));
+    for last in [GET_FEATURES, GET_CONFIG, SET_MEM_TABLE] {
+        std::fs::rename(&path, &real).unwrap();
+        let between = UnixListener::bind(&path).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                relay_up_to(last, between.accept().unwrap().0, &real);
+                std::fs::remove_file(&path).unwrap();
+                // Nobody is there for a while.
+                std::thread::sleep(Duration::from_millis(30));
+                std::fs::rename(&real, &path).unwrap();
+            });
+            connect(&scene).flush().unwrap();
+        });
+    }
 }

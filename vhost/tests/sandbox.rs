@@ -1,11 +1,13 @@
-//! The sandbox from inside: this program starts itself once for each case, confines itself as the daemon does, and tries what the case
-//! says. Without a test harness, whose threads would be there before the sandbox.
+//! The sandbox from inside: this program starts itself once for each case, confines itself as the
+//! daemon does, and tries the case's action. There is no test harness, whose threads would run
+//! before the sandbox.
 #![allow(clippy::unwrap_used)]
 
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::resource::{Resource, getrlimit};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, UnlinkatFlags, unlinkat};
+use shared_block_ring::device::{Mapping, Memory};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
@@ -14,8 +16,9 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::OnceLock;
 use std::time::Duration;
-use vhost_device_blockring::handover::reopen;
-use vhost_device_blockring::sandbox::{self, Failure, Identity, MAX_DESCRIPTORS, Policy};
+use vhost_device_blockring::daemon::handover::reopen;
+use vhost_device_blockring::daemon::sandbox::{self, Failure, Identity, MAX_DESCRIPTORS, Policy};
+use vhost_device_blockring::data_path::fault::Faults;
 
 /// A forbidden call ends the process by SIGSYS, with its number on standard error.
 const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
@@ -23,7 +26,7 @@ const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
         let _ = std::net::UdpSocket::bind("127.0.0.1:0");
     }),
     ("starting a program", libc::SYS_execve, || {
-        // Without a fork, which is forbidden before it.
+        // Without a fork, which is forbidden, too.
         let nothing: [std::ffi::CString; 0] = [];
         let _ = nix::unistd::execve(c"/bin/true", &nothing, &nothing);
     }),
@@ -66,7 +69,7 @@ const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
     }),
 ];
 
-/// What works inside, or is refused with an error that the daemon survives.
+/// Actions that work inside, or are refused with an error that the daemon survives.
 const ALLOWED: &[(&str, fn())] = &[
     ("the region can be opened again, and nothing else", || {
         let mut text = String::new();
@@ -96,12 +99,12 @@ const ALLOWED: &[(&str, fn())] = &[
         assert!(soft == hard && hard <= MAX_DESCRIPTORS);
     }),
     ("a panic is survived", || {
-        // With everything that its message looks for.
+        // With a backtrace, for which the message opens files.
         assert!(std::panic::catch_unwind(|| panic!("as ever")).is_err());
     }),
 ];
 
-/// What the policy lets through, opened before it takes effect.
+/// The file and the folder that the policy allows, opened before it takes effect.
 static FILE: OnceLock<File> = OnceLock::new();
 static FOLDER: OnceLock<File> = OnceLock::new();
 
@@ -113,7 +116,7 @@ fn denied<T>(result: io::Result<T>) -> i32 {
     result.err().and_then(|e| e.raw_os_error()).unwrap_or(0)
 }
 
-/// Says which case is to be tried inside.
+/// The environment variable that names the case to be tried inside.
 const CASE: &str = "BLOCKRING_SANDBOX_CASE";
 
 fn main() -> ExitCode {
@@ -136,9 +139,19 @@ fn inside(case: &str) -> ExitCode {
         let (uid, gid) = (Uid::from_raw(65_533), Gid::from_raw(65_532));
         Identity { uid, gid }.assume().unwrap();
         confine().unwrap();
-        // SIGKILL is what the parent waits for: it looks at us meanwhile.
+        // The parent inspects this process meanwhile, and kills it.
         println!("ready");
         std::thread::sleep(SOON);
+        return ExitCode::FAILURE;
+    }
+    if case == FAULT {
+        let _faults = Faults::catch().unwrap();
+        let gone = tempfile::tempfile().unwrap();
+        gone.set_len(4096).unwrap();
+        let mapping = Mapping::new(gone.try_clone().unwrap(), 4096).unwrap();
+        gone.set_len(0).unwrap();
+        confine().unwrap();
+        mapping.load_u64(0);
         return ExitCode::FAILURE;
     }
     confine().unwrap();
@@ -154,9 +167,11 @@ fn confine() -> Result<(), Failure> {
 
 const THREADS: &str = "no thread is left outside";
 const IDENTITY: &str = "who becomes another user keeps nothing of root's";
+const FAULT: &str =
+    "memory that is taken away and is nobody's ends it by SIGBUS, as without a handler";
 const SOON: Duration = Duration::from_secs(20);
 
-/// This program once more, in a folder of its own.
+/// Starts this program for a case, in a folder of its own.
 fn child(case: &str) -> (tempfile::TempDir, Command) {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("ring"), "the ring").unwrap();
@@ -202,6 +217,11 @@ fn outside() -> ExitCode {
             well.then_some(()).ok_or(format!("{output:?}"))
         });
     }
+    test(FAULT, &|| {
+        let (_dir, mut command) = child(FAULT);
+        let output = command.output().unwrap();
+        (output.status.signal() == Some(libc::SIGBUS)).then_some(()).ok_or(format!("{output:?}"))
+    });
     if nix::unistd::geteuid().is_root() {
         test(IDENTITY, &becomes_another);
     }

@@ -1,15 +1,18 @@
-//! What a request costs beside its bytes: no allocation, and no system call while both sides look for work.
+//! The cost of a request in the steady state: no allocation, and no system call while both sides
+//! poll.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{Daemon, Scene, eventually};
-use common::direct::Direct;
-use common::disk::Disk;
+use common::daemon::{Daemon, Scene};
 use nix::sys::signal::Signal;
+use ring_test_support::executor_disk::Disk;
+use ring_test_support::process::eventually;
+use ring_test_support::worker_disk::Direct;
 use shared_block_ring::format::Side;
-use shared_block_ring::virtqueue::{BlockQueue, Operation, Request, Shape, Transport, VhostUser};
-use shared_block_ring::{BlockDevice, Consumer, Durability, Producer};
+use shared_block_ring::virtqueue::{BlockDriver, Request, Shape, VhostUser};
+use shared_block_ring::wait::Limits;
+use shared_block_ring::{Consumer, Durability, Producer, RingDevice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::process::Command;
@@ -17,22 +20,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 thread_local! {
-    /// Allocations of this thread since they began to be counted, if they are.
+    /// Allocations of this thread since counting began; `None` while they are not counted.
     static ALLOCATIONS: Cell<Option<u64>> = const { Cell::new(None) };
 }
 
 struct Counting;
 
-// SAFETY: the system's allocator does it all.
+// SAFETY: every call is passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get().map(|count| count + 1));
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller keeps the contract of the same function of the system's allocator.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        // SAFETY: as the caller promises.
+        // SAFETY: the caller keeps the contract of the same function of the system's allocator.
         unsafe { System.dealloc(at, layout) }
     }
 }
@@ -40,7 +43,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// A disk whose requests are counted, and the allocations of the worker at them.
+/// A disk that counts requests, and the worker's allocations for them.
 struct Counted {
     disk: Direct,
     spent: Arc<(AtomicU64, AtomicU64)>,
@@ -59,15 +62,16 @@ impl Counted {
         Self { disk: Direct::over(disk, Box::new(watch)), spent }
     }
 
-    /// Items through the ring, and allocations and requests that they took.
+    /// Sends items through the ring. Returns the allocations and requests that they took.
     fn spent(&self, items: usize, mut turn: impl FnMut(usize)) -> (u64, u64) {
         (0..items).for_each(&mut turn);
         (self.spent.0.swap(0, Ordering::Relaxed), self.spent.1.swap(0, Ordering::Relaxed))
     }
 }
 
-/// Items go from end to end, one of which has the counted disk, and the worker at it allocates nothing.
-fn costs_no_allocation<P: BlockDevice, C: BlockDevice>(
+/// Sends items from producer to consumer, one of which has the counted disk. Its worker must not
+/// allocate.
+fn costs_no_allocation<P: RingDevice, C: RingDevice>(
     counted: &Counted,
     producer: &mut Producer<P>,
     consumer: &mut Consumer<C>,
@@ -85,7 +89,7 @@ fn costs_no_allocation<P: BlockDevice, C: BlockDevice>(
 }
 
 #[test]
-fn a_producing_guest_costs_no_allocation() {
+fn producing_guest_costs_no_allocation() {
     let disk = Disk::new(Side::Producer);
     let mut consumer = disk.consumer();
     let counted = Counted::over(disk);
@@ -95,7 +99,7 @@ fn a_producing_guest_costs_no_allocation() {
 }
 
 #[test]
-fn a_consuming_guest_costs_no_allocation() {
+fn consuming_guest_costs_no_allocation() {
     let disk = Disk::new(Side::Consumer);
     let mut producer = Producer::attach(disk.outside()(), "queue", "host").unwrap();
     let counted = Counted::over(disk);
@@ -105,27 +109,21 @@ fn a_consuming_guest_costs_no_allocation() {
 }
 
 #[test]
-fn a_request_costs_no_system_call_while_both_sides_look() {
+fn request_costs_no_system_call_while_both_sides_poll() {
     let scene = Scene::new();
     let daemon = scene.start(&["--poll", "always", "--size", "1M"]);
-    let mut transport = VhostUser::connect(&scene.path("s")).unwrap();
-    let shape = Shape::new(32, 4096);
-    let memory = transport.allocate(shape.memory()).unwrap();
-    let mut queue = BlockQueue::new(memory, shape, transport.disk().event_idx);
-    transport.start(queue.memory(), queue.ring().layout()).unwrap();
+    let backend = VhostUser::connect(&scene.path("s")).unwrap();
+    let mut driver = BlockDriver::over(backend, Shape::new(32, 4096), &Limits::default()).unwrap();
     let mut requests = |count: u32| {
         let (mut kicks, mut done) = (0, 0);
         while done < count {
-            while let Some(slot) = queue.slot() {
-                let request =
-                    Request { operation: Operation::Write, sector: 64, bytes: 4096, priority: 0 };
-                queue.submit(slot, request);
+            while let Some(slot) = driver.slot() {
+                slot.submit(Request::write(64, 4096));
             }
-            if queue.publish() {
+            if driver.publish().unwrap() {
                 kicks += 1;
-                transport.notify().unwrap();
             }
-            while let Some(completion) = queue.reap().unwrap() {
+            while let Some(completion) = driver.reap().unwrap() {
                 completion.result().unwrap();
                 done += 1;
             }
@@ -154,7 +152,7 @@ fn a_request_costs_no_system_call_while_both_sides_look() {
     println!("{served} requests, {kicks} kicks, system calls of the queue's thread: {calls:?}");
     assert!(served >= 20_000 && kicks < 20, "{served} requests, {kicks} kicks");
     assert!(calls.lines().count() < 20, "{calls}");
-    drop(transport);
+    drop(driver);
     eventually("without a front end the thread sleeps, and strace sees it", || {
         traced().contains("poll(")
     });

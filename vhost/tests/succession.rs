@@ -1,17 +1,19 @@
-//! What one backend leaves to the next: a front end that outlives it goes on from the used index, and from nothing else.
+//! The state that one backend leaves to the next: a front end that outlives it goes on from the
+//! used index, and from nothing else.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::attack::writes;
-use common::daemon::{Scene, eventually};
-use common::front_end::{DATA, FrontEnd, RINGS};
+use common::daemon::Scene;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use ring_test_support::front_end::{DATA, FrontEnd, RINGS};
+use ring_test_support::process::eventually;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use vhost::VhostBackend;
 
-/// Requests that are under way at a time.
+/// Requests in flight at a time.
 const DEPTH: u16 = 80;
 
 /// Whether the backend has closed the connection.
@@ -30,13 +32,14 @@ fn nothing_is_answered_after_the_connection_has_ended() {
         let mut guest = FrontEnd::new(&scene);
         guest.honest(&scene);
         daemon.signal(Signal::SIGTERM);
-        // Busy to its last moment.
+        // The queue is busy to the last moment.
         while !is_over(&guest) {
             if guest.available() == guest.used_index() {
                 writes(&mut guest, DEPTH, DATA);
             }
         }
-        // From here on a front end takes it for final. Its guest knows nothing of that, and goes on.
+        // From here on the front end takes the used index for final. Its guest does not know that,
+        // and goes on.
         let seen = guest.used_index();
         writes(&mut guest, 1, DATA);
         assert!(daemon.0.wait().unwrap().success());
@@ -45,7 +48,7 @@ fn nothing_is_answered_after_the_connection_has_ended() {
 }
 
 #[test]
-fn a_guest_is_interrupted_for_what_the_last_backend_has_answered_and_not_told() {
+fn guest_is_interrupted_for_answers_of_the_last_backend() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let mut guest = FrontEnd::connect(&scene);

@@ -1,9 +1,10 @@
-//! Waiting for the host through our own virtqueue, in one read that the daemon holds.
+//! Waiting for the host through our own virtqueue, with one read that the daemon holds.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
-use common::daemon::{PATIENCE, Scene, eventually};
+use common::daemon::Scene;
+use ring_test_support::process::{PATIENCE, eventually};
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
@@ -23,7 +24,7 @@ fn full(scene: &Scene) -> Producer<VirtioDevice> {
     producer
 }
 
-/// The first read is answered at once: nothing was told before.
+/// Waits once: the first idle-class read is answered at once, since there was none before.
 fn told(producer: &Producer<VirtioDevice>) {
     let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
     assert_eq!(wait.pause(producer.device(), &[]).unwrap(), Woken::Elapsed);
@@ -35,7 +36,7 @@ fn free_one(consumer: &mut Consumer<shared_block_ring::UnixDevice>) {
 }
 
 #[test]
-fn a_producer_without_space_is_woken_by_the_answer_to_its_read() {
+fn producer_without_space_is_woken_by_the_answer_to_its_held_read() {
     let scene = Scene::new();
     let _daemon = scene.start(&HOLD);
     let mut producer = full(&scene);
@@ -58,7 +59,7 @@ fn a_producer_without_space_is_woken_by_the_answer_to_its_read() {
 }
 
 #[test]
-fn a_wait_ends_by_its_deadline_and_by_a_descriptor_and_its_read_goes_on() {
+fn wait_ends_by_its_deadline_and_by_a_descriptor_and_its_read_stays_held() {
     let scene = Scene::new();
     let _daemon = scene.start(&HOLD);
     let mut producer = full(&scene);
@@ -76,7 +77,7 @@ fn a_wait_ends_by_its_deadline_and_by_a_descriptor_and_its_read_goes_on() {
     assert_eq!(scene.counter("held"), 1, "there is never more than one");
     nix::unistd::write(&writer, b"x").unwrap();
     assert_eq!(pause(&producer, PATIENCE).unwrap(), Woken::Readable(0));
-    // Whatever comes next on the queue has it answered, and is not disturbed by it.
+    // The next request on the queue has the held read answered, and is served as usual.
     let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
     free_one(&mut consumer);
     let end = producer.push(&[8; 1000]).unwrap();

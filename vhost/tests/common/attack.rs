@@ -1,7 +1,9 @@
 //! Before and after an attack.
 
-use super::daemon::{Daemon, Scene, eventually};
-use super::front_end::{FrontEnd, HEADER, RINGS, STATUS, linked, readable, writable};
+use super::daemon::{Daemon, Scene};
+use ring_test_support::front_end::{FrontEnd, HEADER, RINGS, STATUS};
+use ring_test_support::process::eventually;
+use ring_test_support::split_ring::{linked, readable, writable};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
 
 /// What is said of a queue that is stopped.
@@ -27,7 +29,8 @@ pub fn broken(scene: &Scene, guest: &mut FrontEnd) {
     guest.honest(scene);
 }
 
-/// One write after the other to the first sector of the free part, from `data`: those in the queue now.
+/// One write after the other to the first sector of the free part, from `data`: those in the queue
+/// now.
 pub fn writes(guest: &mut FrontEnd, count: u16, data: u64) {
     guest.header(VIRTIO_BLK_T_OUT, 20);
     for request in 0..count {

@@ -3,16 +3,14 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_simulation::Footprint;
+use ring_test_support::process::eventually;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Error, UnixDevice};
 use std::fs::File;
-use std::path::PathBuf;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
-use vhost_device_blockring::guard::Reason;
-
-/// The longest that anything here is waited for.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+use vhost_device_blockring::data_path::guard::Reason;
 
 /// A directory for the sockets, the ring, and the daemon's log.
 pub struct Scene {
@@ -32,14 +30,31 @@ impl Drop for Daemon {
 impl Daemon {
     /// The number of the thread that drives the queue.
     pub fn queue_thread(&self) -> String {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
-        let name =
-            |task: &std::fs::DirEntry| std::fs::read_to_string(task.path().join("comm")).unwrap();
-        let queue = tasks.map(Result::unwrap).find(|task| name(task).trim() == "queue");
+        let tasks = format!("/proc/{}/task", self.0.id());
+        // A thread gives itself its name, some time after it was started; others come and go.
+        let is_queue = |task: &std::fs::DirEntry| {
+            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|name| name == "queue\n")
+        };
+        let mut queue = None;
+        eventually("the queue's thread has its name", || {
+            queue = std::fs::read_dir(&tasks).unwrap().filter_map(Result::ok).find(is_queue);
+            queue.is_some()
+        });
         queue.unwrap().file_name().into_string().unwrap()
     }
 
-    /// Waits until that thread sleeps: it has looked at the queue for the last time before the next kick.
+    /// Waits for its end, and returns its exit code.
+    pub fn code(&mut self) -> Option<i32> {
+        let mut status = None;
+        eventually("the daemon ends", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap().code()
+    }
+
+    /// Waits until that thread sleeps: it has looked at the queue for the last time before the next
+    /// kick.
     pub fn queue_sleeps(&self) {
         let status = format!("/proc/{}/status", self.queue_thread());
         eventually("the queue's thread sleeps", || {
@@ -49,12 +64,31 @@ impl Daemon {
                 .any(|line| line.starts_with("State:\tS"))
         });
     }
+
+    /// Stops it, and waits until each of its threads stands still.
+    pub fn halt(&self) {
+        self.signal(Signal::SIGSTOP);
+        let tasks = format!("/proc/{}/task", self.0.id());
+        eventually("the daemon is stopped", || {
+            std::fs::read_dir(&tasks).unwrap().all(|task| {
+                let status = std::fs::read_to_string(task.unwrap().path().join("status"));
+                status.is_ok_and(|text| text.contains("State:\tT"))
+            })
+        });
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.0.id().cast_signed()), signal).unwrap();
     }
 
     pub fn footprint(&self) -> Footprint {
         Footprint::of(self.0.id())
+    }
+}
+
+impl AsRef<Path> for Scene {
+    fn as_ref(&self) -> &Path {
+        self.dir.path()
     }
 }
 
@@ -87,16 +121,44 @@ impl Scene {
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let daemon =
             Daemon(self.command(&usual).args(size).args(more).stderr(log).spawn().unwrap());
-        // The consumer socket is bound after the front ends' one; a stale one refuses until it is replaced.
+        // The consumer socket is bound after the front ends' one; a stale one refuses until it is
+        // replaced.
         eventually("the daemon comes up", || self.connect(Role::Control).is_ok());
         daemon
     }
 
-    pub fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
-        UnixDevice::connect(&self.path("c"), role)
+    /// Starts one that accepts front ends on `listener`, which others may have, too.
+    pub fn start_inherited(&self, listener: OwnedFd) -> Daemon {
+        let daemon = self.spawn_inherited(listener);
+        eventually("the daemon comes up", || self.connect(Role::Control).is_ok());
+        daemon
     }
 
-    /// One of the daemon's counters, as `diagnostics` has it; that of a reason for refusals is `refused.REASON`.
+    /// The same, and does not wait for it.
+    pub fn spawn_inherited(&self, listener: OwnedFd) -> Daemon {
+        let usual = ["--fd", "3", "--blk-file", "ring", "--size", "64K", "--consumer-socket", "c"];
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let daemon = self.command(&usual);
+        // As systemd passes it: by number.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"exec "$@" 3<&0 </dev/null"#, "sh"]).arg(daemon.get_program());
+        shell.args(daemon.get_args()).current_dir(self.dir.path()).stdin(listener).stderr(log);
+        Daemon(shell.spawn().unwrap())
+    }
+
+    pub fn connect(&self, role: Role) -> Result<UnixDevice, Error> {
+        UnixDevice::connect(self.path("c"), role)
+    }
+
+    /// A device that lends items where they lie.
+    pub fn connect_in_place(&self, role: Role) -> Result<UnixDevice, Error> {
+        // SAFETY: the daemon guards the ring. Tests that change the ring's file by themselves do so
+        // while nothing is lent.
+        self.connect(role).map(|device| unsafe { device.lend_in_place() })
+    }
+
+    /// One of the daemon's counters, as `diagnostics` has it; that of a reason for refusals is
+    /// `refused.REASON`.
     pub fn counter(&self, name: &str) -> u64 {
         let counters = self.connect(Role::Control).unwrap().counters();
         let Some(name) = name.strip_prefix("refused.") else {
@@ -117,21 +179,5 @@ impl Scene {
     pub fn logged(&self, words: &str) -> usize {
         let log = std::fs::read_to_string(self.path("log")).unwrap();
         log.lines().filter(|line| line.contains(words)).count()
-    }
-}
-
-/// It must have ended with that code, and with these words on standard error.
-pub fn fails(output: &Output, code: i32, words: &str) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(code), "{text}");
-    assert!(text.contains(words), "{text:?} lacks {words:?}");
-}
-
-/// Waits until it is so.
-pub fn eventually(what: &str, mut so: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !so() {
-        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
     }
 }

@@ -2,9 +2,6 @@
 #![allow(dead_code, clippy::unwrap_used)]
 
 pub mod attack;
-pub mod beside;
 pub mod daemon;
-pub mod direct;
-pub mod disk;
-pub mod front_end;
-pub mod sight;
+pub mod fuse;
+pub mod user;

@@ -1,11 +1,11 @@
-//! A guest that consumes, and the host's producer.
+//! Histories of a guest that consumes, with the host's producer.
 
-use crate::common::disk::{Disk, Driver};
 use crate::lives::{self, End, Plan};
 use crate::snapshotted::Snapshotted;
 use crate::stream::{Published, Step, end_of, item};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use ring_test_support::executor_disk::{Disk, Driver};
 use shared_block_ring::format::Side;
 use shared_block_ring::{Consumer, Error, MappedDevice, Position, Producer};
 use std::sync::Arc;
@@ -74,7 +74,7 @@ impl End for Receiver<'_, '_> {
     }
 }
 
-/// Publishes items on the host, where there is room.
+/// Publishes items on the host, as far as there is space.
 fn put(
     producer: &mut Producer<MappedDevice>,
     stream: &Published,
@@ -98,7 +98,8 @@ fn put(
     producer.advance(producer.position()).unwrap();
 }
 
-/// One history of a guest that consumes. How often its restored consumer was told.
+/// Runs one history of a guest that consumes. Returns how often its restored consumer was
+/// superseded.
 pub fn history(seed: u64) -> u32 {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut disk = Disk::with(Side::Consumer, false, random.random_range(4..9), |_| ());

@@ -1,22 +1,22 @@
-//! Two lives of one end, the second of which was restored from a snapshot of the first.
+//! Two instances of one side of the ring, the second restored from a snapshot of the first.
 
-use crate::common::disk::Driver;
 use crate::snapshotted::{Answers, Snapshotted};
 use crate::stream::{Published, Step, steps};
 use rand::RngExt;
 use rand::rngs::SmallRng;
+use ring_test_support::executor_disk::Driver;
 
-/// The guest's end of the ring.
+/// The guest's side of the ring.
 pub trait End {
     fn step(&mut self, step: &Step);
 
-    /// From here on what it makes of itself is of this life.
+    /// Marks everything made from here on as made by this instance.
     fn live(&mut self, _life: u8) {}
 
-    /// How often it was told.
+    /// How often it was superseded.
     fn superseded(&self) -> u32;
 
-    /// Whether it has got on where the stream ended at `end`.
+    /// Whether it has gone on behind position `end`.
     fn is_past(&self, end: u64) -> bool;
 
     fn steps(&mut self, steps: &[Step]) {
@@ -26,17 +26,18 @@ pub trait End {
     }
 }
 
-/// How a history goes.
+/// The parameters of a history.
 pub struct Plan {
-    /// Steps at most: before the snapshot, from there to the first life's end, and of the second life.
+    /// The most steps before the snapshot, from there to the first instance's end, and of the
+    /// second instance.
     pub early: usize,
     pub late: usize,
     pub restored: usize,
-    /// What the restored end does until it has got on.
+    /// The steps of the restored instance until it has gone on.
     pub more: Step,
 }
 
-/// How often the restored end was told.
+/// Runs a history. Returns how often the restored instance was superseded.
 pub fn told<'d>(
     plan: &Plan,
     random: &mut SmallRng,
@@ -62,7 +63,7 @@ pub fn told<'d>(
     life.live(2);
     life.steps(&early);
     life.steps(&steps(random, plan.restored, true));
-    // It goes on, whatever was.
+    // The restored instance goes on, whatever came before.
     let end = stream.lock().unwrap().end();
     for _ in 0..10_000 {
         life.step(&plan.more);

@@ -1,11 +1,11 @@
-//! A guest that is restored from an older snapshot, whose end of the ring is behind: nothing published changes, it is told, and goes on.
+//! A guest that is restored from an older snapshot, whose pointer is behind the ring's: nothing
+//! published changes, the guest's handle is superseded, and goes on.
 //!
-//! The snapshot is taken between any two requests. A restored end is made by driving a second one through the same operations, with
-//! the answers that the first one got up to that request; from there on it meets the ring as it is.
+//! The snapshot is taken between any two requests. A restored instance is made by driving a second
+//! one through the same operations, with the answers that the first one got up to that request;
+//! from there on it meets the ring as it is.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod consumer;
 mod lives;
 mod producer;
@@ -15,7 +15,8 @@ mod stream;
 /// Histories for each side of the ring.
 const HISTORIES: u64 = 3000;
 
-/// How many of the histories' restored ends were told. Names the seed of one that fails.
+/// Runs the histories. Returns how many restored instances were superseded, and names the seed of
+/// one that fails.
 fn told(history: impl Fn(u64) -> u32 + std::panic::RefUnwindSafe) -> u64 {
     let told_of =
         |seed| std::panic::catch_unwind(|| history(seed)).unwrap_or_else(|_| panic!("seed {seed}"));
@@ -23,14 +24,14 @@ fn told(history: impl Fn(u64) -> u32 + std::panic::RefUnwindSafe) -> u64 {
 }
 
 #[test]
-fn a_restored_producer_is_told_and_goes_on_and_nothing_published_changes() {
+fn restored_producer_is_superseded_and_changes_nothing_published() {
     let told = told(producer::history);
     println!("{told} of {HISTORIES} restored producers were told that they are superseded");
     assert!(told > HISTORIES / 4 && told < HISTORIES);
 }
 
 #[test]
-fn a_restored_consumer_is_told_and_frees_nothing_twice() {
+fn restored_consumer_is_superseded_and_frees_nothing_twice() {
     let told = told(consumer::history);
     println!("{told} of {HISTORIES} restored consumers were told that they are superseded");
     assert!(told > HISTORIES / 4 && told < HISTORIES);

@@ -1,11 +1,11 @@
-//! A guest that produces, and the host's consumer.
+//! Histories of a guest that produces, with the host's consumer.
 
-use crate::common::disk::{Disk, Driver};
 use crate::lives::{self, End, Plan};
 use crate::snapshotted::Snapshotted;
 use crate::stream::{Published, Step, end_of, item};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use ring_test_support::executor_disk::{Disk, Driver};
 use shared_block_ring::format::Side;
 use shared_block_ring::{Consumer, Error, MappedDevice, Position, Producer};
 use std::sync::Arc;
@@ -16,9 +16,9 @@ struct Sender<'a, 'd> {
     end: Producer<&'a Snapshotted<'a, 'd>>,
     life: u8,
     number: u64,
-    /// Not yet advanced over.
+    /// Items that are not published yet.
     pushed: Vec<(u64, Vec<u8>)>,
-    /// Of the batches among them.
+    /// The ends of their batches.
     ends: Vec<u64>,
     superseded: u32,
     stream: Published,
@@ -32,7 +32,8 @@ impl<'a, 'd> Sender<'a, 'd> {
         Self { device, end, life: 0, number: 0, pushed, ends, superseded: 0, stream }
     }
 
-    /// What was pushed before `from` must be published, as it was pushed. How many items are behind it.
+    /// Checks that items pushed in front of `from` are published as they were pushed. Returns the
+    /// number of items behind it.
     fn account_for(&self, from: u64) -> u64 {
         let stream = self.stream.lock().unwrap();
         let (known, lost): (Vec<_>, Vec<_>) = self.pushed.iter().partition(|(end, _)| *end <= from);
@@ -58,7 +59,7 @@ impl<'a, 'd> Sender<'a, 'd> {
         Ok(())
     }
 
-    /// What lies before `end` is published, or gone.
+    /// Forgets the items in front of `end`: they are published, or lost.
     fn forget(&mut self, end: u64) {
         self.pushed.retain(|(at, _)| *at > end);
         self.ends.retain(|at| *at > end);
@@ -66,7 +67,7 @@ impl<'a, 'd> Sender<'a, 'd> {
 
     fn advance(&mut self, batches: usize) -> Result<(), Error> {
         let Some(&end) = self.ends.iter().take(batches).next_back() else { return Ok(()) };
-        // Before: the host can have consumed them when `advance` returns.
+        // Counted before `advance`: the host may have consumed them when it returns.
         let old = self.stream.lock().unwrap().0.len();
         if self.stream.lock().unwrap().end() < end {
             let start = self.stream.lock().unwrap().end();
@@ -93,7 +94,8 @@ impl End for Sender<'_, '_> {
             Step::Move(lengths) => self.push(lengths),
             Step::Advance(batches) => self.advance(*batches),
             Step::Again => {
-                // What was pushed goes first: a restored one may have it pushed, and its bytes must not be others.
+                // Pushed items come first: the restored instance may have pushed them too, and must
+                // push the same bytes.
                 let _ = self.advance(usize::MAX);
                 self.end = Producer::attach(self.device, "q", "again").unwrap();
                 self.forget(u64::MAX);
@@ -129,7 +131,7 @@ impl End for Sender<'_, '_> {
     }
 }
 
-/// Takes up to `most` items on the host.
+/// Pops up to `most` items on the host.
 fn take(consumer: &mut Consumer<MappedDevice>, stream: &Published, most: usize) {
     let mut at = consumer.position();
     for _ in 0..most {
@@ -147,7 +149,8 @@ fn take(consumer: &mut Consumer<MappedDevice>, stream: &Published, most: usize) 
     consumer.advance(at).unwrap();
 }
 
-/// One history of a guest that produces. How often its restored producer was told.
+/// Runs one history of a guest that produces. Returns how often its restored producer was
+/// superseded.
 pub fn history(seed: u64) -> u32 {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut disk = Disk::with(Side::Producer, false, random.random_range(4..9), |_| ());

@@ -1,22 +1,22 @@
-//! A guest's disk that can be taken back to a snapshot between any two requests.
+//! A guest's disk whose user can be restored from a snapshot taken between any two requests.
 
-use crate::common::disk::Driver;
-use shared_block_ring::BlockDevice;
+use ring_test_support::executor_disk::Driver;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::Geometry;
+use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// What a guest is told about its requests: the bytes of a read, nothing of others.
+/// The answer to a request: the bytes of a read, nothing for other requests.
 pub type Answers = Mutex<Vec<Vec<u8>>>;
 
-/// The guest's disk, whose answers are kept, or, for the first so many requests, those that were kept.
+/// The guest's disk. It records its answers or, for the requests before the snapshot, replays
+/// recorded ones.
 pub struct Snapshotted<'a, 'd> {
     driver: &'a Driver<'d>,
     answers: &'a Answers,
-    /// Requests before the snapshot; none of them reaches the disk again.
+    /// Requests before the snapshot, which do not reach the disk again.
     before: usize,
     made: AtomicUsize,
 }
@@ -34,7 +34,7 @@ impl<'a, 'd> Snapshotted<'a, 'd> {
         self.made.load(Ordering::Relaxed) >= self.before
     }
 
-    /// The answer from before the snapshot.
+    /// Returns the recorded answer to a request from before the snapshot.
     fn kept(&self) -> Option<Vec<u8>> {
         let index = self.made.fetch_add(1, Ordering::Relaxed);
         (index < self.before).then(|| self.answers.lock().unwrap()[index].clone())
@@ -80,8 +80,6 @@ impl BlockDevice for &Snapshotted<'_, '_> {
         self.keep(Vec::new());
         self.driver.flush()
     }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
+
+impl RingDevice for &Snapshotted<'_, '_> {}

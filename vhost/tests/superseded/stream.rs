@@ -1,11 +1,11 @@
-//! What goes through the ring, and the steps that an end of it takes.
+//! The stream of items, and the steps that a side of the ring takes.
 
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use shared_block_ring::format::framed_len;
 use std::sync::{Arc, Mutex};
 
-/// What is published, or about to be: the items in order, each with the position behind it.
+/// The items that are published, or about to be, in order, each with the position behind it.
 #[derive(Default)]
 pub struct Stream(pub Vec<(u64, Vec<u8>)>);
 
@@ -19,7 +19,7 @@ impl Stream {
         Some(&self.0[index].1)
     }
 
-    /// The item that starts there.
+    /// Returns the item that starts at that position.
     pub fn behind(&self, start: u64) -> Option<&(u64, Vec<u8>)> {
         self.0.get(self.0.partition_point(|(end, _)| *end <= start))
     }
@@ -39,17 +39,17 @@ pub fn end_of(start: u64, item: &[u8]) -> u64 {
 
 #[derive(Debug, Clone)]
 pub enum Step {
-    /// A batch of items of these lengths, or as many items popped.
+    /// Push a batch of items of these lengths, or pop as many items.
     Move(Vec<usize>),
-    /// Over the first so many of the pushed batches, or over all that was popped.
+    /// Advance over that many pushed batches, or over all popped items.
     Advance(usize),
-    /// The process ends and another one takes its place.
+    /// The process ends, and another one takes the role.
     Again,
 }
 
 pub fn steps(random: &mut SmallRng, most: usize, again: bool) -> Vec<Step> {
     let count = random.random_range(0..most);
-    // Of equal lengths more often than not: then positions of different histories are the same.
+    // Mostly of equal lengths: then different histories have the same positions.
     let longest = if random.random_bool(0.6) { 9 } else { 300 };
     (0..count)
         .map(|_| match random.random_range(0..10) {

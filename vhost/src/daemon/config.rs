@@ -1,0 +1,190 @@
+//! The daemon's command line (vhost-user, "Backend program conventions").
+
+use crate::data_path::executor::SERIAL_BYTES;
+use clap::Parser;
+use nix::sys::stat::Mode;
+use shared_block_ring::format::{SectorSize, Side};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Examples:
+  vhost-device-blockring --socket-path vm1.sock --blk-file vm1.ring --size 8M \\
+      --consumer-socket vm1.out --serial logs
+
+  qemu-system-x86_64 … \\
+      -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
+      -chardev socket,id=ring,path=vm1.sock,reconnect=1 -device vhost-user-blk-pci,chardev=ring,num-queues=1
+
+  blockring consume --follow unix:vm1.out
+
+Exit codes: 0 normal end (SIGTERM, SIGINT), 1 error, 2 usage.";
+
+/// Show a shared block ring to a virtual machine as a disk
+#[derive(Debug, Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Arguments {
+    /// Listen for the front end (QEMU) here
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    pub socket_path: Option<PathBuf>,
+    /// Mode of that socket, in octal (without it 600, or 660 with --socket-group)
+    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = mode)]
+    pub socket_mode: Option<Mode>,
+    /// Group of that socket, by name or number
+    #[arg(long, value_name = "GROUP", requires = "socket_path")]
+    pub socket_group: Option<String>,
+    /// Accept front ends on this inherited listening socket
+    #[arg(long, value_name = "FDNUM")]
+    pub fd: Option<i32>,
+    /// Print what this program can do, as JSON, and end
+    #[arg(long)]
+    pub print_capabilities: bool,
+    /// The ring: a file or a block device
+    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    pub blk_file: Option<PathBuf>,
+    /// Make the file with an empty ring if it is not there (K, M and G are powers of 1024)
+    #[arg(long, value_parser = ring_program::parse_size)]
+    pub size: Option<u64>,
+    /// Bytes in a sector of the file
+    #[arg(long, value_name = "N", value_parser = sector_size)]
+    pub sector_size: Option<SectorSize>,
+    /// Refuse every write of the guest
+    #[arg(long)]
+    pub read_only: bool,
+    /// Let the guest be saved with its memory (savevm), restored and migrated; see
+    /// docs/snapshots.md for what a restored guest finds
+    #[arg(long)]
+    pub migratable: bool,
+    /// Hand the region to one process on the host here
+    #[arg(long, value_name = "PATH")]
+    pub consumer_socket: Option<PathBuf>,
+    /// Mode of that socket, in octal (without it 660 with a group, 666 with --consumer-user alone,
+    /// else 600)
+    #[arg(long, value_name = "MODE", requires = "consumer_socket", value_parser = mode)]
+    pub consumer_socket_mode: Option<Mode>,
+    /// Group of that socket, by name or number (without it the first --consumer-group)
+    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    pub consumer_socket_group: Option<String>,
+    /// Who may have the region, by name or number, beside root; repeat it for more (without it and
+    /// --consumer-group: the daemon's own user)
+    #[arg(long, value_name = "USER", requires = "consumer_socket")]
+    pub consumer_user: Vec<String>,
+    /// Whose members may have it
+    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    pub consumer_group: Vec<String>,
+    /// The guest's role
+    #[arg(long, value_enum, default_value = "producer")]
+    pub guest: Guest,
+    /// The disk's serial number: in the guest, serial:NAME (without it, one that belongs to this
+    /// ring; the log shows it)
+    #[arg(long, value_name = "NAME", value_parser = serial)]
+    pub serial: Option<[u8; SERIAL_BYTES]>,
+    /// How long an idle-class read of the other side's pointer is held, in milliseconds
+    #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
+    pub hold_ms: Duration,
+    /// How long to look for more requests before sleeping, in microseconds, if they come so close
+    /// together that it pays; 0 does not look
+    #[arg(long, value_name = "N", default_value = "50", value_parser = microseconds)]
+    pub poll_us: Duration,
+    /// Never sleep while there is a front end: takes a processor of its own
+    #[arg(
+        long,
+        value_enum,
+        value_name = "always",
+        hide_possible_values = true,
+        conflicts_with = "poll_us"
+    )]
+    pub poll: Option<Poll>,
+    /// Judge every write of the guest by the ring's rules; off makes a plain disk, for a guest that
+    /// formats its own ring or is trusted: consumers then copy what they read
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+    pub guard: Switch,
+    /// Have the queue's thread run on this processor alone
+    #[arg(long, value_name = "N")]
+    pub cpu: Option<usize>,
+    /// Ask for huge pages under the region: on tmpfs (its files are then best made there), or on
+    /// hugetlbfs in any case
+    #[arg(long)]
+    pub hugepages: bool,
+    /// Run as this user once everything is open; the ring has to be readable and writable for it
+    #[arg(long, value_name = "USER")]
+    pub user: Option<String>,
+    /// Run as this group, and no other (without it the group of --user)
+    #[arg(long, value_name = "GROUP")]
+    pub group: Option<String>,
+    /// Give up every right that is not needed to serve the ring; off is for debuggers
+    #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
+    pub sandbox: Switch,
+}
+
+/// On or off.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Switch {
+    /// Do it
+    On,
+    /// Do not
+    Off,
+}
+
+/// When to poll for requests instead of sleeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Poll {
+    /// At all times
+    Always,
+}
+
+/// The guest's role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Guest {
+    /// It sends
+    Producer,
+    /// It receives
+    Consumer,
+}
+
+impl From<Guest> for Side {
+    fn from(guest: Guest) -> Self {
+        match guest {
+            Guest::Producer => Self::Producer,
+            Guest::Consumer => Self::Consumer,
+        }
+    }
+}
+
+fn sector_size(text: &str) -> Result<SectorSize, String> {
+    let bytes = text.parse().map_err(|_| "not a number of bytes".to_owned())?;
+    SectorSize::new(bytes).map_err(|e| e.to_string())
+}
+
+fn serial(text: &str) -> Result<[u8; SERIAL_BYTES], String> {
+    let mut serial = [0; SERIAL_BYTES];
+    match serial.get_mut(..text.len()) {
+        Some(start) if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            start.copy_from_slice(text.as_bytes());
+            Ok(serial)
+        }
+        _ => Err(format!("must be 1 to {SERIAL_BYTES} printable ASCII characters without spaces")),
+    }
+}
+
+fn mode(text: &str) -> Result<Mode, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .and_then(Mode::from_bits)
+        .ok_or_else(|| "must be octal digits up to 777, such as 660".to_owned())
+}
+
+fn microseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(us @ 0..=1_000_000) => Ok(Duration::from_micros(us)),
+        _ => Err("must be 0 to 1000000".to_owned()),
+    }
+}
+
+fn milliseconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(ms @ 1..=3_600_000) => Ok(Duration::from_millis(ms)),
+        _ => Err("must be 1 to 3600000".to_owned()),
+    }
+}

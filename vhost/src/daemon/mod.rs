@@ -1,0 +1,16 @@
+//! The daemon around both: its [`config`]uration and [`settings`], [`sockets`], the [`handover`] to
+//! a process on the host, the [`sandbox`], and the [`server`] that starts and ends all of it.
+
+mod clients;
+pub mod config;
+pub mod failure;
+pub mod handover;
+mod interruptible;
+pub mod peer;
+pub mod ring;
+pub mod sandbox;
+pub mod server;
+pub mod settings;
+pub mod sockets;
+mod watch;
+pub mod watchdog;

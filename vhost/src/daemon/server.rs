@@ -1,0 +1,312 @@
+//! The daemon from start to end: opening everything, confining the process, serving until a stop.
+
+use crate::daemon::failure::{Failure, system};
+use crate::daemon::handover::{Estate, Handover, reopen};
+use crate::daemon::peer::Admission;
+use crate::daemon::ring::{self, Opened};
+use crate::daemon::sandbox::{self, Policy};
+use crate::daemon::settings::{ConsumerSocket, FrontEnds, Settings};
+use crate::daemon::sockets::{self, Listening};
+use crate::daemon::watch::{self, Named};
+use crate::daemon::watchdog::Watchdog;
+use crate::data_path::counters::Counters;
+use crate::data_path::executor::{Executor, Service};
+use crate::data_path::fault::{self, Faults};
+use crate::data_path::flusher::Flusher;
+use crate::data_path::guard::Guard;
+use crate::data_path::queue_thread::{self, QueueThread, SharedWorker};
+use crate::data_path::region::Region;
+use crate::data_path::worker::Worker;
+use crate::front_end::backend::Backend;
+use crate::front_end::connections::Connections;
+use nix::sys::socket::SockType;
+use nix::unistd::geteuid;
+use ring_program::Stop;
+use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
+use shared_block_ring::device::event::Signaller;
+use shared_block_ring::handover::refuse_descriptors;
+use shared_block_ring::wait::Limits;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The action in the error for a queue's thread that cannot be started.
+const NO_PROCESSOR: &str =
+    "run the queue's thread (--cpu must name a processor that this process may use)";
+
+/// Checks what the daemon cannot do without on this machine.
+fn expect_machine(settings: &Settings) -> Result<(), Failure> {
+    // Sockets and region are opened again there by their descriptors, whatever their paths lead to.
+    std::fs::metadata("/proc/self/fd")
+        .map_err(system("work without /proc (mount -t proc proc /proc)"))?;
+    settings.cpu.map_or(Ok(()), queue_thread::try_processor).map_err(system(NO_PROCESSOR))
+}
+
+fn warn_of_waits(signaller: &Signaller) {
+    if !signaller.never_waits() {
+        log::warn!(
+            "this kernel has no asynchronous I/O (CONFIG_AIO): a front end or consumer can hold the queue up by its events' flags"
+        );
+    }
+}
+
+/// Serves the ring until SIGTERM or SIGINT, which also end a long start. Everything that was
+/// answered is then in the region, and durable.
+///
+/// # Errors
+///
+/// Why the daemon could not start or go on, or what is lost of the ring at its end.
+pub fn run(settings: &Settings) -> Result<(), Failure> {
+    expect_machine(settings)?;
+    let stop = Stop::on_signal().map_err(system("set up signals"))?;
+    let name = settings.ring.display().to_string();
+    let guest = settings.guest;
+    // Sockets first: a second daemon with the same arguments fails before it opens the ring. No
+    // connection is accepted before everything is ready, since QEMU gives up on a backend that dies
+    // during the handshake.
+    let entrance = Entrance::open(&settings.front_ends)?;
+    let consumers = settings.consumers.as_ref().map(listen_to_consumers).transpose()?;
+    let Some((mut opened, region)) = open_ring(settings, &stop)? else {
+        log::info!("asked to stop before the ring was served: nothing was begun");
+        return Ok(());
+    };
+    let counters = Arc::new(Counters::default());
+    let signaller = Arc::new(Signaller::new().map_err(system("prepare for signals to others"))?);
+    warn_of_waits(&signaller);
+    let wiring = || -> io::Result<_> {
+        let (page, to_host, to_backend) = (new_page()?, new_event()?, new_event()?);
+        let host = Bell::new(&page, to_host.try_clone()?, Sleeper::Host)?;
+        let host = host.signalled_by(Arc::clone(&signaller));
+        let backend = Bell::new(&page, to_backend.try_clone()?, Sleeper::Backend)?;
+        Ok((page, to_host, to_backend, host, backend))
+    };
+    let (page, to_host, to_backend, host_bell, backend_bell) =
+        wiring().map_err(system("make the bells"))?;
+    let (ring_file, names) = names(settings, &opened).map_err(system("look at the files"))?;
+    // From here on no failure is expected because of the arguments, and the sandbox soon forbids to
+    // undo.
+    opened.keep();
+    let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
+    let faults = Faults::catch().map_err(system("catch faults of memory"))?;
+    let sockets = entrance.ours().into_iter().chain(consumers.as_ref().map(|(ours, _)| ours));
+    confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
+    let (read_only, guarded) = (settings.read_only, settings.guarded);
+    let serial = settings.serial.map_or_else(|| opened.serial(), Ok);
+    let serial = serial.map_err(system("look at the ring's file"))?;
+    let service = Service { read_only, guarded, serial };
+    let guard = Guard::new(opened.geometry, guest, opened.uuid);
+    let guest_state = opened.guest_state;
+    let executor =
+        Executor::new(region, guard, service, Arc::clone(&counters), host_bell, guest_state);
+    let flusher = Flusher::start(duplicate()?).map_err(system("start a thread"))?;
+    let worker = Worker::new(
+        executor,
+        Arc::clone(&counters),
+        flusher,
+        backend_bell,
+        settings.hold,
+        settings.polling,
+    );
+    let worker = Arc::new(SharedWorker::new(worker).map_err(system("make an event"))?);
+    let (queue, geometry) = (Arc::clone(&worker), opened.geometry);
+    let backend = Backend::new(queue, geometry, read_only, settings.migratable, signaller);
+    let backend = Arc::new(backend);
+    // Before the threads that follow, so that after a failure from here on the watchdog ends last.
+    let watchdog =
+        Watchdog::start(&stop, worker.waiters().clone()).map_err(system("start a thread"))?;
+    let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
+    let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
+    let watch = watch::start(names).map_err(system("start a thread"))?;
+    let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
+    // Last: a client that is answered finds a backend that is ready.
+    let handover = match consumers {
+        Some((listening, admission)) => {
+            let counters = Arc::clone(&counters);
+            let estate = Estate {
+                region: duplicate()?,
+                geometry: opened.geometry,
+                guest,
+                page,
+                to_host,
+                to_backend,
+                counters,
+                guarded,
+                admission,
+                suspend: {
+                    let backend = Arc::clone(&backend);
+                    Box::new(move |suspend| backend.suspend(suspend))
+                },
+            };
+            let failed = stop.asker().map_err(system("duplicate a descriptor"))?;
+            Some(Handover::start(listening, estate, failed).map_err(system("start a thread"))?)
+        }
+        None => None,
+    };
+    log::info!(
+        "serving {name}, {} bytes, guest is the {guest}, the disk's serial number is {}",
+        opened.geometry.total_bytes(),
+        String::from_utf8_lossy(&serial).trim_end_matches('\0')
+    );
+    let connections = Connections::new(backend, listening, stop, faults, counters, name);
+    let served = connections.serve(&entrance.name());
+    // The watchdog bounds the end, whatever its reason is.
+    ask();
+    end(queue_thread, connections);
+    // The watch ends before the sockets are removed.
+    drop(watch);
+    let handed_over = handover.map_or(Ok(()), Handover::finish);
+    drop(watchdog);
+    finish(settings, &opened, &ring_file)?;
+    served?;
+    handed_over?;
+    log::info!("stopped: everything answered is durable");
+    Ok(())
+}
+
+/// Ends the queue's thread: nothing is answered after this. Then drops what its front ends used.
+fn end(queue_thread: QueueThread, connections: Connections) {
+    drop(queue_thread);
+    drop(connections);
+}
+
+fn listen_to_consumers(socket: &ConsumerSocket) -> Result<(Listening, Admission), Failure> {
+    let ConsumerSocket { path, access, admission } = socket;
+    let listening = Listening::on(path, SockType::SeqPacket, access).map_err(named(path))?;
+    refuse_descriptors(listening.fd().as_fd());
+    Ok((listening, admission.clone()))
+}
+
+/// Opens and maps the ring. Returns `None` at a stop, after giving back the space that was
+/// allocated.
+fn open_ring(settings: &Settings, stop: &Stop) -> Result<Option<(Opened, Region)>, Failure> {
+    let name = settings.ring.display().to_string();
+    let fail = |source| Failure::Ring { path: name.clone(), source };
+    let asked = [stop.fd()];
+    let limits = Limits::default().or_on(&asked);
+    let opened = match ring::open(settings, &limits) {
+        Err(e) if ring::is_interrupted(&e) => return Ok(None),
+        other => other.map_err(fail)?,
+    };
+    let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
+    let region = Region::new(file, &name, opened.geometry).map_err(|e| fail(e.into()))?;
+    let prefaulted = region.prefault(&opened.file, settings.huge_pages, &limits);
+    Ok(prefaulted.is_ok().then_some((opened, region)))
+}
+
+/// Makes the region durable.
+///
+/// # Errors
+///
+/// The region cannot be synced, or the ring's file was cut short or is not at its path any more.
+fn finish(settings: &Settings, opened: &Opened, ring_file: &Named) -> Result<(), Failure> {
+    opened.file.sync_data().map_err(system("make the region durable"))?;
+    let path = || settings.ring.display().to_string();
+    let about = opened.file.metadata().map_err(system("look at the ring's file"))?;
+    let short = about.is_file() && about.len() < opened.geometry.total_bytes();
+    if short || fault::region_lost() {
+        return Err(Failure::Cut { path: path() });
+    }
+    if ring_file.is_lost() {
+        return Err(Failure::Lost { path: path() });
+    }
+    Ok(())
+}
+
+/// Returns the ring's name, and all names that are watched.
+fn names(settings: &Settings, opened: &Opened) -> io::Result<(Named, Vec<Named>)> {
+    let ring = Named::ring(&settings.ring, &opened.file.metadata()?);
+    let mut names = vec![ring.clone()];
+    if let FrontEnds::Path(path, _) = &settings.front_ends {
+        names.push(Named::socket(path)?);
+    }
+    if let Some(consumers) = &settings.consumers {
+        names.push(Named::socket(&consumers.path)?);
+    }
+    Ok((ring, names))
+}
+
+/// Becomes another user and applies the sandbox: from here on only the region is opened again. No
+/// other thread runs yet; all inherit it.
+fn confine(
+    settings: &Settings,
+    opened: &Opened,
+    folders: &[BorrowedFd<'_>],
+) -> Result<(), Failure> {
+    let user = settings.identity.map_or_else(geteuid, |identity| identity.uid);
+    if let Some(identity) = settings.identity {
+        identity.assume().map_err(Failure::Identity)?;
+    }
+    if settings.confined {
+        let policy = Policy { files: &[opened.file.as_fd()], folders };
+        sandbox::apply(&policy).map_err(Failure::Sandbox)?;
+    } else {
+        log::warn!("no sandbox: for debugging only");
+    }
+    ring_program::stderr::release();
+    if settings.consumers.is_some() {
+        // Every client gets an open file description of its own: a failure shows at the start.
+        reopen(&opened.file).map_err(|source| Failure::Reopen {
+            path: settings.ring.display().to_string(),
+            source,
+            user,
+        })?;
+    }
+    Ok(())
+}
+
+/// The socket that front ends connect to; its path, if the daemon has made it, is removed with it.
+enum Entrance {
+    Ours(Listening),
+    /// A socket that was inherited under this number.
+    Inherited(OwnedFd, RawFd),
+}
+
+impl Entrance {
+    fn open(front_ends: &FrontEnds) -> Result<Self, Failure> {
+        match front_ends {
+            FrontEnds::Path(path, access) => {
+                Listening::on(path, SockType::Stream, access).map(Self::Ours).map_err(named(path))
+            }
+            FrontEnds::Inherited(number) => {
+                // SAFETY: whoever started the daemon with `--fd` has left it this descriptor. The
+                // number is used here alone, and once.
+                unsafe { sockets::inherited(*number) }
+                    .map(|fd| Self::Inherited(fd, *number))
+                    .map_err(|source| Failure::Socket { name: format!("--fd {number}"), source })
+            }
+        }
+    }
+
+    /// The socket's path or option as given.
+    fn name(&self) -> String {
+        match self {
+            Self::Ours(listening) => listening.path().display().to_string(),
+            Self::Inherited(_, number) => format!("--fd {number}"),
+        }
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Ours(listening) => listening.fd().as_fd(),
+            Self::Inherited(fd, _) => fd.as_fd(),
+        }
+    }
+
+    fn ours(&self) -> Option<&Listening> {
+        match self {
+            Self::Ours(listening) => Some(listening),
+            Self::Inherited(..) => None,
+        }
+    }
+}
+
+fn named(path: &Path) -> impl Fn(io::Error) -> Failure {
+    let name = path.display().to_string();
+    move |source| Failure::Socket { name: name.clone(), source }
+}
+
+/// Returns the capabilities for management software (vhost-user, "Backend program conventions").
+pub fn capabilities() -> String {
+    serde_json::json!({"type": "block", "features": ["read-only", "blk-file"]}).to_string()
+}

@@ -1,0 +1,380 @@
+//! Carrying out one request on the region: read, judged write, publication, wake-up.
+//!
+//! The guard judges a write whole before anything of it is stored. [`RequestView`] is what it sees.
+
+use crate::data_path::counters::Counters;
+use crate::data_path::fault::{Owner, Watched};
+use crate::data_path::guard::{
+    Denied, Grant, Guard, GuestState, Judgement, Reason, SECTOR_UNIT, Scratch, View,
+};
+use crate::data_path::refusals::Refusals;
+use crate::data_path::region::{BadAddress, Region};
+use crate::data_path::request::{Kind, Request, Segment};
+use crate::data_path::request_state::{Answer, RequestState};
+use shared_block_ring::Position;
+use shared_block_ring::device::DeviceError;
+use shared_block_ring::device::bell::Bell;
+use shared_block_ring::format::Side;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use vm_memory::{Bytes, GuestMemoryBackend};
+
+/// Bytes of a serial number (virtio 1.3, 5.2.6.1).
+pub const SERIAL_BYTES: usize = 20;
+
+/// Items of a new batch that are walked before other work gets its turn: about a millisecond.
+const WALK_BUDGET: usize = 64 * 1024;
+
+/// Why a request is not carried out.
+type Failure = Denied<BadAddress>;
+
+impl From<BadAddress> for Failure {
+    fn from(fault: BadAddress) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// How the ring is served.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Refuse every write.
+    pub read_only: bool,
+    /// Judge every write by the ring's rules. Without the guard the disk is a plain one.
+    pub guarded: bool,
+    /// The answer to `GET_ID`.
+    pub serial: [u8; SERIAL_BYTES],
+}
+
+/// Carries out requests on a region, one at a time.
+pub struct Executor {
+    region: Region,
+    guard: Guard,
+    service: Service,
+    counters: Arc<Counters>,
+    refusals: Refusals,
+    /// Signalled when the guest's pointer sector has changed.
+    host: Watched<Bell>,
+    /// The guest's pointer sector has changed and the host has not been woken yet.
+    wake_pending: bool,
+    /// The guest's side. Nobody else stores it.
+    guest: GuestState,
+    /// The host's pointer sector as the last idle-class read of it returned it.
+    last_shown: Option<Vec<u8>>,
+    /// The host's pointer sector as it was last looked at.
+    host_sector: Vec<u8>,
+    /// Memory for a judgement. `None` while there is one, and after one that ended in a refusal.
+    scratch: Option<Box<Scratch>>,
+    /// Reads that had been answered when the queue started.
+    reads_at_start: u64,
+}
+
+impl Executor {
+    /// Makes an executor for a region that holds a sound ring; `guest` is its guest's side.
+    pub fn new(
+        region: Region,
+        guard: Guard,
+        service: Service,
+        counters: Arc<Counters>,
+        host: Bell,
+        guest: GuestState,
+    ) -> Self {
+        let refusals = Refusals::new(Arc::clone(&counters));
+        let host_sector = vec![0; region.geometry().sector_size().bytes()];
+        Self {
+            region,
+            guard,
+            service,
+            counters,
+            refusals,
+            host: Watched::new(host, Owner::Ring),
+            wake_pending: false,
+            guest,
+            last_shown: None,
+            host_sector,
+            scratch: None,
+            reads_at_start: 0,
+        }
+    }
+
+    /// Forgets what the guest has read: a new front end, or a reset one, has read nothing.
+    pub fn forget(&mut self) {
+        self.last_shown = None;
+        self.reads_at_start = self.counters.reads.get();
+    }
+
+    /// Sets `suspend` in sector 2 on behalf of a process without a role. Returns false where
+    /// another process edits that sector: to be tried again.
+    pub fn suspend(&self, suspend: bool) -> Result<bool, DeviceError> {
+        self.region.suspend(suspend)
+    }
+
+    /// Whether the host's pointer sector differs from what the last idle-class read of it returned.
+    pub fn has_news(&mut self) -> bool {
+        self.region.head_sector(self.guard.host().sector(), &mut self.host_sector);
+        self.last_shown.as_ref() != Some(&self.host_sector)
+    }
+
+    /// Wakes the host if it sleeps and the guest's pointer sector has changed since the last call.
+    pub fn wake_host(&mut self) {
+        if std::mem::take(&mut self.wake_pending) && self.host.ring() {
+            self.counters.wakeups.count();
+        }
+    }
+
+    /// Counts and reports a chain that is no request.
+    pub fn refuse(&mut self, reason: Reason) -> RequestState {
+        self.refusals.refuse(reason, None);
+        RequestState::Done(Answer::FAILED)
+    }
+
+    /// Carries out a parsed request as far as that goes now. An idle-class read of the host's
+    /// pointer sector may be held for `hold`. A FLUSH stores nothing: that the medium has
+    /// everything is the caller's part, as it is for a write that has to be durable.
+    pub fn execute<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        hold: Option<Duration>,
+    ) -> RequestState {
+        let outcome = match request.kind() {
+            Kind::Read => self.read(mem, request, hold),
+            Kind::Write => self.write(mem, request),
+            Kind::Flush => Ok(RequestState::Done(Answer::ok(0))),
+            Kind::GetId => self.get_id(mem, request),
+            Kind::Unsupported => Ok(RequestState::Done(Answer::UNSUPPORTED)),
+        };
+        self.state_after(request, outcome)
+    }
+
+    /// Goes on with a write whose items are not all walked.
+    pub fn resume<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        judgement: Box<Judgement>,
+    ) -> RequestState {
+        let outcome = self.judge(mem, request, *judgement);
+        self.state_after(request, outcome)
+    }
+
+    /// Returns the state of a request; a failure is counted and reported.
+    fn state_after(
+        &mut self,
+        request: &Request,
+        outcome: Result<RequestState, Failure>,
+    ) -> RequestState {
+        outcome.unwrap_or_else(|failure| {
+            match failure {
+                Denied::Refused(reason) => self.refusals.refuse(reason, Some(request.sector)),
+                Denied::Fault(BadAddress) => self.counters.failed.count(),
+            }
+            RequestState::Done(Answer::FAILED)
+        })
+    }
+
+    fn read<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        hold: Option<Duration>,
+    ) -> Result<RequestState, Failure> {
+        let range = self.guard.range(request.sector, request.data_len)?;
+        let host = self.guard.host();
+        let size = u64::from(self.region.geometry().sector_size().get());
+        if request.idle
+            && range.start == self.region.geometry().pointer_start(host)
+            && range.end == range.start + size
+        {
+            if !self.has_news()
+                && let Some(hold) = hold
+            {
+                self.counters.held.count();
+                return Ok(RequestState::Held { until: Instant::now() + hold });
+            }
+            self.region.to_guest(mem, &request.data, range.start)?;
+            self.last_shown.get_or_insert_default().clone_from(&self.host_sector);
+        } else {
+            self.region.to_guest(mem, &request.data, range.start)?;
+        }
+        self.counters.reads.count();
+        self.counters.read_bytes.add(request.data_len);
+        // MAX_BYTES bounds it.
+        let written = u32::try_from(request.data_len).unwrap_or(u32::MAX);
+        Ok(RequestState::Done(Answer::ok(written)))
+    }
+
+    fn get_id<M: GuestMemoryBackend>(
+        &self,
+        mem: &M,
+        request: &Request,
+    ) -> Result<RequestState, Failure> {
+        let mut rest = &self.service.serial[..];
+        let mut written = 0;
+        for Segment { address, len } in &request.data {
+            let (now, later) = rest.split_at(rest.len().min(*len));
+            mem.write_slice(now, *address).map_err(|_| BadAddress)?;
+            // At most SERIAL_BYTES in all.
+            written += u32::try_from(now.len()).unwrap_or(0);
+            rest = later;
+        }
+        Ok(RequestState::Done(Answer::ok(written)))
+    }
+
+    fn write<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+    ) -> Result<RequestState, Failure> {
+        let range = self.guard.range(request.sector, request.data_len)?;
+        if self.service.read_only {
+            return Err(Reason::ReadOnly.into());
+        }
+        if !self.service.guarded {
+            return self.store_unjudged(mem, request, &range);
+        }
+        let judgement = self.guard.begin(range, self.scratch.take().unwrap_or_default());
+        self.judge(mem, request, judgement)
+    }
+
+    fn judge<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        mut judgement: Judgement,
+    ) -> Result<RequestState, Failure> {
+        let view = self.view(mem, request);
+        match self.guard.judge(self.guest, &mut judgement, WALK_BUDGET, &view)? {
+            None => Ok(RequestState::Walking(Box::new(judgement))),
+            Some(grant) => self.store(mem, request, &grant, judgement),
+        }
+    }
+
+    /// Stores what is granted, data first, then the pointer that publishes it. All of it: nothing
+    /// can fail any more once it has begun.
+    fn store<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        grant: &Grant,
+        judgement: Judgement,
+    ) -> Result<RequestState, Failure> {
+        let view = self.view(mem, request);
+        check_buffers(mem, request)?;
+        for piece in &grant.stored {
+            if !piece.is_empty() {
+                self.region.store(mem, &request.data, view.part(piece), piece.start)?;
+            }
+        }
+        if let Some(guest) = grant.guest {
+            self.publish(guest, grant.keeps_flag, judgement.pointer_sector());
+        }
+        self.scratch = Some(judgement.into_scratch());
+        Ok(self.written(request))
+    }
+
+    /// Stores the guest's pointer sector, which makes its items visible (or frees the host's).
+    fn publish(&mut self, guest: GuestState, keeps_flag: bool, sector: &[u8]) {
+        let side = self.guard.guest();
+        if keeps_flag {
+            self.region.store_beside_flag(side, sector);
+        } else {
+            self.region.store_head(side.sector(), sector);
+        }
+        let moved = guest.pointer.position > self.guest.pointer.position;
+        self.counters.published.add(u64::from(moved));
+        self.guest = guest;
+        self.wake_pending = true;
+    }
+
+    /// Stores a write of a plain disk: control sectors as whole ones, since the host may read
+    /// positions there.
+    fn store_unjudged<M: GuestMemoryBackend>(
+        &mut self,
+        mem: &M,
+        request: &Request,
+        range: &Range<u64>,
+    ) -> Result<RequestState, Failure> {
+        check_buffers(mem, request)?;
+        let view = self.view(mem, request);
+        let geometry = self.region.geometry();
+        let size = u64::from(geometry.sector_size().get());
+        let data = range.start.max(geometry.data_start())..range.end;
+        let mut sector = vec![0; geometry.sector_size().bytes()];
+        for index in range.start / size..(range.end.min(geometry.data_start())) / size {
+            view.requested(index * size..(index + 1) * size, &mut sector)?;
+            self.region.store_head(index, &sector);
+        }
+        if !data.is_empty() {
+            self.region.store(mem, &request.data, view.part(&data), data.start)?;
+        }
+        if range.contains(&geometry.pointer_start(self.guard.guest())) {
+            self.wake_pending = true;
+        }
+        Ok(self.written(request))
+    }
+
+    fn view<'a, M>(&'a self, mem: &'a M, request: &'a Request) -> RequestView<'a, M> {
+        let Self { region, counters, reads_at_start, .. } = self;
+        RequestView { region, mem, request, counters, reads_at_start: *reads_at_start }
+    }
+
+    fn written(&self, request: &Request) -> RequestState {
+        self.counters.writes.count();
+        self.counters.written_bytes.add(request.data_len);
+        RequestState::Done(Answer::ok(0))
+    }
+}
+
+/// Checks that every byte of a request's buffers is guest memory: nothing is stored of a request
+/// with one that is not.
+fn check_buffers<M: GuestMemoryBackend>(mem: &M, request: &Request) -> Result<(), BadAddress> {
+    let is_there = |segment: &Segment| mem.check_range(segment.address, segment.len);
+    if request.data.iter().all(is_there) { Ok(()) } else { Err(BadAddress) }
+}
+
+/// The region, and a request's bytes in guest memory, as the guard sees them.
+struct RequestView<'a, M> {
+    region: &'a Region,
+    mem: &'a M,
+    request: &'a Request,
+    counters: &'a Counters,
+    reads_at_start: u64,
+}
+
+impl<M> RequestView<'_, M> {
+    /// Converts device bytes to bytes of the request's data.
+    fn part(&self, range: &Range<u64>) -> Range<u64> {
+        // Within 64 bits: the guard has checked the request's range.
+        let start = self.request.sector * SECTOR_UNIT;
+        range.start - start..range.end - start
+    }
+}
+
+impl<M: GuestMemoryBackend> View for RequestView<'_, M> {
+    type Fault = BadAddress;
+
+    fn control_sector(&self, index: u64, sector: &mut [u8]) {
+        self.region.head_sector(index, sector);
+    }
+
+    fn position(&self, side: Side) -> Option<Position> {
+        self.region.position(side)
+    }
+
+    fn word(&self, offset: u64) -> [u8; 4] {
+        self.region.word(offset)
+    }
+
+    fn requested(&self, range: Range<u64>, copy: &mut [u8]) -> Result<(), BadAddress> {
+        Region::from_guest(self.mem, &self.request.data, self.part(&range), copy)
+    }
+
+    fn is_unchanged(&self, range: Range<u64>) -> Result<bool, BadAddress> {
+        self.region.same(self.mem, &self.request.data, self.part(&range), range.start)
+    }
+
+    fn guest_has_read(&self) -> bool {
+        self.counters.reads.get() != self.reads_at_start
+    }
+}

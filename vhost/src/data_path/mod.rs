@@ -1,0 +1,24 @@
+//! The data path: a guest's request, from its descriptor chain to the used ring.
+//!
+//! The [`queue_thread`] takes turns of the [`worker`], which takes a descriptor chain off the
+//! [`queue`]. [`request`] parses it, [`guard`] judges it, [`executor`] stores it in the [`region`]
+//! and wakes the host; [`request_state`] is how it stands in between. This part knows neither the
+//! front end's messages nor the daemon.
+
+pub mod counters;
+pub mod dirty;
+pub mod empty_kicks;
+pub mod executor;
+pub mod fault;
+pub mod flusher;
+pub mod guard;
+pub mod polling;
+pub mod queue;
+pub mod queue_thread;
+mod refusals;
+pub mod region;
+pub mod request;
+pub mod request_state;
+pub mod shared_queue;
+pub mod waiters;
+pub mod worker;

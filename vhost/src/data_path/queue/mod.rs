@@ -1,0 +1,330 @@
+//! The device's side of a split virtqueue (virtio 1.3, 2.7), walked by hand.
+//!
+//! Its three parts are looked up in guest memory once, when a turn begins. Nothing that the driver
+//! writes there is trusted: an index is checked against the queue's size, and every access against
+//! the part that it is in.
+
+mod chain;
+
+pub use chain::Chain;
+
+use crate::data_path::dirty::GuestMemory;
+use std::sync::atomic::{Ordering, fence};
+use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
+use virtio_queue::{Queue, QueueT};
+use vm_memory::bitmap::MS;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
+
+/// One part of a queue: all of its bytes, contiguous in our address space.
+type Part<'m> = VolatileSlice<'m, MS<'m, GuestMemory>>;
+
+/// Byte of the index in both rings, behind 16 bits of flags.
+const INDEX: usize = 2;
+
+/// First byte of the entries in both rings.
+const ENTRIES: usize = 4;
+
+/// Bytes of an entry of the available ring: the number of a chain's first descriptor (its head).
+const HEAD_BYTES: usize = 2;
+
+/// Bytes of an entry of the used ring: head and length, 32 bits each.
+const USED_BYTES: usize = 8;
+
+/// Why a queue cannot be served: something that no correct driver does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Broken {
+    /// The size is no power of two (2.7).
+    #[error("its size is no power of two")]
+    Size,
+    /// Some byte of the rings is not in guest memory.
+    #[error("its rings do not lie in guest memory")]
+    Rings,
+    /// More chains are offered than the queue has entries.
+    #[error("the available index is out of bounds")]
+    Index,
+    /// An entry of the available ring is no descriptor's number.
+    #[error("a head is no descriptor of the queue")]
+    Head,
+    /// A file behind guest memory was cut short.
+    #[error("the front end has taken back memory that its requests use")]
+    Memory,
+}
+
+/// A running split virtqueue, for one turn.
+pub struct SplitQueue<'m> {
+    mem: &'m GuestMemory,
+    descriptors: Part<'m>,
+    available: Part<'m>,
+    used: Part<'m>,
+    size: u16,
+    event_idx: bool,
+    next_available: u16,
+    next_used: u16,
+    /// The available index, as it was last read.
+    offered: u16,
+    /// See [`signalled`](Self::signalled).
+    signalled: Option<u16>,
+}
+
+impl<'m> SplitQueue<'m> {
+    /// Opens `queue` at its indices. `signalled` is what [`SplitQueue::signalled`] returned at the
+    /// end of the last turn.
+    ///
+    /// # Errors
+    ///
+    /// [`Broken::Size`] and [`Broken::Rings`].
+    pub fn open(
+        queue: &Queue,
+        mem: &'m GuestMemory,
+        signalled: Option<u16>,
+    ) -> Result<Self, Broken> {
+        let size = queue.size();
+        if !size.is_power_of_two() {
+            return Err(Broken::Size);
+        }
+        let entries = usize::from(size);
+        let part = |start, len| mem.get_slice(GuestAddress(start), len).map_err(|_| Broken::Rings);
+        Ok(Self {
+            mem,
+            descriptors: part(queue.desc_table(), chain::DESCRIPTOR_BYTES * entries)?,
+            // Each ring ends with an event index.
+            available: part(queue.avail_ring(), ENTRIES + HEAD_BYTES * entries + 2)?,
+            used: part(queue.used_ring(), ENTRIES + USED_BYTES * entries + 2)?,
+            size,
+            event_idx: queue.event_idx_enabled(),
+            next_available: queue.next_avail(),
+            next_used: queue.next_used(),
+            offered: queue.next_avail(),
+            signalled,
+        })
+    }
+
+    /// Stores the indices in `queue` at the end of a turn.
+    pub fn close(&self, queue: &mut Queue) {
+        queue.set_next_avail(self.next_available);
+        queue.set_next_used(self.next_used);
+    }
+
+    /// The used index at the last interrupt decision; `None` in a queue that has just started,
+    /// where nobody knows what its driver was interrupted for.
+    pub fn signalled(&self) -> Option<u16> {
+        self.signalled
+    }
+
+    /// Whether the driver has offered a chain that was not taken.
+    pub fn has_next(&mut self) -> Result<bool, Broken> {
+        if self.offered == self.next_available {
+            self.offered = load(&self.available, INDEX, Ordering::Acquire)?;
+            if self.offered.wrapping_sub(self.next_available) > self.size {
+                return Err(Broken::Index);
+            }
+        }
+        Ok(self.offered != self.next_available)
+    }
+
+    /// Takes the next chain from the available ring.
+    pub fn next_chain(&mut self) -> Result<Option<Chain<'m>>, Broken> {
+        if !self.has_next()? {
+            return Ok(None);
+        }
+        let slot = usize::from(self.next_available & (self.size - 1));
+        let head = load(&self.available, ENTRIES + HEAD_BYTES * slot, Ordering::Relaxed)?;
+        if head >= self.size {
+            return Err(Broken::Head);
+        }
+        self.next_available = self.next_available.wrapping_add(1);
+        Ok(Some(Chain::new(self.mem, self.descriptors, self.size, head)))
+    }
+
+    /// Returns a chain to the driver by the used ring, and publishes the used index: the driver may
+    /// reuse its memory from then on. `len` bytes were written to it.
+    pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), Broken> {
+        let slot = usize::from(self.next_used & (self.size - 1));
+        let mut entry = [0; USED_BYTES];
+        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        entry[4..].copy_from_slice(&len.to_le_bytes());
+        let at = ENTRIES + USED_BYTES * slot;
+        self.used.get_ref(at).map_err(|_| Broken::Rings)?.store(entry);
+        self.next_used = self.next_used.wrapping_add(1);
+        store(&self.used, INDEX, self.next_used, Ordering::Release)
+    }
+
+    /// Decides whether the driver is interrupted for what was answered since the last decision
+    /// (2.7.7).
+    pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
+        if self.signalled == Some(self.next_used) {
+            return Ok(false);
+        }
+        // The driver writes that it wants an interrupt, then reads the used index once more: with a
+        // fence on both sides one of us sees the other's store.
+        fence(Ordering::SeqCst);
+        let wanted = if self.event_idx {
+            let at = ENTRIES + HEAD_BYTES * usize::from(self.size);
+            let event = load(&self.available, at, Ordering::Relaxed)?;
+            let behind = self.next_used.wrapping_sub(event).wrapping_sub(1);
+            self.signalled.is_none_or(|signalled| behind < self.next_used.wrapping_sub(signalled))
+        } else {
+            // VRING_AVAIL_F_NO_INTERRUPT is bit 0.
+            load(&self.available, 0, Ordering::Relaxed)? & 1 == 0
+        };
+        self.signalled = Some(self.next_used);
+        Ok(wanted)
+    }
+
+    /// Answers since the last interrupt decision.
+    pub fn unsignalled(&self) -> u16 {
+        self.signalled.map_or(self.size, |signalled| self.next_used.wrapping_sub(signalled))
+    }
+
+    /// Spares the driver its kicks while we poll (2.7.10). With an event index nothing has to be
+    /// stored: it stays where it is.
+    pub fn suppress_kicks(&self) -> Result<(), Broken> {
+        if self.event_idx {
+            return Ok(());
+        }
+        let no_notify = u16::try_from(VRING_USED_F_NO_NOTIFY).unwrap_or(1);
+        store(&self.used, 0, no_notify, Ordering::Relaxed)
+    }
+
+    /// Asks for a kick at the next chain. Returns whether there is one already, which may have come
+    /// without a kick.
+    pub fn ask_for_kick(&mut self) -> Result<bool, Broken> {
+        if self.event_idx {
+            let at = ENTRIES + USED_BYTES * usize::from(self.size);
+            store(&self.used, at, self.next_available, Ordering::Relaxed)?;
+        } else {
+            store(&self.used, 0, 0, Ordering::Relaxed)?;
+        }
+        fence(Ordering::SeqCst);
+        self.has_next()
+    }
+}
+
+fn load(part: &Part<'_>, at: usize, order: Ordering) -> Result<u16, Broken> {
+    part.load(at, order).map(u16::from_le).map_err(|_| Broken::Rings)
+}
+
+fn store(part: &Part<'_>, at: usize, value: u16, order: Ordering) -> Result<(), Broken> {
+    part.store(value.to_le(), at, order).map_err(|_| Broken::Rings)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
+
+    const TABLE: u64 = 0x1000;
+    const AVAILABLE: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const INDIRECT: u64 = 0x4000;
+
+    fn memory() -> GuestMemory {
+        GuestMemory::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap()
+    }
+
+    fn queue(event_idx: bool) -> Queue {
+        let mut queue = Queue::new(8).unwrap();
+        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
+        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
+        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
+        queue.set_event_idx(event_idx);
+        queue
+    }
+
+    fn put(mem: &GuestMemory, at: u64, value: u16) {
+        mem.write_obj(value, GuestAddress(at)).unwrap();
+    }
+
+    fn describe(mem: &GuestMemory, table: u64, index: u16, address: u64, len: u32, rest: [u32; 2]) {
+        let at = table + 16 * u64::from(index);
+        mem.write_obj(address, GuestAddress(at)).unwrap();
+        mem.write_obj(len, GuestAddress(at + 8)).unwrap();
+        mem.write_obj(rest[0] | rest[1] << 16, GuestAddress(at + 12)).unwrap();
+    }
+
+    /// Sets the available index to `index`; every entry of the ring is descriptor 0.
+    fn offer(mem: &GuestMemory, index: u16) {
+        put(mem, AVAILABLE + 2, index);
+    }
+
+    #[test]
+    fn interrupt_is_wanted_when_the_used_index_passes_the_drivers_event() {
+        let mem = memory();
+        let mut split = SplitQueue::open(&queue(true), &mem, Some(0)).unwrap();
+        assert_eq!(split.wants_interrupt(), Ok(false), "nothing was answered");
+        for (event, wanted) in [(0, true), (1, true), (5, false), (3, true), (u16::MAX, false)] {
+            put(&mem, AVAILABLE + 4 + 2 * 8, event);
+            split.add_used(0, 1).unwrap();
+            assert_eq!(split.wants_interrupt(), Ok(wanted), "event {event}");
+        }
+        let mut new = SplitQueue::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(new.wants_interrupt(), Ok(true), "what was signalled before is unknown");
+        let mut plain = SplitQueue::open(&queue(false), &mem, Some(0)).unwrap();
+        put(&mem, AVAILABLE, 1);
+        plain.add_used(0, 1).unwrap();
+        assert_eq!(plain.wants_interrupt(), Ok(false));
+        put(&mem, AVAILABLE, 0);
+        plain.add_used(0, 1).unwrap();
+        assert_eq!(plain.wants_interrupt(), Ok(true));
+    }
+
+    #[test]
+    fn chain_offered_while_a_kick_is_asked_for_is_seen() {
+        for event_idx in [true, false] {
+            let mem = memory();
+            let mut split = SplitQueue::open(&queue(event_idx), &mem, None).unwrap();
+            split.suppress_kicks().unwrap();
+            assert_eq!(split.ask_for_kick(), Ok(false));
+            offer(&mem, 1);
+            assert_eq!(split.ask_for_kick(), Ok(true));
+            assert_eq!(split.next_chain().unwrap().unwrap().head(), 0);
+            assert_eq!(split.ask_for_kick(), Ok(false));
+            let event: u16 = mem.read_obj(GuestAddress(USED + 4 + 8 * 8)).unwrap();
+            assert_eq!(event, u16::from(event_idx));
+        }
+    }
+
+    #[test]
+    fn queue_breaks_at_an_index_or_a_head_out_of_bounds() {
+        let mem = memory();
+        offer(&mem, 9);
+        let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(split.next_chain().err(), Some(Broken::Index));
+        offer(&mem, 1);
+        put(&mem, AVAILABLE + 4, 8);
+        let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
+        assert_eq!(split.next_chain().err(), Some(Broken::Head));
+        let mut outside = queue(true);
+        outside.try_set_used_ring_address(GuestAddress(0x8000 - 8)).unwrap();
+        assert_eq!(SplitQueue::open(&outside, &mem, None).err(), Some(Broken::Rings));
+    }
+
+    #[test]
+    fn chain_ends_where_it_leaves_its_table_or_memory() {
+        let lens = |mem: &GuestMemory| {
+            let mut split = SplitQueue::open(&queue(true), mem, None).unwrap();
+            let chain = split.next_chain().unwrap().unwrap();
+            chain.map(|descriptor| descriptor.len()).collect::<Vec<_>>()
+        };
+        let mem = memory();
+        offer(&mem, 1);
+        describe(&mem, TABLE, 0, 0, 5, [VRING_DESC_F_NEXT, 1]);
+        describe(&mem, TABLE, 1, 0, 6, [0, 0]);
+        assert_eq!(lens(&mem), [5, 6]);
+        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 0]);
+        assert_eq!(lens(&mem).len(), 8, "a circle");
+        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 8]);
+        assert_eq!(lens(&mem), [5, 6], "out of the table");
+        describe(&mem, TABLE, 0, INDIRECT, 32, [VRING_DESC_F_INDIRECT, 0]);
+        describe(&mem, INDIRECT, 0, 0, 7, [VRING_DESC_F_NEXT, 1]);
+        describe(&mem, INDIRECT, 1, 0, 8, [VRING_DESC_F_NEXT, 2]);
+        assert_eq!(lens(&mem), [7, 8], "out of an indirect one");
+        describe(&mem, INDIRECT, 1, TABLE, 16, [VRING_DESC_F_INDIRECT, 0]);
+        assert_eq!(lens(&mem), [7], "a table in a table");
+        for (address, len) in [(0x8000, 16), (0x8000 - 16, 40), (INDIRECT, 24), (u64::MAX, 16)] {
+            describe(&mem, TABLE, 0, address, len, [VRING_DESC_F_INDIRECT, 0]);
+            assert!(lens(&mem).is_empty(), "{len} bytes at {address:#x}");
+        }
+    }
+}

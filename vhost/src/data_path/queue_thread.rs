@@ -1,0 +1,176 @@
+//! The thread that drives the queue of one front end after the other.
+
+use crate::data_path::empty_kicks::EmptyKicks;
+use crate::data_path::waiters::Waiters;
+use crate::data_path::worker::{TurnEnd, Worker};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+use shared_block_ring::device::event::drain;
+use shared_block_ring::wait::wait_readable;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The pause after a wait that has failed.
+const RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// The worker, as the queue's thread shares it with those that wait for it.
+pub struct SharedWorker {
+    worker: Mutex<Worker>,
+    waiters: Waiters,
+    /// Readable when a flush has finished, and when the host has moved while a read is held.
+    events: [OwnedFd; 2],
+    over: AtomicBool,
+}
+
+impl SharedWorker {
+    /// Shares `worker`.
+    ///
+    /// # Errors
+    ///
+    /// No event can be made.
+    pub fn new(worker: Worker) -> io::Result<Self> {
+        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
+        let events = [own(worker.flusher().event())?, own(worker.bell().fd())?];
+        let (waiters, over) = (Waiters::new()?, AtomicBool::new(false));
+        Ok(Self { worker: Mutex::new(worker), waiters, events, over })
+    }
+
+    /// The threads that wait for the worker.
+    pub fn waiters(&self) -> &Waiters {
+        &self.waiters
+    }
+
+    /// Locks the worker, for any thread but the queue's. The worker gives way until the lock is
+    /// taken, and then looks whether something has changed.
+    pub fn lock(&self) -> MutexGuard<'_, Worker> {
+        let _waiter = self.waiters.enter();
+        self.lock_for_turn()
+    }
+
+    fn lock_for_turn(&self) -> MutexGuard<'_, Worker> {
+        // After a panic while a request was carried out the region is as it is: every request is
+        // judged by that.
+        self.worker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Drives the queue until [`finish`](Self::finish): a turn of the worker, then a sleep.
+    fn drive(&self) {
+        let (mut kicked, mut empty_kicks) = (false, EmptyKicks::None);
+        while !self.over.load(Ordering::Acquire) {
+            self.waiters.give_way();
+            let mut worker = self.lock_for_turn();
+            let end = worker.turn(&self.waiters);
+            let kick = worker.kick();
+            empty_kicks = empty_kicks.after_turn(kicked, || worker.is_untouched());
+            drop(worker);
+            kicked = match end {
+                TurnEnd::GiveWay => false,
+                TurnEnd::Sleep(until) => {
+                    let until = until.into_iter().chain(empty_kicks.deadline()).min();
+                    self.sleep(kick.as_deref(), until).unwrap_or_else(|e| {
+                        log::error!("cannot wait for the guest's requests: {e}");
+                        std::thread::sleep(RETRY_PAUSE);
+                        false
+                    })
+                }
+            };
+        }
+    }
+
+    /// Makes [`drive`](Self::drive) return.
+    fn finish(&self) {
+        self.over.store(true, Ordering::Release);
+        drop(self.waiters.enter());
+    }
+
+    /// Sleeps until an event, or until this time. Returns whether the event was a kick.
+    fn sleep(&self, kick: Option<&File>, until: Option<Instant>) -> io::Result<bool> {
+        let [flushed, moved] = &self.events;
+        let mut events = vec![self.waiters.changed(), flushed.as_fd(), moved.as_fd()];
+        events.extend(kick.map(AsFd::as_fd));
+        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let Some(first) = wait_readable(&events, timeout)? else { return Ok(false) };
+        // If more than one is readable, the next sleep ends at once. What an event stands for is
+        // looked at after this.
+        drain(events[first])?;
+        Ok(first == self.events.len() + 1)
+    }
+}
+
+/// The running thread. It ends when this is dropped.
+pub struct QueueThread {
+    worker: Arc<SharedWorker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Ends the process when the thread panics, which is a defect of the backend: a queue that nobody
+/// drives helps nobody, and the next process finds everything that was answered.
+struct PanicAlarm;
+
+impl Drop for PanicAlarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            log::error!("the queue's thread has panicked: the process ends");
+            ring_program::fail();
+        }
+    }
+}
+
+impl QueueThread {
+    /// Starts the thread, on one processor alone if one is given.
+    ///
+    /// # Errors
+    ///
+    /// No thread can be made, or it may not run on that processor.
+    pub fn start(worker: Arc<SharedWorker>, cpu: Option<usize>) -> io::Result<Self> {
+        let driven = Arc::clone(&worker);
+        let spawn = || {
+            std::thread::Builder::new().name("queue".to_owned()).spawn(move || {
+                let _alarm = PanicAlarm;
+                driven.drive();
+            })
+        };
+        let thread = match cpu {
+            Some(cpu) => on_processor(cpu, spawn)?,
+            None => spawn()?,
+        };
+        Ok(Self { worker, thread: Some(thread) })
+    }
+}
+
+/// Checks that a thread may run on that processor.
+///
+/// # Errors
+///
+/// It may not.
+pub fn try_processor(cpu: usize) -> io::Result<()> {
+    on_processor(cpu, || Ok(()))
+}
+
+/// Calls `start` on that processor. A thread that it makes inherits the processor, so that an error
+/// is known before there is a thread.
+fn on_processor<T>(cpu: usize, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    let this = Pid::from_raw(0);
+    let before = sched_getaffinity(this)?;
+    let mut only = CpuSet::new();
+    only.set(cpu)?;
+    sched_setaffinity(this, &only)?;
+    let started = start();
+    sched_setaffinity(this, &before)?;
+    started
+}
+
+impl Drop for QueueThread {
+    fn drop(&mut self) {
+        self.worker.finish();
+        if let Some(thread) = self.thread.take() {
+            // It cannot have panicked: that ends the process.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! One queue's set-up and indices, as the queue's thread and the front end's thread share them.
+//!
+//! Between two steps of a vhost-user message the worker may serve any number of requests. So
+//! nothing that the front end's thread has read may be written back: while the queue runs, its
+//! indices and its size are the worker's alone. Whatever stops the queue gives back the unfinished
+//! request in the same step: the worker need not have seen the queue stopped before it is set up
+//! again.
+
+use crate::data_path::dirty::GuestMemory;
+use crate::data_path::waiters::Waiters;
+use shared_block_ring::device::event::Signaller;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vhost_user_backend::{VringMutex, VringState, VringT};
+use virtio_queue::{Error, Queue, QueueT};
+use vm_memory::GuestMemoryAtomic;
+
+/// Guest memory, replaced as a whole when the front end changes it.
+pub type Memory = GuestMemoryAtomic<GuestMemory>;
+
+/// The most descriptors in a queue.
+pub const QUEUE_SIZE: u16 = 256;
+
+/// A queue, by the crate's state of it and notes of our own.
+#[derive(Clone)]
+pub struct SharedQueue {
+    state: VringMutex<Memory>,
+    waiters: Waiters,
+    signaller: Arc<Signaller>,
+    /// The event of the driver's kicks, for a worker that sleeps and holds no lock.
+    kick: Arc<Mutex<Option<Arc<File>>>>,
+    notes: Arc<Notes>,
+}
+
+/// Notes about a queue. They are read and written under the queue's lock, unless they say
+/// otherwise.
+#[derive(Debug, Default)]
+struct Notes {
+    /// The size that the front end has asked for.
+    asked_size: AtomicU32,
+    /// The front end has asked for a size that no split queue can have.
+    invalid_size: AtomicBool,
+    /// The queue was stopped or set up since the worker's last turn.
+    restarted: AtomicBool,
+    /// It was logged that the front end sets what a running queue does not change. Needs no lock.
+    warned: AtomicBool,
+}
+
+/// Whether the worker serves the queue.
+pub fn is_running(state: &VringState<Memory>) -> bool {
+    state.is_enabled() && state.get_queue().ready()
+}
+
+/// Gives the unfinished request back. Completion is in order, so everything behind the used index
+/// is unanswered: it is found again when the queue starts.
+pub fn give_back(queue: &mut Queue) {
+    queue.set_next_avail(queue.next_used());
+}
+
+impl SharedQueue {
+    /// Makes a stopped queue. Interrupts of the guest go by `signaller`.
+    ///
+    /// # Errors
+    ///
+    /// The crate takes no such size.
+    pub fn new(
+        mem: Memory,
+        max_size: u16,
+        waiters: Waiters,
+        signaller: Arc<Signaller>,
+    ) -> Result<Self, Error> {
+        let state = VringMutex::new(mem, max_size)?;
+        let (kick, notes) = (Arc::default(), Arc::default());
+        Ok(Self { state, waiters, signaller, kick, notes })
+    }
+
+    /// Locks the queue for the worker, which checks by itself whether a thread waits.
+    pub fn lock_for_turn(&self) -> MutexGuard<'_, VringState<Memory>> {
+        self.state.get_mut()
+    }
+
+    /// Locks the queue for any other thread. The worker gives way until the lock is taken.
+    pub fn lock(&self) -> MutexGuard<'_, VringState<Memory>> {
+        let _waiter = self.waiters.enter();
+        self.state.get_mut()
+    }
+
+    /// Calls `f` with the queue, for any thread but the worker's.
+    pub fn with<T>(&self, f: impl FnOnce(&VringMutex<Memory>) -> T) -> T {
+        let _waiter = self.waiters.enter();
+        f(&self.state)
+    }
+
+    /// The event of the driver's kicks, if there is one.
+    pub fn kick(&self) -> Option<Arc<File>> {
+        self.kick.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Sets the event of the driver's kicks.
+    pub fn set_kick(&self, file: Option<File>) {
+        let own = file.as_ref().and_then(|file| {
+            let own = file.try_clone();
+            own.inspect_err(|e| log::error!("cannot receive the guest's kicks: {e}")).ok()
+        });
+        self.with(|state| {
+            *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = own.map(Arc::new);
+            state.set_kick(file);
+        });
+    }
+
+    /// The size that the front end has asked for, if it has.
+    pub fn asked_size(&self) -> Option<u32> {
+        Some(self.notes.asked_size.load(Ordering::Relaxed)).filter(|size| *size > 0)
+    }
+
+    /// Whether the front end has asked for a size that this queue cannot have (virtio 1.3, 2.7: a
+    /// power of two).
+    pub fn has_invalid_size(&self) -> bool {
+        self.notes.invalid_size.load(Ordering::Relaxed)
+    }
+
+    /// Sets the size. Returns false for a running queue of another size.
+    pub fn set_size(&self, size: u16) -> bool {
+        let set = self.set_up(|queue| {
+            self.notes.asked_size.store(size.into(), Ordering::Relaxed);
+            let fits = size.is_power_of_two() && size <= QUEUE_SIZE;
+            self.notes.invalid_size.store(!fits, Ordering::Relaxed);
+            if fits {
+                queue.set_size(size);
+            }
+        });
+        set || self.state.get_ref().get_queue().size() == size
+    }
+
+    /// Sets the addresses of the three parts: all or none. The worker may use them before the front
+    /// end learns that they were refused.
+    ///
+    /// # Errors
+    ///
+    /// An address that the crate does not take.
+    pub fn set_addresses(&self, descriptors: u64, available: u64, used: u64) -> Result<(), Error> {
+        let _waiter = self.waiters.enter();
+        let mut state = self.state.get_mut();
+        let queue = state.get_queue();
+        let before = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+        let set = state.set_queue_info(descriptors, available, used);
+        if set.is_err() {
+            state.set_queue_info(before.0, before.1, before.2)?;
+        }
+        set
+    }
+
+    /// Starts or stops the queue by `change`, and in the same step gives back the unfinished
+    /// request of a queue that stops.
+    pub fn switch(&self, change: impl FnOnce(&mut VringState<Memory>)) {
+        let _waiter = self.waiters.enter();
+        let mut state = self.state.get_mut();
+        let was_running = is_running(&state);
+        change(&mut state);
+        if was_running && !is_running(&state) {
+            give_back(state.get_queue_mut());
+            self.notes.restarted.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets up by `change` what is the worker's while the queue runs. Returns whether it was done.
+    pub fn set_up(&self, change: impl FnOnce(&mut Queue)) -> bool {
+        let _waiter = self.waiters.enter();
+        let mut state = self.state.get_mut();
+        let may = !is_running(&state);
+        if may {
+            change(state.get_queue_mut());
+            self.notes.restarted.store(true, Ordering::Relaxed);
+        }
+        may
+    }
+
+    /// Whether the queue was stopped or set up since the last call: an unfinished request was given
+    /// back then, and what the worker remembers of the queue is void. Called by the worker, under
+    /// the lock.
+    pub fn take_restarted(&self) -> bool {
+        let restarted = self.notes.restarted.load(Ordering::Relaxed);
+        if restarted {
+            self.notes.restarted.store(false, Ordering::Relaxed);
+        }
+        restarted
+    }
+
+    /// Logs once that a message about a running queue had no effect.
+    pub fn warn_without_effect(&self, what: &str) {
+        if !self.notes.warned.swap(true, Ordering::Relaxed) {
+            log::warn!("the front end sets {what} of a running queue: without effect");
+        }
+    }
+
+    /// Interrupts the guest, if the front end has set an event for that.
+    ///
+    /// # Errors
+    ///
+    /// The event cannot be signalled.
+    pub fn interrupt(&self, state: &VringState<Memory>) -> io::Result<()> {
+        let Some(call) = state.get_call() else { return Ok(()) };
+        // SAFETY: the descriptor is the queue's, which is borrowed for as long.
+        let call = unsafe { BorrowedFd::borrow_raw(call.as_raw_fd()) };
+        Ok(self.signaller.signal(call)?)
+    }
+}

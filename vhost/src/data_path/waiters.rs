@@ -1,0 +1,116 @@
+//! Threads that wait for what the queue's thread holds.
+//!
+//! A standard mutex is not fair: a guest that keeps its queue busy would have the worker take the
+//! lock again and again, while the front end's thread waits for it (and QEMU's main loop for that
+//! thread). So a thread that waits says so, and the worker gives way.
+
+use shared_block_ring::device::bell::new_event;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The longest that the worker gives way: the other thread needs microseconds, unless it is not
+/// given a processor.
+const GIVE_WAY: Duration = Duration::from_millis(20);
+
+/// The threads that wait for the worker, or for its queue, and the event that wakes the worker when
+/// one of them may have changed something.
+#[derive(Debug, Clone)]
+pub struct Waiters(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    /// Threads that wait, or hold what they waited for.
+    waiting: AtomicU32,
+    /// Threads that were served since the start.
+    served: AtomicU32,
+    /// Notified when a thread has been served.
+    done: (Mutex<()>, Condvar),
+    changed: OwnedFd,
+}
+
+/// A thread that waits, until it has what it waits for and is done with that.
+pub struct Waiter<'a>(&'a Shared);
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        let Shared { waiting, served, done: (lock, done), changed } = self.0;
+        served.fetch_add(1, Ordering::Relaxed);
+        // A full counter means that the worker is about to wake up anyway.
+        let _ = nix::unistd::write(changed, &1u64.to_ne_bytes());
+        waiting.fetch_sub(1, Ordering::Relaxed);
+        // The lock: not between the worker's look and its wait, which would then miss this.
+        drop(lock.lock());
+        done.notify_all();
+    }
+}
+
+impl Waiters {
+    /// Makes a set without threads.
+    ///
+    /// # Errors
+    ///
+    /// No event can be made.
+    pub fn new() -> io::Result<Self> {
+        let (waiting, served) = (AtomicU32::new(0), AtomicU32::new(0));
+        let (done, changed) = (Default::default(), new_event()?);
+        Ok(Self(Arc::new(Shared { waiting, served, done, changed })))
+    }
+
+    /// Announces that this thread waits, until the result is dropped.
+    pub fn enter(&self) -> Waiter<'_> {
+        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiter(&self.0)
+    }
+
+    /// Whether a thread waits, so that the worker has to let go of what it holds. One load.
+    pub fn any(&self) -> bool {
+        self.0.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// The number of the thread that is served next, if one waits. The same number later means that
+    /// none was served meanwhile.
+    pub fn first_in_line(&self) -> Option<u32> {
+        self.any().then(|| self.0.served.load(Ordering::Relaxed))
+    }
+
+    /// Waits until no thread does, or [`GIVE_WAY`]. Called by the worker while it holds nothing.
+    pub fn give_way(&self) {
+        if self.any() {
+            let (lock, done) = &self.0.done;
+            let lock = lock.lock().unwrap_or_else(PoisonError::into_inner);
+            // When the time is up the worker goes on, and gives way again soon.
+            drop(done.wait_timeout_while(lock, GIVE_WAY, |()| self.any()));
+        }
+    }
+
+    /// The event that is readable when a thread may have changed something.
+    pub fn changed(&self) -> BorrowedFd<'_> {
+        self.0.changed.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn worker_gives_way_until_no_thread_waits_or_for_a_bounded_time() {
+        let waiters = Waiters::new().unwrap();
+        waiters.give_way();
+        let waiter = waiters.enter();
+        let start = Instant::now();
+        waiters.give_way();
+        assert!(start.elapsed() >= GIVE_WAY && waiters.any());
+        std::thread::scope(|scope| {
+            scope.spawn(|| drop(waiter));
+            while waiters.any() {
+                waiters.give_way();
+            }
+        });
+    }
+}

@@ -1,0 +1,321 @@
+//! The device, as a vhost-user front end asks for it: features, configuration space, memory, queue.
+
+use crate::data_path::dirty::{Dirty, DirtyLog, MAX_REGIONS};
+use crate::data_path::empty_kicks::HOW_TO_SHARE;
+use crate::data_path::fault;
+use crate::data_path::queue_thread::SharedWorker;
+use crate::data_path::request::MAX_SEGMENTS;
+use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue};
+use crate::data_path::worker::Worker;
+use crate::front_end::backing;
+use crate::front_end::vring::{self, Vring};
+use shared_block_ring::device::event::Signaller;
+use shared_block_ring::format::Geometry;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use vhost::vhost_user::Error;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+use vhost_user_backend::VhostUserBackend;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
+    VIRTIO_BLK_F_SEG_MAX,
+};
+use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::bindings::virtio_ring::{
+    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
+};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend as _};
+use vmm_sys_util::epoll::EventSet;
+
+/// Queues of the device: one thread serves it in any case, so that judging and copying are one
+/// step.
+const QUEUES: u16 = 1;
+
+/// The largest queue that the library lets through (virtio 1.3, 2.7). Ours is [`QUEUE_SIZE`], which
+/// we check ourselves, so that the log says what is wrong.
+const LIBRARY_QUEUE_SIZE: usize = 32_768;
+
+/// Bytes of `struct virtio_blk_config` that this device fills (virtio 1.3, 5.2.4); what lies behind
+/// reads as zero.
+const CONFIG_BYTES: usize = 36;
+
+/// Bytes of the configuration space that a front end may read (vhost-user, "Virtio device config
+/// space").
+const CONFIG_LIMIT: usize = 256;
+
+/// Byte of `writeback` in the configuration space.
+const WRITEBACK_AT: usize = 32;
+
+/// Why a front end fails that has not noticed that the connection is a new one.
+const EARLIER_CONNECTION: &str = "it goes on with what it set up on an earlier connection: was the backend replaced while the guest was paused, or \
+                                  before its driver used the disk? (QEMU 7.2 cannot do that: end this QEMU and start it again; replace a backend only \
+                                  while its guest runs)";
+
+/// The device. Its messages are answered on the front end's thread; the queue is driven by the
+/// worker's.
+pub struct Backend {
+    worker: Arc<SharedWorker>,
+    /// The way to interrupt the guest.
+    signaller: Arc<Signaller>,
+    front_end: Mutex<FrontEnd>,
+    config: [u8; CONFIG_BYTES],
+    read_only: bool,
+    migratable: bool,
+}
+
+/// What the present front end has set.
+#[derive(Default)]
+struct FrontEnd {
+    features: u64,
+    writeback: bool,
+    /// It has sent a message of its handshake.
+    heard: bool,
+    /// It has asked for the disk's properties, or set something.
+    established: bool,
+    /// It has asked for the protocol's features, which a front end does first on a connection that
+    /// it knows to be new.
+    introduced: bool,
+    /// The log of the pages of the guest's memory that the device writes to.
+    log: DirtyLog,
+}
+
+impl FrontEnd {
+    fn new() -> Self {
+        Self { writeback: true, ..Self::default() }
+    }
+
+    /// Whether writes may be answered before they are durable. Virtio 1.3, 5.2.6.2: `writeback`
+    /// counts if it was negotiated, else the cache is write-back if FLUSH was.
+    fn is_write_back(&self) -> bool {
+        let has = |bit: u32| self.features & (1 << bit) != 0;
+        if has(VIRTIO_BLK_F_CONFIG_WCE) { self.writeback } else { has(VIRTIO_BLK_F_FLUSH) }
+    }
+}
+
+impl Backend {
+    /// Makes the device for the ring that `worker` serves.
+    pub fn new(
+        worker: Arc<SharedWorker>,
+        geometry: Geometry,
+        read_only: bool,
+        migratable: bool,
+        signaller: Arc<Signaller>,
+    ) -> Self {
+        let mut config = [0; CONFIG_BYTES];
+        // Capacity is in units of 512 bytes, whatever the block size.
+        config[..8].copy_from_slice(&(geometry.total_bytes() / 512).to_le_bytes());
+        config[12..16].copy_from_slice(&MAX_SEGMENTS.to_le_bytes());
+        config[20..24].copy_from_slice(&geometry.sector_size().get().to_le_bytes());
+        config[34..36].copy_from_slice(&QUEUES.to_le_bytes());
+        let front_end = Mutex::new(FrontEnd::new());
+        Self { worker, signaller, front_end, config, read_only, migratable }
+    }
+
+    /// Calls `make`, which has the library make what it needs to serve a front end, and gives the
+    /// queue made there to the worker.
+    pub fn connect<T>(&self, make: impl FnOnce() -> T) -> T {
+        let (value, queues) = vring::making(self.worker.waiters(), &self.signaller, make);
+        for queue in queues {
+            self.worker().connect(queue);
+        }
+        value
+    }
+
+    /// Sets `suspend` in sector 2 on behalf of a process without a role. A held read is answered:
+    /// the worker looks for news when it has its lock again. Returns false where another process
+    /// edits that sector: to be tried again.
+    ///
+    /// # Errors
+    ///
+    /// Why the sector cannot be changed, in words.
+    pub fn suspend(&self, suspend: bool) -> Result<bool, String> {
+        if fault::region_lost() {
+            return Err("the ring's file was cut short, or its medium cannot be read".to_owned());
+        }
+        self.worker().suspend(suspend).map_err(|e| e.to_string())
+    }
+
+    /// Answers nothing any more: the connection is about to be ended by us.
+    pub fn close(&self) {
+        self.worker().close();
+    }
+
+    /// Forgets a front end that is gone.
+    pub fn disconnect(&self) {
+        self.worker().disconnect();
+        let features = self.front_end().features;
+        *self.front_end() = FrontEnd { features, ..FrontEnd::new() };
+    }
+
+    /// Returns why the library has ended the connection with this error, in words of the VMM's
+    /// command line, where they fit. To be called while the front end is connected.
+    pub fn misfit(&self, error: &Error) -> Option<String> {
+        let introduced = self.front_end().introduced;
+        match error {
+            Error::InvalidParam => Some(self.refused_message(introduced)),
+            Error::InactiveFeature(_) | Error::InactiveOperation(_) if !introduced => {
+                Some(EARLIER_CONNECTION.to_owned())
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns why a message was refused.
+    fn refused_message(&self, introduced: bool) -> String {
+        let worker = self.worker();
+        match worker.queue().and_then(SharedQueue::asked_size) {
+            Some(size) if size > QUEUE_SIZE.into() => format!(
+                "its queue has {size} descriptors, this disk serves {QUEUE_SIZE} at most (QEMU: queue-size={QUEUE_SIZE} or less at the \
+                 -device vhost-user-blk-pci; libvirt: queue_size at the disk's <driver>)"
+            ),
+            Some(_) if !worker.has_memory() && !introduced => EARLIER_CONNECTION.to_owned(),
+            Some(_) if !worker.has_memory() => {
+                format!("it shares none of the guest's memory ({HOW_TO_SHARE})")
+            }
+            _ => "it asks for what this disk does not offer: a feature, or more than one queue (QEMU: num-queues=1)"
+                .to_owned(),
+        }
+    }
+
+    /// Whether the front end has sent a message.
+    pub fn heard(&self) -> bool {
+        let front_end = self.front_end();
+        front_end.heard || front_end.introduced || front_end.established
+    }
+
+    /// Whether the front end has got beyond the start of its handshake.
+    pub fn established(&self) -> bool {
+        self.front_end().established
+    }
+
+    fn worker(&self) -> MutexGuard<'_, Worker> {
+        self.worker.lock()
+    }
+
+    fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
+        self.front_end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the worker whether each write is durable before it is answered.
+    fn apply_cache_mode(&self, front_end: &FrontEnd) {
+        self.worker().set_write_through(!front_end.is_write_back());
+    }
+}
+
+impl VhostUserBackend for Backend {
+    type Bitmap = Dirty;
+    type Vring = Vring;
+
+    fn num_queues(&self) -> usize {
+        QUEUES.into()
+    }
+
+    fn max_queue_size(&self) -> usize {
+        LIBRARY_QUEUE_SIZE
+    }
+
+    fn features(&self) -> u64 {
+        self.front_end().heard = true;
+        let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
+        // QEMU migrates or saves a guest only if its backend can log the pages that it writes to.
+        let log = if self.migratable { VhostUserVirtioFeatures::LOG_ALL.bits() } else { 0 };
+        read_only
+            | log
+            | 1 << VIRTIO_F_VERSION_1
+            | 1 << VIRTIO_RING_F_EVENT_IDX
+            | 1 << VIRTIO_RING_F_INDIRECT_DESC
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_BLK_F_CONFIG_WCE
+            | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
+    }
+
+    fn acked_features(&self, features: u64) {
+        let mut front_end = self.front_end();
+        front_end.features = features;
+        front_end.established = true;
+        self.apply_cache_mode(&front_end);
+    }
+
+    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.front_end().introduced = true;
+        let log = if self.migratable {
+            VhostUserProtocolFeatures::LOG_SHMFD
+        } else {
+            VhostUserProtocolFeatures::empty()
+        };
+        log | VhostUserProtocolFeatures::MQ
+            | VhostUserProtocolFeatures::CONFIG
+            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::REPLY_ACK
+    }
+
+    fn reset_device(&self) {
+        self.worker().stop();
+    }
+
+    /// The library has set it in the queue.
+    fn set_event_idx(&self, _enabled: bool) {}
+
+    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+        let mut space = [0; CONFIG_LIMIT];
+        space[..CONFIG_BYTES].copy_from_slice(&self.config);
+        let mut front_end = self.front_end();
+        front_end.established = true;
+        space[WRITEBACK_AT] = u8::from(front_end.writeback);
+        drop(front_end);
+        let start = offset as usize;
+        // An answer of another length than asked for tells the front end of an error.
+        start
+            .checked_add(size as usize)
+            .and_then(|end| space.get(start..end))
+            .map(<[u8]>::to_vec)
+            .unwrap_or_default()
+    }
+
+    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+        if offset as usize != WRITEBACK_AT || bytes.len() != 1 {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "only the write-back flag can be set",
+            ));
+        }
+        let mut front_end = self.front_end();
+        front_end.writeback = bytes[0] != 0;
+        self.apply_cache_mode(&front_end);
+        Ok(())
+    }
+
+    /// Memory that is shared no longer is unmapped before this returns, when the turn that may be
+    /// using it is over. New memory is added to the log before the worker can write to it.
+    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        self.front_end().heard = true;
+        let regions = memory.memory().num_regions();
+        if regions > MAX_REGIONS {
+            let text =
+                format!("{regions} regions of memory are more than the {MAX_REGIONS} offered");
+            return Err(io::Error::other(text));
+        }
+        backing::check(&memory.memory())?;
+        self.front_end().log.cover(&memory.memory())?;
+        self.worker().set_memory(&memory);
+        Ok(())
+    }
+
+    /// No thread of the library's event loop: the queue's thread is ours.
+    fn queues_per_thread(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
+    fn stop_vring(&self, _queue_index: u32) -> io::Result<()> {
+        self.worker().stop();
+        Ok(())
+    }
+
+    /// Not called: there is no event loop.
+    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
+        Ok(())
+    }
+}

@@ -1,0 +1,38 @@
+//! The errors that end the connection of a front end.
+
+use crate::front_end::accept;
+use std::io;
+use vhost_user_backend::Error as DaemonError;
+
+/// Why a front end cannot be served any more.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The kernel refused something.
+    #[error("cannot {what}: {source}")]
+    System {
+        /// The action that failed.
+        what: &'static str,
+        /// The operating system's error.
+        source: io::Error,
+    },
+    /// The listening socket was shut down.
+    #[error(transparent)]
+    ShutDown(#[from] accept::ShutDown),
+    /// The front end has asked for something that the disk does not offer.
+    #[error("{0}")]
+    Misfit(String),
+    /// The vhost-user library has failed.
+    #[error("vhost-user: {0}")]
+    VhostUser(DaemonError),
+}
+
+impl From<DaemonError> for Failure {
+    fn from(error: DaemonError) -> Self {
+        Self::VhostUser(error)
+    }
+}
+
+/// Makes a [`Failure::System`]; `what` completes "cannot".
+pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> Failure {
+    move |source| Failure::System { what, source }
+}

@@ -1,0 +1,194 @@
+//! The queue as the vhost-user library drives it by the front end's messages.
+//!
+//! Messages that set the indices or the size of a running queue are answered without effect: see
+//! [`SharedQueue`]. QEMU sends `SET_VRING_ADDR` to a running queue when a migration begins or
+//! fails; the library then reads the used index and sets it, in two steps.
+
+use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue};
+use crate::data_path::waiters::Waiters;
+use crate::front_end::notifier::event;
+use shared_block_ring::device::event::Signaller;
+use std::cell::RefCell;
+use std::fs::File;
+use std::io;
+use std::sync::{Arc, MutexGuard};
+use vhost_user_backend::{VringState, VringStateGuard, VringStateMutGuard, VringT};
+use virtio_queue::{Error, QueueT};
+
+thread_local! {
+    /// The queues that this thread has the library make: the library passes nothing to their
+    /// constructor, and shows them to nobody but its own event loop.
+    static MAKING: RefCell<Option<Making>> = const { RefCell::new(None) };
+}
+
+struct Making {
+    waiters: Waiters,
+    signaller: Arc<Signaller>,
+    made: Vec<SharedQueue>,
+}
+
+/// Calls `make`, and returns with its result the queues that the library has made there. `waiters`
+/// are those of the worker that will serve them; their interrupts go by `signaller`.
+pub fn making<T>(
+    waiters: &Waiters,
+    signaller: &Arc<Signaller>,
+    make: impl FnOnce() -> T,
+) -> (T, Vec<SharedQueue>) {
+    let (waiters, signaller) = (waiters.clone(), Arc::clone(signaller));
+    MAKING.replace(Some(Making { waiters, signaller, made: Vec::new() }));
+    let value = make();
+    let queues = MAKING.take().map(|making| making.made);
+    (value, queues.unwrap_or_default())
+}
+
+/// A queue for the vhost-user library.
+#[derive(Clone)]
+pub struct Vring(SharedQueue);
+
+impl<'a> VringStateGuard<'a, Memory> for Vring {
+    type G = MutexGuard<'a, VringState<Memory>>;
+}
+
+impl<'a> VringStateMutGuard<'a, Memory> for Vring {
+    type G = MutexGuard<'a, VringState<Memory>>;
+}
+
+impl VringT<Memory> for Vring {
+    fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
+        MAKING.with_borrow_mut(|making| {
+            let Making { waiters, signaller, made } =
+                making.as_mut().ok_or(Error::QueueNotReady)?;
+            let (waiters, signaller) = (waiters.clone(), Arc::clone(signaller));
+            let queue = SharedQueue::new(mem, max_queue_size, waiters, signaller)?;
+            made.push(queue.clone());
+            Ok(Self(queue))
+        })
+    }
+
+    fn get_ref(&self) -> MutexGuard<'_, VringState<Memory>> {
+        self.0.lock()
+    }
+
+    fn get_mut(&self) -> MutexGuard<'_, VringState<Memory>> {
+        self.0.lock()
+    }
+
+    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
+        self.0.with(|state| state.add_used(desc_index, len))
+    }
+
+    fn signal_used_queue(&self) -> io::Result<()> {
+        self.0.with(|state| self.0.interrupt(&state.get_ref()))
+    }
+
+    fn enable_notification(&self) -> Result<bool, Error> {
+        self.0.with(VringT::enable_notification)
+    }
+
+    fn disable_notification(&self) -> Result<(), Error> {
+        self.0.with(VringT::disable_notification)
+    }
+
+    fn needs_notification(&self) -> Result<bool, Error> {
+        self.0.with(VringT::needs_notification)
+    }
+
+    fn set_enabled(&self, enabled: bool) {
+        self.0.switch(|state| state.set_enabled(enabled));
+    }
+
+    /// Refused for a queue that is too large: the library answers this message, and so the front
+    /// end learns of it.
+    fn set_queue_info(
+        &self,
+        desc_table: u64,
+        avail_ring: u64,
+        used_ring: u64,
+    ) -> Result<(), Error> {
+        if self.0.asked_size() > Some(QUEUE_SIZE.into()) {
+            return Err(Error::InvalidSize);
+        }
+        self.0.set_addresses(desc_table, avail_ring, used_ring)
+    }
+
+    fn queue_next_avail(&self) -> u16 {
+        self.0.with(VringT::queue_next_avail)
+    }
+
+    fn set_queue_next_avail(&self, base: u16) {
+        if !self.0.set_up(|queue| queue.set_next_avail(base)) {
+            self.0.warn_without_effect("the base");
+        }
+    }
+
+    /// Called with what the library has read at `SET_VRING_ADDR`, in an earlier step.
+    fn set_queue_next_used(&self, idx: u16) {
+        self.0.set_up(|queue| queue.set_next_used(idx));
+    }
+
+    fn queue_used_idx(&self) -> Result<u16, Error> {
+        self.0.with(VringT::queue_used_idx)
+    }
+
+    /// A guest may have chosen the size, and front ends pass it on: an invalid one must not end the
+    /// connection, but stop the queue.
+    fn set_queue_size(&self, num: u16) {
+        if !self.0.set_size(num) {
+            self.0.warn_without_effect("the size");
+        }
+    }
+
+    fn set_queue_event_idx(&self, enabled: bool) {
+        self.0.with(|state| state.set_queue_event_idx(enabled));
+    }
+
+    fn set_queue_ready(&self, ready: bool) {
+        self.0.switch(|state| state.get_queue_mut().set_ready(ready));
+    }
+
+    fn set_kick(&self, file: Option<File>) {
+        self.0.set_kick(event(file, "kick"));
+    }
+
+    /// For the library's event loop, which is not started.
+    fn read_kick(&self) -> io::Result<bool> {
+        Ok(self.0.lock_for_turn().is_enabled())
+    }
+
+    /// Signalled at once: a backend that was killed may have answered requests that it had not
+    /// interrupted for, and nothing else would tell the guest. A spurious interrupt is harmless.
+    fn set_call(&self, file: Option<File>) {
+        self.0.with(|state| {
+            state.set_call(event(file, "interrupt"));
+            if let Err(e) = self.0.interrupt(&state.get_ref()) {
+                log::debug!("cannot interrupt the guest: {e}");
+            }
+        });
+    }
+
+    fn set_err(&self, file: Option<File>) {
+        self.0.with(|state| state.set_err(file));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::data_path::dirty::GuestMemory;
+    use shared_block_ring::device::bell::new_event;
+
+    #[test]
+    fn worker_learns_of_every_change_of_its_queue() {
+        let waiters = Waiters::new().unwrap();
+        let new = || Vring::new(Memory::new(GuestMemory::new()), 256).unwrap();
+        let signaller = Arc::new(Signaller::new().unwrap());
+        let (vring, queues) = making(&waiters, &signaller, new);
+        assert_eq!(queues.len(), 1);
+        let woken = || nix::unistd::read(waiters.changed(), &mut [0; 8]).is_ok();
+        vring.set_kick(Some(File::from(new_event().unwrap())));
+        assert!(queues[0].kick().is_some() && woken());
+        vring.set_enabled(true);
+        assert!(queues[0].lock_for_turn().is_enabled() && woken() && !woken());
+    }
+}

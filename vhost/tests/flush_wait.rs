@@ -1,0 +1,51 @@
+//! A worker sleeps while a flush is under way, whatever is behind it in the queue.
+#![allow(clippy::unwrap_used)]
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use ring_test_support::executor_disk::Disk;
+use ring_test_support::process::PATIENCE;
+use ring_test_support::worker_disk::Direct;
+use shared_block_ring::format::Side;
+use std::os::fd::AsFd;
+use std::sync::mpsc::channel;
+use vhost_device_blockring::data_path::flusher::Flusher;
+use vhost_device_blockring::data_path::worker::TurnEnd;
+use virtio_bindings::bindings::virtio_blk::{
+    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
+};
+
+#[test]
+fn worker_sleeps_while_a_flush_is_under_way() {
+    for (kind, write_through) in [(VIRTIO_BLK_T_FLUSH, false), (VIRTIO_BLK_T_OUT, true)] {
+        let (go_on, goes_on) = channel::<()>();
+        let flusher = Flusher::by(move || {
+            goes_on.recv().unwrap();
+            Ok(())
+        })
+        .unwrap();
+        let event = flusher.event().try_clone_to_owned().unwrap();
+        let direct = Direct::flushing(Disk::new(Side::Producer), Box::new(|_, _, _| ()), flusher);
+        direct.set_write_through(write_through);
+        direct.offer(kind, 8, 512, 1);
+        assert_eq!(direct.turn(), TurnEnd::Sleep(None));
+        assert_eq!(direct.used(), 0, "not before it is durable");
+        direct.offer(VIRTIO_BLK_T_IN, 8, 512, 3);
+        // A worker that polled would not end its turn before the flush ends.
+        let (ended, ends) = channel();
+        std::thread::scope(|scope| {
+            let turns = scope.spawn(|| {
+                for _ in 0..10 {
+                    ended.send(direct.turn()).unwrap();
+                }
+            });
+            let ends: Vec<_> = (0..10).map(|_| ends.recv_timeout(PATIENCE)).collect();
+            go_on.send(()).unwrap();
+            turns.join().unwrap();
+            assert!(ends.iter().all(|end| *end == Ok(TurnEnd::Sleep(None))), "{ends:?}");
+        });
+        let time = PollTimeout::try_from(PATIENCE).unwrap();
+        poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], time).unwrap();
+        assert_eq!(direct.turn(), TurnEnd::Sleep(None));
+        assert_eq!(direct.used(), 4);
+    }
+}
