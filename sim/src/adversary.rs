@@ -1,13 +1,13 @@
-//! Who chooses what a crash keeps.
+//! Choice of the sector versions that a crash keeps.
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// Chooses the versions that a crash keeps, from a seed, with a liking for what hurts.
+/// Chooses the sector versions that a crash keeps, by a seed, with a preference for harmful ones.
 pub struct Adversary {
     random: SmallRng,
     taste: Taste,
-    /// First sector of the data.
+    /// The first data sector.
     data: u64,
 }
 
@@ -16,16 +16,16 @@ enum Taste {
     Nothing,
     Everything,
     Anything,
-    /// Pointers arrive, what they point to does not.
+    /// Pointer sectors are kept, data sectors are not.
     Pointers,
-    /// The other way round.
+    /// Data sectors are kept, pointer sectors are not.
     Data,
-    /// One sector of what was written is gone.
+    /// All but one sector are kept.
     AllButOne,
 }
 
 impl Adversary {
-    /// For one crash. Sectors from `data` on hold no pointers.
+    /// Makes the choice of one crash. Sectors from `data` on hold no pointers.
     pub fn new(seed: u64, data: u64) -> Self {
         let mut random = SmallRng::seed_from_u64(seed);
         let taste = match random.random_range(0..8) {
@@ -39,7 +39,7 @@ impl Adversary {
         Self { random, taste, data }
     }
 
-    /// For [`Disk::crash`](crate::Disk::crash).
+    /// Chooses a version of a sector, for [`Disk::crash`](crate::Disk::crash).
     pub fn choose(&mut self, sector: u64, versions: usize) -> usize {
         let last = versions - 1;
         match self.taste {

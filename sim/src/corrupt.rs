@@ -1,4 +1,4 @@
-//! Damage to a ring, and what may come of it: items that were really pushed, or an error with a name.
+//! Damage to a ring. Reading the damaged ring yields items that were pushed, or a typed error.
 
 use crate::Image;
 use arbitrary::{Arbitrary, Unstructured};
@@ -10,35 +10,37 @@ use shared_block_ring::{Consumer, Error, MappedDevice, Producer, Repair, check};
 use std::collections::HashSet;
 use uuid::Uuid;
 
-/// Of the ring that is damaged: the smallest that makes sectors, laps and straddling items all common.
+/// Size of the ring that is damaged: the smallest in which sectors, laps and straddling items are
+/// all common.
 const SECTORS: usize = 13;
 const SECTOR: usize = 512;
 const BYTES: usize = SECTORS * SECTOR;
 const HEAD: usize = 3 * SECTOR;
 const CAPACITY: usize = BYTES - HEAD;
 
-/// Above what the ends of that ring may ever ask for at once: the ring, in whole aligned pages.
+/// The largest allocation that reading that ring may make, in bytes: the ring in whole aligned
+/// pages.
 pub const LARGEST: usize = 4 * 4096;
 
-/// At most 512 bytes each: 4 KiB in all.
+/// Largest number of edits, of at most 512 bytes each: 4 KiB in all.
 const EDITS: usize = 8;
 
-/// The same ring each time, so that the same damage is.
+/// Seed of the ring: the same ring each time, so that damage can be repeated.
 const RING: Uuid = Uuid::from_u128(0x5eed);
 
-/// Sound, and everything that was ever pushed to it.
+/// A sound ring, and every item that was ever pushed to it.
 pub struct Ring {
     image: Vec<u8>,
     pushed: HashSet<Vec<u8>>,
-    /// Where the headers of its items are.
+    /// Byte offsets of the items' headers.
     headers: Vec<usize>,
 }
 
-/// Damage of the kinds that there are.
+/// Damage to a ring.
 #[derive(Debug)]
 pub struct Damage {
     edits: Vec<Edit>,
-    /// Not an accident any more: pointers with valid checksums over whatever there is.
+    /// Forged pointers whose checksums are valid, over whatever the data area holds.
     forged: Option<Forgery>,
 }
 
@@ -51,7 +53,7 @@ enum Edit {
     Copy { from: u8, to: u8 },
 }
 
-/// The heads are few bytes, and most of what matters is there.
+/// An offset near the pointer sectors, which are few bytes and decide most.
 #[derive(Debug, Arbitrary)]
 enum Place {
     Head(u16),
@@ -61,7 +63,7 @@ enum Place {
 
 #[derive(Debug, Arbitrary)]
 enum Word {
-    /// One of those that arithmetic stumbles over.
+    /// A boundary value of arithmetic.
     Edge(u8),
     Any(u32),
 }
@@ -69,14 +71,14 @@ enum Word {
 #[derive(Debug, Arbitrary)]
 struct Forgery {
     consumer: Start,
-    /// Words that the producer is ahead.
+    /// Distance from consumer to producer, in words.
     ahead: u16,
     items: u8,
-    /// Where the checksum of the stream is said to begin, in words before the consumer.
+    /// Claimed start of the stream's checksum, in words before the consumer.
     base: u8,
-    /// What it is said to be, if not what it is.
+    /// A false checksum, instead of the true one.
     crc: Option<u32>,
-    /// The flag bytes, and whether there are slots.
+    /// The flag bytes, and whether slots are written.
     bits: u8,
 }
 
@@ -84,14 +86,14 @@ struct Forgery {
 enum Start {
     Low(u16),
     Lap(u32),
-    /// Words before the last position there is.
+    /// Distance from the largest position, in words.
     High(u16),
 }
 
 impl<'a> Arbitrary<'a> for Damage {
     fn arbitrary(input: &mut Unstructured<'a>) -> arbitrary::Result<Self> {
         let forged = if input.ratio(1, 4)? { Some(input.arbitrary()?) } else { None };
-        // An accident is at least one edit.
+        // Damage is at least one edit.
         let least = usize::from(forged.is_none());
         let count = input.int_in_range(least..=EDITS)?;
         let edits = (0..count).map(|_| input.arbitrary()).collect::<Result<_, _>>()?;
@@ -113,7 +115,7 @@ fn head(image: &mut [u8], side: Side) -> &mut [u8] {
 }
 
 impl Ring {
-    /// In its third lap, with some items waiting.
+    /// Makes a ring in its third lap with some items unconsumed.
     pub fn sound() -> Self {
         let mut image = vec![0; BYTES];
         let identity = Identity { geometry: geometry(), uuid: RING, created_ns: 0 };
@@ -144,7 +146,7 @@ impl Ring {
         Self { image, pushed, headers }
     }
 
-    /// A damaged copy.
+    /// Returns a damaged copy of the ring.
     pub fn damaged(&self, damage: &Damage) -> Vec<u8> {
         let mut bytes = self.image.clone();
         for edit in &damage.edits {
@@ -184,10 +186,10 @@ impl Ring {
         }
     }
 
-    /// Puts a ring that may be damaged through everything that reads one.
+    /// Has everything that reads a ring read one that may be damaged.
     ///
     /// # Panics
-    /// Where something comes of it that must not.
+    /// Where an item comes out that was never pushed, or a reader panics or allocates too much.
     pub fn judge(&self, bytes: &[u8], damage: &Damage) {
         let verdict = check(device(&Image::of(bytes)));
         assert!(matches!(verdict, Ok(_) | Err(Error::Format(_))), "{verdict:?}");
@@ -199,7 +201,7 @@ impl Ring {
         let image = Image::of(bytes);
         if let Ok(repair) = Repair::plan(&device(&image)) {
             repair.write(&device(&image)).expect("memory does not fail");
-            // What no head can mend is an item's bytes: the ring is one again, whatever is in it.
+            // Repair does not change items: after it the ring is sound, whatever the items hold.
             let mut consumer =
                 Consumer::attach(device(&image), "q", "consumer").expect("a ring again");
             let first = consumer.pop(consumer.position());
@@ -209,7 +211,8 @@ impl Ring {
         }
     }
 
-    /// What a consumer gets is what was pushed, unless it says that nobody could tell (or somebody has seen to it that nobody can).
+    /// Checks that a consumer gets what was pushed, unless it says that the checksum cannot tell,
+    /// or the checksum was forged.
     fn consume(&self, image: &Image, forged: bool) {
         let Ok(mut consumer) = Consumer::attach(device(image), "q", "consumer") else { return };
         let mut at = consumer.position();
@@ -220,7 +223,7 @@ impl Ring {
                 Err(e) => panic!("{e}"),
             };
             let (next, whole) = (item.next, self.pushed.contains(item.bytes));
-            assert!(whole || forged || consumer.unchecked() > 0, "never pushed, at {at}");
+            assert!(whole || forged || consumer.unchecked_bytes() > 0, "never pushed, at {at}");
             assert!(next > at);
             at = next;
         }
@@ -278,7 +281,7 @@ fn offset(position: u64) -> usize {
     usize::try_from(position % CAPACITY as u64).expect("within the ring")
 }
 
-/// Of the stream between two positions, continued.
+/// Continues the stream's checksum between two positions.
 fn crc(image: &[u8], from: Position, to: Position, mut crc: u32) -> u32 {
     let mut at = from.get();
     while at < to.get() {
@@ -289,13 +292,13 @@ fn crc(image: &[u8], from: Position, to: Position, mut crc: u32) -> u32 {
     crc
 }
 
-/// Makes slots that say when they were written say the same each time.
+/// Sets the times in the slots to a constant, so that the ring is the same each time.
 fn forget_time(sector: &mut [u8]) {
     let slots = slots_of(RING, sector);
     sector[EXTENSION].fill(0);
     let mut before = None;
     for slot in slots.into_iter().flatten() {
-        // Behind the one that is there already.
+        // Behind the edit before it.
         let present = before.replace(slot.position).unwrap_or(slot.position);
         put_slot(RING, sector, present, &Slot { time_ns: 0, ..slot });
     }

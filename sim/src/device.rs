@@ -1,13 +1,13 @@
-//! One opening of a disk.
+//! One open handle on a simulated disk.
 
 use crate::disk::Disk;
-use shared_block_ring::BlockDevice;
-use shared_block_ring::device::DeviceError;
+use shared_block_ring::device::{DeviceError, Operation};
 use shared_block_ring::format::Geometry;
+use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{self, IoSlice, IoSliceMut};
-use std::os::fd::BorrowedFd;
 
-/// A [`Disk`] as the ring library takes it. There are no locks: who may open it is the test's to say.
+/// A [`Disk`] as the ring library takes it. There are no locks: who may open it is the test's to
+/// say.
 #[derive(Clone)]
 pub struct DiskDevice {
     disk: Disk,
@@ -20,12 +20,15 @@ impl DiskDevice {
     }
 }
 
-/// What the library is told of a failure.
+/// Returns what makes the library's error of a failed transfer at `sector`, or of a failed flush.
 pub(crate) fn failed(
-    operation: &'static str,
+    operation: Operation,
     sector: Option<u64>,
 ) -> impl Fn(io::Error) -> DeviceError {
-    move |source| DeviceError { name: "simulated disk".to_owned(), operation, sector, source }
+    move |source| {
+        let error = DeviceError::new("simulated disk", operation, source);
+        sector.into_iter().fold(error, DeviceError::at_sector)
+    }
 }
 
 impl BlockDevice for DiskDevice {
@@ -39,7 +42,7 @@ impl BlockDevice for DiskDevice {
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         let mut bytes = vec![0; bufs.iter().map(|buf| buf.len()).sum()];
-        self.disk.read(first, &mut bytes).map_err(failed("read", Some(first)))?;
+        self.disk.read(first, &mut bytes).map_err(failed(Operation::Read, Some(first)))?;
         let mut rest = &bytes[..];
         for buf in bufs {
             let (now, later) = rest.split_at(buf.len());
@@ -51,18 +54,16 @@ impl BlockDevice for DiskDevice {
 
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
-        self.disk.write(first, &bytes).map_err(failed("write", Some(first)))
+        self.disk.write(first, &bytes).map_err(failed(Operation::Write, Some(first)))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
-        self.disk.flush().map_err(failed("flush", None))
+        self.disk.flush().map_err(failed(Operation::Flush, None))
     }
+}
 
+impl RingDevice for DiskDevice {
     fn reads_are_free(&self) -> bool {
         true
-    }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
     }
 }

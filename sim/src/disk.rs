@@ -1,15 +1,15 @@
-//! The medium.
+//! A simulated disk with a volatile cache.
 //!
-//! Sector-granular: a sector is written whole or not at all, a longer write may tear at any sector. Every version of a sector since
-//! the last flush stays pending; a crash keeps, of each sector, the durable version or any pending one. That is every subset
-//! of the pending writes, in every order.
+//! Sector-granular: a sector is written whole or not at all, a longer write may tear at any sector.
+//! Every version of a sector since the last flush stays pending; a crash keeps, of each sector, the
+//! durable version or any pending one. That is every subset of the pending writes, in every order.
 
 use shared_block_ring::format::{Geometry, SectorSize};
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The content of a sector.
+/// Content of a sector.
 pub type Content = Arc<[u8]>;
 
 /// A disk; clones are the same one.
@@ -21,7 +21,7 @@ pub struct Disk {
 
 struct State {
     sectors: Vec<Sector>,
-    /// Sectors with pending versions.
+    /// Indices of the sectors with pending versions.
     dirty: BTreeSet<usize>,
     faults: Vec<Fault>,
 }
@@ -29,13 +29,14 @@ struct State {
 #[derive(Clone)]
 struct Sector {
     durable: Content,
-    /// Written since, oldest first.
+    /// Versions written since, oldest first.
     pending: Vec<Content>,
-    /// How many of them a failed flush has lost: visible, but no later flush makes them durable.
+    /// Number of pending versions that a failed flush has lost: visible, but no later flush makes
+    /// them durable.
     lost: usize,
 }
 
-/// What can fail.
+/// An operation that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
     /// A read.
@@ -46,21 +47,21 @@ pub enum Operation {
     Flush,
 }
 
-/// A failure to come.
+/// Plans a failure.
 #[derive(Debug, Clone, Copy)]
 pub struct Fault {
-    /// Of what.
+    /// The operation that fails.
     pub operation: Operation,
-    /// How many of those succeed before.
+    /// Number of such operations that succeed before.
     pub after: u64,
     /// The operating system's error number.
     pub errno: i32,
-    /// Every later one fails too.
+    /// Whether every later one fails, too.
     pub for_ever: bool,
 }
 
 impl Disk {
-    /// Zeros, durable.
+    /// Makes a disk of durable zeros.
     pub fn new(sector_size: SectorSize, sectors: u64) -> Self {
         let geometry = Geometry::new(sector_size, sectors).expect("a disk large enough for a ring");
         let zeros = Sector::durable(vec![0; sector_size.bytes()].into());
@@ -70,7 +71,7 @@ impl Disk {
         Self { state: Arc::new(Mutex::new(state)), geometry }
     }
 
-    /// A disk that holds `image`, durable.
+    /// Makes a disk that durably holds `image`.
     pub fn of(sector_size: SectorSize, image: &[u8]) -> Self {
         let size = sector_size.bytes();
         let disk = Self::new(sector_size, (image.len() / size) as u64);
@@ -80,7 +81,7 @@ impl Disk {
         disk
     }
 
-    /// A disk of its own in the same state: pending versions and faults too.
+    /// Returns an independent disk in the same state: pending versions and faults, too.
     #[must_use]
     pub fn fork(&self) -> Self {
         let state = self.state();
@@ -93,16 +94,16 @@ impl Disk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Nothing in here panics between two changes that belong together.
+        // No panic can leave this state half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Its shape.
+    /// Returns the disk's shape.
     pub fn geometry(&self) -> Geometry {
         self.geometry
     }
 
-    /// Everything that is visible.
+    /// Returns the visible content of all sectors.
     pub fn image(&self) -> Vec<u8> {
         self.state().sectors.iter().flat_map(|sector| sector.visible().iter().copied()).collect()
     }
@@ -129,8 +130,8 @@ impl Disk {
         Ok(())
     }
 
-    /// Changes bytes within one sector, as a store into a mapping does. The kernel may write a page back at any time, so each
-    /// state that a sector has been in may be the one that is kept.
+    /// Changes bytes within one sector, as a store into a mapping does. The kernel may write a page
+    /// back at any time, so each state that a sector has been in may be the one that is kept.
     pub fn store(&self, offset: u64, bytes: &[u8]) {
         let size = self.size() as u64;
         let within = usize::try_from(offset % size).expect("a sector fits into memory");
@@ -141,7 +142,8 @@ impl Disk {
         state.put(index, content.into());
     }
 
-    /// Makes durable what is visible; what a failed flush has lost stays lost until it is written again.
+    /// Makes durable what is visible; what a failed flush has lost stays lost until it is written
+    /// again.
     pub fn flush(&self) -> io::Result<()> {
         let mut state = self.state();
         if let Err(e) = state.meet(Operation::Flush) {
@@ -160,7 +162,8 @@ impl Disk {
         Ok(())
     }
 
-    /// What a failed flush does: all that is pending stays visible, and no later flush makes it durable.
+    /// Has all pending versions lost, as a failed flush does: they stay visible, and no later flush
+    /// makes them durable.
     pub fn lose_pending(&self) {
         let mut state = self.state();
         let State { sectors, dirty, .. } = &mut *state;
@@ -169,7 +172,8 @@ impl Disk {
         }
     }
 
-    /// Of each sector all versions that a crash could leave: the durable one first, the visible one last.
+    /// Returns all versions of each sector that a crash could leave: the durable one first, the
+    /// visible one last.
     pub fn versions(&self) -> Vec<Vec<Content>> {
         let versions = |sector: &Sector| {
             let mut all = vec![Arc::clone(&sector.durable)];
@@ -179,19 +183,21 @@ impl Disk {
         self.state().sectors.iter().map(versions).collect()
     }
 
-    /// A failure to come.
+    /// Plans a failure.
     pub fn inject(&self, fault: Fault) {
         self.state().faults.push(fault);
     }
 
-    /// The sectors that a crash would make a choice about, and among how many versions each (the durable one is number 0).
+    /// Returns the sectors that have more than one version, and the number of versions of each (the
+    /// durable one is number 0).
     pub fn choices(&self) -> Vec<(u64, usize)> {
         let state = self.state();
         let choice = |&index: &usize| (index as u64, state.sectors[index].pending.len() + 1);
         state.dirty.iter().map(choice).collect()
     }
 
-    /// The power fails: of each sector one version is left, by its number as in [`choices`](Self::choices). Faults end with it.
+    /// Has the power fail: of each sector one version is left, by its number as in
+    /// [`choices`](Self::choices). Faults end with it.
     pub fn crash(&self, mut choose: impl FnMut(u64, usize) -> usize) {
         let mut state = self.state();
         for index in std::mem::take(&mut state.dirty) {
@@ -229,7 +235,7 @@ impl State {
         self.dirty.insert(index);
     }
 
-    /// Fails if it is time to.
+    /// Fails if a fault is due.
     fn meet(&mut self, operation: Operation) -> io::Result<()> {
         let mut met = None;
         self.faults.retain_mut(|fault| {
@@ -272,13 +278,13 @@ mod tests {
         bytes.iter().flat_map(|&byte| [byte; 512]).collect()
     }
 
-    /// The first byte of each sector.
+    /// Returns the first byte of each sector.
     fn firsts(disk: &Disk) -> Vec<u8> {
         disk.image().chunks(512).map(|sector| sector[0]).collect()
     }
 
     #[test]
-    fn what_is_written_is_visible_and_what_is_flushed_stays() {
+    fn write_is_visible_and_flushed_write_survives_a_crash() {
         let disk = disk();
         disk.write(0, &sectors(&[1, 2])).unwrap();
         disk.flush().unwrap();
@@ -291,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crash_keeps_any_version_and_tears_anywhere() {
+    fn crash_keeps_any_version_and_tears_anywhere() {
         let disk = disk();
         for byte in 1..=3 {
             disk.write(0, &sectors(&[byte, byte + 10])).unwrap();
@@ -312,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_failed_flush_has_lost_comes_back_with_no_later_one() {
+    fn write_lost_by_a_failed_flush_is_not_saved_by_a_later_flush() {
         let disk = disk();
         disk.write(0, &sectors(&[1])).unwrap();
         let fault = Fault { operation: Operation::Flush, after: 0, errno: EIO, for_ever: false };
@@ -324,7 +330,7 @@ mod tests {
         let lost = disk.fork();
         lost.crash(|_, _| 0);
         assert_eq!(firsts(&lost), [0, 2, 0, 0]);
-        // Written again, it is like any other.
+        // Written again, the sector is like any other.
         disk.write(0, &sectors(&[3])).unwrap();
         disk.flush().unwrap();
         disk.crash(|_, _| 0);
@@ -332,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn faults_come_once_or_for_ever() {
+    fn fault_comes_once_or_for_ever() {
         let disk = disk();
         let read = || disk.read(0, &mut [0; 512]).map_err(|e| e.raw_os_error());
         disk.inject(Fault { operation: Operation::Read, after: 1, errno: EIO, for_ever: false });
@@ -344,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn a_store_is_a_version_of_its_sector() {
+    fn store_is_a_version_of_its_sector() {
         let disk = disk();
         disk.store(512, &[7; 8]);
         disk.store(520, &[8; 8]);

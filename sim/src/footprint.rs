@@ -1,22 +1,23 @@
-//! What a process takes of its machine.
+//! Resources of a process.
 
 use std::fs;
 
-/// Compare two of the same process: what grows with what others ask of it has no bound.
+/// Resources of a process at one moment. Compare two of the same process: what grows with other
+/// processes' requests has no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Footprint {
-    /// All pages of memory it has in use, in KiB.
+    /// Resident memory, in KiB.
     pub resident_kib: u64,
-    /// Those of them that are nobody else's: no file's, and shared with nobody.
+    /// Resident memory that is private and anonymous, in KiB.
     pub own_kib: u64,
-    /// Open descriptors.
+    /// Number of open descriptors.
     pub descriptors: usize,
-    /// Threads.
+    /// Number of threads.
     pub threads: usize,
 }
 
 impl Footprint {
-    /// Of a process that runs, and that this one may look at.
+    /// Reads the resources of a running process.
     pub fn of(pid: u32) -> Self {
         let folder = format!("/proc/{pid}");
         let status = fs::read_to_string(format!("{folder}/status")).expect("it runs");

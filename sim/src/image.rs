@@ -1,32 +1,32 @@
-//! A ring in a process's own memory: nothing of it is ever lost, and nothing waits for a disk.
+//! A ring in a process's own memory: nothing is ever lost, and nothing waits for a disk.
 
 use shared_block_ring::device::Memory;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a [`MappedDevice`](shared_block_ring::MappedDevice) is over; clones are the same one.
+/// Memory for a [`MappedDevice`](shared_block_ring::MappedDevice). Clones share it.
 #[derive(Clone)]
 pub struct Image(Arc<Mutex<Vec<u8>>>);
 
 impl Image {
-    /// Zeros.
+    /// Makes memory of zeros.
     pub fn zeroed(bytes: usize) -> Self {
         Self::of(&vec![0; bytes])
     }
 
-    /// A copy of `bytes`.
+    /// Makes memory with a copy of `bytes`.
     pub fn of(bytes: &[u8]) -> Self {
         Self(Arc::new(Mutex::new(bytes.to_vec())))
     }
 
-    /// What it holds.
+    /// Returns a copy of the memory.
     pub fn bytes(&self) -> Vec<u8> {
         self.lock().clone()
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<u8>> {
-        // A copy that panicked has changed nothing that belongs together.
+        // A panic in a copy leaves no invariant broken.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -1,37 +1,37 @@
-//! A simulated disk, and what is explored on it.
+//! A simulated disk, models of a ring, and their exploration.
 //!
-//! [`Disk`] is a medium behind a volatile cache: writes are visible at once, durable after a flush, and a crash keeps what an
-//! adversary likes of the rest. [`DiskDevice`] is one opening of it, as the ring library takes it.
-//! [`Explorer`] and [`wander`] carry rings through crashes on it. [`model`] and [`corrupt`] are what tests on
-//! several devices, and the fuzzer, have in common; [`Footprint`] is what tests of whole programs have.
+//! [`Disk`] is a medium behind a volatile cache: writes are visible at once, durable after a flush,
+//! and a crash keeps any of the rest. [`DiskDevice`] is one open handle on it, for the ring
+//! library. [`Explorer`] and [`wander`] take rings on it through crashes. [`Hooked`] lets a test
+//! interfere with the accesses to any device. [`model`], [`corrupt`], [`oracle`] and [`requests`]
+//! compare rings with models; [`Footprint`] measures processes.
 
-// A test's support: what cannot be is a panic.
+// Tests only: what cannot happen is a panic.
 #![allow(clippy::missing_panics_doc)]
 
 mod adversary;
-pub mod conversation;
 pub mod corrupt;
 mod device;
 mod disk;
 mod explore;
 mod footprint;
-pub mod front_end;
+mod hooked;
 mod image;
 pub mod model;
 pub mod oracle;
 mod process;
 pub mod requests;
-mod unlocked;
 mod watching;
 
 pub use adversary::Adversary;
 pub use device::DiskDevice;
 pub use disk::{Disk, Fault, Operation};
 pub use explore::{
-    Bounds, Counts, Explorer, Failure, Last, Mutant, Op, Setting, Size, Step, wander,
+    Bounds, Counts, Explorer, Failure, Last, Mutant, Op, RepairCounts, RepairMutant, Setting, Size,
+    Step, explore_repair, wander,
 };
 pub use footprint::Footprint;
+pub use hooked::{Access, Hook, Hooked, hooked, unlocked};
 pub use image::Image;
-pub use process::fail_flushes;
-pub use unlocked::Unlocked;
+pub use process::{fail_flushes, fail_writes_at};
 pub use watching::Watching;

@@ -1,49 +1,50 @@
-//! Random operations on a ring beside a queue of vectors: what the one does, the other must.
+//! Random operations on a ring and on a queue of vectors, which must agree.
 
 use proptest::prelude::*;
 use shared_block_ring::format::{SectorSize, Side};
-use shared_block_ring::{BlockDevice, Consumer, Error, Producer};
+use shared_block_ring::{Consumer, Error, Producer, RingDevice};
 use std::collections::VecDeque;
 
 type Item = Vec<u8>;
 
-/// What the users of a ring do.
+/// An operation of a ring's users.
 #[derive(Debug, Clone)]
 pub enum Operation {
-    /// Push one.
+    /// Push one item.
     Push(Item),
-    /// Push several, all or none.
+    /// Push several items, all or none.
     Batch(Vec<Item>),
-    /// Push as many as there is room for.
+    /// Push as many items as there is room for.
     Some(Vec<Item>),
-    /// Publish what is pushed.
+    /// Publish the pushed items.
     Advance,
-    /// Pop one.
+    /// Pop one item.
     Pop,
-    /// Pop all.
+    /// Pop all items.
     PopAll,
-    /// From the consumer.
+    /// Suspend the ring, from the consumer.
     Suspend,
-    /// From the consumer.
+    /// Resume the ring, from the consumer.
     Resume,
-    /// The producer goes, and another comes: what was not published is gone.
+    /// Attach another producer: what was not published is gone.
     ReattachProducer,
-    /// The consumer goes, and another comes.
+    /// Attach another consumer.
     ReattachConsumer,
 }
 
-/// A fresh ring, and what is done to it.
+/// A new ring, and the operations on it.
 #[derive(Debug, Clone)]
 pub struct Case {
-    /// Of the device.
+    /// Sector size of the device.
     pub sector_size: SectorSize,
-    /// On the device, those of the heads included.
+    /// Number of sectors of the device, those of the pointers included.
     pub sectors: u64,
-    /// In this order.
+    /// The operations, in order.
     pub operations: Vec<Operation>,
 }
 
-/// Small rings, so that they are full and wrap all the time, with sectors of 512 and 4096 bytes.
+/// Generates cases of small rings, which are often full and wrap often, with sectors of 512 and
+/// 4096 bytes.
 pub fn case() -> impl Strategy<Value = Case> {
     let shape = (prop_oneof![Just(512), Just(4096)], 4..8_u64);
     shape.prop_flat_map(|(bytes, sectors)| {
@@ -56,7 +57,7 @@ pub fn case() -> impl Strategy<Value = Case> {
     })
 }
 
-/// With items of the lengths that matter where sectors are that large.
+/// Generates operations with items of the lengths that matter for this sector size.
 pub fn operations(sector_size: SectorSize) -> impl Strategy<Value = Vec<Operation>> {
     let size = sector_size.bytes();
     let item = move || {
@@ -81,12 +82,12 @@ pub fn operations(sector_size: SectorSize) -> impl Strategy<Value = Vec<Operatio
     prop::collection::vec(operation, 1..60)
 }
 
-/// Does the operations to the ring that `open` opens for either side, and to a queue. The ring may have been used before: what
-/// is in it goes first. In the end everything is popped.
+/// Carries out the operations on the ring that `open` opens for either side, and on a queue. The
+/// ring may have been used before: its items are popped first. In the end everything is popped.
 ///
 /// # Panics
 /// Where the two differ.
-pub fn follow<D: BlockDevice>(open: impl Fn(Side) -> D, operations: Vec<Operation>) {
+pub fn follow<D: RingDevice>(open: impl Fn(Side) -> D, operations: Vec<Operation>) {
     let mut pair = Pair::new(open);
     for operation in operations {
         pair.run(operation);
@@ -99,7 +100,7 @@ pub fn follow<D: BlockDevice>(open: impl Fn(Side) -> D, operations: Vec<Operatio
     assert!(pair.model.published.is_empty());
 }
 
-/// The ring as it should be.
+/// The expected content of the ring.
 #[derive(Default)]
 struct Model {
     pushed: VecDeque<Item>,
@@ -117,13 +118,13 @@ fn framed(item: &Item) -> usize {
     (item.len() + 7) & !3
 }
 
-/// Bytes that items take in a row, without the padding behind the last one.
+/// Returns the bytes that items take in a row, without the padding behind the last one.
 fn unpadded(items: &[Item]) -> usize {
     let Some((last, others)) = items.split_last() else { return 0 };
     others.iter().map(framed).sum::<usize>() + last.len() + 4
 }
 
-struct Pair<D: BlockDevice, F> {
+struct Pair<D: RingDevice, F> {
     open: F,
     producer: Option<Producer<D>>,
     consumer: Option<Consumer<D>>,
@@ -131,7 +132,7 @@ struct Pair<D: BlockDevice, F> {
     capacity: usize,
 }
 
-impl<D: BlockDevice, F: Fn(Side) -> D> Pair<D, F> {
+impl<D: RingDevice, F: Fn(Side) -> D> Pair<D, F> {
     fn new(open: F) -> Self {
         let model = Model::default();
         let mut pair = Self { open, producer: None, consumer: None, model, capacity: 0 };
@@ -163,7 +164,7 @@ impl<D: BlockDevice, F: Fn(Side) -> D> Pair<D, F> {
                 let producer = self.producer();
                 match producer.advance(producer.position()) {
                     Ok(()) => {
-                        // Where looking costs a request, a suspend is heard later.
+                        // Where a look costs a request, a suspend is noticed later.
                         let heard = producer.device().reads_are_free();
                         let any = !self.model.pushed.is_empty();
                         assert!(!(self.model.suspended && heard && any));
@@ -176,7 +177,7 @@ impl<D: BlockDevice, F: Fn(Side) -> D> Pair<D, F> {
             Operation::Pop => self.pop(1),
             Operation::PopAll => self.pop(usize::MAX),
             Operation::Suspend => {
-                // It acknowledges the change before.
+                // The producer acknowledges the change before.
                 self.producer().state().expect("attached");
                 self.consumer().suspend().expect("acknowledged");
                 self.model.suspended = true;

@@ -1,25 +1,25 @@
-//! How much is asked for at once.
+//! An allocator that records the largest allocation.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The system's allocator, with a note of the largest allocation.
+/// The system's allocator, with a record of the largest allocation.
 #[derive(Debug)]
 pub struct Watching(AtomicUsize);
 
 impl Watching {
-    /// For a `#[global_allocator]`.
+    /// Makes one for a `#[global_allocator]`.
     #[expect(clippy::new_without_default, reason = "a static is not made by Default")]
     pub const fn new() -> Self {
         Self(AtomicUsize::new(0))
     }
 
-    /// Forgets what was before.
+    /// Forgets earlier allocations.
     pub fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 
-    /// The largest allocation since, in bytes.
+    /// Returns the largest allocation since the last reset, in bytes.
     pub fn largest(&self) -> usize {
         self.0.load(Ordering::Relaxed)
     }

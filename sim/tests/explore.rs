@@ -1,6 +1,6 @@
-//! After every crash of every short program everything that was promised holds; and of many a long one.
+//! After every crash of every short program all promises hold, and after many crashes of long ones.
 //!
-//! More of it, and longer, with `BLOCKRING_LONG` set (`scripts/test.sh --long`).
+//! Runs more and longer programs with `BLOCKRING_LONG` set (`scripts/test.sh --long`).
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -14,7 +14,7 @@ fn long() -> bool {
     std::env::var_os("BLOCKRING_LONG").is_some()
 }
 
-/// Explores rings of `data` sectors; answers how many crash points were visited.
+/// Explores rings of `data` sectors. Returns the number of crash points examined.
 fn explore(data: u64, setting: Setting, lengths: [usize; 4]) -> u64 {
     let start = Instant::now();
     let bounds = Bounds { lengths, crash_points: u64::MAX };
@@ -37,11 +37,11 @@ fn explore(data: u64, setting: Setting, lengths: [usize; 4]) -> u64 {
 }
 
 #[test]
-fn nothing_promised_is_lost_in_any_crash_of_a_short_program() {
+fn short_programs_keep_their_promises_in_every_crash() {
     let mut visited = 0;
     for data in 1..=3 {
         for large in [300, 500, 700] {
-            // Programs after none, one and two power failures.
+            // Programs after zero, one and two power failures.
             let lengths = match (long(), data) {
                 (false, _) => [3, 2, 0, 0],
                 (true, 1) => [5, 3, 1, 0],
@@ -55,7 +55,7 @@ fn nothing_promised_is_lost_in_any_crash_of_a_short_program() {
 }
 
 #[test]
-fn nothing_promised_is_lost_in_any_crash_between_two_stores() {
+fn short_programs_keep_their_promises_in_every_crash_between_two_stores() {
     let mut visited = 0;
     for data in 1..=3 {
         let lengths = if long() { [3, 2, 0, 0] } else { [3, 1, 0, 0] };
@@ -66,7 +66,7 @@ fn nothing_promised_is_lost_in_any_crash_between_two_stores() {
 }
 
 #[test]
-fn what_is_flushed_later_is_whole_and_in_order_after_any_crash() {
+fn unflushed_batches_are_whole_and_in_order_after_every_crash() {
     let mut visited = 0;
     for data in 1..=3 {
         let lengths = if long() { [4, 2, 1, 0] } else { [3, 2, 0, 0] };
@@ -81,7 +81,7 @@ fn what_is_flushed_later_is_whole_and_in_order_after_any_crash() {
 }
 
 #[test]
-fn nothing_promised_is_lost_in_crashes_of_long_programs() {
+fn long_programs_keep_their_promises_in_random_crashes() {
     let (seeds, lives) = if long() { (400, 40) } else { (24, 10) };
     let mut visited = 0;
     for seed in 0..seeds {

@@ -1,4 +1,4 @@
-//! Every step of the protocol is needed: without it, the exploration finds a promise broken.
+//! Every step of the protocol is needed: without it, the exploration finds a broken promise.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -6,7 +6,7 @@ mod common;
 use common::{ordered, preludes, sectors, stores};
 use ring_simulation::{Bounds, Explorer, Last, Mutant, Setting};
 
-/// Far more than any of them needs.
+/// Bounds far above what any mutant needs.
 const BOUNDS: Bounds = Bounds { lengths: [4, 0, 0, 0], crash_points: 5_000_000 };
 
 fn caught(mutant: Mutant, setting: Setting, words: &str) {
@@ -33,7 +33,7 @@ fn without_flush_behind(last: Last) {
 }
 
 #[test]
-fn what_is_flushed_later_still_needs_the_flushes_between() {
+fn unflushed_batches_still_need_the_flushes_between() {
     caught(Mutant::NoFlushBehind(Last::Nothing), ordered(sectors(500)), "");
     caught(Mutant::NoFlushBehind(Last::Data), ordered(sectors(500)), "");
     caught(Mutant::NoFlush { operation: "consume", nth: 0 }, ordered(sectors(500)), "");
@@ -50,7 +50,7 @@ fn create_flushes_the_signature() {
 }
 
 #[test]
-fn a_producer_flushes_what_it_attaches_to() {
+fn producer_flushes_what_it_attaches_to() {
     let mutant = Mutant::NoFlush { operation: "attach producer", nth: 0 };
     caught(mutant, sectors(500), "check: item at position");
 }
@@ -66,36 +66,36 @@ fn items_are_flushed_before_their_pointer() {
 }
 
 #[test]
-fn the_producers_pointer_is_flushed_before_advance_returns() {
+fn pointer_of_the_producer_is_flushed_before_advance_returns() {
     without_flush_behind(Last::Pointer);
 }
 
 #[test]
-fn what_the_consumers_pointer_rests_on_is_flushed_before_it() {
+fn producer_pointer_is_flushed_before_the_consumer_pointer() {
     without_flush("consume", 0, "ahead of producer");
 }
 
 #[test]
-fn the_consumers_pointer_is_flushed_before_advance_returns() {
+fn pointer_of_the_consumer_is_flushed_before_advance_returns() {
     without_flush("consume", 1, "");
 }
 
 #[test]
-fn a_suspend_is_flushed_before_it_returns() {
+fn suspend_is_flushed_before_it_returns() {
     without_flush("suspend", 0, "suspend is");
 }
 
 #[test]
-fn a_pointer_is_written_behind_its_items() {
+fn pointer_is_written_behind_its_items() {
     caught(Mutant::PointerBeforeData, sectors(500), "");
 }
 
 #[test]
-fn the_tail_sector_is_kept() {
+fn tail_sector_is_kept() {
     caught(Mutant::TailNotKept, sectors(500), "");
 }
 
 #[test]
-fn a_slot_is_stored_before_its_position() {
+fn slot_is_stored_before_its_position() {
     caught(Mutant::SlotAfterPosition, stores(500), "");
 }

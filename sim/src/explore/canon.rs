@@ -1,4 +1,4 @@
-//! When two disks are the same for all that a ring can do with them.
+//! Canonical form of a disk: two disks with the same form behave alike.
 
 use crate::disk::Content;
 use shared_block_ring::format::{
@@ -7,14 +7,14 @@ use shared_block_ring::format::{
 use std::hash::{DefaultHasher, Hash, Hasher};
 use uuid::Uuid;
 
-/// The UUID of the ring on a disk whose sector 0 has these versions.
+/// Returns the UUID of the ring on a disk whose sector 0 has these versions.
 pub fn uuid_of(geometry: Geometry, versions: &[Content]) -> Option<Uuid> {
     let decoded = |content: &Content| decode_sector0(content, geometry).ok()?.uuid();
     versions.iter().rev().find_map(decoded)
 }
 
-/// Equal for contents of sector `index` that differ only in what no promise rests on: times, texts, which UUID it is, and which
-/// of its two places a slot is in.
+/// Returns a form that is equal for contents of sector `index` which differ only in what no promise
+/// rests on: times, texts, the UUID itself, and the one of its two places that a slot is in.
 pub fn sector_key(geometry: Geometry, uuid: Option<Uuid>, index: usize, content: &Content) -> u64 {
     let mut hasher = DefaultHasher::new();
     let side = match index {

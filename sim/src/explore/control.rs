@@ -1,52 +1,55 @@
-//! What befalls one side's accesses to the disk: its process dies, the other side runs in between, a step of the protocol is left out.
+//! Control over one side's accesses to the disk: its process dies, the other side runs in between,
+//! a step of the protocol is left out.
 
 use crate::explore::mutant::{Last, Mutant};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Runs the other side in between.
+/// Runs the other side between two accesses.
 type Hook = Box<dyn FnOnce() + Send>;
 
 /// Called after every change of the disk.
 type Observer = Arc<dyn Fn() + Send + Sync>;
 
-/// An access, as the trace of an operation has it.
+/// An access in the trace of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
-    /// Changes nothing.
+    /// A read.
     Read,
-    /// Of sectors from `first` on.
+    /// A write of sectors from `first` on.
     Write { first: u64, sectors: usize },
-    /// Orders what is before it.
+    /// A flush.
     Flush,
 }
 
 impl Access {
-    /// Whether nothing may be acknowledged any more once it has failed: a flush, or the write of a pointer.
+    /// Returns whether nothing may be acknowledged any more once this access has failed: a flush,
+    /// or the write of a pointer.
     pub fn is_vital(self) -> bool {
         matches!(self, Self::Flush | Self::Write { first: ..=2, .. })
     }
 }
 
-/// What goes wrong at an access.
+/// Trouble at an access.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Trouble {
-    /// The process dies. Of a write under way, so many sectors are written.
+    /// The process dies. Of a write, this many sectors are written.
     Death(usize),
-    /// The access fails, and the process goes on. Of a write, so many sectors are written all the same.
+    /// The access fails, and the process goes on. Of a write, this many sectors are written all the
+    /// same.
     Error(usize),
 }
 
-/// How an access is to go.
+/// Verdict on an access.
 pub enum Way {
-    /// As asked.
+    /// The access is carried out.
     On,
-    /// Only so many sectors of it, then an error.
+    /// This many sectors are written, then the access fails.
     Fail(usize),
-    /// Not at all, and nobody is told.
+    /// The access is left out, and reported as done.
     Skip,
 }
 
-/// One side's.
+/// Control over one side.
 #[derive(Clone, Default)]
 pub struct Control(Arc<Mutex<Plan>>);
 
@@ -55,9 +58,9 @@ struct Plan {
     trace: Vec<Access>,
     trouble: Option<(usize, Trouble)>,
     hook: Option<(usize, Hook)>,
-    /// The process is dead: nothing of it reaches the disk any more.
+    /// Whether the process is dead: none of its accesses reaches the disk any more.
     dead: bool,
-    /// Trouble has come.
+    /// Whether the trouble has occurred.
     failed: bool,
     observer: Option<Observer>,
     mutant: Option<Mutant>,
@@ -66,7 +69,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// What the present operation has written last.
+    /// The last write of the present operation.
     fn last(&self) -> Last {
         let write = self.trace.iter().rev().find_map(|access| match access {
             Access::Write { first, .. } => Some(*first),
@@ -82,66 +85,67 @@ impl Plan {
 
 impl Control {
     fn plan(&self) -> MutexGuard<'_, Plan> {
-        // Nothing in here panics between two changes that belong together.
+        // No panic can leave this state half changed.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// An operation begins.
+    /// Begins an operation.
     pub fn begin(&self, operation: &'static str) {
         let mut plan = self.plan();
         plan.trace.clear();
         (plan.operation, plan.flushes, plan.failed) = (operation, 0, false);
     }
 
-    /// The operation has ended: what was to befall it is over. Its accesses, and whether the process died in it.
+    /// Ends the operation and its trouble. Returns its accesses, and whether the process died in
+    /// it.
     pub fn end(&self) -> (Vec<Access>, bool) {
         let mut plan = self.plan();
         (plan.trouble, plan.hook) = (None, None);
         (std::mem::take(&mut plan.trace), std::mem::take(&mut plan.dead))
     }
 
-    /// Has `trouble` befall access number `at`.
+    /// Plans `trouble` for access number `at`.
     pub fn arrange(&self, at: usize, trouble: Trouble) {
         self.plan().trouble = Some((at, trouble));
     }
 
-    /// Whether the process is dead.
+    /// Returns whether the process is dead.
     pub fn is_dead(&self) -> bool {
         self.plan().dead
     }
 
-    /// Whether something has befallen the present operation.
+    /// Returns whether the trouble of the present operation has occurred.
     pub fn has_failed(&self) -> bool {
         self.plan().failed
     }
 
-    /// Has `hook` run in front of access number `at`.
+    /// Plans a run of `hook` in front of access number `at`.
     pub fn interpose(&self, at: usize, hook: impl FnOnce() + Send + 'static) {
         self.plan().hook = Some((at, Box::new(hook)));
     }
 
-    /// Has `observer` called after every change; or nobody.
+    /// Sets the observer that is called after every change of the disk.
     pub fn observe(&self, observer: Option<Observer>) {
         self.plan().observer = observer;
     }
 
-    /// Has the side be wrong.
+    /// Sets the side's mutation.
     pub fn mutate(&self, mutant: Option<Mutant>) {
         self.plan().mutant = mutant;
     }
 
-    /// The mutant, if the present operation is one that it spoils.
+    /// Returns the mutation, if it applies to the present operation.
     pub fn mutant_in(&self, operation: &str) -> Option<Mutant> {
         let plan = self.plan();
         plan.mutant.filter(|_| plan.operation == operation)
     }
 
-    /// The mutant.
+    /// Returns the mutation.
     pub fn mutant(&self) -> Option<Mutant> {
         self.plan().mutant
     }
 
-    /// In front of an access.
+    /// Called in front of an access.
     pub fn enter(&self, access: Access) -> Way {
         let number = self.plan().trace.len();
         let hook = self.plan().hook.take_if(|(at, _)| *at == number);
@@ -179,7 +183,7 @@ impl Control {
         }
     }
 
-    /// Behind a change.
+    /// Called behind a change.
     pub fn changed(&self) {
         let observer = self.plan().observer.clone();
         if let Some(observer) = observer {

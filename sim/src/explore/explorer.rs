@@ -1,9 +1,10 @@
 //! Every crash of every short program.
 //!
-//! A node is a disk after a power failure, on which nobody is attached. From a node, programs are carried out breadth first; two that
-//! lead to the same state (disk with its pending writes, both handles, promises) are gone on with once. After every change of the
-//! disk, every combination of versions that a power failure could leave is looked at: it must be sound, and what the oracle allows. Each such
-//! disk that was not seen before is a node of the next generation.
+//! A node is a disk after a power failure, with no side attached. From a node, programs are carried
+//! out breadth first; of those that lead to the same state (disk with its pending writes, both
+//! handles, promises) one is continued. After every change of the disk, every combination of
+//! versions that a power failure could leave is examined: it must be sound, and allowed by the
+//! oracle. Each such disk that was not seen before is a node of the next generation.
 
 use crate::disk::{Content as Bytes, Disk};
 use crate::explore::canon::{sector_key, uuid_of};
@@ -18,32 +19,33 @@ use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::{Arc, Mutex};
 
-/// Numbers of items of one generation start here, times the generation: no item is like one of another generation.
+/// Distance between the first item numbers of two generations: no item equals one of another
+/// generation.
 const NUMBERS: u32 = 64;
 
-/// What was explored.
+/// Counts of an exploration.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Counts {
-    /// Power failures looked at: a change of the disk, and a choice of what it leaves.
+    /// Power failures examined: a change of the disk, and a choice of the versions that it leaves.
     pub crash_points: u64,
-    /// Different disks among what they left.
+    /// Different disks that they left.
     pub crash_states: u64,
-    /// Different states of a running ring.
+    /// Different states of a ring in use.
     pub program_states: u64,
-    /// Steps carried out.
+    /// Steps that were carried out.
     pub steps: u64,
-    /// Nodes explored from, of each generation.
+    /// Number of nodes of each generation.
     pub nodes: [u64; 4],
 }
 
-/// A promise broken, and how to break it again.
+/// A broken promise, and the steps that break it.
 #[derive(Debug)]
 pub struct Failure {
-    /// Which.
+    /// The promise.
     pub violation: String,
-    /// The steps since the disk was as in `image`.
+    /// The steps from the disk in `image` on.
     pub path: Vec<Step>,
-    /// What the disk was then.
+    /// The disk before those steps.
     pub image: Vec<u8>,
 }
 
@@ -54,23 +56,23 @@ impl fmt::Display for Failure {
     }
 }
 
-/// How far to go.
+/// Bounds of an exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Bounds {
     /// Operations in a program, by generation; 0 ends the exploration.
     pub lengths: [usize; 4],
-    /// No further generation is begun, and the present one is cut short, once so many crash points were visited.
+    /// Crash points after which no further generation is begun and the present one is cut short.
     pub crash_points: u64,
 }
 
-/// A disk that nobody is attached to.
+/// A disk with no side attached.
 #[derive(Clone)]
 struct Node {
     image: Vec<u8>,
     found: Found,
 }
 
-/// Looks at every crash.
+/// Examines every crash.
 struct Crashes {
     geometry: Geometry,
     found: HashMap<u64, Arc<Result<Found, String>>>,
@@ -88,7 +90,7 @@ pub struct Explorer {
 }
 
 impl Explorer {
-    /// On a disk of so many sectors of 512 bytes.
+    /// Makes an exploration of a disk with this many sectors of 512 bytes.
     pub fn new(sectors: u64, setting: Setting, bounds: Bounds) -> Self {
         let geometry = Geometry::new(SectorSize::DEFAULT, sectors).expect("large enough");
         let crashes =
@@ -134,7 +136,7 @@ impl Explorer {
         self.crashes.lock().expect("alive").crash_points >= self.bounds.crash_points
     }
 
-    /// What a program that goes well leaves, all of it durable.
+    /// Returns the durable disk that a program without trouble leaves.
     fn after(&self, node: &Node, prelude: &[Op]) -> Result<Node, Box<Failure>> {
         let path: Vec<Step> = prelude.iter().map(|&op| Step::Plain(op)).collect();
         let world = self.world(node, 0, &path);
@@ -192,7 +194,8 @@ impl Explorer {
         Ok(())
     }
 
-    /// The operations that make a difference behind `path`, and the accesses that each takes.
+    /// Returns the operations that can have an effect after `path`, and the accesses that each
+    /// takes.
     fn plain_steps(&self, node: &Node, generation: usize, path: &[Step]) -> Vec<(Op, Vec<Access>)> {
         let world = self.world(node, generation, path);
         let enabled: Vec<Op> = OPS.into_iter().filter(|&op| world.is_enabled(op)).collect();
@@ -203,13 +206,13 @@ impl Explorer {
         enabled.into_iter().map(|op| (op, trace(op))).collect()
     }
 
-    /// What can befall an operation.
+    /// Returns all trouble that an operation can have.
     fn variants(&self, op: Op, trace: &[Access]) -> Vec<Step> {
         let mut steps = Vec::new();
         for (at, &access) in trace.iter().enumerate() {
-            // Death behind an access is death in front of the next one.
+            // Death after an access is death before the next one.
             let troubles = match access {
-                // A load does not fail, nor does a store, which happens whole or not at all.
+                // Neither a load nor a store fails, and a store happens whole or not at all.
                 Access::Read if self.setting.mapped => vec![],
                 Access::Read => vec![Trouble::Error(0)],
                 Access::Flush => vec![Trouble::Death(0), Trouble::Error(0)],
@@ -234,7 +237,7 @@ impl Explorer {
         steps
     }
 
-    /// Carries out `path` unseen, then `step` with every crash looked at.
+    /// Carries out `path` without examination, then `step` with every crash examined.
     fn step(
         &mut self,
         node: &Node,
@@ -274,7 +277,7 @@ impl Sink for Crashes {
     fn visit(&mut self, disk: &Disk, oracle: &Oracle) -> Result<(), String> {
         let versions = disk.versions();
         let uuid = uuid_of(self.geometry, &versions[0]);
-        // Of each sector, the versions that differ.
+        // The different versions of each sector.
         let choices: Vec<Vec<(u64, &Bytes)>> = versions
             .iter()
             .enumerate()
@@ -319,7 +322,7 @@ impl Sink for Crashes {
     }
 }
 
-/// Whether the step makes a flush fail.
+/// Returns whether the step makes a flush fail.
 fn is_failed_flush(step: Step, trace: &[Access]) -> bool {
     matches!(step, Step::Troubled(_, at, Trouble::Error(_)) if trace[at] == Access::Flush)
 }

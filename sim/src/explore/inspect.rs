@@ -1,4 +1,4 @@
-//! What is on a disk after a crash, as the ring library finds it.
+//! The ring on a disk after a crash, as the library reads it.
 
 use crate::device::DiskDevice;
 use crate::disk::Disk;
@@ -7,7 +7,8 @@ use crate::explore::oracle::{Content, Found, Item};
 use shared_block_ring::format::FormatError;
 use shared_block_ring::{Consumer, Error, Producer, Repair, check};
 
-/// Attaches both sides and takes everything, on a copy of the disk. An error says what no crash may leave.
+/// Attaches both sides and takes all items, on a copy of the disk. An error describes what no crash
+/// may leave.
 pub fn inspect(disk: &Disk) -> Result<Found, String> {
     let disk = disk.fork();
     let device = || DiskDevice::new(&disk);
@@ -36,7 +37,7 @@ pub fn inspect(disk: &Disk) -> Result<Found, String> {
         })
         .map_err(|e| format!("pop: {e}"))?;
     end.1?;
-    if sound.items != items.len() as u64 || sound.unchecked > 0 {
+    if sound.items != items.len() as u64 || sound.unchecked_bytes > 0 {
         return Err(format!("check counts {sound:?}, the consumer got {items:?}"));
     }
     let producer =

@@ -1,9 +1,10 @@
-//! Items that tell what they are.
+//! Items that carry their number.
 
-/// Bytes of payload in front of the pattern.
+/// Payload bytes in front of the pattern.
 const NUMBER_BYTES: usize = 4;
 
-/// The payload of item `number`, of `len` bytes: its number, and bytes that no other item has.
+/// Returns the payload of item `number`, of `len` bytes: its number, and bytes that no other item
+/// has.
 pub fn payload(number: u32, len: usize) -> Vec<u8> {
     debug_assert!(len >= NUMBER_BYTES);
     let mut bytes = number.to_le_bytes().to_vec();
@@ -15,7 +16,7 @@ pub fn payload(number: u32, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// The number of an item, if it is whole.
+/// Returns the number of an item, if the item is whole.
 pub fn number_of(bytes: &[u8]) -> Option<u32> {
     let number = u32::from_le_bytes(bytes.get(..NUMBER_BYTES)?.try_into().ok()?);
     (payload(number, bytes.len()) == bytes).then_some(number)

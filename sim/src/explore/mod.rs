@@ -1,8 +1,11 @@
-//! Rings on a simulated disk, carried through programs and crashes, and held against what was promised.
+//! Rings on a simulated disk, taken through programs and crashes, and compared with what was
+//! promised.
 //!
-//! [`step`] says what the two sides do and what befalls them; [`world`] carries it out with the library's own producer and consumer, over
-//! [`tap`]s where [`control`] lets things happen; [`oracle`] keeps what has been promised. After every change [`explorer`] looks at all
-//! disks that a crash could leave ([`mod@wander`] at some), has [`inspect`] say what is on each, and asks the oracle.
+//! [`step`] lists what the two sides do and the trouble they have; [`world`] carries it out with
+//! the library's own producer and consumer, over [`tap`]s that [`control`] can interfere with;
+//! [`oracle`] records what has been promised. After every change [`explorer`] examines all disks
+//! that a crash could leave ([`mod@wander`] some of them), has [`inspect`] read each, and asks the
+//! oracle.
 
 mod canon;
 mod control;
@@ -11,6 +14,7 @@ mod inspect;
 mod item;
 mod mutant;
 mod oracle;
+mod repair;
 mod step;
 mod tap;
 mod wander;
@@ -18,6 +22,7 @@ mod world;
 
 pub use explorer::{Bounds, Counts, Explorer, Failure};
 pub use mutant::{Last, Mutant};
+pub use repair::{RepairCounts, RepairMutant, explore_repair};
 pub use step::{Op, Size, Step};
 pub use wander::wander;
 pub use world::Setting;

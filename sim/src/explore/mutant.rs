@@ -1,29 +1,29 @@
-//! Ways to be wrong, each of which an exploration must find out.
+//! Mutations of the protocol, each of which an exploration must find.
 
-/// A side that leaves a step of the protocol out, or takes it at the wrong time.
+/// A mutation of one side: a step of the protocol is left out, or taken at the wrong time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mutant {
-    /// The `nth` flush (from 0) of an operation is not made.
+    /// The `nth` flush (from 0) of an operation is left out.
     NoFlush {
-        /// As [`Step`](crate::Step) names it.
+        /// The operation, as [`Step`](crate::Step) names it.
         operation: &'static str,
-        /// Which of its flushes.
+        /// The number of the flush, from 0.
         nth: u32,
     },
-    /// A flush of a producer that pushes or advances is not made: the one behind this.
+    /// A producer's flush in a push or an advance is left out: the one after this write.
     NoFlushBehind(Last),
-    /// The pointer is written before the items that it exposes.
+    /// The pointer is written before the items that it publishes.
     PointerBeforeData,
-    /// What a batch's last sector holds behind it is not kept.
+    /// Bytes behind a batch in its last sector are overwritten.
     TailNotKept,
-    /// In a mapping, the position is stored before the slot that speaks for it.
+    /// In a mapping, the position is stored before its slot.
     SlotAfterPosition,
 }
 
-/// What an operation of a producer wrote last.
+/// The last write of a producer's operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Last {
-    /// Nothing yet.
+    /// No write yet.
     Nothing,
     /// Items.
     Data,

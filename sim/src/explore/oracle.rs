@@ -1,35 +1,35 @@
-//! What has been promised, and hence what a crash may leave.
+//! The promises so far, and hence the rings that a crash may leave.
 
 use shared_block_ring::Position;
 use std::collections::BTreeSet;
 
-/// What a ring holds.
+/// The ring that was found on a disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Found {
-    /// Not a ring: nobody has made one yet.
+    /// No ring: none was created yet.
     Nothing,
-    /// A sound one.
+    /// A sound ring.
     Ring(Content),
 }
 
-/// What a sound ring holds.
+/// Content of a sound ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
     pub consumer: Position,
     pub producer: Position,
-    /// The numbers of the items between, and where each ends.
+    /// Number and end of each item between the two positions.
     pub items: Vec<Item>,
     pub suspend: bool,
 }
 
-/// One item of the stream.
+/// An item of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Item {
     pub number: u32,
     pub end: Position,
 }
 
-/// Whether there is a ring.
+/// State of the ring's creation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Made {
     No,
@@ -37,28 +37,29 @@ pub enum Made {
     Yes,
 }
 
-/// Items are counted from the first one that was unconsumed when this began.
+/// The promises of one history. Items are counted from the first one that was unconsumed at its
+/// start.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Oracle {
     made: Made,
-    /// Where item 0 starts.
+    /// Start of item 0.
     base: Position,
-    /// All that were pushed by a producer that is not dead, or that may be visible.
+    /// Items that were pushed by the living producer, or that may be visible.
     stream: Vec<Item>,
-    /// So many are promised to be visible.
+    /// Number of items that are promised to be visible.
     promised: usize,
-    /// Other numbers of visible items that are possible: an `advance` has not returned.
+    /// Other possible numbers of visible items: an `advance` has not returned.
     possible: BTreeSet<usize>,
-    /// Where the producer has advanced to, which is promised once something is flushed.
+    /// Number of items that the producer has advanced over, which a flush turns into a promise.
     ordered: Option<Position>,
-    /// So many are promised never to come again.
+    /// Number of items that are promised never to come again.
     freed: usize,
-    /// What the consumer has freed, likewise.
+    /// Number of items that the consumer has freed, which a flush turns into a promise.
     freed_in_order: Option<Position>,
-    /// So many may have been freed at most.
+    /// Largest number of items that may have been freed.
     freeing: usize,
     suspend: bool,
-    /// The flag may be the other way round.
+    /// Whether the suspend flag may have the other value.
     suspend_unsure: bool,
     next_number: u32,
 }
@@ -66,7 +67,8 @@ pub struct Oracle {
 type Verdict = Result<(), String>;
 
 impl Oracle {
-    /// For a disk that holds nothing but what was found. New items are numbered from `first_number` on.
+    /// Makes the oracle of a disk on which this was found. New items are numbered from
+    /// `first_number` on.
     pub fn of(found: &Found, first_number: u32) -> Self {
         let (made, base, stream, suspend) = match found {
             Found::Nothing => (Made::No, Position::ZERO, Vec::new(), false),
@@ -111,7 +113,7 @@ impl Oracle {
         self.next_number
     }
 
-    /// How many items end at or before `position`, if one ends there.
+    /// Returns the number of items that end at or before `position`, if one ends there.
     fn count_at(&self, position: Position) -> Option<usize> {
         if position == self.base {
             return Some(0);
@@ -123,42 +125,43 @@ impl Oracle {
         count == self.promised || self.possible.contains(&count)
     }
 
-    /// A producer has attached, and goes on at `position`.
+    /// Records that a producer has attached at `position`.
     pub fn producer_attached(&mut self, position: Position) -> Verdict {
         let count = self.count_at(position).filter(|&count| self.may_be_visible(count));
         let Some(count) = count else {
             return Err(format!("the producer attaches at {position}, where no promise ends"));
         };
-        // What was pushed behind it is nobody's any more.
+        // Items behind that position are lost.
         self.stream.truncate(count);
         self.possible.retain(|&possible| possible <= count);
         Ok(())
     }
 
-    /// The producer is gone.
+    /// Records that the producer is gone.
     pub fn producer_gone(&mut self) {
         let most = self.possible.last().copied().unwrap_or(0).max(self.promised);
         self.stream.truncate(most);
     }
 
-    /// Items were pushed, the last of which ends at `end`.
+    /// Records items that were pushed, the last of which ends at `end`.
     pub fn pushed(&mut self, items: &[Item]) {
         self.stream.extend_from_slice(items);
     }
 
-    /// The producer is about to make everything before `end` visible. Whether that was possible already.
+    /// Records that the producer is about to publish everything before `end`. Returns the number of
+    /// visible items that this makes possible, if it was not possible before.
     pub fn advancing(&mut self, end: Position) -> Option<usize> {
         let count = self.count_at(end)?;
         let news = !self.may_be_visible(count) && self.possible.insert(count);
         news.then_some(count)
     }
 
-    /// It has not come to that.
+    /// Takes back [`advancing`](Self::advancing): nothing was written.
     pub fn not_advancing(&mut self, count: usize) {
         self.possible.remove(&count);
     }
 
-    /// It is promised.
+    /// Records that the items are promised to be visible.
     pub fn advanced(&mut self, end: Position) {
         if let Some(count) = self.count_at(end) {
             self.promised = count;
@@ -166,20 +169,21 @@ impl Oracle {
         }
     }
 
-    /// It is done, and what was done before is promised: an advance flushes before it writes.
+    /// Records the advance, and that what came before it is promised: an advance flushes before it
+    /// writes.
     pub fn advanced_in_order(&mut self, end: Position) {
         self.flushed();
         self.ordered = Some(end);
     }
 
-    /// What was done before is promised.
+    /// Records that what came before is promised.
     pub fn flushed(&mut self) {
         if let Some(end) = self.ordered.take() {
             self.advanced(end);
         }
     }
 
-    /// A consumer has attached at `position`.
+    /// Records that a consumer has attached at `position`.
     pub fn consumer_attached(&self, position: Position) -> Verdict {
         match self.count_at(position) {
             Some(count) if (self.freed..=self.freeing).contains(&count) => Ok(()),
@@ -187,12 +191,13 @@ impl Oracle {
         }
     }
 
-    /// So many items are promised to be visible.
+    /// Returns the number of items that are promised to be visible.
     pub fn promised(&self) -> usize {
         self.promised
     }
 
-    /// A consumer has been given `items` behind `position`. If those were all, it has looked for more since `promised` were.
+    /// Checks the `items` that a consumer got behind `position`. If those were all, the consumer
+    /// has looked for more since `promised` items were promised.
     pub fn delivered(
         &self,
         position: Position,
@@ -233,41 +238,41 @@ impl Oracle {
         }
     }
 
-    /// It is done, and what was freed before is promised.
+    /// Records the freed items, and that what was freed before is promised.
     pub fn freed_in_order(&mut self, end: Position) {
         if let Some(end) = self.freed_in_order.replace(end) {
             self.freed(end);
         }
     }
 
-    /// The consumer is about to set the flag. Whether it was in doubt before.
+    /// Records that the consumer is about to set the flag. Returns whether the flag was in doubt
+    /// before.
     pub fn suspending(&mut self, suspend: bool) -> bool {
         let before = self.suspend_unsure;
         self.suspend_unsure |= suspend != self.suspend;
         before
     }
 
-    /// It has.
+    /// Records that the flag is set.
     pub fn suspended(&mut self, suspend: bool) {
         (self.suspend, self.suspend_unsure) = (suspend, false);
     }
 
-    /// It has not come to that.
     pub fn not_suspending(&mut self, unsure_before: bool) {
         self.suspend_unsure = unsure_before;
     }
 
-    /// Whether the ring is suspended for certain.
+    /// Returns whether the ring is certainly suspended.
     pub fn is_suspended(&self) -> bool {
         self.suspend && !self.suspend_unsure
     }
 
-    /// Whether it may be.
+    /// Returns whether the ring may be suspended.
     pub fn may_be_suspended(&self) -> bool {
         self.suspend || self.suspend_unsure
     }
 
-    /// Whether a crash may leave this.
+    /// Checks that a crash may leave this ring.
     pub fn accepts(&self, found: &Found) -> Verdict {
         let content = match found {
             Found::Nothing if self.made == Made::Yes => return Err("the ring is gone".to_owned()),

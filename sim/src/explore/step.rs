@@ -1,50 +1,51 @@
-//! What the two sides do, and what befalls them.
+//! Operations of the two sides, and the trouble that they have.
 
 use crate::explore::control::Trouble;
 
-/// How large an item is.
+/// Size of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Size {
     /// Several fit into a sector.
     Small,
-    /// With its framing not a whole number of sectors: it ends in another than it starts in.
+    /// Not a whole number of sectors with its framing: the item ends in another sector than it
+    /// starts in.
     Large,
 }
 
 /// An operation of one side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Op {
-    /// Make the ring.
+    /// Create the ring.
     Create,
-    /// Become the producer.
+    /// Attach the producer.
     AttachProducer,
     /// Push one item.
     Push(Size),
-    /// A small item and a large one in one go.
+    /// Push a small and a large item as one batch.
     Batch,
-    /// Make what was pushed first visible.
+    /// Publish the item that was pushed first.
     AdvanceFirst,
-    /// Make all that was pushed visible.
+    /// Publish all items.
     AdvanceAll,
     /// The producer's process dies, between two operations.
     KillProducer,
-    /// Become the consumer.
+    /// Attach the consumer.
     AttachConsumer,
-    /// Look at all items, free none.
+    /// Pop all items, free none.
     Peek,
-    /// Take one item and free it.
+    /// Pop one item and free it.
     ConsumeOne,
-    /// Take all items and free them together.
+    /// Pop all items and free them together.
     ConsumeAll,
-    /// Ask the producer to stop.
+    /// Suspend the ring.
     Suspend,
-    /// Let it go on.
+    /// Resume the ring.
     Resume,
     /// The consumer's process dies, between two operations.
     KillConsumer,
 }
 
-/// Whose an operation is.
+/// Side of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Party {
     Producer,
@@ -52,7 +53,7 @@ pub(crate) enum Party {
 }
 
 impl Op {
-    /// For mutants.
+    /// Name of the operation, for mutations.
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Create => "create",
@@ -106,7 +107,7 @@ pub const OPS: [Op; 15] = [
     Op::KillConsumer,
 ];
 
-/// What one side does while the other is in the middle of something.
+/// Operations of one side in the middle of an operation of the other.
 pub const BETWEEN: [Op; 6] = [
     Op::Push(Size::Large),
     Op::AdvanceAll,
@@ -119,10 +120,10 @@ pub const BETWEEN: [Op; 6] = [
 /// A step of a program. Accesses are numbered from 0 within the operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Step {
-    /// It goes well.
+    /// The operation without trouble.
     Plain(Op),
-    /// Something befalls one of its accesses.
+    /// The operation with trouble at one of its accesses.
     Troubled(Op, usize, Trouble),
-    /// In front of one of its accesses the other side carries out an operation of its own.
+    /// The operation, with one of the other side's in front of one of its accesses.
     Between(Op, usize, Op),
 }

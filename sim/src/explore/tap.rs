@@ -1,20 +1,20 @@
-//! A side's opening of the disk, where things befall it.
+//! One side's handle on the disk, under the explorer's control.
 
 use crate::device::{DiskDevice, failed};
 use crate::disk::Disk;
 use crate::explore::control::{Access, Control, Way};
 use crate::explore::mutant::Mutant;
-use shared_block_ring::BlockDevice;
-use shared_block_ring::device::{DeviceError, Memory};
+use shared_block_ring::device::{DeviceError, Memory, Operation};
 use shared_block_ring::format::{EXTENSION, Geometry, SLOT_BYTES, SLOTS_AT};
+use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// What a mutant writes later than it should.
+/// Writes that a mutant defers.
 type Deferred = Arc<Mutex<Vec<(u64, Vec<u8>)>>>;
 
-/// A block device.
+/// The disk as a block device.
 #[derive(Clone)]
 pub struct Tap {
     disk: Disk,
@@ -65,10 +65,10 @@ impl BlockDevice for Tap {
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         if matches!(self.control.enter(Access::Read), Way::Fail(_)) {
-            return Err(failed("read", Some(first))(failure()));
+            return Err(failed(Operation::Read, Some(first))(failure()));
         }
         DiskDevice::new(&self.disk).read(first, bufs)?;
-        // Once attached, a producer reads data only to keep it.
+        // Once attached, a producer reads data only to write it back.
         let writes = |operation| self.control.mutant_in(operation) == Some(Mutant::TailNotKept);
         if first > 2 && ["push", "advance"].into_iter().any(writes) {
             for buf in bufs.iter_mut() {
@@ -79,7 +79,7 @@ impl BlockDevice for Tap {
     }
 
     fn write(&self, first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
-        let fail = failed("write", Some(first));
+        let fail = failed(Operation::Write, Some(first));
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         if self.control.mutant() == Some(Mutant::PointerBeforeData) && first > 2 {
             self.deferred.lock().unwrap_or_else(PoisonError::into_inner).push((first, bytes));
@@ -91,24 +91,22 @@ impl BlockDevice for Tap {
 
     fn flush(&self) -> Result<(), DeviceError> {
         match self.control.enter(Access::Flush) {
-            Way::On => self.disk.flush().map_err(failed("flush", None)),
+            Way::On => self.disk.flush().map_err(failed(Operation::Flush, None)),
             Way::Skip => Ok(()),
             Way::Fail(_) => {
                 if !self.control.is_dead() {
-                    // What is pending is not durable, and no later flush makes it so.
+                    // Pending writes are not durable, and no later flush makes them so.
                     self.disk.lose_pending();
                 }
-                Err(failed("flush", None)(failure()))
+                Err(failed(Operation::Flush, None)(failure()))
             }
         }
     }
-
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
 }
 
-/// Shared memory with the disk behind it: each store is a change of its own.
+impl RingDevice for Tap {}
+
+/// The disk as shared memory: each store is a change of its own.
 pub struct TapMemory {
     tap: Tap,
 }
@@ -120,7 +118,7 @@ impl TapMemory {
 
     fn store(&self, offset: u64, bytes: &[u8]) {
         let Tap { disk, control, .. } = &self.tap;
-        // A store does not fail: of a dead process, it does not happen.
+        // A store does not fail; that of a dead process does not happen.
         let size = u64::from(disk.geometry().sector_size().get());
         let access = Access::Write { first: offset / size, sectors: 1 };
         if matches!(control.enter(access), Way::On) {
@@ -129,7 +127,7 @@ impl TapMemory {
         }
     }
 
-    /// What a mutant defers, and when it makes up for it.
+    /// Defers a store of a mutant, or makes up for it. Returns whether the store was dealt with.
     fn misplaced(&self, offset: u64, bytes: &[u8]) -> bool {
         let size = self.tap.disk.geometry().sector_size().bytes() as u64;
         let within = offset % size;
@@ -153,7 +151,8 @@ impl TapMemory {
         false
     }
 
-    /// In pieces: words where a reader looks, larger ones where nobody does before a later store says so.
+    /// Stores in pieces: words where a reader looks, larger pieces where no reader looks before a
+    /// later store.
     fn store_in_pieces(&self, offset: u64, bytes: &[u8]) {
         let geometry = self.tap.disk.geometry();
         let size = geometry.sector_size().bytes() as u64;
@@ -161,7 +160,7 @@ impl TapMemory {
         while !rest.is_empty() {
             let within = at % size;
             let slots = at < geometry.data_start() && within < EXTENSION.end as u64;
-            // Up to the next boundary of a word, or of half a sector.
+            // Up to the next boundary of a word or of half a sector.
             let unit = if slots { 8 } else { size / 2 };
             let len = usize::try_from(unit - at % unit).unwrap_or(rest.len()).min(rest.len());
             let (now, later) = rest.split_at(len);
@@ -178,7 +177,7 @@ impl Memory for TapMemory {
         let start = offset - offset % size;
         let end = (offset + bytes.len() as u64).next_multiple_of(size);
         let mut sectors = vec![0; usize::try_from(end - start).unwrap_or(0)];
-        // Bounds are the device's to keep; a store or load does not fail.
+        // The device keeps the bounds; a store or load does not fail.
         let read = self.tap.disk.read(start / size, &mut sectors);
         debug_assert!(read.is_ok());
         let within = usize::try_from(offset - start).unwrap_or(0);

@@ -1,4 +1,5 @@
-//! Rings too large to explore: long random programs, and random power failures.
+//! Random exploration of rings that are too large for an exhaustive one: long programs, and random
+//! power failures.
 
 use crate::adversary::Adversary;
 use crate::disk::Disk;
@@ -13,13 +14,13 @@ use rand::{RngExt, SeedableRng};
 use shared_block_ring::format::Geometry;
 use std::sync::{Arc, Mutex};
 
-/// Power failures looked at after each change of the disk.
+/// Power failures examined after each change of the disk.
 const SAMPLES: u32 = 3;
 
-/// Accesses of an operation that something can befall: more than one by sectors has.
+/// Accesses of an operation that can have trouble: more than any operation by sectors has.
 const ACCESSES: usize = 14;
 
-/// Looks at some of the crashes.
+/// Examines some of the crashes.
 struct Samples {
     random: SmallRng,
     data: u64,
@@ -39,7 +40,8 @@ impl Sink for Samples {
     }
 }
 
-/// Lives through `lives` power failures with about `steps` operations between them, all from `seed`. How many crash points were visited.
+/// Goes through `lives` power failures with about `steps` operations between them, all by `seed`.
+/// Returns the number of crash points examined.
 pub fn wander(
     seed: u64,
     geometry: Geometry,
@@ -68,7 +70,7 @@ pub fn wander(
             if let Some(violation) = world.violation() {
                 return Err(failed(violation, path));
             }
-            // Behind a failed flush there is only the power failure.
+            // After a failed flush only the power failure follows.
             if let Step::Troubled(_, at, Trouble::Error(_)) = step
                 && trace.get(at) == Some(&Access::Flush)
             {

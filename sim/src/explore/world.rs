@@ -1,4 +1,4 @@
-//! A ring on a simulated disk, its two sides, and what was promised.
+//! A ring on a simulated disk, its two sides, and the promises made.
 
 mod operations;
 
@@ -9,41 +9,42 @@ use crate::explore::oracle::Oracle;
 use crate::explore::step::{Op, Party, Step};
 use crate::explore::tap::{Tap, TapMemory};
 use shared_block_ring::{
-    BlockDevice, Consumer, Durability, Error, MappedDevice, Position, Producer,
+    Consumer, Durability, Error, MappedDevice, Position, Producer, RingDevice,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-type Device = Box<dyn BlockDevice>;
+type Device = Box<dyn RingDevice>;
 
-/// How the ring is used.
+/// Settings of an exploration.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
-    /// Through a shared mapping, where each store is a change; otherwise by sectors.
+    /// Whether the ring is used through a shared mapping, where each store is a change, or by
+    /// sectors.
     pub mapped: bool,
     /// Payload of a small item, in bytes.
     pub small: usize,
-    /// And of a large one.
+    /// Payload of a large item, in bytes.
     pub large: usize,
-    /// What both sides wait for.
+    /// Durability of both sides.
     pub durability: Durability,
-    /// How both sides are wrong, if they are.
+    /// Mutation of both sides, if any.
     pub mutant: Option<Mutant>,
 }
 
-/// Who looks at the disk after every change.
+/// Examiner of the disk after every change.
 pub trait Sink: Send {
-    /// An error is a promise broken.
+    /// Examines the disk. An error describes a broken promise.
     fn visit(&mut self, disk: &Disk, oracle: &Oracle) -> Result<(), String>;
 }
 
-/// The state of everything.
+/// State of the disk, both sides and the promises.
 pub struct World {
     disk: Disk,
     setting: Setting,
     producing: Control,
     consuming: Control,
     producer: Mutex<Option<Producer<Device>>>,
-    /// Where what was pushed and not advanced over ends.
+    /// Ends of the items that were pushed and not advanced over.
     ends: Mutex<Vec<Position>>,
     consumer: Mutex<Option<Consumer<Device>>>,
     oracle: Mutex<Oracle>,
@@ -52,12 +53,12 @@ pub struct World {
 }
 
 fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic is a failed test already.
+    // A panic has failed the test already.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl World {
-    /// Nobody is attached yet.
+    /// Makes a world with no side attached.
     pub fn new(disk: Disk, oracle: Oracle, setting: Setting) -> Arc<Self> {
         let world = Arc::new(Self {
             disk,
@@ -83,7 +84,7 @@ impl World {
         world
     }
 
-    /// Has `sink` look from here on.
+    /// Has `sink` examine the disk from here on.
     pub fn observe(&self, sink: Arc<Mutex<dyn Sink>>) {
         *lock(&self.sink) = Some(sink);
     }
@@ -96,19 +97,19 @@ impl World {
         lock(&self.oracle).clone()
     }
 
-    /// The promise that was broken, if one was.
+    /// Returns the broken promise, if any.
     pub fn violation(&self) -> Option<String> {
         lock(&self.violation).clone()
     }
 
-    /// All that the sides know, for telling states apart.
+    /// Returns all that the sides know, to tell states apart.
     pub fn sides(&self) -> String {
         format!("{:?} {:?} {:?}", lock(&self.producer), lock(&self.ends), lock(&self.consumer))
     }
 
-    /// Whether the operation makes a difference.
+    /// Returns whether the operation has an effect.
     pub fn is_enabled(&self, op: Op) -> bool {
-        // Only of the side that is meant: the other may be in the middle of something.
+        // Only this side's state is read: the other may be in the middle of an operation.
         let made = || lock(&self.oracle).is_made();
         let producing = || lock(&self.producer).is_some();
         let consuming = || lock(&self.consumer).is_some();
@@ -129,7 +130,7 @@ impl World {
         }
     }
 
-    /// Carries a step out, and answers the accesses to the disk that it took.
+    /// Carries out a step, and returns its accesses to the disk.
     pub fn run(self: &Arc<Self>, step: Step) -> Vec<Access> {
         let op = match step {
             Step::Plain(op) | Step::Troubled(op, ..) | Step::Between(op, ..) => op,
@@ -197,7 +198,8 @@ impl World {
         }
     }
 
-    /// An answer of the library that ends an operation: some are legitimate, and what the disk was made to answer is.
+    /// Judges an error of the library that ends an operation: some are legitimate, and so are those
+    /// that the disk was made to give.
     fn refused(&self, op: Op, error: &Error) {
         let right = match error {
             Error::Retry => true,
@@ -216,7 +218,7 @@ impl World {
         lock(&self.oracle).producer_gone();
     }
 
-    /// A process that has died learns nothing, whatever it was about to be told.
+    /// A dead process gets no result, whatever the call returned.
     fn lives(&self, party: Party) -> bool {
         !self.control(party).is_dead()
     }
@@ -228,7 +230,7 @@ impl World {
         }
     }
 
-    /// Whether the handle answers nothing any more.
+    /// Returns whether the handle refuses all further operations.
     fn has_given_up(&self, party: Party) -> bool {
         let facts = match party {
             Party::Producer => lock(&self.producer).as_ref().map(Producer::debug_info),

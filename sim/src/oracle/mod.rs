@@ -1,5 +1,5 @@
-//! What must become of a guest's write, by the words of `docs/format.md` and nothing else: a byte at a time, over a plain copy of
-//! the ring, with none of the guard's code.
+//! The right outcome of a guest's write, by the words of `docs/format.md` and nothing else: a byte
+//! at a time, over a plain copy of the ring, with none of the guard's code.
 #![allow(clippy::unwrap_used, reason = "an oracle that stumbles is a test that fails")]
 
 mod pointer;
@@ -10,44 +10,46 @@ pub mod writes;
 use shared_block_ring::format::Side;
 use slot::{Claim, Found, find};
 
-/// The unit in which a request says where it begins (virtio 1.3, 5.2.6), and the usual size of a sector.
+/// Unit of a request's start, in bytes (virtio 1.3, 5.2.6), and the usual size of a sector.
 pub const UNIT: usize = 512;
 
-/// What a guest's page cache writes at a time.
+/// Bytes that a guest's page cache writes at a time.
 const PAGE: usize = 4096;
 
-/// Why a write is refused, as `diagnostics` names it.
+/// Reason of a refusal, as `diagnostics` names it.
 pub type Refusal = &'static str;
 
-/// A ring, and a guest.
+/// A ring and its guest.
 #[derive(Debug, Clone)]
 pub struct Ring {
     /// The guest's role.
     pub guest: Side,
     /// The ring's identity.
     pub uuid: Option<[u8; 16]>,
-    /// Bytes of a sector.
+    /// Sector size in bytes.
     pub size: usize,
-    /// All sectors.
+    /// Bytes of all sectors.
     pub bytes: Vec<u8>,
-    /// What the backend knows of the guest's side.
+    /// The guest's state as the backend knows it.
     pub known: Known,
-    /// Which bytes of the data area are published and not consumed.
+    /// Whether the guest has read anything since its queue started.
+    pub has_read: bool,
+    /// For each byte of the data area, whether it is published and not consumed.
     frozen: Vec<bool>,
 }
 
-/// What the backend knows of the guest's side.
+/// The guest's state as the backend knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Known {
-    /// Where it is.
+    /// The guest's position.
     pub position: u64,
     /// Byte 8 of its pointer sector.
     pub flag: u8,
-    /// What it has counted.
+    /// The guest's tally.
     pub claim: Claim,
 }
 
-/// A little-endian number.
+/// Reads a little-endian number.
 pub fn number(bytes: &[u8]) -> u64 {
     let mut value = 0;
     for &byte in bytes.iter().rev() {
@@ -56,21 +58,22 @@ pub fn number(bytes: &[u8]) -> u64 {
     value
 }
 
-/// The index of a side's pointer sector.
+/// Returns the index of a side's pointer sector.
 pub fn sector_of(side: Side) -> usize {
     if side == Side::Producer { 1 } else { 2 }
 }
 
-/// The other role.
+/// Returns the other role.
 pub fn other(side: Side) -> Side {
     if side == Side::Producer { Side::Consumer } else { Side::Producer }
 }
 
 impl Ring {
-    /// As a backend finds it that starts.
+    /// Makes the state that a starting backend finds.
     pub fn new(guest: Side, uuid: Option<[u8; 16]>, size: usize, bytes: Vec<u8>) -> Self {
         let nobody = Known { position: 0, flag: 0, claim: Claim::from_here(0) };
-        let mut ring = Self { guest, uuid, size, bytes, known: nobody, frozen: Vec::new() };
+        let frozen = Vec::new();
+        let mut ring = Self { guest, uuid, size, bytes, known: nobody, has_read: false, frozen };
         let stands = |side: Side| {
             let position = ring.position(&ring.bytes, side);
             let sector = ring.sector(&ring.bytes, sector_of(side));
@@ -84,7 +87,7 @@ impl Ring {
         let mut known = stands(guest);
         let consumer = stands(Side::Consumer);
         if guest == Side::Producer && consumer.position > known.position {
-            // Power failed between the two: what was consumed had been published.
+            // The power failed between the two writes: consumed items had been published.
             known = Known { flag: known.flag, ..consumer };
         }
         ring.known = known;
@@ -92,13 +95,13 @@ impl Ring {
         ring
     }
 
-    /// The host has stored these bytes.
+    /// Records bytes that the host has stored.
     pub fn host_stores(&mut self, at: usize, bytes: &[u8]) {
         self.bytes[at..at + bytes.len()].copy_from_slice(bytes);
         self.freeze();
     }
 
-    /// A write of the guest was carried out.
+    /// Records a write of the guest that was carried out.
     pub fn becomes(&mut self, (bytes, known): (Vec<u8>, Known)) {
         (self.bytes, self.known) = (bytes, known);
         self.freeze();
@@ -108,38 +111,38 @@ impl Ring {
         self.frozen = self.frozen_by(&self.bytes, self.known.position).unwrap_or_default();
     }
 
-    /// Bytes of the data area.
+    /// Returns the size of the data area in bytes.
     pub fn capacity(&self) -> u64 {
         (self.bytes.len() - self.data_start()) as u64
     }
 
-    /// Where that begins.
+    /// Returns the offset of the data area.
     pub fn data_start(&self) -> usize {
         3 * self.size
     }
 
-    /// Where the byte of a position is.
+    /// Returns the offset of a position's byte.
     pub fn place(&self, position: u64) -> usize {
         self.data_start() + usize::try_from(position % self.capacity()).unwrap()
     }
 
-    /// The sector `index` of `bytes`.
+    /// Returns sector `index` of `bytes`.
     pub fn sector<'a>(&self, bytes: &'a [u8], index: usize) -> &'a [u8] {
         &bytes[index * self.size..(index + 1) * self.size]
     }
 
-    /// What a side's pointer sector says in `bytes`.
+    /// Returns the position in a side's pointer sector of `bytes`.
     pub fn position(&self, bytes: &[u8], side: Side) -> u64 {
         number(&self.sector(bytes, sector_of(side))[..8])
     }
 
-    /// Producer and consumer, if the guest is at `mine`.
+    /// Returns the positions of producer and consumer, if the guest is at `mine`.
     pub fn pair(&self, bytes: &[u8], mine: u64) -> (u64, u64) {
         let host = self.position(bytes, other(self.guest));
         if self.guest == Side::Producer { (mine, host) } else { (host, mine) }
     }
 
-    /// None if the positions contradict each other.
+    /// Returns none if the positions contradict each other.
     pub fn frozen_by(&self, bytes: &[u8], mine: u64) -> Option<Vec<bool>> {
         let (producer, consumer) = self.pair(bytes, mine);
         let sound = consumer % 4 == 0 && producer % 4 == 0 && consumer <= producer;
@@ -153,13 +156,14 @@ impl Ring {
         Some(frozen)
     }
 
-    /// The ring after a write that begins `first` units of 512 bytes from the start, and what is known then.
+    /// Returns the ring after a write that begins `first` units of 512 bytes from the start, and
+    /// the guest's state then.
     pub fn judge(&self, first: usize, write: &[u8]) -> Result<(Vec<u8>, Known), Refusal> {
         let (start, end) = (first * UNIT, first * UNIT + write.len());
         if end > self.bytes.len() || start % self.size != 0 || end % self.size != 0 {
             return Err("out_of_range");
         }
-        // Somebody writes the first page through a cache of such pages.
+        // A program writes the first page through the page cache.
         let page = start == 0 && end >= PAGE && self.size < PAGE;
         self.judge_sectors(start / self.size, write).map_err(|refusal| {
             if page && refusal != "host_corrupt" { "buffered_page" } else { refusal }
@@ -178,8 +182,12 @@ impl Ring {
             } else if index == sector_of(other(self.guest)) && !same {
                 return Err("host_pointer");
             } else if index == sector_of(self.guest) && !same {
-                known = self.pointer(&after, new)?;
-                after[start..start + self.size].copy_from_slice(new);
+                let new = self.with_flag(&after[start..start + self.size], new);
+                if after[start..start + self.size] == new {
+                    continue;
+                }
+                known = self.pointer(&after, &new)?;
+                after[start..start + self.size].copy_from_slice(&new);
                 moved = Some(self.frozen_by(&after, known.position).unwrap());
             } else if index >= 3 {
                 let frozen = moved.as_ref().unwrap_or(&self.frozen);
@@ -187,6 +195,18 @@ impl Ring {
             }
         }
         Ok((after, known))
+    }
+
+    /// Returns a consumer's new sector as it is stored: its flag is the host's, too, and stays
+    /// unless the guest can only have meant to change it.
+    fn with_flag(&self, old: &[u8], new: &[u8]) -> Vec<u8> {
+        let mut sector = new.to_vec();
+        let flags = [1, 2].contains(&old[8]) && [1, 2].contains(&new[8]);
+        let moves = number(&old[..8]) != number(&new[..8]);
+        if self.guest == Side::Consumer && flags && (moves || !self.has_read) {
+            sector[8] = old[8];
+        }
+        sector
     }
 
     fn data(

@@ -5,7 +5,7 @@ use super::{Known, Refusal, Ring, number, other, sector_of};
 use shared_block_ring::format::Side;
 
 impl Ring {
-    /// What is known when the guest has stored this pointer sector.
+    /// Returns the guest's state after it has stored this pointer sector.
     pub(super) fn pointer(&self, bytes: &[u8], new: &[u8]) -> Result<Known, Refusal> {
         let host = self.position(bytes, other(self.guest));
         if !host.is_multiple_of(4) {
@@ -31,7 +31,7 @@ impl Ring {
         } else {
             u128::from(producer)
         };
-        if u128::from(to) > limit {
+        if u128::from(to) > limit || to > 1 << 63 {
             return Err("pointer_beyond");
         }
         let claim = self.slots(bytes, new, to)?;
@@ -52,7 +52,7 @@ impl Ring {
         } else if self.guest == Side::Producer || !claim.possible(to) {
             return Err("item_count");
         } else {
-            // From the host, at whatever time.
+            // The host may have written this at any time.
             match find(self.uuid.unwrap(), self.sector(bytes, 1), host) {
                 Found::Broken => return Err("host_corrupt"),
                 Found::Slot(told) if told.base == claim.base || told.base_free(claim) => {
@@ -75,7 +75,7 @@ impl Ring {
         Ok(Known { position: to, flag: new[8], claim })
     }
 
-    /// What the slot for the new position says.
+    /// Returns what the slot of the new position claims.
     fn slots(&self, bytes: &[u8], new: &[u8], to: u64) -> Result<Option<Claim>, Refusal> {
         if new[9..128].iter().all(|&byte| byte == 0) {
             return Ok(None);
@@ -92,7 +92,7 @@ impl Ring {
             slot::decode(uuid, &sector[at..at + 48]).is_some_and(|(of, _)| of == position)
         };
         let kept = match changed[..] {
-            // Of a writer that died before it stored the position.
+            // Left by a writer that died before it stored the position.
             [] => to == present || speaks(new, 16, to) || speaks(new, 64, to),
             [at] => speaks(new, at, to) && !speaks(old, at, present),
             _ => false,
@@ -107,7 +107,7 @@ impl Ring {
         }
     }
 
-    /// Where the items between two positions start, if one ends exactly at the second.
+    /// Returns the starts of the items between two positions, if one ends exactly at the second.
     pub fn items(
         &self,
         bytes: &[u8],

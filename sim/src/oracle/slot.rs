@@ -2,31 +2,31 @@
 
 use super::number;
 
-/// What a slot says of the stream before its position.
+/// A slot's claim about the stream before its position.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim {
-    /// Items counted.
+    /// Number of items.
     pub items: u64,
-    /// From `base` on, not from the ring's creation.
+    /// Whether items are counted from `base` on instead of from the ring's creation.
     pub since_base: bool,
-    /// A position.
+    /// The position where the checksum starts.
     pub base: u64,
-    /// Of the stream from `base` on.
+    /// Checksum of the stream from `base` on.
     pub crc: u32,
 }
 
-/// What a pointer sector has to say of a position.
+/// A pointer sector's statement about a position.
 pub enum Found {
-    /// This.
+    /// A claim.
     Slot(Claim),
-    /// Nothing at all.
+    /// No slot for the position.
     Nothing,
-    /// What no writer leaves behind.
+    /// A slot that no writer leaves behind.
     Broken,
 }
 
 impl Claim {
-    /// Of one who knows nothing.
+    /// Returns the claim of a writer that has counted nothing.
     pub fn from_here(position: u64) -> Self {
         Self { items: 0, since_base: position > 0, base: position, crc: 0 }
     }
@@ -37,20 +37,20 @@ impl Claim {
         self.base <= position && self.items <= (position - origin) / 4
     }
 
-    /// Whether both count from the ring's creation.
+    /// Returns whether both claims count from the ring's creation.
     pub fn base_free(self, other: Self) -> bool {
         !self.since_base && !other.since_base
     }
 }
 
-/// The checksum that a slot should have.
+/// Returns the checksum that a slot should have.
 pub fn crc(uuid: [u8; 16], slot: &[u8]) -> u64 {
     let mut bytes = uuid.to_vec();
     bytes.extend(&slot[8..48]);
     u64::from(crc32c::crc32c(&bytes))
 }
 
-/// A slot's bytes.
+/// Returns a slot's bytes.
 pub fn encode(uuid: [u8; 16], position: u64, claim: Claim) -> [u8; 48] {
     let mut slot = [0; 48];
     slot[..4].copy_from_slice(b"SBR1");
@@ -64,7 +64,7 @@ pub fn encode(uuid: [u8; 16], position: u64, claim: Claim) -> [u8; 48] {
     slot
 }
 
-/// The position that a slot speaks for, and what it says.
+/// Returns the position of a slot, and its claim.
 pub fn decode(uuid: [u8; 16], slot: &[u8]) -> Option<(u64, Claim)> {
     let claim = Claim {
         items: number(&slot[16..24]),
@@ -78,7 +78,7 @@ pub fn decode(uuid: [u8; 16], slot: &[u8]) -> Option<(u64, Claim)> {
         .then_some((position, claim))
 }
 
-/// What a pointer sector says of `position`.
+/// Returns the pointer sector's statement about `position`.
 pub fn find(uuid: [u8; 16], sector: &[u8], position: u64) -> Found {
     let slots = [&sector[16..64], &sector[64..112]];
     let decoded = slots.map(|slot| decode(uuid, slot));

@@ -4,33 +4,34 @@ use super::slot::{Claim, encode};
 use super::{Ring, other, sector_of};
 use shared_block_ring::format::Side;
 
-/// Of every ring here that has an identity.
+/// UUID of every ring here that has an identity.
 pub const UUID: [u8; 16] = *b"a ring for tests";
 
-/// Everything of a state but the pointers.
+/// A state but for its pointers.
 #[derive(Debug, Clone, Copy)]
 pub struct Shape {
     /// The guest's role.
     pub guest: Side,
     /// Bytes of a sector.
     pub size: usize,
-    /// Sectors behind the heads.
+    /// Number of data sectors.
     pub data_sectors: u64,
-    /// Whether the ring has one: without, there are no slots.
+    /// Whether the ring has an identity: without one there are no slots.
     pub identity: bool,
-    /// Of the first of the items that the guest may move over: an index into [`lengths`].
+    /// Length of the first item that the guest may move over: an index into [`lengths`].
     pub framing: usize,
-    /// What the guest's slots say, and the host's: 0 to 3.
+    /// Kind of the guest's slots, and of the host's: 0 to 3.
     pub slots: (usize, usize),
 }
 
-/// Lengths for an item with `room` bytes behind its header before its part of the ring ends.
+/// Returns lengths for an item with `room` bytes behind its header before its part of the ring
+/// ends.
 pub fn lengths(room: u64) -> [u32; 9] {
     let exact = u32::try_from(room).unwrap();
     [0, 1, 3, 4, exact, exact + 1, 0x7fff_ffff, 0xffff_ffff, 0xffff_fffc]
 }
 
-/// A ring at these positions, which may contradict each other.
+/// Makes a ring at these positions, which may contradict each other.
 pub fn ring(shape: Shape, consumer: u64, producer: u64) -> Ring {
     let size = shape.size;
     let capacity = shape.data_sectors * size as u64;
@@ -74,7 +75,8 @@ fn identify(bytes: &mut [u8], size: usize) {
     bytes[80..84].copy_from_slice(&crc.to_le_bytes());
 }
 
-/// Items in the data area from `from` on, the last one up to `limit` if the first is not too long for that.
+/// Writes items to the data area from `from` on, the last one up to `limit` if the first is not too
+/// long for that.
 fn frame(data: &mut [u8], from: u64, limit: u64, framing: usize) {
     let capacity = data.len() as u64;
     let from = from & !3;
@@ -94,8 +96,8 @@ fn frame(data: &mut [u8], from: u64, limit: u64, framing: usize) {
     }
 }
 
-/// What a pointer sector's slots say of `position`: nothing, the truth since the beginning, a truth that begins in between, or a slot that
-/// no position was stored for.
+/// Writes the slots of a pointer sector for `position`: none, true ones since the creation, true
+/// ones that begin in between, or a slot whose position was never stored.
 pub fn say(sector: &mut [u8], position: u64, variant: usize, mine: u64) {
     let mut put = |at: usize, position: u64, claim: Claim| {
         sector[at..at + 48].copy_from_slice(&encode(UUID, position, claim));

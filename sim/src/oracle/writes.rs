@@ -1,18 +1,18 @@
-//! What a guest might write to a ring in a given state.
+//! Writes that a guest might make to a ring in a given state.
 
 use super::slot::{Claim, Found, decode, encode, find};
 use super::states::UUID;
 use super::{Ring, UNIT, number, other, sector_of};
 use shared_block_ring::format::Side;
 
-/// Calls `try_write` with every write of interest: where it begins, in units of 512 bytes, and its bytes.
+/// Calls `try_write` with every write of interest: its start, in units of 512 bytes, and its bytes.
 pub fn all(ring: &Ring, try_write: &mut dyn FnMut(usize, &[u8])) {
     let units = ring.size / UNIT;
     let try_write = &mut |first: usize, bytes: &[u8]| try_write(first * units, bytes);
     data(ring, try_write);
     let targets = targets(ring);
     for (index, &to) in targets.iter().enumerate() {
-        // All slots where they mean most: on the end of an item, and where the guest is.
+        // All slots where they matter most: at the end of an item, and at the guest's position.
         for sector in &extensions(ring, to, index < 3) {
             try_write(sector_of(ring.guest), sector);
         }
@@ -28,7 +28,7 @@ pub fn all(ring: &Ring, try_write: &mut dyn FnMut(usize, &[u8])) {
     }
 }
 
-/// Places in the data area around which a rule begins or ends.
+/// Returns places in the data area around which a rule begins or ends.
 fn edges(ring: &Ring) -> Vec<usize> {
     let capacity = ring.capacity();
     let (producer, consumer) = ring.pair(&ring.bytes, ring.known.position);
@@ -46,7 +46,7 @@ fn edges(ring: &Ring) -> Vec<usize> {
     edges
 }
 
-/// Single sectors of data.
+/// Tries writes of single data sectors.
 fn data(ring: &Ring, try_write: &mut dyn FnMut(usize, &[u8])) {
     let edges = edges(ring);
     for index in 3..ring.bytes.len() / ring.size {
@@ -65,7 +65,8 @@ fn data(ring: &Ring, try_write: &mut dyn FnMut(usize, &[u8])) {
     }
 }
 
-/// Positions that the guest might want: first where the first item ends, then where it is, then where the second item ends.
+/// Returns positions that the guest might write: the end of the first item, then its own, then the
+/// end of the second item.
 pub fn targets(ring: &Ring) -> Vec<u64> {
     let from = ring.known.position;
     let (producer, consumer) = ring.pair(&ring.bytes, from);
@@ -85,8 +86,8 @@ pub fn targets(ring: &Ring) -> Vec<u64> {
     targets
 }
 
-/// Pointer sectors for `to`: without slots, with the right one, with those that are there, and then with
-/// all kinds of others.
+/// Returns pointer sectors for `to`: without slots, with the right one, with those that are there,
+/// and with all kinds of others.
 pub fn extensions(ring: &Ring, to: u64, others: bool) -> Vec<Vec<u8>> {
     let mut old = ring.sector(&ring.bytes, sector_of(ring.guest)).to_vec();
     let present = number(&old[..8]);
@@ -148,7 +149,7 @@ pub fn extensions(ring: &Ring, to: u64, others: bool) -> Vec<Vec<u8>> {
     sectors
 }
 
-/// Items between two positions that are not further apart than a ring reaches.
+/// Returns the number of items between two positions that are at most a ring apart.
 fn count(ring: &Ring, from: u64, to: u64) -> u64 {
     let aligned = from.is_multiple_of(4) && to.is_multiple_of(4);
     if !aligned || to.wrapping_sub(from) > ring.capacity() {
@@ -157,7 +158,8 @@ fn count(ring: &Ring, from: u64, to: u64) -> u64 {
     ring.items(&ring.bytes, from, to, to).map_or(0, |items| items.len() as u64)
 }
 
-/// What the host says of its present position, as if it were about `to`: and a little more or less.
+/// Returns the host's claim about its present position as if it were about `to`, and claims that
+/// are a little off.
 fn taken_over(ring: &Ring, to: u64) -> Vec<Claim> {
     let host = ring.position(&ring.bytes, other(ring.guest));
     match find(UUID, ring.sector(&ring.bytes, sector_of(other(ring.guest))), host) {
@@ -172,7 +174,7 @@ fn taken_over(ring: &Ring, to: u64) -> Vec<Claim> {
     }
 }
 
-/// Writes over several sectors.
+/// Tries writes over several sectors.
 fn several(ring: &Ring, pointer: &[u8], try_write: &mut dyn FnMut(usize, &[u8])) {
     let size = ring.size;
     let sectors = ring.bytes.len() / size;
@@ -193,7 +195,7 @@ fn several(ring: &Ring, pointer: &[u8], try_write: &mut dyn FnMut(usize, &[u8]))
     for edge in edges(ring) {
         let at = edge + 3 * size;
         bytes[at] ^= 1;
-        // With the new pointer in front, and data alone.
+        // With the new pointer in front, and with data alone.
         try_write(1, &bytes[size..]);
         try_write(3, &bytes[3 * size..]);
         bytes[at] ^= 1;

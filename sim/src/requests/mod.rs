@@ -1,4 +1,5 @@
-//! Requests of a guest, one after the other, while its host moves: each must become what the oracle says, and leave the ring so.
+//! Requests of a guest, one after the other, while its host moves the ring: each outcome, and the
+//! ring after it, must be the oracle's.
 
 mod write;
 
@@ -8,25 +9,25 @@ use arbitrary::{Arbitrary, Unstructured};
 use shared_block_ring::format::Side;
 use write::{Patch, Pointer, Span, position, written};
 
-/// Requests and moves of one sequence at most.
+/// Number of requests and moves of one sequence at most.
 const STEPS: usize = 64;
 
-/// What is held against the oracle.
+/// The backend that is compared with the oracle.
 pub trait Backend {
     /// Carries out a write that begins `unit` times 512 bytes from the start.
     fn write(&mut self, unit: u64, bytes: &[u8]) -> Result<(), Refusal>;
 
-    /// Carries out a read, likewise.
+    /// Carries out a read that begins there.
     fn read(&mut self, unit: u64, len: usize) -> Result<Vec<u8>, Refusal>;
 
-    /// The host stores bytes, past the backend.
+    /// Stores bytes as a process of the host does, past the backend.
     fn host_stores(&mut self, at: usize, bytes: &[u8]);
 
-    /// What the ring's device holds.
+    /// Returns the bytes of the ring's device.
     fn bytes(&self) -> Vec<u8>;
 }
 
-/// A ring in some state, and what is done to it.
+/// A ring in some state, and the steps that change it.
 #[derive(Debug)]
 pub struct Sequence {
     start: Start,
@@ -38,11 +39,11 @@ struct Start {
     guest_produces: bool,
     large_sectors: bool,
     identity: bool,
-    /// One to three, and five: then the whole device is a page and more.
+    /// Number of data sectors: one to three, or five, where the whole device is more than a page.
     data_sectors: u8,
     framing: u8,
     slots: (u8, u8),
-    /// In words: where the consumer is, and how far ahead the producer.
+    /// Position of the consumer, and distance to the producer, in words.
     consumer: u16,
     used: u16,
 }
@@ -56,12 +57,14 @@ enum Step {
 
 #[derive(Debug, Arbitrary)]
 enum Move {
-    /// A consumer frees items; a producer publishes what lies there.
+    /// The host consumes or publishes items.
     Items { count: u8, slot: u8 },
-    /// To wherever it likes.
+    /// The host moves its pointer by any number of words.
     To { words: i16, slot: u8 },
-    /// Bytes of its own sector, or of the data.
+    /// The host stores bytes in its own sector or in the data.
     Stores(Patch),
+    /// The host suspends or resumes: the one byte that a guest consumer shares with it.
+    Suspend(bool),
 }
 
 impl<'a> Arbitrary<'a> for Sequence {
@@ -92,12 +95,12 @@ impl Start {
 }
 
 impl Sequence {
-    /// The ring before the first step.
+    /// Returns the ring before the first step.
     pub fn ring(&self) -> Ring {
         self.start.ring()
     }
 
-    /// Takes all steps. Writes that were carried out and those that were refused.
+    /// Takes all steps. Returns the numbers of writes that were carried out and refused.
     ///
     /// # Panics
     /// Where the backend and the oracle differ.
@@ -126,6 +129,7 @@ impl Sequence {
                     let expected =
                         whole(&ring, unit, len).map(|at| ring.bytes[at..at + len].to_vec());
                     assert!(backend.read(unit, len) == expected, "{len} bytes read at {unit}");
+                    ring.has_read |= expected.is_ok();
                 }
                 Step::Host(step) => step.take(&mut ring, backend),
             }
@@ -135,7 +139,7 @@ impl Sequence {
     }
 }
 
-/// The first byte of whole sectors that are there.
+/// Returns the first byte of whole sectors within the device.
 fn whole(ring: &Ring, unit: u64, len: usize) -> Result<usize, Refusal> {
     let at = usize::try_from(unit).unwrap_or(usize::MAX).saturating_mul(UNIT);
     let sectors = at.is_multiple_of(ring.size) && len.is_multiple_of(ring.size);
@@ -158,10 +162,12 @@ impl Move {
             }
             Self::To { words, slot } => moved(ring, position(from, *words), *slot),
             Self::Stores(patch) => patch.bytes(ring, &ring.bytes),
+            Self::Suspend(on) => (2 * ring.size + 8, vec![2 - u8::from(*on)]),
         };
         let start = sector_of(host) * ring.size;
-        let own = at >= start && at + bytes.len() <= start + ring.size;
-        // The guest's pointer and the identity are not the host's to write.
+        let own = at >= start && at + bytes.len() <= start + ring.size
+            || matches!(self, Self::Suspend(_));
+        // The host writes neither the guest's pointer nor the identity.
         if own || at >= ring.data_start() {
             ring.host_stores(at, &bytes);
             backend.host_stores(at, &bytes);
@@ -169,14 +175,14 @@ impl Move {
     }
 }
 
-/// Where the item that begins at a position ends, by its length.
+/// Returns the end of the item that begins at a position, by its length.
 fn next(ring: &Ring, at: u64) -> u64 {
     let place = ring.place(at) & !3;
     let length = number(&ring.bytes[place..place + 4]);
     at.wrapping_add((length + 7) & !3)
 }
 
-/// The host's pointer sector with another position, and what its slots may say of it.
+/// Returns the host's pointer sector with another position and slots.
 fn moved(ring: &Ring, to: u64, slot: u8) -> (usize, Vec<u8>) {
     let index = sector_of(other(ring.guest));
     let mut sector = ring.sector(&ring.bytes, index).to_vec();

@@ -1,29 +1,29 @@
-//! What a guest might write, and where.
+//! Writes of a guest.
 
 use crate::oracle::states::lengths;
 use crate::oracle::{Ring, UNIT, other, sector_of, writes};
 use arbitrary::Arbitrary;
 
-/// Changes to the bytes of one write at most.
+/// Number of changes to the bytes of one write at most.
 const PATCHES: usize = 6;
 
-/// The part of the device that a request is about.
+/// The part of the device that a request covers.
 #[derive(Debug, Arbitrary)]
 pub(super) enum Span {
     /// The guest's own pointer sector.
     Pointer,
-    /// So many sectors from the guest's position on.
+    /// This many sectors from the guest's position on.
     Mine(u8),
     Data,
     All,
     Sectors(u8, u8),
-    /// In 512 bytes: not whole sectors, perhaps.
+    /// Units of 512 bytes, which need not be whole sectors.
     Units(u8, u8),
-    /// Bytes at such a unit.
+    /// Bytes from such a unit on.
     Odd(u64, u16),
 }
 
-/// A new sector for the guest's pointer: one that means something.
+/// A well-formed new pointer sector of the guest.
 #[derive(Debug, Arbitrary)]
 pub(super) struct Pointer {
     to: To,
@@ -53,19 +53,19 @@ enum Place {
 
 #[derive(Debug, Arbitrary)]
 enum Content {
-    /// An item's length that matters, with so many words behind it.
+    /// A length of an item that matters, with this many words behind it.
     Length(u8, u8),
     Word(u32),
     Flip(u8),
     Bytes(Vec<u8>),
 }
 
-/// So many words from there.
+/// Returns the position this many words away.
 pub(super) fn position(from: u64, words: i16) -> u64 {
     from.wrapping_add_signed(i64::from(words) * 4)
 }
 
-/// What a guest writes: what is there already, but for what it changes.
+/// Makes a write of the bytes that are there already, with changes: its start, and its bytes.
 pub(super) fn written(
     ring: &Ring,
     unit: u64,
@@ -89,7 +89,7 @@ pub(super) fn written(
 }
 
 impl Span {
-    /// Where it begins, in units of 512 bytes, and its bytes.
+    /// Returns the start of the span, in units of 512 bytes, and its length in bytes.
     pub(super) fn of(&self, ring: &Ring) -> (u64, usize) {
         let sectors =
             |first: usize, count: usize| ((first * ring.size / UNIT) as u64, count * ring.size);
@@ -129,7 +129,7 @@ impl Pointer {
 }
 
 impl Patch {
-    /// Where it goes on the device, and what.
+    /// Returns the place of the write on the device, and its bytes.
     pub(super) fn bytes(&self, ring: &Ring, image: &[u8]) -> (usize, Vec<u8>) {
         let near = |position: u64, bytes: i8| {
             ring.place(position).saturating_add_signed(isize::from(bytes))

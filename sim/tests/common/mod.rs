@@ -10,23 +10,24 @@ use shared_block_ring::Durability;
 const SMALL: Op = Push(Size::Small);
 const LARGE: Op = Push(Size::Large);
 
-/// By sectors, with items of 40 bytes and of `large`.
+/// Settings by sectors, with items of 40 bytes and of `large`.
 pub fn sectors(large: usize) -> Setting {
     let durability = Durability::Flush;
     Setting { mapped: false, small: 40, large, durability, mutant: None }
 }
 
-/// With pointers that are durable only when something is flushed after them.
+/// Settings whose pointers are durable only when something is flushed after them.
 pub fn ordered(setting: Setting) -> Setting {
     Setting { durability: Durability::Ordered, ..setting }
 }
 
-/// By stores.
+/// Settings by stores.
 pub fn stores(large: usize) -> Setting {
     Setting { mapped: true, ..sectors(large) }
 }
 
-/// An empty ring at its start, one within its first sector, one with items across the wrap point, one nearly full.
+/// Programs that lead to an empty ring at its start, one within its first sector, one with items
+/// across the wrap point, and one nearly full.
 pub fn preludes() -> Vec<Vec<Op>> {
     let empty = vec![Create];
     let within =
@@ -34,7 +35,7 @@ pub fn preludes() -> Vec<Vec<Op>> {
     let across =
         [&within[..], &[LARGE, AdvanceAll, SMALL, AdvanceAll, SMALL, AdvanceAll, ConsumeOne]]
             .concat();
-    // More than fit: what does not fit is not pushed.
+    // More items than fit: the rest is not pushed.
     let full = [&across[..], &[SMALL, AdvanceAll].repeat(40)].concat();
     vec![empty, within, across, full]
 }

@@ -2,21 +2,21 @@
 
 use crate::memory::Shared;
 use loom::sync::{Condvar, Mutex};
-use shared_block_ring::BlockDevice;
 use shared_block_ring::device::bell::{Announcement, Sleeper};
 use shared_block_ring::device::{DeviceError, MappedDevice, Sleep};
 use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::wait::Woken;
+use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-/// Where in the page the two announcements are.
+/// Words of the page that the two announcements are in.
 pub const PAGE_WORDS: [usize; 2] = [0, 64];
 
-/// An eventfd: rings add up to one wake-up, and it can be forgotten.
+/// A model of an eventfd: several writes are one wake-up, which can be cleared.
 #[derive(Default)]
 pub struct Event {
     rung: Mutex<bool>,
@@ -29,7 +29,7 @@ impl Event {
         self.changed.notify_one();
     }
 
-    /// Until it is readable.
+    /// Waits until the event is readable.
     fn wait(&self) {
         let mut rung = self.rung.lock().unwrap();
         while !*rung {
@@ -42,7 +42,7 @@ impl Event {
     }
 }
 
-/// One direction of waking, as `Bell` has it over a real event.
+/// One direction of waking, as the library's `Bell` over a real event.
 pub struct Bell {
     announcement: Announcement<Shared>,
     event: Arc<Event>,
@@ -73,12 +73,12 @@ impl Bell {
     }
 }
 
-/// A mapped ring, and the bells of one of its ends.
+/// A mapped ring and the bells of one of its ends.
 pub struct Belled {
     region: MappedDevice<Shared>,
     ours: Bell,
     theirs: Bell,
-    /// A mutant looks for a sleeper before it publishes.
+    /// Whether a mutant looks for a sleeper before it publishes.
     rings_too_early: bool,
     sleeps: AtomicU64,
 }
@@ -93,7 +93,7 @@ impl Belled {
         Self { region, ours, theirs, rings_too_early, sleeps: AtomicU64::new(0) }
     }
 
-    /// How often this end slept.
+    /// Returns the number of sleeps of this end.
     pub fn sleeps(&self) -> u64 {
         self.sleeps.load(Ordering::Relaxed)
     }
@@ -136,11 +136,9 @@ impl BlockDevice for Belled {
     fn flush(&self) -> Result<(), DeviceError> {
         self.region.flush()
     }
+}
 
-    fn lock_file(&self) -> Option<BorrowedFd<'_>> {
-        None
-    }
-
+impl RingDevice for Belled {
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         self.publish(|| self.region.edit_pointer(side, edit))
     }

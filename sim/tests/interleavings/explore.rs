@@ -1,4 +1,4 @@
-//! Running a search, saying what it looked at, and expecting one to fail.
+//! Runs of a search, and of searches that must fail.
 
 use loom::model::Builder;
 use std::collections::BTreeSet;
@@ -8,15 +8,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-/// Operations of one execution at most: more than any of the models has, attaching included.
+/// Number of operations of one execution at most: more than any of the models has, attaching
+/// included.
 const MAX_BRANCHES: usize = 20_000;
 
-/// How often a thread may lose the processor though it could go on, at most. Where it blocks, and every stale value, are free.
+/// Bound on preemptions: how often a thread loses the processor though it could go on. Blocking,
+/// and every stale value, are not counted.
 #[derive(Debug, Clone, Copy)]
 pub enum Bound {
-    /// As often as there is a point to it: every interleaving.
+    /// No bound: every interleaving.
     None,
-    /// So often in a usual run, and in a long one.
+    /// The bound of a usual run, and of a long one.
     Preemptions(usize, Option<usize>),
 }
 
@@ -30,8 +32,8 @@ impl Bound {
     }
 }
 
-/// Searches `model`, says how many executions that took, and returns how they ended: a test has to see that what it is
-/// about has happened at all.
+/// Searches `model`, prints the number of executions, and returns how they ended: a test has to
+/// check that what it is about has happened at all.
 pub fn explore<O: Ord + Debug + Send + 'static>(
     bound: Bound,
     model: impl Fn() -> O + Send + Sync + 'static,
@@ -64,10 +66,12 @@ pub fn explore<O: Ord + Debug + Send + 'static>(
     }
 }
 
-/// Preemptions in the search of a mutant. One that lives on fewer than the product is searched with is a test that is missing.
+/// Preemptions in the search of a mutant. A mutant that survives with fewer than the product is
+/// searched with shows a missing test.
 const MUTANT: Bound = Bound::Preemptions(3, Some(3));
 
-/// Searches a mutant, which must fail with one of these words: else it fails for another reason, or lives.
+/// Searches a mutant, which must fail with one of these words: otherwise it fails for another
+/// reason, or survives.
 pub fn caught<O: Ord + Debug + Send + 'static>(
     words: &[&str],
     mutant: impl Fn() -> O + Send + Sync + 'static,

@@ -1,13 +1,16 @@
-//! The product's own code on memory of which loom chooses what each thread sees: every interleaving, and every stale value
-//! that the orderings allow, within the bounds that each test states.
+//! The library's own code on memory of which loom chooses what each thread sees: every
+//! interleaving, and every stale value that the orderings allow, within the bounds that each test
+//! states.
 //!
-//! What is searched is `MappedDevice`, `Producer`, `Consumer`, `Control`, `Wait` and `Announcement` themselves; only the
-//! [memory] below them, the event to sleep on and the glue between the two are the model's. Beside each promise stand mutants: the
-//! same search with an ordering weakened or a step left out, which must find a failure, or the promise was not tested.
+//! `MappedDevice`, `Producer`, `Consumer`, `Control`, `Wait` and `Announcement` themselves are
+//! searched; only the [memory] below them, the event to sleep on and the glue between the two are
+//! models. Beside each promise stand mutants: the same search with an ordering weakened or a step
+//! left out, which must find a failure, or the promise was not tested.
 //!
-//! What loom does not show: a load never finds a store that comes later in the execution, though a processor may let an unordered one
-//! do so; sectors checked for races make up for that. And its sequentially consistent fence orders more than the language's:
-//! what the order of positions is worth is therefore searched without bells.
+//! Loom has two limits. A load never finds a store that comes later in the execution, though a
+//! processor may let an unordered one do so; sectors checked for races make up for that. And its
+//! sequentially consistent fence orders more than the language's: the order of positions is
+//! therefore searched without bells.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Shared memory whose every load is loom's to answer.
+//! Shared memory whose every load loom answers.
 
 use loom::cell::UnsafeCell;
 use loom::sync::Condvar;
@@ -13,31 +13,32 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-/// What the bytes of a position are when they are copied out instead of loaded in one piece: no position.
+/// Bytes of a position that is copied out instead of loaded in one piece: no position.
 const NOT_LOADED: u8 = 0xff;
 
-/// How the data area is modelled.
+/// Model of the data area.
 #[derive(Debug, Clone, Copy)]
 pub enum Data {
-    /// A sector at a time, checked for races: two accesses, one of them a write, that nothing orders fail the search, in
-    /// whichever order they came. It costs no scheduling point, and suits rings in which nobody touches a sector that is
-    /// not wholly its own at that time.
+    /// A sector at a time, checked for races: two unordered accesses, one of them a write, fail the
+    /// search, in whichever order they came. This costs no scheduling point, and suits rings in
+    /// which no side touches a sector that is not wholly its own at that time.
     Sectors,
-    /// These words of eight bytes, of the area, are atomic, and loads may be stale. It suits sectors that hold published bytes beside
-    /// free ones, where a reader may race for what it ignores. All other words must keep what they hold.
+    /// These words of eight bytes of the area are atomic, and loads may be stale. This suits
+    /// sectors that hold published bytes beside free ones, where a reader may race for bytes that
+    /// it ignores. All other words must keep their value.
     Words(&'static [u64]),
 }
 
-/// Whose handle it is: every word of a ring has one writer.
+/// Owner of a handle: every word of a ring has one writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Who {
     Producer,
     Consumer,
-    /// Beside them.
+    /// A process beside the two ends.
     Control,
 }
 
-/// One handle on the memory. Each has orderings of its own, so that a mutant can be one side only.
+/// One handle on the memory. Each has orderings of its own, so that one side alone can be a mutant.
 #[derive(Clone)]
 pub struct Shared {
     who: Who,
@@ -47,26 +48,29 @@ pub struct Shared {
 }
 
 struct State {
-    /// What the bytes are that no atom and no checked sector holds. They never change.
+    /// The bytes that no atom and no checked sector holds. They never change.
     constant: Vec<u8>,
     atoms: Vec<Atom>,
     checked: Vec<Checked>,
-    /// Text for people: no decision rests on it, so stores to it vanish, and it never helps a reader to tell two readings apart.
+    /// Text for people: no decision rests on it, so stores to it vanish, and no reader tells two
+    /// readings apart by it.
     text: Vec<Range<usize>>,
 }
 
 /// Bytes that are stored and loaded in one piece.
 ///
-/// A slot's body is one atom of 40 bytes. Tearing inside it adds nothing that a torn head and body do not show already: the
-/// slot's checksum refuses any mixture of two writes, whichever bytes are from which.
+/// A slot's body is one atom of 40 bytes. Tearing inside it adds nothing to a torn head and body:
+/// the slot's checksum refuses any mixture of two writes.
 struct Atom {
     at: Range<usize>,
     is_position: bool,
-    /// The only one who stores it, and so finds in it what it stored last: there is nothing for loom to answer. It must not be
-    /// asked either: of the loads of an atomic loom remembers the last one. The writer's own would hide a reader's before
-    /// it, and with that every execution in which the store comes first.
+    /// The only handle that stores this atom, and so finds in it what it stored last: loom has
+    /// nothing to answer. Loom must not be asked either: it remembers the last load of an atomic,
+    /// so the writer's own load would hide a reader's before it, and with that every execution in
+    /// which the store comes first.
     owner: Option<Who>,
-    /// For the same reason, where more than one thread loads it: a point that every access passes, and that orders nothing.
+    /// For the same reason, where several threads load this atom: a point that every access passes,
+    /// and that orders nothing.
     turn: Option<Condvar>,
     /// Index into `versions`.
     version: AtomicUsize,
@@ -111,12 +115,12 @@ impl Atom {
 
     fn pass(&self) {
         if let Some(turn) = &self.turn {
-            // Nobody ever waits on it.
+            // No thread ever waits on this.
             turn.notify_one();
         }
     }
 
-    /// Whether the last store, in the order of execution, was of `bytes`: to be asked by the owner.
+    /// Returns whether the last store, in the order of execution, was of `bytes`: for the owner.
     fn holds(&self, bytes: &[u8]) -> bool {
         self.versions.lock().unwrap().last().is_some_and(|last| last == bytes)
     }
@@ -129,16 +133,16 @@ struct Checked {
 }
 
 struct Held {
-    /// What loom judges races by.
+    /// The cell by which loom detects races.
     access: UnsafeCell<()>,
     bytes: Vec<u8>,
 }
 
-/// What a model of a ring has to say beside its bytes.
+/// A model of a ring beside its bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     pub data: Data,
-    /// Who writes `suspend`.
+    /// The writer of `suspend`.
     pub suspender: Who,
     pub threads: usize,
 }
@@ -148,7 +152,7 @@ fn common(one: &Range<usize>, other: &Range<usize>) -> Option<Range<usize>> {
     (!both.is_empty()).then_some(both)
 }
 
-/// Where `part` lies in a buffer that starts at `start`.
+/// Returns the range of `part` in a buffer that starts at `start`.
 fn within(part: &Range<usize>, start: usize) -> Range<usize> {
     part.start - start..part.end - start
 }
@@ -158,7 +162,7 @@ fn index(offset: u64) -> usize {
 }
 
 impl Shared {
-    /// A ring whose bytes are `image`.
+    /// Makes a ring whose bytes are `image`.
     pub fn ring(image: &[u8], geometry: Geometry, plan: Plan) -> Self {
         let (size, start) = (geometry.sector_size().bytes(), index(geometry.data_start()));
         let atom = |at, owner| Atom::new(at, image, Some(owner), plan.threads);
@@ -194,7 +198,7 @@ impl Shared {
         Self::over(Arc::new(state), Who::Control, Orders::RING)
     }
 
-    /// A page of zeros in which these words are used, by anybody.
+    /// Makes a page of zeros in which any handle may use these words.
     pub fn page(words: &[usize], threads: usize) -> Self {
         let constant = vec![0; words.iter().max().map_or(0, |last| last + 8)];
         let atom = |&at: &usize| Atom::new(at..at + 8, &constant, None, threads);
@@ -203,7 +207,7 @@ impl Shared {
         Self::over(Arc::new(state), Who::Control, Orders::RING)
     }
 
-    /// The same memory in somebody's hands.
+    /// Returns a handle on the memory.
     pub fn with(&self, who: Who, orders: Orders) -> Self {
         Self::over(Arc::clone(&self.state), who, orders)
     }
@@ -212,7 +216,8 @@ impl Shared {
         Self { who, orders, state, loads: Arc::default() }
     }
 
-    /// How many words were loaded in one piece through this handle: of every reading of a pointer sector, one.
+    /// Returns the number of words loaded in one piece through this handle: one for every reading
+    /// of a pointer sector.
     pub fn loads(&self) -> u64 {
         self.loads.load(Ordering::Relaxed)
     }
@@ -227,7 +232,7 @@ impl Shared {
     }
 }
 
-/// `Relaxed` stands for no fence at all.
+/// Fences; `Relaxed` stands for no fence.
 fn fence_unless_relaxed(order: Ordering) {
     if order != Ordering::Relaxed {
         fence(order);
@@ -262,7 +267,8 @@ impl Memory for Shared {
     fn write(&self, offset: u64, bytes: &[u8]) {
         let start = index(offset);
         let given = start..start + bytes.len();
-        // Where nothing is stored there is no fence either: what rests on the one in front of a text would rest on chance.
+        // Where nothing is stored there is no fence either: nothing may rest on the one in front of
+        // a text.
         let is_text = |text: &Range<usize>| text.contains(&given.start) && given.end <= text.end;
         if given.is_empty() || self.state.text.iter().any(is_text) {
             return;
@@ -275,7 +281,7 @@ impl Memory for Shared {
                 let whole = common(&atom.at, &given).is_some_and(|both| both == atom.at);
                 assert!(whole, "the model cannot store a part of {:?}", atom.at);
                 let new = &bytes[within(&atom.at, start)];
-                // A store of what is there already shows nobody anything new.
+                // A store of the same bytes changes nothing for a reader.
                 if !atom.holds(new) {
                     atom.store(self.who, new, Ordering::Relaxed);
                 }
@@ -298,7 +304,7 @@ impl Memory for Shared {
     fn load_u64(&self, offset: u64) -> u64 {
         let at = index(offset)..index(offset) + 8;
         self.loads.fetch_add(1, Ordering::Relaxed);
-        // Sector 0 has none: it never changes.
+        // Sector 0 has no atoms: it never changes.
         let constant = || self.state.constant[at.clone()].to_vec();
         let bytes =
             self.atom(&at).map_or_else(constant, |atom| atom.load(self.who, self.orders.load));

@@ -1,4 +1,5 @@
-//! One producer and one consumer on a shared mapping, without slots: whole items, in order, each in space that is its own.
+//! One producer and one consumer on a shared mapping, without slots: whole items, in order, each in
+//! space that is its own.
 
 use crate::explore::{Bound, caught, explore};
 use crate::memory::{Data, Plan, Shared, Who};
@@ -6,7 +7,7 @@ use loom::thread;
 use ring_simulation::{Disk, DiskDevice};
 use shared_block_ring::device::{MappedDevice, Orders};
 use shared_block_ring::format::{Geometry, SectorSize};
-use shared_block_ring::{BlockDevice, Consumer, CreateOptions, Error, Producer, create};
+use shared_block_ring::{Consumer, CreateOptions, Error, Producer, RingDevice, create};
 use std::sync::atomic::Ordering;
 
 const SECTOR: usize = 512;
@@ -14,10 +15,11 @@ const SECTOR: usize = 512;
 /// The payload of an item that is one sector with its header.
 pub const SECTOR_PAYLOAD: usize = SECTOR - 4;
 
-/// The same for half a sector.
+/// The payload of an item that is half a sector with its header.
 const HALF_PAYLOAD: usize = SECTOR / 2 - 4;
 
-/// Of a sector with two such items, the words that differ between one item and the next: first and last of each.
+/// Words of a sector with two such items that differ between one item and the next: first and last
+/// of each.
 const HALF_WORDS: &[u64] = &[0, 248, 256, 504];
 
 /// A producer and a consumer that owns every sector it touches.
@@ -29,10 +31,10 @@ pub struct Fresh {
 }
 
 impl Fresh {
-    /// With room for so many sectors of data.
+    /// Makes an image with this many data sectors.
     pub fn new(sectors: u64, plain: bool) -> Self {
         let disk = Disk::new(SectorSize::DEFAULT, sectors + 3);
-        create(&DiskDevice::new(&disk), CreateOptions { plain }).unwrap();
+        create(&DiskDevice::new(&disk), CreateOptions::new().plain(plain)).unwrap();
         Self { disk }
     }
 
@@ -40,7 +42,7 @@ impl Fresh {
         self.disk.geometry()
     }
 
-    /// In loom's memory: to be called inside a model.
+    /// Puts the ring into loom's memory. Called inside a model.
     pub fn shared(&self, plan: Plan) -> Shared {
         Shared::ring(&self.disk.image(), self.disk.geometry(), plan)
     }
@@ -49,20 +51,19 @@ impl Fresh {
         MappedDevice::over(memory.with(who, orders), "model", self.disk.geometry())
     }
 
-    /// Attached, before anything happens.
+    /// Attaches both ends before anything happens.
     pub fn producer(&self, memory: &Shared, orders: Orders) -> Producer<MappedDevice<Shared>> {
         let device = self.device(memory, Who::Producer, orders);
         Producer::attach(device, "queue", "model").unwrap()
     }
 
-    /// The same.
     pub fn consumer(&self, memory: &Shared, orders: Orders) -> Consumer<MappedDevice<Shared>> {
         let device = self.device(memory, Who::Consumer, orders);
         Consumer::attach(device, "queue", "model").unwrap()
     }
 }
 
-/// An item's payload: its number in front and at the end, where tearing would show first and last.
+/// Returns an item's payload: its number in front and at the end, where tearing shows.
 pub fn payload(number: u8, len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     bytes[..4].fill(number);
@@ -70,7 +71,7 @@ pub fn payload(number: u8, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// What one run of a pair does.
+/// Parameters of one run of a pair.
 #[derive(Debug, Clone, Copy)]
 struct Run {
     producer: Orders,
@@ -79,11 +80,12 @@ struct Run {
     data: Data,
     payload: usize,
     items: u8,
-    /// How often each side looks, at most: a run ends whether or not the other side got anywhere.
+    /// Largest number of looks of each side: a run ends whether or not the other side made
+    /// progress.
     looks: usize,
 }
 
-/// Three items of a sector each, in a ring of two: the third is for the space of the first.
+/// Three items of a sector each, in a ring of two: the third takes the space of the first.
 const REUSE: Run = Run {
     producer: Orders::RING,
     consumer: Orders::RING,
@@ -94,12 +96,13 @@ const REUSE: Run = Run {
     looks: 4,
 };
 
-/// Three items of half a sector, in a ring of one: the second is written with the first in front of it, the third with the second behind.
+/// Three items of half a sector, in a ring of one: the second is written with the first in front of
+/// it, the third with the second behind.
 const SHARED_SECTOR: Run =
     Run { sectors: 1, data: Data::Words(HALF_WORDS), payload: HALF_PAYLOAD, ..REUSE };
 
-/// Pops and advances what is there, in so many looks.
-fn consume<D: BlockDevice>(consumer: &mut Consumer<D>, run: Run, seen: &mut u8, looks: usize) {
+/// Pops and frees items in `looks` looks.
+fn consume<D: RingDevice>(consumer: &mut Consumer<D>, run: Run, seen: &mut u8, looks: usize) {
     for _ in 0..looks {
         match consumer.pop(consumer.position()) {
             Ok(item) => {
@@ -117,7 +120,7 @@ fn consume<D: BlockDevice>(consumer: &mut Consumer<D>, run: Run, seen: &mut u8, 
     }
 }
 
-/// How many items were pushed, and how many of them consumed meanwhile.
+/// Returns the number of items that were pushed, and of those that were consumed meanwhile.
 fn pair(fresh: &Fresh, run: Run) -> (u8, u8) {
     let memory = fresh.shared(Plan { data: run.data, ..PAIR });
     let mut producer = fresh.producer(&memory, run.producer);
@@ -151,7 +154,7 @@ fn pair(fresh: &Fresh, run: Run) -> (u8, u8) {
 fn search(run: Run, bound: Bound) {
     let fresh = Fresh::new(run.sectors, true);
     let outcomes = explore(bound, move || pair(&fresh, run));
-    // The ring stayed full, and the consumer kept up.
+    // Both happened: the ring stayed full, and the consumer kept up.
     assert!(outcomes.contains(&(run.items - 1, 0)) && outcomes.contains(&(run.items, run.items)));
 }
 
@@ -165,7 +168,7 @@ fn items_that_share_a_sector_with_the_next_and_the_oldest_arrive_whole() {
     search(SHARED_SECTOR, Bound::Preemptions(3, Some(4)));
 }
 
-/// Sectors that are touched in no order, or an item that is not what was pushed.
+/// Failures: an unordered access to a sector, or an item that is not what was pushed.
 const RACE: &[&str] = &["Causality violation", "is not what was pushed"];
 
 fn mutant(run: Run) {
@@ -175,28 +178,29 @@ fn mutant(run: Run) {
 
 const NO_RELEASE: Orders = Orders { store: Ordering::Relaxed, ..Orders::RING };
 
-/// The fence behind the copy of the pointer sector has to go, too: without slots in between, either of the two is enough.
+/// The fence behind the copy of the pointer sector is left out, too: without slots, either of the
+/// two is enough.
 const NO_ACQUIRE: Orders =
     Orders { load: Ordering::Relaxed, after_read: Ordering::Relaxed, ..Orders::RING };
 
 #[test]
-fn a_producer_that_does_not_release_its_items_is_caught() {
+fn producer_that_does_not_release_its_items_is_caught() {
     mutant(Run { producer: NO_RELEASE, ..REUSE });
     mutant(Run { producer: NO_RELEASE, ..SHARED_SECTOR });
 }
 
 #[test]
-fn a_consumer_that_does_not_acquire_the_items_is_caught() {
+fn consumer_that_does_not_acquire_the_items_is_caught() {
     mutant(Run { consumer: NO_ACQUIRE, ..REUSE });
     mutant(Run { consumer: NO_ACQUIRE, ..SHARED_SECTOR });
 }
 
 #[test]
-fn a_consumer_that_does_not_release_the_space_is_caught() {
+fn consumer_that_does_not_release_the_space_is_caught() {
     mutant(Run { consumer: NO_RELEASE, ..REUSE });
 }
 
 #[test]
-fn a_producer_that_does_not_acquire_the_space_is_caught() {
+fn producer_that_does_not_acquire_the_space_is_caught() {
     mutant(Run { producer: NO_ACQUIRE, ..REUSE });
 }

@@ -1,4 +1,5 @@
-//! Producer and consumer that sleep until the other one has moved: an item too many for the ring, so that each has to wait for the other.
+//! Producer and consumer that sleep until the other one has moved: with an item too many for the
+//! ring, each has to wait for the other.
 
 use crate::device::{Bell, Belled, Event, PAGE_WORDS};
 use crate::explore::{Bound, caught, explore};
@@ -9,16 +10,16 @@ use shared_block_ring::device::Orders;
 use shared_block_ring::device::bell::Sleeper;
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::Wait;
-use shared_block_ring::{BlockDevice, Consumer, Error, Producer};
+use shared_block_ring::{Consumer, Error, Producer, RingDevice};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const ITEMS: u8 = 2;
 
-/// What a mutant does otherwise, of one end.
+/// Mutation of one end.
 #[derive(Debug, Clone, Copy)]
 struct Ways {
-    /// Of its handle on the page with the announcements.
+    /// Orders of its handle on the page with the announcements.
     page: Orders,
     looks_again: bool,
     rings_too_early: bool,
@@ -31,14 +32,14 @@ const NO_FENCE: Ways =
 
 const ASLEEP: &[&str] = &["deadlock"];
 
-/// Tries until it is done, asleep in between as the programs are.
-fn wait_for<D: BlockDevice, H>(
+/// Repeats `attempt` until it succeeds, and sleeps in between as the programs do.
+fn wait_for<D: RingDevice, H>(
     handle: &mut H,
     device: impl Fn(&H) -> &D,
     ways: Ways,
     mut step: impl FnMut(&mut H) -> Result<(), Error>,
 ) {
-    // Who has a bell waits for that, whoever rings it.
+    // An end with a bell waits for that.
     let mut wait = Wait::new(Side::Producer, None);
     loop {
         match step(handle) {
@@ -53,7 +54,7 @@ fn wait_for<D: BlockDevice, H>(
     }
 }
 
-/// How often the producer slept, and the consumer.
+/// Returns the number of sleeps of the producer, and of the consumer.
 fn pair(fresh: &Fresh, producing: Ways, consuming: Ways) -> (u64, u64) {
     let memory = fresh.shared(PAIR);
     let page = Shared::page(&PAGE_WORDS, PAIR.threads);
@@ -105,21 +106,21 @@ fn both_ends_sleep_and_are_woken() {
 }
 
 #[test]
-fn an_end_that_does_not_look_again_sleeps_for_ever() {
+fn end_that_does_not_look_again_sleeps_for_ever() {
     let hasty = Ways { looks_again: false, ..PRODUCT };
     mutant(hasty, PRODUCT);
     mutant(PRODUCT, hasty);
 }
 
 #[test]
-fn an_end_that_rings_before_it_publishes_leaves_the_other_asleep() {
+fn end_that_wakes_before_it_publishes_leaves_the_other_asleep() {
     let early = Ways { rings_too_early: true, ..PRODUCT };
     mutant(early, PRODUCT);
     mutant(PRODUCT, early);
 }
 
 #[test]
-fn without_its_fences_an_end_sleeps_for_ever_or_leaves_the_other_asleep() {
+fn end_without_its_fences_sleeps_for_ever_or_leaves_the_other_asleep() {
     mutant(NO_FENCE, PRODUCT);
     mutant(PRODUCT, NO_FENCE);
 }

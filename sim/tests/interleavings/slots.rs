@@ -1,4 +1,5 @@
-//! Rings with slots: a reader that meets a writer anywhere finds what the slot says of its position, and never calls a live ring corrupt.
+//! Rings with slots: a reader that meets a writer anywhere finds the slot of its position, and
+//! never calls a ring in use corrupt.
 
 use crate::explore::{Bound, caught, explore};
 use crate::memory::Who;
@@ -8,14 +9,14 @@ use shared_block_ring::device::Orders;
 use shared_block_ring::{Control, Error};
 use std::sync::atomic::Ordering;
 
-/// One slot for each of the two positions before, and one that is written over the older of them.
+/// The number of items: one for each of two slots, and one whose slot overwrites the older of them.
 const ITEMS: u8 = 3;
 
-/// Looks of the consumer.
+/// Number of looks of the consumer.
 const LOOKS: u64 = 2;
 
-/// A producer that advances item by item, and a consumer that looks meanwhile: how many items it saw, and whether a look took
-/// more than one reading.
+/// Runs a producer that advances item by item, and a consumer that looks meanwhile. Returns the
+/// number of items it saw, and whether a look took more than one reading.
 fn published(fresh: &Fresh, producing: Orders, consuming: Orders) -> (u8, bool) {
     let memory = fresh.shared(PAIR);
     let mut producer = fresh.producer(&memory, producing);
@@ -39,21 +40,21 @@ fn published(fresh: &Fresh, producing: Orders, consuming: Orders) -> (u8, bool) 
             Err(e) => panic!("the consumer met {e}"),
         }
     }
-    assert_eq!(consumer.unchecked(), 0, "a slot was overlooked");
+    assert_eq!(consumer.unchecked_bytes(), 0, "a slot was overlooked");
     let readings = consumer.device().memory().loads() - before;
     publishing.join().unwrap();
     (seen, readings > LOOKS)
 }
 
 #[test]
-fn what_is_published_is_verified_whenever_it_is_looked_at() {
+fn published_items_are_verified_at_any_time() {
     let fresh = Fresh::new(u64::from(ITEMS), false);
     let bound = Bound::Preemptions(2, Some(3));
     let outcomes = explore(bound, move || published(&fresh, Orders::RING, Orders::RING));
     assert!(outcomes.contains(&(0, false)) && outcomes.contains(&(2, true)));
 }
 
-/// A consumer that advances item by item, and somebody who asks for the ring's facts meanwhile.
+/// Runs a consumer that advances item by item, and a process that asks for diagnostics meanwhile.
 fn consumed(fresh: &Fresh) -> u64 {
     let memory = fresh.shared(PAIR);
     let mut producer = fresh.producer(&memory, Orders::RING);
@@ -71,20 +72,20 @@ fn consumed(fresh: &Fresh) -> u64 {
     });
     let facts = control.debug_info().unwrap();
     let items = facts.consumer.get() / (SECTOR_PAYLOAD as u64 + 4);
-    // Before the first there is no slot.
+    // Before the first item there is no slot.
     assert_eq!(facts.consumer_items, (items > 0).then_some(items), "a slot was overlooked");
     consuming.join().unwrap();
     items
 }
 
 #[test]
-fn an_onlooker_is_told_how_many_items_lie_before_the_position() {
+fn diagnostics_count_the_items_before_the_position() {
     let fresh = Fresh::new(u64::from(ITEMS), false);
     let outcomes = explore(Bound::Preemptions(2, Some(4)), move || consumed(&fresh));
     assert_eq!(outcomes.len(), usize::from(ITEMS) + 1);
 }
 
-/// What a reader of slots must not say of a ring that is well.
+/// Errors that a reader of slots must not report for a sound ring.
 const MISREAD: &[&str] = &["neither slot is whole", "a slot was overlooked"];
 
 fn mutant(producing: Orders, consuming: Orders) {
@@ -93,21 +94,21 @@ fn mutant(producing: Orders, consuming: Orders) {
 }
 
 #[test]
-fn a_producer_that_does_not_release_its_slots_is_caught() {
+fn producer_that_does_not_release_its_slots_is_caught() {
     mutant(Orders { store: Ordering::Relaxed, ..Orders::RING }, Orders::RING);
 }
 
 #[test]
-fn a_consumer_that_does_not_acquire_the_slots_is_caught() {
+fn consumer_that_does_not_acquire_the_slots_is_caught() {
     mutant(Orders::RING, Orders { load: Ordering::Relaxed, ..Orders::RING });
 }
 
 #[test]
-fn a_slot_that_may_be_overwritten_before_the_position_moves_is_caught() {
+fn slot_overwritten_before_the_position_moves_is_caught() {
     mutant(Orders { before_write: Ordering::Relaxed, ..Orders::RING }, Orders::RING);
 }
 
 #[test]
-fn a_second_reading_that_may_find_an_older_position_is_caught() {
+fn second_reading_that_may_find_an_older_position_is_caught() {
     mutant(Orders::RING, Orders { after_read: Ordering::Relaxed, ..Orders::RING });
 }

@@ -1,22 +1,20 @@
-//! Suspending beside a running ring: `suspend` and position have one sector and two writers, and an acknowledgement is final.
+//! Suspending a ring in use: `suspend` and position have one sector and two writers, and an
+//! acknowledgement is final.
 
 use crate::explore::{Bound, caught, explore};
 use crate::memory::{Plan, Shared, Who};
 use crate::ring::{Fresh, PAIR, SECTOR_PAYLOAD, payload};
 use loom::thread;
-use ring_simulation::Unlocked;
+use ring_simulation::unlocked;
 use shared_block_ring::device::{MappedDevice, Memory, Orders};
 use shared_block_ring::format::Side;
-use shared_block_ring::{BlockDevice, Consumer, Control, Error, Position, State};
+use shared_block_ring::{Consumer, Control, Error, Position, RingDevice, State};
 use std::sync::atomic::Ordering;
 
 const ITEM: u64 = SECTOR_PAYLOAD as u64 + 4;
 
-/// A consumer that advances over two items, and a suspend from elsewhere meanwhile.
-fn two_writers<D: BlockDevice + 'static>(
-    fresh: &Fresh,
-    device: impl Fn(MappedDevice<Shared>) -> D,
-) {
+/// Runs a consumer that advances over two items, and a suspend by another process meanwhile.
+fn two_writers<D: RingDevice + 'static>(fresh: &Fresh, device: impl Fn(MappedDevice<Shared>) -> D) {
     let memory = fresh.shared(Plan { suspender: Who::Control, ..PAIR });
     let mut producer = fresh.producer(&memory, Orders::RING);
     for number in 1..=2 {
@@ -48,14 +46,15 @@ fn suspend_and_advance_do_not_undo_each_other() {
 }
 
 #[test]
-fn whoever_writes_the_whole_sector_undoes_the_other() {
+fn write_of_the_whole_pointer_sector_is_caught() {
     let fresh = Fresh::new(2, false);
-    caught(&["stores another's bytes"], move || two_writers(&fresh, Unlocked));
+    caught(&["stores another's bytes"], move || two_writers(&fresh, unlocked));
 }
 
-/// A consumer that suspends a producer at work, and once that is acknowledged, takes what it sees for everything.
+/// Runs a consumer that suspends a producer at work, and takes what it sees after the
+/// acknowledgement for everything.
 ///
-/// How many items those were, if it was acknowledged in time.
+/// Returns the number of those items, if the suspend was acknowledged in time.
 fn acknowledged(fresh: &Fresh, consuming: Orders) -> Option<u64> {
     let memory = fresh.shared(PAIR);
     let mut producer = fresh.producer(&memory, Orders::RING);
@@ -86,14 +85,14 @@ fn acknowledged(fresh: &Fresh, consuming: Orders) -> Option<u64> {
 }
 
 #[test]
-fn what_is_seen_after_the_acknowledgement_is_everything() {
+fn consumer_sees_everything_after_the_acknowledgement() {
     let fresh = Fresh::new(2, true);
     let outcomes = explore(Bound::None, move || acknowledged(&fresh, Orders::RING));
     assert!(outcomes.contains(&None) && outcomes.contains(&Some(0)) && outcomes.contains(&Some(1)));
 }
 
 #[test]
-fn a_reading_that_is_not_ordered_before_the_next_misses_what_was_published() {
+fn unordered_reading_that_misses_published_items_is_caught() {
     let fresh = Fresh::new(2, true);
     let weaker = Orders { after_read: Ordering::Relaxed, ..Orders::RING };
     caught(&["published behind the acknowledgement"], move || acknowledged(&fresh, weaker));

@@ -1,4 +1,4 @@
-//! Sleeping and waking, by itself: the announcement and what is waited for, one word each.
+//! Sleeping and waking alone: the announcement and the value that is waited for, one word each.
 
 use crate::device::{Bell, Event, PAGE_WORDS};
 use crate::explore::{Bound, caught, explore};
@@ -9,7 +9,7 @@ use shared_block_ring::device::{Memory, Orders};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-/// What a mutant does otherwise.
+/// A mutation.
 #[derive(Debug, Clone, Copy)]
 struct Ways {
     sleeper: Orders,
@@ -23,10 +23,10 @@ const PRODUCT: Ways =
 
 const NO_FENCE: Orders = Orders { fence: Ordering::Relaxed, ..Orders::RING };
 
-/// A lost wake-up is a sleeper that nobody is left to wake.
+/// A lost wake-up is a sleeper that no thread is left to wake.
 const ASLEEP: &[&str] = &["deadlock"];
 
-/// One who publishes, and rings after each time.
+/// Runs a publisher, which wakes the other side after each store.
 struct Ringer {
     bell: Bell,
     word: u64,
@@ -46,9 +46,10 @@ impl Ringer {
     }
 }
 
-/// As the backend holds a read: announce, look once more, give the thread back until the bell rings.
+/// Waits as the backend holds a read: announce, look once more, give the thread back until the bell
+/// rings.
 ///
-/// How often it slept.
+/// Returns the number of sleeps.
 fn hold(bell: &Bell, ways: Ways, moved: impl Fn() -> bool) -> u32 {
     let mut slept = 0;
     if moved() {
@@ -69,7 +70,7 @@ fn hold(bell: &Bell, ways: Ways, moved: impl Fn() -> bool) -> u32 {
     }
 }
 
-/// A sleeper that waits for each of `values` in turn, and one ringer for each of `words`.
+/// Runs a sleeper that waits for each of `values` in turn, and one publisher for each of `words`.
 fn model(ways: Ways, words: &'static [usize], values: u64) -> u32 {
     let threads = words.len() + 1;
     let (page, memory) = (Shared::page(&PAGE_WORDS, threads), Shared::page(words, threads));
@@ -98,19 +99,19 @@ fn model(ways: Ways, words: &'static [usize], values: u64) -> u32 {
 }
 
 #[test]
-fn no_wake_up_is_lost() {
+fn wake_up_is_never_lost() {
     let slept = explore(Bound::None, || model(PRODUCT, &[0], 1));
     assert!(slept.contains(&0) && slept.contains(&1));
 }
 
 #[test]
-fn no_wake_up_is_lost_when_more_follows() {
+fn wake_up_is_never_lost_when_more_follows() {
     let slept = explore(Bound::Preemptions(4, None), || model(PRODUCT, &[0], 2));
     assert!(slept.contains(&0) && slept.contains(&2));
 }
 
 #[test]
-fn no_wake_up_is_lost_when_two_ring() {
+fn wake_up_is_never_lost_when_two_sides_wake() {
     let slept = explore(Bound::Preemptions(3, Some(4)), || model(PRODUCT, &[0, 8], 1));
     assert!(slept.contains(&0) && slept.contains(&2));
 }
@@ -120,28 +121,28 @@ fn mutant(ways: Ways) {
 }
 
 #[test]
-fn without_the_fence_of_the_announcement_a_wake_up_is_lost() {
+fn announcement_without_its_fence_loses_a_wake_up() {
     mutant(Ways { sleeper: NO_FENCE, ..PRODUCT });
 }
 
 #[test]
-fn without_the_fence_of_the_ringer_a_wake_up_is_lost() {
+fn publisher_without_its_fence_loses_a_wake_up() {
     mutant(Ways { ringer: NO_FENCE, ..PRODUCT });
 }
 
 #[test]
-fn with_a_weaker_fence_on_either_side_a_wake_up_is_lost() {
+fn weaker_fence_on_either_side_loses_a_wake_up() {
     let weaker = Orders { fence: Ordering::AcqRel, ..Orders::RING };
     mutant(Ways { sleeper: weaker, ..PRODUCT });
     mutant(Ways { ringer: weaker, ..PRODUCT });
 }
 
 #[test]
-fn without_a_second_look_a_wake_up_is_lost() {
+fn sleeper_without_a_second_look_loses_a_wake_up() {
     mutant(Ways { looks_again: false, ..PRODUCT });
 }
 
 #[test]
-fn when_the_ringer_publishes_last_a_wake_up_is_lost() {
+fn publisher_that_wakes_first_loses_a_wake_up() {
     mutant(Ways { publishes_first: false, ..PRODUCT });
 }

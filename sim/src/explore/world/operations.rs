@@ -1,10 +1,10 @@
-//! What the two sides do with the ring, and what of it is promised then.
+//! Operations of the two sides on the ring, and the promises that they make.
 
 use super::{World, lock};
 use crate::explore::item::{number_of, payload};
 use crate::explore::oracle::Item;
 use crate::explore::step::{Op, Party, Size};
-use shared_block_ring::{Consumer, CreateOptions, Durability, Error, Producer, create};
+use shared_block_ring::{Consumer, CreateOptions, Durability, Error, Producer, RingDevice, create};
 
 impl World {
     pub(super) fn operate(&self, op: Op) {
@@ -77,7 +77,7 @@ impl World {
             all => producer.push_batch(all),
         };
         let reached = match result {
-            // Of a small ring more than it ever holds may be asked.
+            // A small ring may be asked for more than it ever holds.
             Err(Error::TooLarge { .. }) => return Ok(()),
             other => other?,
         };
@@ -94,7 +94,8 @@ impl World {
             lock(&self.oracle).pushed(&items);
             lock(&self.ends).push(reached);
         }
-        // Some of what is pushed is written before it is advanced over, as where more has come together than is staged.
+        // Some items are written before they are advanced over, as where more items have come
+        // together than fit the staging memory.
         if sizes == [Size::Large] {
             producer.flush()?;
             if self.lives(Party::Producer) {
@@ -108,7 +109,7 @@ impl World {
         let mut producer = lock(&self.producer);
         let Some(producer) = producer.as_mut() else { return Ok(()) };
         let end = lock(&self.ends)[index];
-        // Where looking costs a request, a suspend is heard later.
+        // Where a look costs a request, a suspend is noticed later.
         let deaf = !producer.device().reads_are_free();
         let suspended = lock(&self.oracle).is_suspended() && !deaf;
         let news = lock(&self.oracle).advancing(end);

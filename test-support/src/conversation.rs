@@ -1,6 +1,7 @@
-//! Conversations of a front end of bad faith: bytes, messages, and descriptors of every kind, over guest memory that changes meanwhile.
+//! Conversations of a hostile front end: bytes, messages, and descriptors of every kind, over guest
+//! memory that changes meanwhile.
 
-use crate::front_end::{FrontEnd, MEMORY, USER_ADDRESS, VERSION, ask, memory, opening, words};
+use crate::messages::{MEMORY, Messages, USER_ADDRESS, VERSION, ask, memory, opening, words};
 use arbitrary::{Arbitrary, Unstructured};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use shared_block_ring::wait::wait_readable;
@@ -10,20 +11,20 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// Steps of a conversation at most: what is answered to them fits a socket's buffer.
+/// Number of steps of a conversation at most: the answers to them fit a socket's buffer.
 const STEPS: usize = 64;
 
-/// A backend at rest needs less for one request.
+/// Time in which an idle backend answers a request.
 const MOMENT: Duration = Duration::from_millis(1);
 
-/// Bytes and descriptors with one message at most: more than there may be.
+/// Bytes and descriptors of one message at most: more than the protocol allows.
 const BYTES: usize = 512;
 const FILES: usize = 40;
 
-/// What a front end does from its arrival on.
+/// The steps of one front end, from its connection on.
 #[derive(Debug)]
 pub struct Conversation {
-    /// It starts as it should.
+    /// Whether it starts as an honest front end does.
     begun: bool,
     steps: Vec<Step>,
 }
@@ -37,13 +38,13 @@ enum Step {
         body: Body,
         files: Files,
     },
-    /// One of those that an honest front end starts with.
+    /// A message that an honest front end starts with.
     Usual(u8),
     Bytes {
         bytes: Vec<u8>,
         files: Files,
     },
-    /// The guest.
+    /// The guest makes a request available.
     Ask {
         index: u8,
         sector: u16,
@@ -53,9 +54,9 @@ enum Step {
         value: u64,
     },
     Kick,
-    /// Until the guest is interrupted, or a moment.
+    /// Waits for an interrupt, for a moment at most.
     Pause,
-    /// So many pages are left of the memory.
+    /// Cuts the memory to that many pages.
     Cut(u8),
 }
 
@@ -90,7 +91,7 @@ enum Long {
     Any(u64),
 }
 
-/// Kinds of descriptors, and how often all of them.
+/// Kinds of descriptors, and how often all of them are sent.
 #[derive(Debug, Arbitrary)]
 struct Files {
     kinds: Vec<u8>,
@@ -108,7 +109,7 @@ impl<'a> Arbitrary<'a> for Conversation {
     }
 }
 
-/// What messages come with.
+/// The descriptors that messages come with.
 struct Things {
     memory: File,
     kick: OwnedFd,
@@ -144,26 +145,25 @@ impl Things {
 }
 
 impl Conversation {
-    /// Leads it to its end, after which the backend has hung up.
+    /// Takes all steps, and waits until the backend has hung up.
     ///
     /// # Panics
-    /// Where it does not.
-    pub fn lead(&self, front_end: FrontEnd) {
+    /// Where the backend does not.
+    pub fn lead(&self, messages: Messages) {
         let things = Things::new();
         if self.begun {
-            front_end.start(&things.memory, &things.kick, &things.call);
+            messages.start(&things.memory, &things.kick, &things.call);
         }
         for step in &self.steps {
-            step.take(&front_end, &things);
+            step.take(&messages, &things);
         }
-        // The backend has dealt with everything before it finds this out.
-        let _ = front_end.0.shutdown(std::net::Shutdown::Write);
-        front_end.ends();
+        // The backend deals with all steps before it finds the end.
+        messages.leaves();
     }
 }
 
 impl Step {
-    fn take(&self, front_end: &FrontEnd, things: &Things) {
+    fn take(&self, messages: &Messages, things: &Things) {
         match self {
             Self::Message { code, flags, size, body, files } => {
                 let mut body = body.bytes();
@@ -173,15 +173,15 @@ impl Step {
                 let flags = flags.map_or(VERSION, u32::from);
                 let size = u32::try_from(size).unwrap_or(u32::MAX);
                 let head = words(&[(*code).into(), flags, size]);
-                let _ = front_end.raw(&[head, body].concat(), &files.get(things));
+                let _ = messages.raw(&[head, body].concat(), &files.get(things));
             }
             Self::Usual(which) => {
-                let messages = opening(&things.memory, &things.kick, &things.call);
-                let (code, body, files) = &messages[usize::from(*which) % messages.len()];
-                front_end.send(*code, body, files);
+                let usual = opening(&things.memory, &things.kick, &things.call);
+                let (code, body, files) = &usual[usize::from(*which) % usual.len()];
+                messages.send(*code, body, files);
             }
             Self::Bytes { bytes, files } => {
-                let _ = front_end.raw(&bytes[..bytes.len().min(BYTES)], &files.get(things));
+                let _ = messages.raw(&bytes[..bytes.len().min(BYTES)], &files.get(things));
             }
             Self::Ask { index, sector } => ask(&things.memory, (*index).into(), (*sector).into()),
             Self::Poke { at, value } => {

@@ -1,15 +1,17 @@
-//! A vhost-user front end that sends what it is told to, and the memory of a guest with one request in it.
-#![allow(missing_docs, clippy::unwrap_used)]
+//! Bare vhost-user messages, well formed or not, and a guest's memory with one request in it.
+//!
+//! The front end that follows the protocol is [`FrontEnd`](crate::front_end::FrontEnd).
 
+use crate::process::{PATIENCE, eventually};
+use crate::split_ring::{GuestBytes, Rings, linked, put_header, readable, writable};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io::{ErrorKind, IoSlice, Read};
+use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::time::{Duration, Instant};
+use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_IN;
 
 pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
@@ -26,42 +28,30 @@ pub const SET_VRING_ENABLE: u32 = 18;
 pub const GET_CONFIG: u32 = 24;
 pub const ADD_MEM_REG: u32 = 37;
 
-/// The longest that anything is waited for.
-pub const SOON: Duration = Duration::from_secs(20);
-
-/// The version of the protocol, which every message says.
+/// The flags of every message: the version of the protocol.
 pub const VERSION: u32 = 1;
 
-/// Where the memory is, as the front end's process has it.
+/// Address of the memory in the front end's process.
 pub const USER_ADDRESS: u64 = 0x7000_0000;
 
-/// The queue's parts and one request, in guest memory: all of them on different pages.
-pub const DESCRIPTORS: u64 = 0;
-pub const AVAILABLE: u64 = 0x1000;
-pub const USED: u64 = 0x2000;
+/// The queue, whose parts lie on different pages of guest memory, as does everything below.
+pub const RINGS: Rings = Rings { size: 8, descriptors: 0, available: 0x1000, used: 0x2000 };
 pub const HEADER: u64 = 0x3000;
 pub const DATA: u64 = 0x4000;
 pub const STATUS: u64 = 0x5000;
 pub const MEMORY: u64 = 0x8000;
 
-pub struct FrontEnd(pub UnixStream);
+/// One connection of a front end.
+pub struct Messages(pub UnixStream);
 
-impl FrontEnd {
+impl Messages {
     pub fn over(stream: UnixStream) -> Self {
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.set_write_timeout(Some(SOON)).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_write_timeout(Some(PATIENCE)).unwrap();
         Self(stream)
     }
 
-    /// An honest one, with one request that has to succeed.
-    pub fn works(self) {
-        let (memory, kicks, calls) = (memory(), new_event().unwrap(), new_event().unwrap());
-        ask(&memory, 0, 0);
-        self.start(&memory, &kicks, &calls);
-        kick(&kicks);
-        assert_eq!(status(&memory, 0), 0);
-    }
-
+    /// Sends bytes and descriptors as they are.
     pub fn raw(&self, bytes: &[u8], files: &[BorrowedFd<'_>]) -> nix::Result<usize> {
         let raw: Vec<RawFd> = files.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
@@ -70,13 +60,15 @@ impl FrontEnd {
         sendmsg::<()>(self.0.as_raw_fd(), &buffers, control, MsgFlags::MSG_NOSIGNAL, None)
     }
 
+    /// Sends a well-formed message.
     pub fn send(&self, code: u32, body: &[u8], files: &[BorrowedFd<'_>]) {
         let size = u32::try_from(body.len()).unwrap();
         let head = [code, VERSION, size].map(u32::to_ne_bytes).concat();
-        // It may have hung up on us already: that is what many of these tests wait for.
+        // The backend may have hung up already: that is what many tests wait for.
         let _ = self.raw(&[&head, body].concat(), files);
     }
 
+    /// Reads the body of an answer.
     pub fn answer(&mut self) -> Vec<u8> {
         let mut head = [0; 12];
         self.0.read_exact(&mut head).unwrap();
@@ -86,11 +78,20 @@ impl FrontEnd {
         body
     }
 
+    /// The backend must answer.
     pub fn answers(&mut self) {
         self.send(GET_FEATURES, &[], &[]);
         assert_eq!(self.answer().len(), 8);
     }
 
+    /// Sends nothing any more. The backend must end the connection.
+    pub fn leaves(self) {
+        // It may have hung up already.
+        let _ = self.0.shutdown(Shutdown::Write);
+        self.ends();
+    }
+
+    /// The backend must end the connection by itself.
     pub fn ends(mut self) {
         let mut rest = Vec::new();
         match self.0.read_to_end(&mut rest) {
@@ -111,9 +112,10 @@ impl FrontEnd {
 /// A message's code, its body, and the descriptors that go with it.
 pub type Message<'a> = (u32, Vec<u8>, Vec<BorrowedFd<'a>>);
 
-/// What an honest front end starts with.
+/// Returns the messages that an honest front end starts with.
 pub fn opening<'a>(memory: &'a File, kick: &'a OwnedFd, call: &'a OwnedFd) -> Vec<Message<'a>> {
-    let addresses = [DESCRIPTORS, USED, AVAILABLE].map(|at| (USER_ADDRESS + at).to_ne_bytes());
+    let rings = [RINGS.descriptors, RINGS.used, RINGS.available];
+    let addresses = rings.map(|at| (USER_ADDRESS + at).to_ne_bytes());
     let addresses = [&words(&[0, 0]), &addresses.concat(), &[0; 8][..]].concat();
     let first = || 0u64.to_ne_bytes().to_vec();
     vec![
@@ -123,7 +125,7 @@ pub fn opening<'a>(memory: &'a File, kick: &'a OwnedFd, call: &'a OwnedFd) -> Ve
         // CONFIG.
         (SET_PROTOCOL_FEATURES, (1u64 << 9).to_ne_bytes().to_vec(), vec![]),
         (SET_MEM_TABLE, table(&[(0, MEMORY)]), vec![memory.as_fd()]),
-        (SET_VRING_NUM, words(&[0, 8]), vec![]),
+        (SET_VRING_NUM, words(&[0, RINGS.size.into()]), vec![]),
         (SET_VRING_ADDR, addresses, vec![]),
         (SET_VRING_BASE, words(&[0, 0]), vec![]),
         (SET_VRING_CALL, first(), vec![call.as_fd()]),
@@ -136,7 +138,7 @@ pub fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_ne_bytes()).collect()
 }
 
-/// A memory table: guest address and size of each region.
+/// Returns a memory table: guest address and size of each region.
 pub fn table(regions: &[(u64, u64)]) -> Vec<u8> {
     let mut bytes = words(&[u32::try_from(regions.len()).unwrap(), 0]);
     for &(address, size) in regions {
@@ -152,44 +154,24 @@ pub fn memory() -> File {
     memory
 }
 
-/// Makes the request number `index` available: one sector, read from sector `sector` of 512 bytes.
+/// Makes request number `index` available: one sector, read from sector `sector` of 512 bytes.
 pub fn ask(memory: &File, index: u16, sector: u64) {
-    let read = 0u32;
-    let header = [&read.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
-    memory.write_all_at(&header, HEADER).unwrap();
-    memory.write_all_at(&[0xff], STATUS).unwrap();
-    let (next, write) = (1u16, 2u16);
-    let chain = [(HEADER, 16u32, next, 1u16), (DATA, 512, next | write, 2), (STATUS, 1, write, 0)];
-    for (at, (address, len, flags, then)) in (0..).zip(chain) {
-        let descriptor = [
-            &address.to_le_bytes()[..],
-            &len.to_le_bytes(),
-            &flags.to_le_bytes(),
-            &then.to_le_bytes(),
-        ];
-        memory.write_all_at(&descriptor.concat(), DESCRIPTORS + 16 * at).unwrap();
-    }
-    let slot = AVAILABLE + 4 + 2 * u64::from(index % 8);
-    memory.write_all_at(&0u16.to_le_bytes(), slot).unwrap();
-    memory.write_all_at(&index.wrapping_add(1).to_le_bytes(), AVAILABLE + 2).unwrap();
+    put_header(memory, HEADER, VIRTIO_BLK_T_IN, 0, sector);
+    memory.put(STATUS, &[0xff]);
+    let chain = [readable(HEADER, 16), writable(DATA, 512), writable(STATUS, 1)];
+    RINGS.describe(memory, 0, &linked(0, &chain));
+    RINGS.offer(memory, index, 0);
+    RINGS.set_available_index(memory, index.wrapping_add(1));
 }
 
 pub fn kick(event: &OwnedFd) {
     nix::unistd::write(event, &1u64.to_ne_bytes()).unwrap();
 }
 
-/// Waits for the answer to request `index`, and gives its status.
+/// Waits for the completion of request `index`, and returns its status.
 pub fn status(memory: &File, index: u16) -> u8 {
-    let start = Instant::now();
-    loop {
-        let mut used = [0; 2];
-        memory.read_exact_at(&mut used, USED + 2).unwrap();
-        if u16::from_le_bytes(used) == index + 1 {
-            let mut status = [0];
-            memory.read_exact_at(&mut status, STATUS).unwrap();
-            return status[0];
-        }
-        assert!(start.elapsed() < SOON, "no answer");
-        std::thread::sleep(Duration::from_micros(100));
-    }
+    eventually("the request is answered", || RINGS.used_index(memory) == index + 1);
+    let mut status = [0];
+    memory.get(STATUS, &mut status);
+    status[0]
 }

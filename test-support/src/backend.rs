@@ -1,0 +1,76 @@
+//! A backend that only hands a ring over: the test acts as the guest on the file.
+
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
+};
+use shared_block_ring::BlockDevice;
+use shared_block_ring::UnixDevice;
+use shared_block_ring::device::bell::{new_event, new_page};
+use shared_block_ring::handover::{Hello, Role, receive, send};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
+
+/// The backend's answer about its guard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    Guarded,
+    NotGuarded,
+    /// No word, as of an old version.
+    Nothing,
+}
+
+pub struct Backend {
+    listening: OwnedFd,
+    path: PathBuf,
+    ring: PathBuf,
+    welcome: serde_json::Value,
+}
+
+impl Backend {
+    /// Listens for clients of the ring in `file`, at a socket beside it.
+    pub fn new(file: &crate::RingFile, word: Word) -> Self {
+        let geometry = file.open().geometry();
+        let path = file.path.with_extension("socket");
+        let listening =
+            socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+        bind(listening.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+        listen(&listening, Backlog::new(1).unwrap()).unwrap();
+        let mut welcome = serde_json::json!({"welcome": {
+            "sector_size": geometry.sector_size().get(),
+            "sectors": geometry.sectors(),
+            "guest": "producer",
+            "counters": {},
+        }});
+        if word != Word::Nothing {
+            welcome["welcome"]["guarded"] = (word == Word::Guarded).into();
+        }
+        Self { listening, path, ring: file.path.clone(), welcome }
+    }
+
+    pub fn connect(&self, role: Role) -> UnixDevice {
+        std::thread::scope(|scope| {
+            scope.spawn(|| self.serve());
+            UnixDevice::connect(&self.path, role).unwrap()
+        })
+    }
+
+    /// A device that lends items where they lie, if this backend says that they stay as they are.
+    pub fn connect_in_place(&self, role: Role) -> UnixDevice {
+        // SAFETY: a test that has such a device changes the file by producers that keep to the
+        // ring's rules, and what is published only after the last loan of it has ended.
+        unsafe { self.connect(role).lend_in_place() }
+    }
+
+    /// Serves one client.
+    pub fn serve(&self) {
+        let raw = accept4(self.listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        let client = unsafe { OwnedFd::from_raw_fd(raw) };
+        receive::<Hello>(client.as_fd()).unwrap();
+        let region = File::options().read(true).write(true).open(&self.ring).unwrap();
+        let (page, events) = (new_page().unwrap(), [new_event().unwrap(), new_event().unwrap()]);
+        let descriptors = [region.as_fd(), page.as_fd(), events[0].as_fd(), events[1].as_fd()];
+        send(client.as_fd(), &self.welcome, &descriptors).unwrap();
+    }
+}

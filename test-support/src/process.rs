@@ -1,0 +1,143 @@
+//! Processes that a test starts, and the pipes between it and them. Every wait has a bound.
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::process::{Child, ExitStatus, Output};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bound on a wait for what does happen, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Pause between two looks at a condition.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Waits until `is_so` returns true.
+///
+/// # Panics
+/// After [`PATIENCE`], with `what` in the message.
+pub fn eventually(what: &str, is_so: impl FnMut() -> bool) {
+    eventually_or(is_so, || what.to_owned());
+}
+
+/// Waits until `is_so` returns true; `found` words the panic after [`PATIENCE`].
+pub fn eventually_or(mut is_so: impl FnMut() -> bool, found: impl Fn() -> String) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {}", found());
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Writes the input, waits for the end of the process, and returns what it wrote.
+pub fn finish(mut child: Child, input: &[u8]) -> Output {
+    let stdin = child.stdin.take();
+    thread::scope(|scope| {
+        // A program that refuses its arguments does not read: the broken pipe is no failure.
+        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(input)));
+        ended(child, "the process")
+    })
+}
+
+/// Waits for the end of a process, and returns what it wrote.
+pub fn ended(mut child: Child, what: &str) -> Output {
+    let stdout = read_beside(child.stdout.take());
+    let stderr = read_beside(child.stderr.take());
+    let status = status_of(&mut child, what);
+    Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
+}
+
+/// Reads a stream to its end on a thread of its own, so that its writer never waits.
+fn read_beside(stream: Option<impl Read + Send + 'static>) -> thread::JoinHandle<Vec<u8>> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.map(|mut stream| stream.read_to_end(&mut bytes).unwrap());
+        bytes
+    })
+}
+
+/// Waits for the end of a process; kills it after [`PATIENCE`], and panics.
+pub fn status_of(child: &mut Child, what: &str) -> ExitStatus {
+    let start = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        if start.elapsed() > PATIENCE {
+            child.kill().unwrap();
+            panic!("{what} does not end");
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Sends a signal to a process.
+pub fn signal(child: &Child, signal: Signal) {
+    kill(Pid::from_raw(child.id().cast_signed()), signal).unwrap();
+}
+
+/// Returns the state of a process, as `ps` shows it: `S` for one that sleeps.
+pub fn state(pid: u32) -> char {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().chars().next().unwrap()
+}
+
+/// Waits until a process stays asleep: it waits for another process.
+pub fn until_asleep(child: &Child) {
+    let mut asleep = 0;
+    // A process also sleeps for moments on its way to the wait that is meant.
+    eventually("the process waits", || {
+        asleep = if state(child.id()) == 'S' { asleep + 1 } else { 0 };
+        asleep >= 20
+    });
+}
+
+/// Returns a pipe of 4096 bytes, so that little makes its writer wait.
+pub fn small_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = pipe().unwrap();
+    fcntl(&writer, FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    (reader, writer)
+}
+
+/// Returns a small pipe that is full to its last byte.
+pub fn full_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, mut writer) = small_pipe();
+    set_blocking(&writer, false);
+    for piece in [&[b'.'; 4096][..], b"."] {
+        while writer.write(piece).is_ok() {}
+    }
+    set_blocking(&writer, true);
+    (reader, writer)
+}
+
+/// Sets whether writes to a pipe wait for room.
+pub fn set_blocking(pipe: &PipeWriter, blocking: bool) {
+    let flags = if blocking { OFlag::empty() } else { OFlag::O_NONBLOCK };
+    fcntl(pipe, FcntlArg::F_SETFL(flags)).unwrap();
+}
+
+/// Returns everything up to the end of a pipe.
+pub fn drain(mut reader: PipeReader) -> String {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    text
+}
+
+/// Returns the standard error of a process that has ended.
+pub fn words(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The process must have ended with 0.
+pub fn assert_ok(output: &Output) {
+    assert!(output.status.success(), "{}: {}", output.status, words(output));
+}
+
+/// The process must have ended with that code, and with `wanted` on standard error.
+pub fn assert_fails(output: &Output, code: i32, wanted: &str) {
+    let text = words(output);
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    assert!(text.contains(wanted), "{text:?} lacks {wanted:?}");
+}
