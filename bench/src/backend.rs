@@ -10,19 +10,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Longer than any daemon takes to start.
+/// Bound on the start of a daemon.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A backend on its processor. It stands still unless it is measured: one that polls would take the processor from the other.
+/// A backend on its processor. It is stopped unless it is measured: one that polls would take the
+/// processor from the other.
 pub struct Backend {
-    /// For messages.
+    /// Name in messages.
     pub name: &'static str,
     daemon: Daemon,
     socket: PathBuf,
 }
 
 impl Backend {
-    /// Our daemon with an empty ring of that many bytes.
+    /// Starts our daemon with an empty ring of that many bytes.
     pub fn ours(
         name: &'static str,
         program: &Path,
@@ -40,7 +41,7 @@ impl Backend {
         Self::start(name, command, dir, socket)
     }
 
-    /// The peer: QEMU's storage daemon with a file of that many bytes.
+    /// Starts the peer: QEMU's storage daemon with a file of that many bytes.
     pub fn peer(bytes: u64, dir: &Path, processors: Processors) -> Result<Self> {
         let (name, file, socket) = ("qsd", dir.join("qsd.img"), dir.join("qsd.sock"));
         let what = || format!("cannot make {}", file.display());
@@ -62,7 +63,7 @@ impl Backend {
         let mut daemon = Daemon::spawn(name, command, dir)?;
         daemon.wait_for_path(&socket, PATIENCE)?;
         let backend = Self { name, daemon, socket };
-        // Every page is there before the first figure.
+        // Every page is in memory before the first figure.
         let mut front = backend.front(64 << 10, 8)?;
         front.walk_once()?;
         drop(front);
@@ -70,33 +71,33 @@ impl Backend {
         Ok(backend)
     }
 
-    /// A front end of its own, for requests of that size, that many at once.
+    /// Connects a front end for requests of that size, `depth` at once.
     pub fn front(&self, bytes: u32, depth: u16) -> Result<Front> {
         Front::connect(self.name, &self.socket, bytes, depth)
     }
 
-    /// Where it listens for front ends.
+    /// Returns the socket for front ends.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// Lets it run.
+    /// Continues the daemon.
     pub fn resume(&self) -> Result<()> {
         Ok(self.daemon.signal(Signal::SIGCONT)?)
     }
 
-    /// Keeps it from running.
+    /// Stops the daemon.
     pub fn halt(&self) -> Result<()> {
         Ok(self.daemon.signal(Signal::SIGSTOP)?)
     }
 
-    /// Processor time it has used.
+    /// Returns the processor time that the daemon has used.
     pub fn cpu_time(&self) -> Result<Duration> {
         Ok(self.daemon.cpu_time()?)
     }
 }
 
-/// Where our daemon of that name hands its ring over.
+/// Returns the hand-over socket of our daemon of that name.
 pub fn consumer_socket(dir: &Path, name: &str) -> PathBuf {
     dir.join(format!("{name}.out"))
 }

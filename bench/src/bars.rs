@@ -1,50 +1,50 @@
-//! What is wanted, and whether it is so.
+//! Bars that rows must meet.
 
-/// What is wanted of a row.
+/// A bar of a row.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bar {
-    /// Half of the requests or items within so many round trips of a cache line.
+    /// The median within this many round trips of a cache line.
     Lines(f64),
-    /// So many times the peer's requests in a second.
+    /// This many times the peer's requests per second.
     Peer(f64),
-    /// So much of what a copy alone moves.
+    /// This part of a copy's bytes per second.
     Copy(f64),
-    /// At least the peer's requests in a second, for less of the backend's processor time.
+    /// At least the peer's requests per second, for less of the backend's processor time.
     Thrift,
-    /// The guard costs at most so much of the requests in a second.
+    /// The guard costs at most this part of the requests per second.
     Guard(f64),
-    /// So many items in a second.
+    /// This many items per second.
     Rate(f64),
-    /// So much of what writing and flushing the same bytes reaches.
+    /// This part of the batches per second that writing and flushing the same bytes reaches.
     Raw(f64),
-    /// At most so much above the least of all rows of its kind.
+    /// At most this much above the least of all rows of its kind.
     Flat(f64),
-    /// So many times the messages in a second of another way out of the guest.
+    /// This many times the messages per second of another way out of the guest.
     Way(f64, &'static str),
 }
 
-/// What a row has brought, as far as it was measured.
+/// Figures of a row, as far as it was measured.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Found {
-    /// Half of the requests or items took at most this, in round trips of a cache line.
+    /// The median, in round trips of a cache line.
     pub lines: Option<f64>,
-    /// Requests or items in a second, to the peer's requests.
+    /// Requests or items per second, relative to the peer's requests.
     pub times_peer: Option<f64>,
-    /// The backend's processor time for a request, to the peer's.
+    /// The backend's processor time per request, relative to the peer's.
     pub of_peer_time: Option<f64>,
-    /// Whether the processors were too far from each other for a ratio to the peer to count.
+    /// Whether the processors were too far apart for a ratio to the peer to count.
     pub far: bool,
-    /// Bytes moved, of what a copy alone moves.
+    /// Bytes per second, relative to a copy alone.
     pub of_copy: Option<f64>,
-    /// Requests in a second, of those without a guard.
+    /// Requests per second, relative to those without a guard.
     pub of_unguarded: Option<f64>,
-    /// Items in a second.
+    /// Items per second.
     pub rate: Option<f64>,
-    /// Batches in a second, of those that are only written and flushed.
+    /// Batches per second, relative to writing and flushing alone.
     pub of_raw: Option<f64>,
-    /// A time, to the least of its kind.
+    /// A time, relative to the least of its kind.
     pub times_least: Option<f64>,
-    /// Messages in a second, to those of another way.
+    /// Messages per second, relative to another way.
     pub times_way: Option<f64>,
 }
 
@@ -63,7 +63,7 @@ impl Bar {
         }
     }
 
-    /// A figure that is missing, or no number, meets nothing.
+    /// Returns whether a figure meets a bar. One that is missing or no number meets none.
     fn met(self, found: &Found) -> bool {
         let reaches = |value: Option<f64>, least: f64| value.is_some_and(|value| value >= least);
         let within = |value: Option<f64>, most: f64| value.is_some_and(|value| value <= most);
@@ -89,7 +89,7 @@ impl Bar {
     }
 }
 
-/// What is wanted of a row, and for each whether it is so.
+/// Returns the bars of a row, and whether each is met.
 pub fn verdicts(bars: &[Bar], found: &Found) -> String {
     bars.iter().map(|bar| bar.verdict(found)).collect::<Vec<_>>().join("; ")
 }
@@ -98,7 +98,7 @@ pub fn verdicts(bars: &[Bar], found: &Found) -> String {
 mod tests {
     use super::*;
 
-    /// Every bar, what just meets it, and what just does not.
+    /// Every bar, with figures that just meet it and that just do not.
     fn edges() -> Vec<(Bar, Found, Found)> {
         let none = Found::default();
         let lines = |lines| Found { lines: Some(lines), ..none };
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_that_is_not_met_says_no() {
+    fn bar_that_is_not_met_says_no() {
         for (bar, meets, misses) in edges() {
             assert_eq!(verdicts(&[bar], &meets), format!("{}: yes", bar.said()));
             assert_eq!(verdicts(&[bar], &misses), format!("{}: NO", bar.said()));
@@ -133,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_measured_meets_nothing() {
+    fn missing_measurement_meets_no_bar() {
         let nan = Some(f64::NAN);
         let nothing = Found {
             lines: nan,
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ratio_to_the_peer_that_does_not_count_says_so() {
+    fn ratio_to_the_peer_that_does_not_count_says_so() {
         let far = Found { times_peer: Some(90.0), lines: Some(5.0), far: true, ..Found::default() };
         let said = verdicts(&[Bar::Peer(80.0), Bar::Peer(120.0), Bar::Lines(4.0)], &far);
         assert_eq!(said, ">= 80 x qsd: yes (far); >= 120 x qsd: NO (far); p50 <= 4 L: NO");

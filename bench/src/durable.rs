@@ -1,4 +1,5 @@
-//! Items that survive a power cut when `advance` has returned, beside the least that the same disk asks for the same bytes.
+//! Items that survive a power failure once `advance` has returned, beside the least that the same
+//! disk needs for the same bytes.
 
 use crate::ends::Ends;
 use crate::error::{Result, doing};
@@ -17,7 +18,7 @@ const LOADS: [(usize, usize); 6] =
 
 const RING: u64 = 64 << 20;
 
-/// Every load, in `dir`, which has to be on a disk.
+/// Measures every load, in `dir`, which has to be on a disk.
 pub fn all(dir: &Path, rounds: Rounds) -> Result<Vec<Durable>> {
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(dir);
     let dir = dir.map_err(doing("making a folder"))?;
@@ -33,7 +34,7 @@ pub fn all(dir: &Path, rounds: Rounds) -> Result<Vec<Durable>> {
     Ok(found)
 }
 
-/// Times of a push, and of what it is held against.
+/// Measures times of a push, and of the writes that it is compared with.
 fn one(
     dir: &Path,
     bytes: usize,

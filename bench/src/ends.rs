@@ -4,33 +4,34 @@ use crate::error::{Result, doing};
 use crate::machine::nanoseconds;
 use crate::rounds::Rounds;
 use shared_block_ring::{
-    BlockDevice, Consumer, CreateOptions, Durability, FileDevice, OpenOptions, Popped, Position,
-    Producer, create, make_file,
+    Consumer, CreateOptions, Durability, FileDevice, OpenOptions, Popped, Position, Producer,
+    RingDevice, create, make_file,
 };
 use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
 /// Producer and consumer.
-pub struct Ends<P, C: BlockDevice> {
-    /// Pushes.
+pub struct Ends<P, C: RingDevice> {
+    /// The producer.
     pub producer: Producer<P>,
-    /// Pops.
+    /// The consumer.
     pub consumer: Consumer<C>,
 }
 
-/// What a round has brought.
+/// Figures of a round.
 pub struct Passed {
-    /// Items in a second.
+    /// Items per second.
     pub rate: f64,
-    /// From before each push until its advance had returned, and so until the consumer could see it, nanoseconds.
+    /// Times from before each push until its advance had returned, and so until the consumer could
+    /// see it, in nanoseconds.
     pub visible: Vec<f64>,
-    /// From before each push until the last item of it was popped.
+    /// Times from before each push until its last item was popped.
     pub times: Vec<f64>,
 }
 
 impl Ends<FileDevice, FileDevice> {
-    /// Of a new ring in a file of that many bytes.
+    /// Attaches both ends of a new ring in a file of that many bytes.
     pub fn in_file(path: &Path, bytes: u64, durability: Durability) -> Result<Self> {
         make_file(path, bytes).map_err(doing("making a ring"))?;
         let open = || OpenOptions::default().open(path);
@@ -43,14 +44,15 @@ impl Ends<FileDevice, FileDevice> {
     }
 }
 
-impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
-    /// Of both.
+impl<P: RingDevice, C: RingDevice> Ends<P, C> {
+    /// Sets the durability of both ends.
     pub fn set_durability(&mut self, durability: Durability) {
         self.producer.set_durability(durability);
         self.consumer.set_durability(durability);
     }
 
-    /// One round of batches from one end to the other; `clock` is what a look at it costs.
+    /// Runs one round of batches from one end to the other; `clock` is the cost of a look at the
+    /// clock.
     pub fn round(&mut self, items: &[&[u8]], rounds: Rounds, clock: f64) -> Result<Passed> {
         let (mut visible, mut times) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 20));
         let rate = rounds.one(|| {
@@ -65,7 +67,7 @@ impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
         Ok(Passed { rate, visible, times })
     }
 
-    /// Publishes a batch, and tells where it ends.
+    /// Publishes a batch, and returns its end.
     pub fn push(&mut self, items: &[&[u8]]) -> Result<Position> {
         let end = match items {
             [item] => self.producer.push(*item)?,
@@ -75,7 +77,7 @@ impl<P: BlockDevice, C: BlockDevice> Ends<P, C> {
         Ok(end)
     }
 
-    /// All in front of `end`, which the consumer does not free yet.
+    /// Pops all items in front of `end`, without freeing them.
     pub fn pop_to(&mut self, end: Position) -> Result<()> {
         let mut at = self.consumer.position();
         while at < end {

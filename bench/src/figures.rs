@@ -1,4 +1,4 @@
-//! What is measured of a ring from end to end, as numbers with a name.
+//! Figures of a ring from end to end.
 
 use crate::bars::{Bar, Found, verdicts};
 use crate::machine::quantile;
@@ -10,55 +10,55 @@ pub const QUANTILES: [f64; 9] = [0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.99, 0.999, 0
 /// Times of single operations, in nanoseconds.
 #[derive(Debug, Clone, Serialize)]
 pub struct Distribution {
-    /// At each of [`QUANTILES`].
+    /// The time at each of [`QUANTILES`].
     pub at: [f64; 9],
-    /// How many there were.
+    /// Number of operations.
     pub count: usize,
 }
 
 impl Distribution {
-    /// Of these.
+    /// Makes a distribution of these times.
     pub fn of(times: &mut [f64]) -> Self {
         Self { at: QUANTILES.map(|part| quantile(times, part)), count: times.len() }
     }
 
-    /// Half of them took at most this.
+    /// Returns the median.
     pub fn p50(&self) -> f64 {
         self.at[3]
     }
 
-    /// All but a hundredth.
+    /// Returns the time that all but a hundredth take at most.
     pub fn p99(&self) -> f64 {
         self.at[6]
     }
 }
 
-/// What passes a ring.
+/// A load of a ring.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Load {
     /// Bytes of an item.
     pub bytes: usize,
-    /// Items pushed at once.
+    /// Items in a batch.
     pub batch: usize,
-    /// Whether both ends compute them.
+    /// Whether both ends compute checksums.
     pub checksums: bool,
 }
 
-/// Items from one end of a ring to the other.
+/// Figures of items from one end of a ring to the other.
 #[derive(Debug, Clone, Serialize)]
 pub struct Items {
-    /// Where the ends are.
+    /// Places of the ends.
     pub way: &'static str,
     /// The items.
     #[serde(flatten)]
     pub load: Load,
-    /// Items in a second: the median of the rounds.
+    /// Items per second: the median of the rounds.
     pub rate: f64,
-    /// From before the push until the item was popped, of one item at a time.
+    /// Times from before the push until the item was popped, one item at a time.
     pub latency: Option<Distribution>,
-    /// What else was measured, in turns with it.
+    /// Figures of the machine and the peer, measured in turns with it.
     pub beside: Option<Beside>,
-    /// What is wanted.
+    /// The bars.
     #[serde(skip)]
     pub bars: &'static [Bar],
 }
@@ -66,24 +66,25 @@ pub struct Items {
 /// The machine's limits and the peer: medians of the rounds.
 #[derive(Debug, Clone, Serialize)]
 pub struct Beside {
-    /// There and back between the processors, nanoseconds.
+    /// Round trip of a cache line between the processors, in nanoseconds.
     pub line: f64,
     /// Whether the rounds were near.
     pub near: bool,
-    /// The peer's requests in a second: writes of 512 bytes, 32 at once.
+    /// The peer's requests per second: writes of 512 bytes, 32 at once.
     pub peer: f64,
-    /// Items in a second, to the peer's requests: of pairs of rounds.
+    /// Items per second, relative to the peer's requests, by pairs of rounds.
     pub times_peer: f64,
-    /// From before the push of one item until the consumer could see it, nanoseconds: half of them at most.
+    /// Median time from before the push of one item until the consumer could see it, in
+    /// nanoseconds.
     pub visible: Option<f64>,
-    /// Bytes in a second of a copy alone, beyond the caches.
+    /// Bytes per second of a copy alone, beyond the caches.
     pub copy: f64,
-    /// Bytes of items in a second, of those: of pairs of rounds.
+    /// Bytes of items per second, relative to the copy, by pairs of rounds.
     pub of_copy: f64,
 }
 
 impl Items {
-    /// What bars are held against.
+    /// Returns the figures for the bars.
     pub fn found(&self) -> Found {
         let beside = self.beside.as_ref();
         Found {
@@ -96,38 +97,39 @@ impl Items {
         }
     }
 
-    /// What is wanted of them, and whether it is so.
+    /// Returns the bars, and whether each is met.
     pub fn wanted(&self) -> String {
         verdicts(self.bars, &self.found())
     }
 }
 
-/// Of durable items: two flushes each, or one.
+/// Durability of the items: two flushes for each batch, or one.
 pub const AT_ONCE: &str = "at once";
 pub const WITH_THE_NEXT: &str = "with the next";
 
-/// A push that is durable when it returns, or when the next one does, and the least that a disk asks for the same bytes.
+/// Figures of a push that is durable when it returns, or when the next one does, and of the least
+/// that a disk needs for the same bytes.
 #[derive(Debug, Clone, Serialize)]
 pub struct Durable {
     /// Bytes of an item.
     pub bytes: usize,
-    /// Items pushed at once.
+    /// Items in a batch.
     pub batch: usize,
-    /// When their pointer is durable.
+    /// Time at which the pointer is durable.
     pub pointer: &'static str,
-    /// Of a batch, nanoseconds.
+    /// Times of a batch, in nanoseconds.
     pub push: Distribution,
-    /// `pwrite` and `fdatasync` of the same bytes, nanoseconds.
+    /// Times of `pwrite` and `fdatasync` of the same bytes, in nanoseconds.
     pub raw: Distribution,
 }
 
 impl Durable {
-    /// Batches in a second, of those that are only written and flushed.
+    /// Batches per second, relative to writing and flushing alone.
     pub fn of_raw(&self) -> f64 {
         self.raw.p50() / self.push.p50()
     }
 
-    /// What is wanted of batches in a row, and whether it is so.
+    /// Returns the bars of batches in a row, and whether each is met.
     pub fn wanted(&self) -> String {
         let in_a_row = self.batch > 1 && self.pointer == WITH_THE_NEXT;
         let bars: &[Bar] = if in_a_row { &[Bar::Raw(0.9)] } else { &[] };
@@ -135,52 +137,52 @@ impl Durable {
     }
 }
 
-/// What one item costs in a ring of that size that holds so many others.
+/// Cost of one item in a ring of that size that holds that many others.
 #[derive(Debug, Clone, Serialize)]
 pub struct Cost {
     /// Bytes of the ring.
     pub size: u64,
-    /// Items in it.
+    /// Items in the ring.
     pub items: u64,
-    /// Push, advance, nanoseconds: half of them at most.
+    /// Median time of push and advance, in nanoseconds.
     pub push: f64,
-    /// Pop, advance.
+    /// Median time of pop and advance, in nanoseconds.
     pub pop: f64,
-    /// Both together, to the least of all.
+    /// Sum of both, relative to the least of all rows.
     pub times_least: f64,
 }
 
 impl Cost {
-    /// What is wanted of it, and whether it is so.
+    /// Returns the bars, and whether each is met.
     pub fn wanted(&self) -> String {
         let found = Found { times_least: Some(self.times_least), ..Found::default() };
         verdicts(&[Bar::Flat(0.2)], &found)
     }
 }
 
-/// A ring's disk by the guest's kernel.
+/// A ring on the disk of the guest's kernel.
 pub const KERNEL: &str = "ring";
 
-/// The same disk, driven by the program.
+/// A ring on the same disk, driven by the program.
 pub const USERSPACE: &str = "ring, userspace";
 
 /// A port to the host.
 pub const PORT: &str = "virtio-serial";
 
-/// What a batch is before the next one is sent.
+/// State of a batch before the next one is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Until {
-    /// Taken by the way.
+    /// Accepted by the channel.
     Sent,
-    /// Safe from a power cut.
+    /// Safe from a power failure.
     Durable,
     /// Popped by the host, and seen to be in the guest.
     Popped,
 }
 
 impl Until {
-    /// As in a table, and as the guest's program has its options.
+    /// Returns the name in a table, which is also an option of the guest's program.
     pub fn name(self) -> &'static str {
         match self {
             Self::Sent => "sent",
@@ -190,25 +192,26 @@ impl Until {
     }
 }
 
-/// Messages out of a guest.
+/// Figures of messages out of a guest.
 #[derive(Debug, Clone, Serialize)]
 pub struct Carried {
-    /// What the guest's processor is.
+    /// Accelerator of the guest.
     pub machine: &'static str,
-    /// Where they go.
+    /// The channel.
     pub way: &'static str,
     /// Bytes of a message.
     pub bytes: usize,
-    /// Messages sent at once.
+    /// Messages in a batch.
     pub batch: usize,
-    /// What each batch is before the next is sent.
+    /// State of a batch before the next one is sent.
     pub until: Until,
-    /// Messages in a second: the median of the rounds.
+    /// Messages per second: the median of the rounds.
     pub rate: f64,
 }
 
 impl Carried {
-    /// What is wanted of a ring's disk without the guest's kernel beside other rows of the same guest, and whether it is so.
+    /// Returns the bars of a ring's disk without the guest's kernel, relative to other rows of the
+    /// same guest, and whether each is met.
     pub fn wanted(&self, all: &[Self]) -> String {
         let (way, batch, bar) = match (self.way, self.bytes, self.batch, self.until) {
             (USERSPACE, 64, 64, Until::Sent) => (PORT, 1, Bar::Way(10.0, "the port's single ones")),
@@ -223,16 +226,16 @@ impl Carried {
     }
 }
 
-/// All of it.
+/// All figures.
 #[derive(Debug, Default, Serialize)]
 pub struct Ring {
-    /// From end to end.
+    /// Items from end to end.
     pub items: Vec<Items>,
-    /// Durable.
+    /// Durable items.
     pub durable: Vec<Durable>,
-    /// By size.
+    /// Cost by size of the ring.
     pub costs: Vec<Cost>,
-    /// Out of a guest.
+    /// Messages out of a guest.
     pub guest: Vec<Carried>,
 }
 
@@ -241,7 +244,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durable_batches_are_held_against_what_the_disk_reaches() {
+    fn durable_batches_are_compared_with_the_disk_alone() {
         let said = |batch, pointer, push, raw| {
             let [push, raw] = [push, raw].map(|time| Distribution::of(&mut [time]));
             Durable { bytes: 64, batch, pointer, push, raw }.wanted()
@@ -253,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_takes_so_many_items_or_not() {
+    fn file_meets_or_misses_its_bar_in_items() {
         let said = |rate| {
             let load = Load { bytes: 64, batch: 64, checksums: true };
             let bars = &[Bar::Rate(5.8e6)];
@@ -264,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_past_the_kernel_is_held_against_other_ways_of_the_same_guest() {
+    fn kernel_bypass_is_compared_with_other_ways_of_the_same_guest() {
         let row = |way, batch, until, rate| {
             let machine = "emulated";
             Carried { machine, way, bytes: 64, batch, until, rate }

@@ -1,103 +1,102 @@
-//! Requests as fast as they are answered.
+//! A front end that makes requests as fast as they are answered.
 
 use crate::error::{Error, Result, doing};
 use crate::machine::nanoseconds;
 use crate::rows::{Direction, Row, Waiting};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
-use shared_block_ring::virtqueue::{
-    BlockQueue, Completion, Operation, Request, Shape, Transport, VhostUser,
-};
+use shared_block_ring::virtqueue::{self, BlockDriver, Request, Shape, VhostUser};
+use shared_block_ring::wait::Limits;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Bytes that are walked from one end to the other.
+/// Bytes that requests walk over.
 pub const REGION: u64 = 64 << 20;
 
-/// Where they begin: behind the ring's pointers, and at the start of a page.
+/// Start of those bytes: behind the ring's pointers, at the start of a page.
 pub const START: u64 = 4096;
 
-/// The longest that a sleeping front end waits for an interrupt.
+/// Bound on a sleeping front end's wait for an interrupt, in milliseconds.
 const PATIENCE_MS: u16 = 5000;
 
-/// Requests between two looks at the clock, and, of one request at a time, between two whose time is taken: a look costs a tenth of
-/// the fastest ones.
+/// Requests between two looks at the clock, and, with one request at a time, between two that are
+/// timed: a look costs a tenth of the fastest ones.
 const STRIDE: u64 = 16;
 
-/// Looks for a completion before it is doubted that there is one.
+/// Looks for a completion before the backend counts as stalled.
 const LOOKS: u64 = 200_000_000;
 
-/// The bytes that requests of that size walk.
+/// Returns the bytes that requests of that size walk.
 pub fn walked(bytes: u32) -> Range<u64> {
     START..START + REGION / u64::from(bytes) * u64::from(bytes)
 }
 
+/// What makes a request of a sector and a number of bytes: [`Request::read`] or [`Request::write`].
+type Make = fn(u64, u32) -> Request;
+
 /// A front end.
 pub struct Front {
     name: &'static str,
-    transport: VhostUser,
-    queue: BlockQueue,
+    driver: BlockDriver,
     bytes: u32,
     region: Range<u64>,
     at: u64,
 }
 
-/// What a round has brought.
+/// Figures of a round.
 #[derive(Debug, Default)]
 pub struct Round {
-    /// Requests answered.
+    /// Number of answered requests.
     pub requests: u64,
-    /// The time it took.
+    /// Duration of the round.
     pub time: Duration,
-    /// Times of single requests, nanoseconds.
+    /// Times of single requests, in nanoseconds.
     pub latencies: Vec<f64>,
 }
 
 impl Front {
     /// Connects to the backend at `socket`.
     pub fn connect(name: &'static str, socket: &Path, bytes: u32, depth: u16) -> Result<Self> {
-        let failed = |what: &str| doing(format!("{what} {}", socket.display()));
-        let mut transport = VhostUser::connect(socket).map_err(failed("connecting to"))?;
-        let shape = Shape::new(depth, bytes);
-        let memory =
-            transport.allocate(shape.memory()).map_err(doing("allocating memory for requests"))?;
-        let queue = BlockQueue::new(memory, shape, transport.disk().event_idx);
-        transport
-            .start(queue.memory(), queue.ring().layout())
+        let failed = |what: &str| {
+            let what = doing(format!("{what} {}", socket.display()));
+            |error: virtqueue::Error| what(error.into())
+        };
+        let backend = VhostUser::connect(socket).map_err(failed("connecting to"))?;
+        let driver = BlockDriver::over(backend, Shape::new(depth, bytes), &Limits::default())
             .map_err(failed("starting the queue of"))?;
         let region = walked(bytes);
-        Ok(Self { name, transport, queue, bytes, at: region.start, region })
+        Ok(Self { name, driver, bytes, at: region.start, region })
     }
 
-    /// Writes everything once.
+    /// Writes to all of the region once.
     pub fn walk_once(&mut self) -> Result<()> {
         let requests = (self.region.end - self.region.start) / u64::from(self.bytes);
         for _ in 0..requests {
-            self.fill(Operation::Write)?;
+            self.fill(Request::write)?;
             self.next_by_polling()?;
         }
-        while self.queue.in_flight() > 0 {
+        while self.driver.in_flight() > 0 {
             self.next_by_polling()?;
         }
         Ok(())
     }
 
-    /// Requests of that kind for `time`.
+    /// Makes requests of that kind for `time`.
     pub fn round(&mut self, row: &Row, time: Duration) -> Result<Round> {
-        let operation = match row.direction {
-            Direction::Read => Operation::Read,
-            Direction::Write => Operation::Write,
+        let make: Make = match row.direction {
+            Direction::Read => Request::read,
+            Direction::Write => Request::write,
         };
         let mut round = Round { latencies: Vec::with_capacity(1 << 20), ..Round::default() };
         let start = Instant::now();
         match (row.waiting, row.depth) {
-            (Waiting::Polling, 1) => self.poll_singly(operation, start, time, &mut round)?,
-            (Waiting::Polling, _) => self.poll_many(operation, start, time, &mut round)?,
-            (Waiting::Sleeping, _) => self.sleep(operation, row, start, time, &mut round)?,
+            (Waiting::Polling, 1) => self.poll_singly(make, start, time, &mut round)?,
+            (Waiting::Polling, _) => self.poll_many(make, start, time, &mut round)?,
+            (Waiting::Sleeping, _) => self.sleep(make, row, start, time, &mut round)?,
         }
         round.time = start.elapsed();
-        while self.queue.in_flight() > 0 {
+        while self.driver.in_flight() > 0 {
             self.next_by_polling()?;
         }
         Ok(round)
@@ -105,18 +104,18 @@ impl Front {
 
     fn poll_singly(
         &mut self,
-        operation: Operation,
+        make: Make,
         start: Instant,
         time: Duration,
         round: &mut Round,
     ) -> Result<()> {
         loop {
             for _ in 1..STRIDE {
-                self.fill(operation)?;
+                self.fill(make)?;
                 self.next_by_polling()?;
             }
             let before = Instant::now();
-            self.fill(operation)?;
+            self.fill(make)?;
             self.next_by_polling()?;
             let after = Instant::now();
             round.latencies.push(nanoseconds(after - before));
@@ -129,14 +128,14 @@ impl Front {
 
     fn poll_many(
         &mut self,
-        operation: Operation,
+        make: Make,
         start: Instant,
         time: Duration,
         round: &mut Round,
     ) -> Result<()> {
         let mut next_look = 0;
         loop {
-            self.fill(operation)?;
+            self.fill(make)?;
             self.next_by_polling()?;
             round.requests += 1;
             while self.next()? {
@@ -146,14 +145,14 @@ impl Front {
                 if start.elapsed() >= time {
                     return Ok(());
                 }
-                next_look = round.requests + STRIDE * u64::from(self.queue.shape().depth);
+                next_look = round.requests + STRIDE * u64::from(self.driver.shape().depth());
             }
         }
     }
 
     fn sleep(
         &mut self,
-        operation: Operation,
+        make: Make,
         row: &Row,
         start: Instant,
         time: Duration,
@@ -164,7 +163,7 @@ impl Front {
             if before - start >= time {
                 return Ok(());
             }
-            self.fill(operation)?;
+            self.fill(make)?;
             self.next_by_sleeping()?;
             round.requests += 1;
             while self.next()? {
@@ -177,31 +176,26 @@ impl Front {
         }
     }
 
-    /// As many requests as there are slots, seen by the backend at once.
-    fn fill(&mut self, operation: Operation) -> Result<()> {
-        while let Some(slot) = self.queue.slot() {
-            let sector = self.at / 512;
-            let request = Request { operation, sector, bytes: self.bytes, priority: 0 };
-            self.queue.submit(slot, request);
+    /// Submits as many requests as there are slots, and publishes them at once.
+    fn fill(&mut self, make: Make) -> Result<()> {
+        while let Some(slot) = self.driver.slot() {
+            slot.submit(make(self.at / 512, self.bytes));
             self.at += u64::from(self.bytes);
             if self.at >= self.region.end {
                 self.at = self.region.start;
             }
         }
-        if self.queue.publish() {
-            self.transport.notify().map_err(doing("kicking"))?;
-        }
+        self.driver.publish().map_err(|e| doing("kicking")(e.into()))?;
         Ok(())
     }
 
-    /// Whether there was a completion.
+    /// Returns whether there was a completion.
     fn next(&mut self) -> Result<bool> {
-        match self.queue.reap_any()? {
+        let (who, sector) = (self.name, self.at / 512);
+        match self.driver.reap_any()?.map(|done| done.status()) {
             None => Ok(false),
-            Some(Completion { status: 0, .. }) => Ok(true),
-            Some(Completion { status, .. }) => {
-                Err(Error::Refused { who: self.name, sector: self.at / 512, status })
-            }
+            Some(0) => Ok(true),
+            Some(status) => Err(Error::Refused { who, sector, status }),
         }
     }
 
@@ -217,17 +211,17 @@ impl Front {
 
     fn next_by_sleeping(&mut self) -> Result<()> {
         while !self.next()? {
-            if !self.queue.ask_for_interrupt() {
+            if !self.driver.ask_for_interrupt() {
                 continue;
             }
-            let Some(interrupt) = self.transport.interrupt() else {
+            let Some(interrupt) = self.driver.interrupt() else {
                 return Err(Error::Stalled(self.name));
             };
             match poll(&mut [PollFd::new(interrupt, PollFlags::POLLIN)], PATIENCE_MS) {
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(doing("waiting for an interrupt")(e.into())),
                 Ok(0) => return Err(Error::Stalled(self.name)),
-                Ok(_) => self.transport.acknowledge(),
+                Ok(_) => self.driver.acknowledge(),
             }
         }
         Ok(())

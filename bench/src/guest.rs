@@ -1,36 +1,36 @@
-//! The ways out of a guest: our disk by the guest's kernel and past it, a virtio-serial port, and a plain disk which nobody on the host reads.
+//! The ways out of a guest: our disk by the guest's kernel and past it, a virtio-serial port, and a
+//! plain disk which nobody on the host reads.
 
 use crate::backend::{Backend, consumer_socket};
 use crate::error::{Error, Result, doing};
 use crate::figures::{Carried, KERNEL, PORT, USERSPACE, Until};
-use crate::items::{BATCHES, RING, SIZES};
+use crate::items::{BATCHES, Look, RING, SIZES, consumer};
 use crate::machine::{Processors, finished, median};
 use crate::rounds::Rounds;
 use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, binaries, wait_until};
 use serde_json::{Value, json};
 use shared_block_ring::format::Side;
-use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Durability, UnixDevice, make_file};
+use shared_block_ring::{Consumer, UnixDevice, make_file};
 use std::io::{ErrorKind, Read};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Longer than the host takes for what the guest has sent.
+/// Bound on the host's wait for what the guest has sent.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long those who wait for the guest take to see that it is over.
+/// Pause between two looks whether the round is over.
 const GLANCE: Duration = Duration::from_millis(50);
 
-/// A way out: what the guest's program calls it, and what it is given.
+/// A way out of the guest: its name for the guest's program, and its argument.
 #[derive(Debug, Clone, Copy)]
 struct Way<'a> {
     name: &'static str,
     channel: &'static str,
     address: &'a str,
-    /// What can be waited for.
+    /// States that can be waited for.
     until: &'static [Until],
 }
 
@@ -49,7 +49,7 @@ const DISK_WAY: Way<'static> = Way {
     until: &[Until::Sent, Until::Durable],
 };
 
-/// What has arrived on the host.
+/// Number of bytes or items that have arrived on the host.
 #[derive(Default)]
 struct Arrived {
     items: AtomicU64,
@@ -57,7 +57,7 @@ struct Arrived {
     over: AtomicBool,
 }
 
-/// Every way, size and batch. Rings and disks are made in `dir`, on a disk.
+/// Measures every way, size and batch. Rings and disks are made in `dir`, on a disk.
 pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Result<Vec<Carried>> {
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(dir);
     let dir = dir.map_err(doing("making a folder for a guest's disks"))?;
@@ -77,17 +77,16 @@ pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Resu
         .arguments(["-chardev".to_owned(), format!("socket,id=port,path={}", socket.display())])
         .arguments(["-device", "virtserialport,chardev=port"])
         .boot()?;
-    // QEMU has connected before the guest could boot.
+    // QEMU connected before the guest could boot.
     let (port, _) = listener.accept().map_err(doing("accepting a port"))?;
-    let consumer = UnixDevice::connect(&consumer_socket(dir, "guest"), Role::Consumer)?;
-    let consumer = Consumer::attach(consumer, "bench", "host")?;
+    let consumer = consumer(&consumer_socket(dir, "guest"), Look::InPlace)?;
     let arrived = Arrived::default();
     let carried = std::thread::scope(|scope| {
         let items = scope.spawn(|| take(consumer, &arrived));
         let bytes = scope.spawn(|| read(port, &arrived));
         let carried = both(&guest, rounds, &arrived);
         arrived.over.store(true, Ordering::Release);
-        // Why one of them has ended says more than that what it counts does not come.
+        // The error of a thread says more than a count that does not grow.
         finished(items).and(finished(bytes)).and(carried)
     })?;
     guest.power_off()?;
@@ -101,7 +100,7 @@ fn image() -> Result<ImageSpec> {
     Ok(image.file("bin/blockring", programs.blockring()))
 }
 
-/// By the guest's kernel, and then, beside the ways that stay its own, past it.
+/// First by the guest's kernel, then past it, beside the ways that the kernel keeps.
 fn both(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>> {
     let mut carried = each(guest, &[RING_WAY], rounds, arrived)?;
     let address = past_the_kernel(guest)?;
@@ -110,7 +109,8 @@ fn both(guest: &Guest, rounds: Rounds, arrived: &Arrived) -> Result<Vec<Carried>
     Ok(carried)
 }
 
-/// The rows of those ways, in turns: what else the machine does changes within seconds, and some rows are held against others.
+/// Measures the rows of those ways, in turns: the machine's other load changes within seconds, and
+/// some rows are compared with others.
 fn each(
     guest: &Guest,
     ways: &[Way<'_>],
@@ -137,7 +137,7 @@ fn each(
     Ok(carried.collect())
 }
 
-/// What is sent on a way, and the messages in a second of each round.
+/// A load of a way, and the messages per second of each round.
 struct Row<'a> {
     way: Way<'a>,
     bytes: usize,
@@ -151,13 +151,13 @@ impl<'a> Way<'a> {
         let way = *self;
         let all = way.until.iter().flat_map(|&until| SIZES.map(|bytes| (until, bytes)));
         let all = all.flat_map(|(until, bytes)| BATCHES.map(|batch| (until, bytes, batch)));
-        // One by one, or the time says nothing of one.
+        // One by one, otherwise the time says nothing about one.
         let all = all.filter(|&(until, _, batch)| until != Until::Popped || batch == 1);
         all.map(move |(until, bytes, batch)| Row { way, bytes, batch, until, rates: Vec::new() })
     }
 }
 
-/// Takes the ring's disk from the guest's kernel. The ring's address then.
+/// Takes the ring's disk from the guest's kernel. Returns the ring's address then.
 fn past_the_kernel(guest: &Guest) -> Result<String> {
     let function = guest.pci_address("vda")?;
     guest.check("echo 4 > /proc/sys/vm/nr_hugepages")?;
@@ -165,7 +165,7 @@ fn past_the_kernel(guest: &Guest) -> Result<String> {
     Ok(format!("pci:{function}"))
 }
 
-/// One round of a row: messages in a second.
+/// Runs one round of a row. Returns the messages per second.
 fn one(guest: &Guest, row: &Row<'_>, time: Duration, arrived: &Arrived) -> Result<f64> {
     let Row { way: Way { name, channel, address, .. }, bytes, batch, until, .. } = row;
     let (time, until) = (time.as_millis(), until.name());
@@ -190,9 +190,8 @@ fn one(guest: &Guest, row: &Row<'_>, time: Duration, arrived: &Arrived) -> Resul
     }
 }
 
-/// Takes the ring's items until it is over.
+/// Pops the ring's items until the round is over.
 fn take(mut consumer: Consumer<UnixDevice>, arrived: &Arrived) -> Result<()> {
-    consumer.set_durability(Durability::PageCache);
     let mut wait = Wait::new(Side::Producer, Some(GLANCE));
     while !arrived.over.load(Ordering::Acquire) {
         let (end, items) = consumer.fold(consumer.position(), 0, |items, _| items + 1)?;
@@ -207,7 +206,7 @@ fn take(mut consumer: Consumer<UnixDevice>, arrived: &Arrived) -> Result<()> {
     Ok(())
 }
 
-/// Reads what comes by the port until it is over.
+/// Reads from the port until the round is over.
 fn read(mut port: UnixStream, arrived: &Arrived) -> Result<()> {
     let failed = || doing("reading from a port");
     port.set_read_timeout(Some(GLANCE)).map_err(failed())?;

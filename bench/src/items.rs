@@ -18,27 +18,27 @@ use shared_block_ring::{
 };
 use std::path::{Path, PathBuf};
 
-/// Bytes of an item, and items pushed at once.
+/// Bytes of an item, and items in a batch.
 pub const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];
 pub const BATCHES: [usize; 2] = [1, 64];
 
-/// Bytes of the ring: more than front ends write when a backend has started.
+/// Bytes of the ring: more than the front end writes at the start of a backend.
 pub const RING: u64 = START + REGION;
 
-/// Our daemon, and the ways to it.
+/// Our daemon and its sockets.
 pub struct Served {
     backend: Backend,
     consumer: PathBuf,
 }
 
-/// What the machine and the peer reach, measured in turns with items.
+/// Figures of the machine and the peer, measured in turns with items.
 struct Limits<'a> {
     peer: Runner<'a>,
     copy: Streaming,
     clock: f64,
 }
 
-/// One round of everything.
+/// Figures of one round.
 struct Sample {
     ours: Passed,
     peer: f64,
@@ -46,7 +46,7 @@ struct Sample {
     line: f64,
 }
 
-/// What is wanted of items that one thread pushes and pops.
+/// Returns the bars of items that one thread pushes and pops.
 fn wanted(load: Load) -> &'static [Bar] {
     match load {
         Load { bytes: 64, batch: 64, checksums: true } => &[Bar::Peer(80.0)],
@@ -58,7 +58,7 @@ fn wanted(load: Load) -> &'static [Bar] {
     }
 }
 
-/// Every way, size and batch.
+/// Measures every way, size and batch.
 pub fn all(plan: &Plan, dir: &Path) -> Result<Vec<Items>> {
     let dir = &dir.join("items");
     std::fs::create_dir(dir).map_err(doing("making a folder"))?;
@@ -71,8 +71,9 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<Vec<Items>> {
         for bytes in SIZES {
             for batch in BATCHES {
                 let load = Load { bytes, batch, checksums };
-                found.push(one_thread(&served, &mut limits, plan, load)?);
+                found.push(one_thread(&served, &mut limits, plan, load, Look::InPlace)?);
                 if checksums {
+                    found.push(one_thread(&served, &mut limits, plan, load, Look::Copy)?);
                     let two = || two_processes(&served, dir, plan, load);
                     found.push(served.running(two)?);
                 }
@@ -84,20 +85,20 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<Vec<Items>> {
 }
 
 impl Served {
-    /// Without checksums it is a ring without identity, and so without slots.
+    /// Without checksums: a ring without identity, and so without slots.
     fn start(plan: &Plan, dir: &Path, checksums: bool) -> Result<Self> {
         let name = if checksums { "ring" } else { "plain" };
         if !checksums {
             let path = dir.join(format!("{name}.ring"));
             make_file(&path, RING).map_err(doing("making a ring"))?;
-            create(&OpenOptions::default().open(&path)?, CreateOptions { plain: true })?;
+            create(&OpenOptions::default().open(&path)?, CreateOptions::new().plain(true))?;
         }
         let Plan { program, arguments, processors, .. } = plan;
         let backend = Backend::ours(name, program, arguments, RING, dir, *processors)?;
         Ok(Self { backend, consumer: consumer_socket(dir, name) })
     }
 
-    /// Runs only while `action` does.
+    /// Runs the daemon only during `action`.
     pub fn running<T>(&self, action: impl FnOnce() -> Result<T>) -> Result<T> {
         self.backend.resume()?;
         let outcome = action()?;
@@ -105,7 +106,7 @@ impl Served {
         Ok(outcome)
     }
 
-    /// The front end, which is the producer.
+    /// Attaches the producer over a front end.
     pub fn producer(&self) -> Result<Producer<VirtioDevice>> {
         let device = VirtioDevice::connect(self.backend.socket(), None)?;
         let mut producer = Producer::attach(device, "bench", "producer")?;
@@ -113,25 +114,45 @@ impl Served {
         Ok(producer)
     }
 
-    /// Where the ring is handed over.
+    /// Returns the hand-over socket.
     pub fn consumer(&self) -> &Path {
         &self.consumer
     }
 }
 
-/// Who has the ring by the hand-over.
-pub fn consumer(socket: &Path) -> Result<Consumer<UnixDevice>> {
-    let device = UnixDevice::connect(socket, Role::Consumer)?;
+/// How a consumer looks at items.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    /// Where they lie.
+    InPlace,
+    /// In a copy, as the library does unless it is told otherwise.
+    Copy,
+}
+
+/// The consumer that has the ring by the hand-over of a backend of this program's.
+pub fn consumer(socket: &Path, look: Look) -> Result<Consumer<UnixDevice>> {
+    let mut device = UnixDevice::connect(socket, Role::Consumer)?;
+    if look == Look::InPlace {
+        // SAFETY: this program has started the backend, with its guard on, over a file that it has
+        // made for it and nobody else writes.
+        device = unsafe { device.lend_in_place() };
+    }
     let mut consumer = Consumer::attach(device, "bench", "consumer")?;
     consumer.set_durability(Durability::PageCache);
     Ok(consumer)
 }
 
-/// Both ends in this thread.
-fn one_thread(served: &Served, limits: &mut Limits<'_>, plan: &Plan, load: Load) -> Result<Items> {
+/// Measures both ends in this thread.
+fn one_thread(
+    served: &Served,
+    limits: &mut Limits<'_>,
+    plan: &Plan,
+    load: Load,
+    look: Look,
+) -> Result<Items> {
     let Plan { rounds, processors, .. } = *plan;
     let mut ends = served.running(|| {
-        let (producer, consumer) = (served.producer()?, consumer(served.consumer())?);
+        let (producer, consumer) = (served.producer()?, consumer(served.consumer(), look)?);
         Ok(Ends { producer, consumer })
     })?;
     let payload = vec![7u8; load.bytes];
@@ -153,10 +174,10 @@ fn one_thread(served: &Served, limits: &mut Limits<'_>, plan: &Plan, load: Load)
         drop(ends);
         Ok(())
     })?;
-    Ok(outcome(load, &samples))
+    Ok(outcome(load, look, &samples))
 }
 
-fn outcome(load: Load, samples: &[Sample]) -> Items {
+fn outcome(load: Load, look: Look, samples: &[Sample]) -> Items {
     let counted = Counted::of(samples, |sample| sample.line);
     let moved = |sample: &Sample| sample.ours.rate * load.bytes as f64;
     let beside = Beside {
@@ -175,10 +196,14 @@ fn outcome(load: Load, samples: &[Sample]) -> Items {
     let (visible, latency) = (single(|ours| &ours.visible), single(|ours| &ours.times));
     let beside = Beside { visible: visible.map(|times| times.p50()), ..beside };
     let rate = counted.median(|sample| sample.ours.rate);
-    Items { way: "one thread", load, rate, latency, beside: Some(beside), bars: wanted(load) }
+    let (way, bars) = match look {
+        Look::InPlace => ("one thread", wanted(load)),
+        Look::Copy => ("one thread, copies", &[][..]),
+    };
+    Items { way, load, rate, latency, beside: Some(beside), bars }
 }
 
-/// Without a backend: a ring in a file.
+/// Measures a ring in a file, without a backend.
 fn file(dir: &Path, rounds: Rounds, clock: f64) -> Result<Items> {
     let load = Load { bytes: 64, batch: 64, checksums: true };
     let mut ends = Ends::in_file(&dir.join("file.ring"), RING, Durability::PageCache)?;
@@ -193,14 +218,16 @@ fn file(dir: &Path, rounds: Rounds, clock: f64) -> Result<Items> {
 mod tests {
     use super::*;
 
-    /// A round of so many items in a second beside a peer and a copy; each item was visible after `lines` lines of 100 ns.
+    /// Makes a round with that many items per second beside a peer and a copy; each item was
+    /// visible after `lines` lines of 100 ns.
     fn outcome_of(load: Load, rate: f64, lines: f64) -> Items {
         let ours = Passed { rate, visible: vec![lines * 100.0], times: vec![9e9] };
-        outcome(load, &[Sample { ours, peer: 1e5, copy: 1e10, line: 100.0 }])
+        let sample = Sample { ours, peer: 1e5, copy: 1e10, line: 100.0 };
+        outcome(load, Look::InPlace, &[sample])
     }
 
     #[test]
-    fn items_are_held_against_what_was_measured_beside_them() {
+    fn items_are_compared_with_figures_of_the_same_rounds() {
         let load = |bytes, batch, checksums| Load { bytes, batch, checksums };
         let cases = [
             (load(64, 64, true), 8.0e6, 9.0, ">= 80 x qsd: yes"),

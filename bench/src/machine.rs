@@ -13,15 +13,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
-/// The longest that a thread is waited for that is about to answer.
+/// Bound on the wait for a thread that is about to answer.
 const PATIENCE_MS: u16 = 1000;
 
 /// The two processors.
 #[derive(Debug, Clone, Copy)]
 pub struct Processors {
-    /// Where requests come from.
+    /// Processor of the front end.
     pub front: usize,
-    /// Where they are carried out.
+    /// Processor of the backend.
     pub back: usize,
 }
 
@@ -33,12 +33,13 @@ pub fn pin(processor: usize) -> Result<()> {
         .map_err(|e| doing(format!("cannot run on processor {processor}"))(e.into()))
 }
 
-/// A word alone in its line, and in the one that is fetched with it.
+/// A word alone in its cache line, and in the one that is fetched with it.
 #[repr(align(128))]
 struct Line(AtomicU64);
 
-/// There and back between the processors, in nanoseconds: what one stores the other sees, and answers in a line of its own, as the
-/// sides of a queue do. The median of many short runs, since who else is on the processors stops some of them.
+/// There and back between the processors, in nanoseconds: what one stores the other sees, and
+/// answers in a line of its own, as the sides of a queue do. The median of many short runs, since
+/// who else is on the processors stops some of them.
 pub fn line_round_trip(processors: Processors) -> Result<f64> {
     const TRIPS: u64 = 200;
     const RUNS: u64 = 31;
@@ -76,12 +77,13 @@ pub fn line_round_trip(processors: Processors) -> Result<f64> {
     })
 }
 
-/// What a request takes that is carried out before somebody is woken for it: about as much as one of 4 KiB. Whoever is woken earlier has not
-/// gone to sleep.
+/// Time of a request before its waiter is woken: about as much as one of 4 KiB takes. A thread that
+/// is woken earlier has not gone to sleep.
 const REQUEST: Duration = Duration::from_nanos(400);
 
-/// There and back between the processors where the front sleeps until it is woken, as on an interrupt, and the back polls; in nanoseconds, over
-/// `time`. Nothing is carried out in between, but a request's time passes.
+/// There and back between the processors where the front sleeps until it is woken, as on an
+/// interrupt, and the back polls; in nanoseconds, over `time`. Nothing is carried out in between,
+/// but a request's time passes.
 pub fn wake_round_trip(processors: Processors, time: Duration) -> Result<f64> {
     let failed = || doing("waking a thread");
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
@@ -119,8 +121,8 @@ pub fn wake_round_trip(processors: Processors, time: Duration) -> Result<f64> {
     })
 }
 
-/// Copies between buffers that are used again and again and a mapping that is walked from one end to the other, as the backend has
-/// to; on its processor. Bytes in a second.
+/// Copies between buffers that are used again and again and a mapping that is walked from one end
+/// to the other, as the backend has to; on its processor. Bytes in a second.
 pub fn copy_rate(
     processors: Processors,
     mapping: &mut Mapping,
@@ -165,7 +167,7 @@ pub struct Streaming {
 }
 
 impl Streaming {
-    /// With every page there.
+    /// Makes memory of which every page is present.
     pub fn new() -> Self {
         Self { from: vec![1; STREAM], to: vec![2; STREAM] }
     }
@@ -183,31 +185,31 @@ impl Streaming {
     }
 }
 
-/// What it costs to look at the clock, nanoseconds.
+/// Returns what it costs to look at the clock, nanoseconds.
 pub fn clock_cost() -> f64 {
     let mut costs: Vec<_> =
         (0..10_000).map(|_| Instant::now()).map(|start| nanoseconds(start.elapsed())).collect();
     median(&mut costs)
 }
 
-/// In nanoseconds.
+/// Converts a time to nanoseconds.
 pub fn nanoseconds(duration: Duration) -> f64 {
     duration.as_nanos() as f64
 }
 
-/// The middle one.
+/// Returns the median.
 pub fn median(values: &mut [f64]) -> f64 {
     quantile(values, 0.5)
 }
 
-/// The one that `part` of them do not exceed.
+/// Returns the figure that `part` of them do not exceed.
 pub fn quantile(values: &mut [f64], part: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let index = ((values.len() as f64 - 1.0) * part).round();
     values.get(index as usize).copied().unwrap_or(f64::NAN)
 }
 
-/// What that thread has come to.
+/// Returns the thread's result.
 pub fn finished<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
     thread.join().unwrap_or_else(|_| {
         Err(Error::Io { what: "measuring".to_owned(), source: io::Error::other("a thread died") })

@@ -1,10 +1,12 @@
-//! `ring-bench`: how fast the backend is, against its peer and the machine's limits, on this machine, now.
+//! `ring-bench`: how fast the backend is, against its peer and the machine's limits, on this
+//! machine, now.
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "figures are rounded in any case"
 )]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod backend;
 mod bars;
@@ -26,12 +28,13 @@ mod size;
 mod table;
 
 use clap::Parser;
-use error::{Error, Result, doing};
+use error::{Error, Result, doing, print};
 use figures::Ring;
 use machine::{Processors, pin};
 use requests::{Bench, Outcome, Plan};
 use rounds::Rounds;
 use rows::{ROWS, Row};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -105,7 +108,7 @@ struct Arguments {
     json: Option<PathBuf>,
 }
 
-/// What can be measured.
+/// Parts of the measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum What {
     /// Requests through vhost-user, against qemu-storage-daemon
@@ -116,7 +119,8 @@ enum What {
     Durable,
     /// One item's cost by the ring's size, and by what is in it
     Size,
-    /// Messages out of a guest, against virtio-serial and a plain disk; our daemon runs without --daemon-args
+    /// Messages out of a guest, against virtio-serial and a plain disk; our daemon runs without
+    /// --daemon-args
     Guest,
     /// All of this
     All,
@@ -126,7 +130,8 @@ fn main() -> ExitCode {
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("ring-bench: {error}");
+            // Whether anybody can be told or not, the exit code says it.
+            let _ = writeln!(std::io::stderr(), "ring-bench: {error}");
             ExitCode::FAILURE
         }
     }
@@ -143,7 +148,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     }
     if arguments.list {
         for row in rows {
-            println!("{}", row.name());
+            print(&format!("{}\n", row.name()))?;
         }
         return Ok(());
     }
@@ -166,7 +171,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         Vec::new()
     };
     let ring = Ring { guest: carried, ..ring(arguments, dir.path())? };
-    print!("{}", report::text(&ring));
+    print(&report::text(&ring))?;
     if let Some(path) = &arguments.json {
         let figures = serde_json::json!({ "requests": outcomes, "ring": ring });
         let text = serde_json::to_string_pretty(&figures).unwrap_or_default();
@@ -230,12 +235,12 @@ fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
 
 fn requests(arguments: &Arguments, rows: &[Row], dir: &Path) -> Result<Vec<Outcome>> {
     let bench = Bench::new(arguments.plan()?, rows, dir)?;
-    print!("{}", table::legend(bench.clock()));
-    println!("\n{}", table::head(arguments.compare_guard));
+    print(&table::legend(bench.clock()))?;
+    print(&format!("\n{}\n", table::head(arguments.compare_guard)))?;
     let mut outcomes = Vec::new();
     for &row in rows {
         let outcome = bench.run(row)?;
-        println!("{}", table::line(&outcome));
+        print(&format!("{}\n", table::line(&outcome)))?;
         outcomes.push(outcome);
     }
     Ok(outcomes)

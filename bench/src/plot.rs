@@ -10,7 +10,7 @@ use std::path::Path;
 
 const SIZE: (u32, u32) = (800, 450);
 
-/// Told apart by those too who do not see all colours (Okabe and Ito).
+/// Colours that colour-blind readers can tell apart (Okabe and Ito).
 const COLOURS: [RGBColor; 6] = [
     RGBColor(0, 114, 178),
     RGBColor(213, 94, 0),
@@ -26,23 +26,23 @@ struct Series {
     points: Vec<(f64, f64)>,
 }
 
-/// What is said of both axes.
+/// Labels of both axes.
 struct Labels {
     title: &'static str,
     x: &'static str,
     y: &'static str,
-    /// Of the x axis.
+    /// Title of the x axis.
     base: f64,
-    /// Of a place on it.
+    /// Label of a place on the x axis.
     tick: fn(&f64) -> String,
 }
 
-/// Times of single items, by how many of them took at most so long.
+/// Plots times of single items, by the part of them that took at most that long.
 pub fn latency(folder: &Path, items: &[Items]) -> Result<()> {
     let checked = items.iter().filter(|items| items.load.checksums);
     let series = checked.filter_map(|items| {
         let latency = items.latency.as_ref()?;
-        // One in so many takes longer.
+        // One in that many takes longer.
         let points =
             QUANTILES.iter().zip(latency.at).map(|(part, at)| (1.0 / (1.0 - part), at / 1e3));
         Some(Series {
@@ -60,7 +60,7 @@ pub fn latency(folder: &Path, items: &[Items]) -> Result<()> {
     draw(&folder.join("latency.svg"), &labels, &series.collect::<Vec<_>>())
 }
 
-/// Bytes in a second, by the size of an item.
+/// Plots bytes per second, by the size of an item.
 pub fn throughput(folder: &Path, items: &[Items]) -> Result<()> {
     let mut series: Vec<Series> = Vec::new();
     for items in items {
@@ -85,7 +85,7 @@ pub fn throughput(folder: &Path, items: &[Items]) -> Result<()> {
     draw(&folder.join("throughput.svg"), &labels, &series)
 }
 
-/// An item's cost, by the size of the ring.
+/// Plots an item's cost, by the size of the ring.
 pub fn costs(folder: &Path, costs: &[Cost]) -> Result<()> {
     let mut series: Vec<Series> = Vec::new();
     for cost in costs {
@@ -116,7 +116,7 @@ fn draw(path: &Path, labels: &Labels, series: &[Series]) -> Result<()> {
     };
     let xs = range(|point| point.0).log_scale().base(labels.base);
     let ys = range(|point| point.1);
-    // What hardly differs is to look so.
+    // Small differences must look small.
     let ys = (ys.start.min(ys.end / 20.0)..ys.end).log_scale();
     let failed = |reason: String| Error::Plot { what: path.display().to_string(), reason };
     let area = SVGBackend::new(path, SIZE).into_drawing_area();

@@ -1,26 +1,27 @@
-//! The consumer is a process of its own.
+//! Measurements with the consumer in a process of its own.
 
-use crate::error::{Error, Result, doing};
+use crate::error::{Error, Result, doing, print};
 use crate::figures::{Distribution, Items, Load};
-use crate::items::{Served, consumer};
+use crate::items::{Look, Served, consumer};
 use crate::machine::{Processors, median, pin};
 use crate::requests::Plan;
 use nix::time::{ClockId, clock_gettime};
 use qemu_tests::Daemon;
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{BlockDevice, Producer};
+use shared_block_ring::{Producer, RingDevice};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// Between two items of which each is waited for: the consumer is asleep by then.
+/// Pause between two items that are each waited for: the consumer is asleep by then.
 const PACE: Duration = Duration::from_micros(500);
 
-/// Longer than a consumer takes to take what is there.
+/// Bound on the time that the consumer takes for what is in the ring.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The consumer runs on the producer's processor, since the backend has the other one, and sleeps when there is nothing for it.
+/// Measures items to a consumer in another process. It runs on the producer's processor, since the
+/// backend has the other one, and sleeps when there is nothing for it.
 pub fn two_processes(served: &Served, dir: &Path, plan: &Plan, load: Load) -> Result<Items> {
     let Plan { rounds, processors: cpus, .. } = *plan;
     let Load { bytes, batch, .. } = load;
@@ -36,7 +37,7 @@ pub fn two_processes(served: &Served, dir: &Path, plan: &Plan, load: Load) -> Re
     let payload = vec![7u8; bytes];
     let rates = rounds.each(|| {
         stream(&mut producer, &payload, batch, rounds.time).map_err(|e| {
-            // What the consumer has said tells more than that it no longer takes anything.
+            // The consumer's own message says more than that it stands still.
             let ended = child.wait_for("taking items", Duration::ZERO, |_| false);
             ended.err().map_or(e, Error::from)
         })
@@ -57,8 +58,8 @@ pub fn two_processes(served: &Served, dir: &Path, plan: &Plan, load: Load) -> Re
     Ok(Items { way: "two processes", load, rate, latency, beside: None, bars: &[] })
 }
 
-/// As much as the consumer takes; items in a second.
-fn stream<D: BlockDevice>(
+/// Pushes as much as the consumer takes. Returns the items per second.
+fn stream<D: RingDevice>(
     producer: &mut Producer<D>,
     payload: &[u8],
     batch: usize,
@@ -84,7 +85,7 @@ fn stream<D: BlockDevice>(
             Err(e) => return Err(e.into()),
         }
     }
-    // What is in the ring is not there yet.
+    // Items that are still in the ring have not arrived.
     let mut wait = Wait::new(Side::Consumer, Some(PATIENCE));
     while producer.debug_info()?.used > 0 {
         if wait.pause(producer.device(), &[])? == Woken::TimedOut {
@@ -94,12 +95,12 @@ fn stream<D: BlockDevice>(
     Ok(passed as f64 / start.elapsed().as_secs_f64())
 }
 
-fn push_one<D: BlockDevice>(producer: &mut Producer<D>, item: &[u8]) -> Result<()> {
+fn push_one<D: RingDevice>(producer: &mut Producer<D>, item: &[u8]) -> Result<()> {
     let end = producer.push(item)?;
     Ok(producer.advance(end)?)
 }
 
-/// Instead of a time: the end.
+/// Stamp of the last item, instead of a time.
 const LAST: u64 = u64::MAX;
 
 fn stamped(payload: &[u8], stamp: u64) -> Vec<u8> {
@@ -108,18 +109,19 @@ fn stamped(payload: &[u8], stamp: u64) -> Vec<u8> {
     item
 }
 
-/// Of a clock that all processes share, nanoseconds.
+/// Returns the time of a clock that all processes share, in nanoseconds.
 fn now() -> Result<u64> {
     let time = clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_err(|e| doing("reading the clock")(e.into()))?;
     Ok(u64::try_from(Duration::from(time).as_nanos()).unwrap_or(0))
 }
 
-/// The other process of [`two_processes`]: prints a line when it is there, and at the end how long each stamped item took.
+/// Runs the other process of [`two_processes`]: prints a line when it is attached, and at the end
+/// the time of each stamped item.
 pub fn consume(socket: &Path, cpus: Processors) -> Result<()> {
     pin(cpus.front)?;
-    let mut consumer = consumer(socket)?;
-    println!("attached");
+    let mut consumer = consumer(socket, Look::InPlace)?;
+    print("attached\n")?;
     let mut times = Vec::new();
     let mut wait = Wait::new(Side::Producer, Some(PATIENCE));
     let mut last = false;
@@ -149,7 +151,7 @@ pub fn consume(socket: &Path, cpus: Processors) -> Result<()> {
         }
     }
     for time in times {
-        println!("{time}");
+        print(&format!("{time}\n"))?;
     }
     Ok(())
 }

@@ -25,7 +25,7 @@ impl Table {
         text
     }
 
-    /// In columns.
+    /// Returns the table as text in columns.
     fn plain(&self) -> String {
         let head: Vec<String> = self.head.iter().map(|cell| (*cell).to_owned()).collect();
         let all: Vec<&Vec<String>> = std::iter::once(&head).chain(&self.lines).collect();
@@ -44,14 +44,15 @@ impl Table {
     }
 }
 
-/// All tables of a ring, for a terminal.
+/// Returns all tables of a ring, for a terminal.
 pub fn text(ring: &Ring) -> String {
     let tables = [items(ring), durable(ring), costs(ring), guest(ring)];
     let filled = tables.iter().filter(|table| !table.lines.is_empty());
     filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
 }
 
-/// Puts what was measured into `performance.md`, and plots beside it. What was not stays as it is.
+/// Writes the figures into `performance.md`, and plots beside it. What was not measured stays as it
+/// is.
 pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
     let path = folder.join("performance.md");
     let text =
@@ -86,7 +87,7 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
     std::fs::write(&path, text).map_err(doing(format!("writing {}", path.display())))
 }
 
-/// Replaces what is between the markers of that name.
+/// Replaces the text between the markers of that name.
 fn fill(text: &str, name: &str, table: &str) -> Option<String> {
     let (begin, end) = (format!("<!-- {name} -->\n"), format!("<!-- end of {name} -->\n"));
     let (before, rest) = text.split_once(&begin)?;
@@ -94,7 +95,7 @@ fn fill(text: &str, name: &str, table: &str) -> Option<String> {
     Some(format!("{before}{begin}{table}{end}{after}"))
 }
 
-/// Machine and command.
+/// Returns a description of the machine and the command.
 fn provenance() -> String {
     let file = |path| std::fs::read_to_string(path).unwrap_or_default();
     let line = |path, name: &str| {
@@ -103,7 +104,7 @@ fn provenance() -> String {
         let value = line.and_then(|line| line.split_once(':')).map(|(_, value)| value.trim());
         value.unwrap_or("unknown").to_owned()
     };
-    // Not those that this thread may run on.
+    // All processors, not those that this thread may run on.
     let cpuinfo = file("/proc/cpuinfo");
     let processors = cpuinfo.lines().filter(|line| line.starts_with("processor")).count();
     let arguments: Vec<_> = std::env::args().skip(1).collect();
@@ -154,7 +155,7 @@ fn requests(outcomes: &[Outcome]) -> Table {
     }
 }
 
-/// What a cache line takes, and whether that is too far.
+/// Returns the round trip of a cache line as text, and whether that is too far.
 fn nanoseconds(line: f64, near: bool) -> String {
     format!("{line:.0} ns{}", if near { "" } else { " (far)" })
 }
@@ -294,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_between_its_markers_is_replaced() {
+    fn report_replaces_only_the_text_between_its_markers() {
         let text =
             "a\n<!-- one -->\nold\n<!-- end of one -->\nb\n<!-- two -->\n<!-- end of two -->\n";
         let filled = fill(text, "one", "new\n").unwrap();

@@ -14,47 +14,47 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// A guard may cost so much of the requests in a second.
+/// Largest part of the requests per second that the guard may cost.
 const GUARD: f64 = 0.05;
 
-/// Before a round: caches hold what the last one left.
+/// Time before each round in which the caches are filled.
 pub const WARM_UP: Duration = Duration::from_millis(20);
 
-/// A copy alone.
+/// Duration of a copy alone.
 const COPY: Duration = Duration::from_millis(30);
 
-/// Waking alone, between requests: it changes within seconds.
+/// Duration of waking alone, between requests: it changes within seconds.
 const WAKES: Duration = Duration::from_millis(20);
 
-/// How to measure.
+/// Settings of the measurement.
 #[derive(Debug)]
 pub struct Plan {
     /// The daemon.
     pub program: PathBuf,
-    /// What makes it fast.
+    /// Arguments that make the daemon fast.
     pub arguments: Vec<String>,
-    /// Also without its guard.
+    /// Whether to measure also without the guard.
     pub compare_guard: bool,
-    /// Of each row.
+    /// Rounds of each row.
     pub rounds: Rounds,
-    /// Where.
+    /// The processors.
     pub processors: Processors,
 }
 
-/// Of a backend: medians of its rounds.
+/// Figures of a backend: medians of its rounds.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Figures {
-    /// Requests in a second.
+    /// Requests per second.
     pub requests: f64,
-    /// Half of the requests took at most this, nanoseconds; of one at a time.
+    /// Median time of a request, in nanoseconds; with one request at a time.
     pub p50: Option<f64>,
-    /// All but a hundredth.
+    /// Time that all but a hundredth take at most, in nanoseconds.
     pub p99: Option<f64>,
-    /// Processor time of the backend for a request, nanoseconds.
+    /// Processor time of the backend per request, in nanoseconds.
     pub processor: f64,
 }
 
-/// A row's outcome.
+/// Outcome of a row.
 #[derive(Debug, Serialize)]
 pub struct Outcome {
     /// Its name.
@@ -68,23 +68,24 @@ pub struct Outcome {
     pub unguarded: Option<Figures>,
     /// QEMU's storage daemon.
     pub peer: Figures,
-    /// Requests in a second, to the peer's: the median of pairs of rounds.
+    /// Requests per second, relative to the peer's: the median of pairs of rounds.
     pub times_peer: f64,
-    /// Requests in a second, to those without a guard.
+    /// Requests per second, relative to those without a guard.
     pub guarded: Option<f64>,
-    /// There and back between the processors, nanoseconds.
+    /// Round trip of a cache line between the processors, in nanoseconds.
     pub line: f64,
-    /// Bytes in a second of a copy alone.
+    /// Bytes per second of a copy alone.
     pub copy: f64,
-    /// There and back where the front end sleeps for a request's time and is woken, and nothing else is done; nanoseconds.
+    /// Round trip between the processors where the front end sleeps for a request's time and is
+    /// woken, and nothing else is done, in nanoseconds.
     pub wake: Option<f64>,
-    /// Rounds that count, and of how many.
+    /// Rounds that count, and all rounds.
     pub rounds: (usize, usize),
-    /// Whether those were near.
+    /// Whether the rounds that count were near.
     pub near: bool,
 }
 
-/// One round of everything.
+/// Figures of one round.
 struct Sample {
     ours: Figures,
     unguarded: Option<Figures>,
@@ -94,7 +95,7 @@ struct Sample {
     wake: Option<f64>,
 }
 
-/// The daemons, and what they are measured with.
+/// The daemons and the tools to measure them.
 pub struct Bench {
     plan: Plan,
     fast: Backend,
@@ -106,7 +107,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    /// Starts what these rows need, with files and sockets in `dir`.
+    /// Starts the daemons for these rows, with files and sockets in `dir`.
     pub fn new(plan: Plan, rows: &[Row], dir: &Path) -> Result<Self> {
         let bytes = START + REGION;
         let ours = |name, arguments: &[String]| {
@@ -132,7 +133,8 @@ impl Bench {
         Ok(Self { plan, fast, default, unguarded, peer, scratch, clock: clock_cost() })
     }
 
-    /// What a look at the clock costs, nanoseconds: taken off from single requests' times.
+    /// Returns the cost of a look at the clock in nanoseconds, which is subtracted from single
+    /// requests' times.
     pub fn clock(&self) -> f64 {
         self.clock
     }
@@ -169,7 +171,7 @@ impl Bench {
 }
 
 impl Outcome {
-    /// What bars are held against.
+    /// Returns the figures for the bars.
     pub fn found(&self) -> Found {
         Found {
             lines: self.ours.p50.map(|p50| p50 / self.line),
@@ -182,7 +184,7 @@ impl Outcome {
         }
     }
 
-    /// What is wanted of it, and whether it is so.
+    /// Returns the bars, and whether each is met.
     pub fn wanted(&self) -> String {
         let guard = self.guarded.map(|_| Bar::Guard(GUARD));
         let bars: Vec<_> = self.row.bars.iter().copied().chain(guard).collect();
@@ -226,7 +228,7 @@ pub struct Runner<'a> {
 }
 
 impl<'a> Runner<'a> {
-    /// The backend stands still until a round.
+    /// Makes a row on a backend, which is stopped until a round.
     pub fn new(backend: &'a Backend, row: Row) -> Result<Self> {
         backend.resume()?;
         let front = backend.front(row.bytes, row.depth)?;
@@ -234,7 +236,7 @@ impl<'a> Runner<'a> {
         Ok(Self { backend, front, row })
     }
 
-    /// Requests for `time`; `clock` is what a look at it costs.
+    /// Makes requests for `time`; `clock` is the cost of a look at the clock.
     pub fn round(&mut self, time: Duration, clock: f64) -> Result<Figures> {
         self.backend.resume()?;
         self.front.round(&self.row, WARM_UP)?;
@@ -264,7 +266,8 @@ mod tests {
     use super::*;
     use crate::rows::ROWS;
 
-    /// A round with a line of so many nanoseconds, and so many requests of ours for each of the peer's.
+    /// Makes a round with a line of that many nanoseconds, and that many of our requests for each
+    /// of the peer's.
     fn sample(line: f64, times: f64) -> Sample {
         let figures = |requests| Figures { requests, p50: Some(line), p99: None, processor: 1.0 };
         let (ours, peer) = (figures(times), figures(1.0));
@@ -288,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn with_time_to_think_the_rate_counts_and_processor_time_does() {
+    fn rows_with_think_time_ignore_the_rate_and_compare_processor_time() {
         let row = *ROWS.iter().find(|row| row.bars == [Bar::Thrift]).unwrap();
         let said = |times, processor| {
             let mut round = sample(100.0, times);

@@ -1,32 +1,33 @@
-//! Rounds: short ones in turns, since what else the machine does changes within seconds.
+//! Rounds: short, and in turns, since the machine's other load changes within seconds.
 
 use crate::error::Result;
 use crate::machine::{Processors, line_round_trip, median};
 use std::time::{Duration, Instant};
 
-/// Round trips of a cache line up to this count as near, nanoseconds: beyond it processors share no cache, and the line is all
-/// that is measured.
+/// Longest round trip of a cache line that counts as near, in nanoseconds: beyond it processors
+/// share no cache, and the line is all that is measured.
 pub const NEAR: f64 = 150.0;
 
-/// Near rounds that are enough to leave the others out.
+/// Number of near rounds that suffices to leave out the others.
 const ENOUGH: usize = 3;
 
-/// How long, how often.
+/// Length and number of rounds.
 #[derive(Debug, Clone, Copy)]
 pub struct Rounds {
-    /// Of each kind.
+    /// Number of rounds of each kind.
     pub count: u32,
-    /// Of each.
+    /// Length of each round.
     pub time: Duration,
 }
 
 impl Rounds {
-    /// What each round brings.
+    /// Runs all rounds, and returns their figures.
     pub fn each<T>(self, round: impl FnMut() -> Result<T>) -> Result<Vec<T>> {
         std::iter::repeat_with(round).take(self.count as usize).collect()
     }
 
-    /// One round of steps, each of which tells how many it has done; so many in a second.
+    /// Runs one round of steps, each of which returns how many operations it has done. Returns the
+    /// operations per second.
     pub fn one(self, mut step: impl FnMut() -> Result<usize>) -> Result<f64> {
         let start = Instant::now();
         let (mut done, mut passed) = (0, Duration::ZERO);
@@ -38,7 +39,8 @@ impl Rounds {
     }
 }
 
-/// The same, with what a cache line costs meanwhile: there and back, nanoseconds, the worse of before and after.
+/// Runs all rounds with the round trip of a cache line beside each, in nanoseconds: the worse of
+/// before and after.
 pub fn beside_line<T>(cpus: Processors, round: impl FnOnce() -> Result<T>) -> Result<(T, f64)> {
     let before = line_round_trip(cpus)?;
     let found = round()?;
@@ -47,14 +49,14 @@ pub fn beside_line<T>(cpus: Processors, round: impl FnOnce() -> Result<T>) -> Re
 
 /// The rounds that count, and whether they were near.
 pub struct Counted<'a, T> {
-    /// Those with a near line where there are enough of them, else all.
+    /// Chooses the rounds with a near line where there are enough of them, otherwise all.
     pub rounds: Vec<&'a T>,
-    /// Whether they are such.
+    /// Whether those rounds are near.
     pub near: bool,
 }
 
 impl<'a, T> Counted<'a, T> {
-    /// Of these, each with its line.
+    /// Chooses among these rounds, each with its line.
     pub fn of(all: &'a [T], line: impl Fn(&T) -> f64) -> Self {
         let near: Vec<_> = all.iter().filter(|round| line(round) <= NEAR).collect();
         if near.len() >= ENOUGH.min(all.len()) {
@@ -64,13 +66,13 @@ impl<'a, T> Counted<'a, T> {
         }
     }
 
-    /// The median of a figure that rounds may have.
+    /// Returns the median of a figure that rounds may have.
     pub fn of_some(&self, value: impl Fn(&T) -> Option<f64>) -> Option<f64> {
         let mut values: Vec<_> = self.rounds.iter().filter_map(|round| value(round)).collect();
         (!values.is_empty()).then(|| median(&mut values))
     }
 
-    /// The median of a figure that every round has.
+    /// Returns the median of a figure that every round has.
     pub fn median(&self, value: impl Fn(&T) -> f64) -> f64 {
         self.of_some(|round| Some(value(round))).unwrap_or(f64::NAN)
     }

@@ -1,36 +1,36 @@
-//! What is measured, and what is wanted of it.
+//! Rows of requests, and their bars.
 
 use crate::bars::Bar;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Of data.
+/// Direction of the data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
-    /// From the disk.
+    /// Reads from the disk.
     Read,
-    /// To the disk.
+    /// Writes to the disk.
     Write,
 }
 
-/// How the front end waits for its completions.
+/// The front end's way to wait for completions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Waiting {
-    /// It looks at the used ring until they are there.
+    /// Polling of the used ring.
     Polling,
-    /// It asks for an interrupt and sleeps.
+    /// Sleep until an interrupt.
     Sleeping,
 }
 
-/// How the daemon is started.
+/// Arguments of the daemon.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Settings {
-    /// With the arguments that make it fast.
+    /// The arguments that make the daemon fast.
     Fast,
-    /// Without any.
+    /// No arguments.
     Default,
 }
 
@@ -41,15 +41,15 @@ pub struct Row {
     pub bytes: u32,
     /// Reads or writes.
     pub direction: Direction,
-    /// Requests at once.
+    /// Requests in flight.
     pub depth: u16,
-    /// How completions are waited for.
+    /// Way to wait for completions.
     pub waiting: Waiting,
-    /// Between a completion and the next request.
+    /// Pause between a completion and the next request.
     pub think: Option<Duration>,
-    /// Of the daemon.
+    /// Arguments of the daemon.
     pub settings: Settings,
-    /// What is wanted.
+    /// The bars.
     pub bars: &'static [Bar],
 }
 
@@ -66,10 +66,10 @@ const READ: Row = Row { direction: Direction::Read, ..ROW };
 const SLEEPING: Row = Row { waiting: Waiting::Sleeping, ..ROW };
 const DEFAULT: Row = Row { settings: Settings::Default, ..SLEEPING };
 
-/// What others are held against: the peer's fastest requests.
+/// The row that others are compared with: the peer's fastest requests.
 pub const PEER_ROW: Row = Row { bytes: 512, depth: 32, ..ROW };
 
-/// All of them.
+/// Returns all rows.
 pub const ROWS: &[Row] = &[
     Row { bytes: 512, bars: &[Bar::Lines(2.4), Bar::Peer(32.0)], ..ROW },
     Row { bytes: 512, depth: 32, bars: &[Bar::Peer(40.0)], ..ROW },
@@ -88,7 +88,7 @@ pub const ROWS: &[Row] = &[
 ];
 
 impl Row {
-    /// As rows are chosen by.
+    /// Returns the name by which the row is chosen.
     pub fn name(&self) -> String {
         let size = match self.bytes {
             bytes if bytes >= 1024 => format!("{}K", bytes / 1024),

@@ -1,4 +1,4 @@
-//! What an item costs, whatever the size of the ring and whatever is in it.
+//! Cost of an item by the size of the ring and by what is in it.
 
 use crate::ends::Ends;
 use crate::error::{Result, doing};
@@ -9,20 +9,20 @@ use shared_block_ring::Durability;
 use std::path::Path;
 use std::time::Instant;
 
-/// Bytes of rings.
+/// Sizes of rings in bytes.
 const SIZES: [u64; 4] = [1 << 20, 16 << 20, 256 << 20, 4 << 30];
 
-/// Items in them.
+/// Numbers of items in a ring.
 const ITEMS: [u64; 4] = [0, 10_000, 1_000_000, 10_000_000];
 
-/// Bytes of an item, small so that many are in a ring; and in the stream.
+/// Bytes of an item, small so that many are in a ring, and its bytes in the stream.
 const BYTES: usize = 16;
 const FRAMED: u64 = BYTES as u64 + 4;
 
-/// Pushed at once, to fill a ring.
+/// Items that are pushed at once to fill a ring.
 const BATCH: u64 = 1000;
 
-/// Every size with every number of items that it holds; `largest` leaves out what is larger.
+/// Measures every size with every number of items that it holds, up to `largest` bytes.
 pub fn all(dir: &Path, largest: u64, rounds: Rounds) -> Result<Vec<Cost>> {
     let mut costs = Vec::new();
     for size in SIZES.into_iter().filter(|size| *size <= largest) {
@@ -60,7 +60,7 @@ fn one(path: &Path, size: u64, items: u64, rounds: Rounds) -> Result<Cost> {
     Ok(Cost { size, items, push, pop, times_least: f64::NAN })
 }
 
-/// An item's whole way, from push to pop, with the least of all.
+/// Bars of an item's cost from push to pop, relative to the least of all rows.
 fn compare(costs: &mut [Cost]) {
     let whole = |cost: &Cost| cost.push + cost.pop;
     let least = costs.iter().map(whole).fold(f64::INFINITY, f64::min);
@@ -74,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_way_may_be_far_above_the_least() {
+    fn size_of_each_way_is_near_the_least() {
         let cost = |push, pop| Cost { size: 1, items: 0, push, pop, times_least: f64::NAN };
         let mut costs = [cost(100.0, 100.0), cost(119.0, 120.0), cost(90.0, 151.0)];
         compare(&mut costs);

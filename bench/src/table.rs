@@ -1,10 +1,10 @@
-//! Outcomes as people read them.
+//! Outcomes as text.
 
 use crate::requests::Outcome;
 use crate::rounds::NEAR;
 use std::fmt::Write;
 
-/// Of the columns.
+/// Head of the columns.
 pub fn head(guard: bool) -> String {
     let guard = if guard { "   guard" } else { "" };
     format!(
@@ -13,7 +13,7 @@ pub fn head(guard: bool) -> String {
     )
 }
 
-/// What the columns mean.
+/// Returns the legend of the columns.
 pub fn legend(clock: f64) -> String {
     format!(
         "\
@@ -29,7 +29,7 @@ guard       requests in a second with the guard, of those without
     )
 }
 
-/// One row.
+/// Returns one row as text.
 pub fn line(outcome: &Outcome) -> String {
     let Outcome { name, ours, peer, times_peer, line, rounds, .. } = outcome;
     let found = outcome.found();
@@ -50,7 +50,7 @@ pub fn line(outcome: &Outcome) -> String {
     text + "  " + &outcome.wanted()
 }
 
-/// A rate.
+/// Returns a rate as text.
 pub fn count(value: f64) -> String {
     match value {
         value if value >= 1e6 => format!("{:.2} M", value / 1e6),
@@ -60,7 +60,7 @@ pub fn count(value: f64) -> String {
     }
 }
 
-/// A time.
+/// Returns a time as text.
 pub fn time(nanoseconds: f64) -> String {
     if nanoseconds >= 1e4 {
         format!("{:.0} us", nanoseconds / 1e3)
@@ -69,12 +69,12 @@ pub fn time(nanoseconds: f64) -> String {
     }
 }
 
-/// A ratio; nothing where there is none.
+/// Returns a ratio as text; nothing where there is none.
 pub fn ratio(value: Option<f64>) -> String {
     value.map(|value| format!("{value:.1}")).unwrap_or_default()
 }
 
-/// A part of a whole.
+/// Returns a part of a whole as text.
 pub fn part(value: Option<f64>) -> String {
     value.map(|value| format!("{:.0} %", 100.0 * value)).unwrap_or_default()
 }

@@ -1,7 +1,8 @@
-//! What a request and an item cost in instructions, counted by valgrind's callgrind: the same at every run, whatever else
-//! the machine does, and so fit for a bound.
+//! Instructions of a request and of an item, counted by valgrind's callgrind: the same at every
+//! run, whatever else the machine does, and so fit for a bound.
 //!
-//! `cargo test -p ring-bench --test instructions -- --nocapture` prints the figures that stand in `docs/performance.md`.
+//! `cargo test -p ring-bench --test instructions -- --nocapture` prints the figures that stand in
+//! `docs/performance.md`.
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::{Daemon, binaries};
@@ -10,30 +11,31 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// Many times what a count takes.
+/// Bound on the time of a count.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often each is done.
+/// Repetitions of each case.
 const TIMES: u64 = 100;
 
-/// What is counted is what happens within this function.
+/// The function whose instructions are counted.
 const COUNTED: &str = "--toggle-collect=*counted_here*";
 
 /// Copies by SSE2 alone, whatever the processor has: the count is then nearly the same everywhere.
 const SAME_EVERYWHERE: &str =
     "glibc.cpu.hwcaps=-AVX2,-AVX2_Usable,-AVX_Fast_Unaligned_Load,-AVX512F,-AVX512VL,-ERMS,-FSRM";
 
-/// Instructions that something may take at most.
+/// Bound on the instructions of a case.
 struct Bound {
     case: &'static str,
-    /// Of what is counted at once.
+    /// Number of operations in a case.
     parts: u64,
-    /// For each: about 40 % above the figure, which also varies with the compiler.
+    /// Bound for each operation: about 40 % above the figure, which also varies with the compiler.
     most: u64,
 }
 
-/// Of the worker: a request alone in its turn, and one of sixteen; a pointer write over so many new items of 64 bytes.
-/// Of the library: items of 64 bytes in a mapped ring, popped from a span of 64 whose checksum is counted in.
+/// Bounds of the worker: a request alone in its turn, and one of sixteen; a pointer write over that
+/// many new items of 64 bytes. Bounds of the library: items of 64 bytes in a mapped ring, popped
+/// from a span of 64 whose checksum is counted in.
 const BOUNDS: [Bound; 9] = [
     Bound { case: "write-512", parts: 1, most: 3_100 },
     Bound { case: "write-512-of-16", parts: 16, most: 2_050 },
@@ -47,7 +49,7 @@ const BOUNDS: [Bound; 9] = [
 ];
 
 #[test]
-fn a_request_and_an_item_take_no_more_instructions_than_they_may() {
+fn request_and_item_stay_within_their_instruction_bounds() {
     let program = program();
     let figures = BOUNDS.map(|bound| (count(&program, bound.case) / TIMES / bound.parts, bound));
     for (figure, Bound { case, most, .. }) in &figures {
@@ -60,17 +62,17 @@ fn a_request_and_an_item_take_no_more_instructions_than_they_may() {
 }
 
 #[test]
-fn a_count_is_the_same_each_time() {
+fn instruction_count_is_the_same_each_time() {
     let program = program();
     assert_eq!(count(&program, "write-4K"), count(&program, "write-4K"));
 }
 
-/// The release build of the program that is counted, as cargo names it.
+/// Returns the release build of the program that is counted, as cargo names it.
 fn program() -> PathBuf {
-    let package = ["-p", "vhost-device-blockring", "--bench", "instructions"];
+    // All packages, as in every release build: see `qemu_tests::binaries`.
     let output = Command::new(env!("CARGO"))
         .args(["build", "--locked", "--release", "--message-format=json"])
-        .args(package)
+        .args(["--workspace", "--bench", "instructions"])
         .current_dir(binaries::workspace())
         .output()
         .unwrap();

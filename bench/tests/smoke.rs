@@ -1,4 +1,4 @@
-//! Whether the bench measures at all: how fast is not a test's matter.
+//! The bench measures and reports. Its figures are not tested.
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::{Daemon, binaries};
@@ -6,10 +6,10 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-/// Many times what it takes on a busy machine.
+/// Bound on a measurement.
 const PATIENCE: Duration = Duration::from_secs(240);
 
-/// What it has printed, and whether it ended well.
+/// Runs the bench. Returns its output, and whether it ended with 0.
 fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ring-bench"));
     command.args(arguments).arg("--dir").arg(dir);
@@ -20,7 +20,7 @@ fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
     (String::from_utf8(run.stdout()).unwrap() + &run.stderr(), status.success())
 }
 
-/// A folder with the page that figures are written into.
+/// Returns a folder with the page that figures are written into.
 fn report() -> tempfile::TempDir {
     let report = tempfile::tempdir().unwrap();
     let page = binaries::workspace().join("docs/performance.md");
@@ -28,7 +28,7 @@ fn report() -> tempfile::TempDir {
     report
 }
 
-/// This run's figures are between the markers; returns them.
+/// Returns this run's figures, which must be between the markers.
 fn assert_filled(report: &Path, part: &str) -> String {
     let page = std::fs::read_to_string(report.join("performance.md")).unwrap();
     let (_, table) = page.split_once(&format!("<!-- {part} -->\n")).unwrap();
@@ -113,7 +113,7 @@ fn ways_out_of_a_guest_have_figures() {
 }
 
 #[test]
-fn what_cannot_be_measured_is_said() {
+fn bench_names_what_it_cannot_measure() {
     let dir = tempfile::tempdir().unwrap();
     let (text, ended_well) = bench(dir.path(), &["--rows", "nothing"]);
     assert!(!ended_well && text.contains("--list"), "{text}");

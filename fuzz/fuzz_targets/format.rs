@@ -1,5 +1,5 @@
-//! The bytes of a ring's heads and of an item's header, from whoever wrote them: decoded or named, and what is decoded is what
-//! encoding it gives again.
+//! Arbitrary bytes of the identity, the pointer sectors and an item's header: decoded and encoded
+//! again to the same, or a named error.
 #![no_main]
 
 use arbitrary::Arbitrary;
@@ -15,7 +15,7 @@ use uuid::Uuid;
 #[derive(Debug, Arbitrary)]
 struct Input {
     sector: [u8; 512],
-    /// Of the ring that the slots are to be of.
+    /// UUID of the ring that the slots are made for.
     uuid: [u8; 16],
     /// Slots made as a writer makes them, over what the sector holds.
     writes: Vec<(u64, u64, u64, u32, bool)>,
@@ -63,13 +63,13 @@ fn pointers(input: &Input) {
     }
 }
 
-/// Whatever was there before, a writer's slot is found, and its second leaves the first one whole.
+/// A writer's slot is found over any bytes, and its second slot leaves the first one whole.
 fn slots(input: &Input) {
     let uuid = Uuid::from_bytes(input.uuid);
     let mut sector = input.sector;
     let mut last: Option<Slot> = None;
     if slots_of(uuid, &sector).iter().any(Option::is_some) {
-        // The fuzzer does find checksums: then it is somebody's who may have written anything.
+        // The fuzzer does find valid checksums: such a slot may claim anything.
         return;
     }
     sector[EXTENSION.start..SLOTS_AT[0]].fill(0);

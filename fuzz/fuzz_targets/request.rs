@@ -1,12 +1,12 @@
-//! A queue anywhere in a guest's memory, and that memory full of anything: requests within their bounds, refusals, or a broken queue; never
-//! a panic or a walk without an end.
+//! A queue anywhere in a guest's memory, with arbitrary content: requests within their bounds,
+//! refusals, or a broken queue; never a panic or an endless walk.
 #![no_main]
 
 use arbitrary::{Arbitrary, Unstructured};
 use libfuzzer_sys::fuzz_target;
-use vhost_device_blockring::dirty::GuestMemory;
-use vhost_device_blockring::queue::Split;
-use vhost_device_blockring::request::{Kind, MAX_BYTES, MAX_SEGMENTS, Request};
+use vhost_device_blockring::data_path::dirty::GuestMemory;
+use vhost_device_blockring::data_path::queue::SplitQueue;
+use vhost_device_blockring::data_path::request::{Kind, MAX_BYTES, MAX_SEGMENTS, Request};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 const REGIONS: [(GuestAddress, usize); 2] =
     [(GuestAddress(0), 0x4000), (GuestAddress(0x1_0000), 0x1000)];
 
-/// Requests taken from one queue.
+/// Largest number of requests taken from one queue.
 const MOST: usize = 64;
 
 #[derive(Debug, Arbitrary)]
@@ -24,7 +24,7 @@ struct Layout {
     available: u16,
     used: u16,
     next_available: u16,
-    /// Words put where the queue is, so that something is found there.
+    /// Words written into the queue, so that descriptors are found there.
     entries: Vec<(u16, u64, u32, u16, u16)>,
     heads: Vec<u16>,
     index: u16,
@@ -36,7 +36,7 @@ fuzz_target!(|bytes: &[u8]| {
     let memory = GuestMemory::from_ranges(&REGIONS).expect("memory");
     let rest = input.take_rest();
     let at = |place: u16| GuestAddress(u64::from(place));
-    // What does not fit is not written: the guest's memory is whatever it is.
+    // What does not fit is not written.
     let _ = memory.write(rest, GuestAddress(0x3000));
     let table = layout.descriptors & !15;
     for (place, address, len, flags, next) in &layout.entries {
@@ -60,9 +60,9 @@ fuzz_target!(|bytes: &[u8]| {
     queue.set_next_avail(layout.next_available);
     queue.set_ready(true);
     let mut request = Request::default();
-    let Ok(mut split) = Split::open(&queue, &memory, None) else { return };
+    let Ok(mut split) = SplitQueue::open(&queue, &memory, None) else { return };
     for _ in 0..MOST {
-        let Ok(Some(chain)) = split.take() else { break };
+        let Ok(Some(chain)) = split.next_chain() else { break };
         let head = chain.head();
         assert!(head < size);
         if request.parse(&memory, chain).is_ok() {
@@ -73,7 +73,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(bytes, request.data_len);
             let _: Kind = request.kind();
         }
-        if split.answer(head, 1).is_err() || split.wants_interrupt().is_err() {
+        if split.add_used(head, 1).is_err() || split.wants_interrupt().is_err() {
             break;
         }
     }

@@ -1,17 +1,16 @@
-//! Front ends of bad faith, each with a connection to a backend in this process: see `ring_simulation::conversation`. Each comes to its
-//! end, leaves nothing open, and the next honest one is served.
+//! Hostile front ends, each with a connection to a backend in this process: see
+//! `ring_test_support::conversation`. Each comes to its end, leaves nothing open, and the next
+//! honest one is served.
 #![no_main]
 
-#[path = "../../vhost/tests/common/disk.rs"]
-#[allow(dead_code)]
-mod disk;
-
-use disk::{Disk, open};
 use libfuzzer_sys::fuzz_target;
-use ring_simulation::conversation::Conversation;
-use ring_simulation::front_end::FrontEnd;
-use shared_block_ring::Stop;
+use ring_program::Stop;
+use ring_test_support::conversation::Conversation;
+use ring_test_support::executor_disk::{Disk, open};
+use ring_test_support::front_end::FrontEnd;
+use ring_test_support::messages::Messages;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
+use shared_block_ring::device::event::Signaller;
 use shared_block_ring::format::Side;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
@@ -19,30 +18,31 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
-use vhost_device_blockring::backend::Backend;
-use vhost_device_blockring::connections::Connections;
-use vhost_device_blockring::driver::Driver;
-use vhost_device_blockring::fault::Faults;
-use vhost_device_blockring::flusher::Flusher;
-use vhost_device_blockring::polling::Polling;
-use vhost_device_blockring::worker::Worker;
+use vhost_device_blockring::data_path::fault::Faults;
+use vhost_device_blockring::data_path::flusher::Flusher;
+use vhost_device_blockring::data_path::polling::Polling;
+use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
+use vhost_device_blockring::data_path::worker::Worker;
+use vhost_device_blockring::front_end::backend::Backend;
+use vhost_device_blockring::front_end::connections::Connections;
 
-/// Of a read; a front end may wait no longer than libFuzzer does.
+/// Hold time of a read: a front end may wait no longer than libFuzzer does.
 const HOLD: Duration = Duration::from_millis(1);
 
-/// A processor for a thread that was woken, on a busy machine.
+/// Bound on the time until a woken thread runs, on a busy machine.
 const SOON: Duration = Duration::from_secs(5);
 
-/// After so many others one honest front end: it takes as long as all of them. After the first, too, so that a single input is tried with it.
+/// Number of hostile front ends after which an honest one is served, which takes as long as all of
+/// them. The first is followed by one, too, so that a single input is tried with it.
 const HONEST: u32 = 8;
 
 static TALKS: AtomicU32 = AtomicU32::new(0);
 
 struct Scene {
     address: SocketAddr,
-    /// One more connection is to be served.
+    /// Asks for one more connection to be served.
     next: Sender<()>,
-    /// It is over, and nothing of it left.
+    /// Reports that the connection is over.
     over: Mutex<Receiver<()>>,
 }
 
@@ -61,12 +61,13 @@ impl Scene {
         let counters = Arc::clone(&disk.counters);
         let polling = Polling::For(Duration::ZERO);
         let worker = Worker::new(disk.executor, counters, flusher, bell, HOLD, polling);
-        let backend = Backend::new(worker, disk.geometry, false, true).expect("an event");
-        let driver = Driver::start(Arc::new(backend), None).expect("a thread");
-        // Nobody cuts the ring's file: all that is lost is a front end's.
-        let faults = Faults::catch(&(0..0)).expect("a handler");
+        let signaller = Arc::new(Signaller::new().expect("a context"));
+        let worker = Arc::new(SharedWorker::new(worker).expect("an event"));
+        let backend = Backend::new(Arc::clone(&worker), disk.geometry, false, true, signaller);
+        let queue_thread = QueueThread::start(worker, None).expect("a thread");
+        let faults = Faults::catch().expect("a handler");
         let connections = Connections::new(
-            driver,
+            Arc::new(backend),
             listening.into(),
             Stop::on_signal().expect("signals"),
             faults,
@@ -76,23 +77,24 @@ impl Scene {
         let (next, turns) = channel();
         let (done, over) = channel();
         std::thread::spawn(move || {
+            let _queue_thread = queue_thread;
             for () in turns {
-                // How it has ended is the front end's affair.
+                // Either end of a connection is fine.
                 let _ = connections.serve_one();
                 done.send(()).expect("somebody to tell");
             }
         });
         let scene = Self { address, next, over: Mutex::new(over) };
-        // Whatever is made when it is first needed.
-        scene.serve(FrontEnd::works);
+        // The first front end has lazy state made.
+        scene.serve(|stream| FrontEnd::over(stream, 0).works());
         scene
     }
 
-    /// One front end, from its arrival to its end.
-    fn serve(&self, talk: impl FnOnce(FrontEnd)) {
+    /// Serves one front end from its connection to its end.
+    fn serve(&self, talk: impl FnOnce(UnixStream)) {
         let stream = UnixStream::connect_addr(&self.address).expect("a backend");
         self.next.send(()).expect("a backend");
-        talk(FrontEnd::over(stream));
+        talk(stream);
         self.over.lock().expect("one thread").recv().expect("a backend");
     }
 }
@@ -104,14 +106,15 @@ fn open_descriptors() -> usize {
 fuzz_target!(|conversation: Conversation| {
     let scene = &*SCENE;
     let before = open_descriptors();
-    scene.serve(|front_end| conversation.lead(front_end));
-    // The queue's thread lets go of what it slept on when it wakes up, perhaps only now of the conversation's before.
+    scene.serve(|stream| conversation.lead(Messages::over(stream)));
+    // The queue's thread lets go of what it slept on when it wakes up, perhaps only now of the
+    // conversation's before.
     let start = Instant::now();
     while open_descriptors() > before {
         assert!(start.elapsed() < SOON, "{} descriptors, not {before}", open_descriptors());
         std::thread::yield_now();
     }
     if TALKS.fetch_add(1, Relaxed).is_multiple_of(HONEST) {
-        scene.serve(FrontEnd::works);
+        scene.serve(|stream| FrontEnd::over(stream, 0).works());
     }
 });

@@ -9,17 +9,18 @@ use std::{env, fs};
 use crate::binaries;
 use crate::error::{Error, Result};
 
-/// The guest's kernel: `BLOCKRING_KERNEL`, or the one fetched.
+/// Returns the guest's kernel: `BLOCKRING_KERNEL`, or the one fetched.
 pub(crate) fn kernel() -> Result<PathBuf> {
     asset("BLOCKRING_KERNEL", "vmlinuz")
 }
 
-/// A static busybox: `BLOCKRING_BUSYBOX`, or the one fetched.
+/// Returns a static busybox: `BLOCKRING_BUSYBOX`, or the one fetched.
 pub(crate) fn busybox() -> Result<PathBuf> {
     asset("BLOCKRING_BUSYBOX", "busybox")
 }
 
-/// A module of the guest's kernel, somewhere below `BLOCKRING_MODULES` or the folder fetched.
+/// Returns a module of the guest's kernel, somewhere below `BLOCKRING_MODULES` or the folder
+/// fetched.
 pub(crate) fn module(name: &str) -> Result<PathBuf> {
     let tree = asset("BLOCKRING_MODULES", "modules")?;
     find_module(&tree, name).ok_or_else(|| Error::Missing {
@@ -28,7 +29,7 @@ pub(crate) fn module(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Where the fetched parts and the images are kept.
+/// Returns where the fetched parts and the images are kept.
 pub(crate) fn cache_dir() -> PathBuf {
     binaries::target_dir().join("guest-image")
 }

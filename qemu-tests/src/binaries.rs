@@ -1,7 +1,8 @@
 //! The programs under test: built once a process, by cargo, and found where cargo puts them.
 //!
 //! Several test processes may do so at once: cargo's lock makes the later ones wait, and then find
-//! everything fresh.
+//! everything fresh. With `BLOCKRING_BUILT` in the environment nothing is built: `scripts/test.sh`
+//! has done that.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -13,83 +14,103 @@ use crate::error::{Error, Result, tail};
 /// The guest's programs are linked statically: its image has no shared libraries.
 const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
-/// Where one build's programs are.
+/// The programs of one build.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     folder: PathBuf,
 }
 
 impl Binaries {
-    /// The command-line program.
+    /// Returns the command-line program.
     pub fn blockring(&self) -> PathBuf {
         self.folder.join("blockring")
     }
 
-    /// The vhost-user back end. Only the host has it.
+    /// Returns the vhost-user back end. Only the host has it.
     pub fn vhost_device_blockring(&self) -> PathBuf {
         self.folder.join("vhost-device-blockring")
     }
 
-    /// The load generator of the tests.
+    /// Returns the example of a journal. Only the tests' build has it.
+    pub fn transfer(&self) -> PathBuf {
+        self.folder.join("examples/transfer")
+    }
+
+    /// Returns the load generator of the tests.
     pub fn ringload(&self) -> PathBuf {
         self.folder.join("ringload")
     }
 
-    /// The ends of a crash campaign's rings.
+    /// Returns the load of a crash campaign.
     pub fn crashload(&self) -> PathBuf {
         self.folder.join("crashload")
     }
 
-    /// What sends as fast as it goes on each of the ways out of a guest.
+    /// Returns the program that sends messages on each way out of a guest.
     pub fn channels(&self) -> PathBuf {
         self.folder.join("channels")
     }
 
-    /// The attacks of a guest on its ring.
+    /// Returns the program with the attacks of a guest on its ring.
     pub fn redteam(&self) -> PathBuf {
         self.folder.join("redteam")
     }
 
-    /// What counts another program's system calls.
+    /// Returns the program that counts another program's system calls.
     pub fn syscalls(&self) -> PathBuf {
         self.folder.join("syscalls")
     }
 
-    /// The tests' comparison of a ring with a queue.
+    /// Returns the program that compares a ring with a queue.
     pub fn ringmodel(&self) -> PathBuf {
         self.folder.join("ringmodel")
     }
 }
 
-/// The host's programs, release build.
+/// The programs that the guest's image holds.
+const GUEST_PROGRAMS: [&str; 7] =
+    ["blockring", "ringload", "crashload", "ringmodel", "redteam", "channels", "syscalls"];
+
+/// The programs that tests start on the host.
+const HOST_PROGRAMS: [&str; 4] = ["blockring", "vhost-device-blockring", "crashload", "ringload"];
+
+/// Returns the host's programs, release build.
+///
+/// The build selects all of the workspace's packages: a build of some of them would ask for other
+/// features of the crates they share, and compile those again.
 pub fn host() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
-    let packages = ["-p", "shared-block-ring", "-p", "vhost-device-blockring", "-p", "qemu-tests"];
     once(&BUILT, || {
-        build(&packages, |cargo| {
-            cargo.arg("--release");
-        })?;
+        let programs = HOST_PROGRAMS.iter().flat_map(|program| ["--bin", program]);
+        build(
+            &["--workspace", "--release"].into_iter().chain(programs).collect::<Vec<_>>(),
+            |_| {},
+        )?;
         Ok(Binaries { folder: target_dir().join("release") })
     })
 }
 
-/// The host's back end, and nothing else, as another build: not optimized, with assertions.
+/// Returns the host's two programs and the example, as another build: that of the tests, with
+/// assertions.
 pub fn debug() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
+    let programs = ["--bin", "blockring", "--bin", "vhost-device-blockring"];
     once(&BUILT, || {
-        build(&["-p", "vhost-device-blockring"], |_| {})?;
+        let all = ["--workspace", "--profile", "test", "--example", "transfer"];
+        build(&[&all[..], &programs].concat(), |_| {})?;
         Ok(Binaries { folder: target_dir().join("debug") })
     })
 }
 
-/// The guest's programs, release build, static.
+/// Returns the guest's programs, release build, static.
 pub fn guest() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
-    let packages = ["-p", "shared-block-ring", "-p", "qemu-tests", "--target", GUEST_TARGET];
     once(&BUILT, || {
         // A folder of its own, so that other flags do not throw away the host's build.
         let folder = target_dir().join("guest");
-        build(&packages, |cargo| {
+        let packages = ["-p", "blockring", "-p", "qemu-tests", "--target", GUEST_TARGET];
+        let programs = GUEST_PROGRAMS.iter().flat_map(|program| ["--bin", program]);
+        build(&packages.into_iter().chain(programs).collect::<Vec<_>>(), |cargo| {
             cargo.arg("--release").arg("--target-dir").arg(&folder);
             cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
             cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
@@ -98,8 +119,8 @@ pub fn guest() -> Result<&'static Binaries> {
     })
 }
 
-/// `OnceLock::get_or_try_init`, which is not stable yet. Two threads may both build; cargo sorts that
-/// out.
+/// `OnceLock::get_or_try_init`, which is not stable yet. Two threads may both build; cargo sorts
+/// that out.
 fn once(cell: &OnceLock<Binaries>, run: impl FnOnce() -> Result<Binaries>) -> Result<&Binaries> {
     match cell.get() {
         Some(made) => Ok(made),
@@ -108,9 +129,12 @@ fn once(cell: &OnceLock<Binaries>, run: impl FnOnce() -> Result<Binaries>) -> Re
 }
 
 fn build(arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Result<()> {
+    if env::var_os("BLOCKRING_BUILT").is_some() {
+        return Ok(());
+    }
     let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut cargo = Command::new(&program);
-    cargo.args(["build", "--bins"]).args(arguments).current_dir(workspace());
+    cargo.arg("build").args(arguments).current_dir(workspace());
     cargo.env("CARGO_TARGET_DIR", target_dir()).env_remove("CARGO_BUILD_TARGET");
     adjust(&mut cargo);
     let output = cargo.output().map_err(Error::io(format!("starting {}", program.display())))?;
@@ -120,7 +144,7 @@ fn build(arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Result<()> {
     Err(Error::Build { command: format!("{cargo:?}"), stderr: tail(&output.stderr) })
 }
 
-/// The workspace's root folder.
+/// Returns the workspace's root folder.
 pub fn workspace() -> &'static Path {
     let package = Path::new(env!("CARGO_MANIFEST_DIR"));
     package.parent().unwrap_or(package)

@@ -11,7 +11,7 @@ pub enum Disk {
         socket: PathBuf,
         /// Whether QEMU connects again, after a second, when the back end goes away.
         reconnect: bool,
-        /// More properties of the device: `num-queues=2,queue-size=256`. May be empty.
+        /// More properties of the device: `queue-size=256`. May be empty.
         options: String,
     },
     /// A raw file, served by QEMU through the host's page cache (`cache=writeback`, its default): a
@@ -27,12 +27,12 @@ pub enum Disk {
 }
 
 impl Disk {
-    /// A disk of the vhost-user back end at `socket`.
+    /// Makes a disk of the vhost-user back end at `socket`.
     pub fn vhost_user(socket: impl Into<PathBuf>) -> Self {
         Self::VhostUser { socket: socket.into(), reconnect: false, options: String::new() }
     }
 
-    /// A disk in a raw file.
+    /// Makes a disk in a raw file.
     pub fn file(path: impl Into<PathBuf>, serial: impl Into<String>) -> Self {
         Self::File { path: path.into(), serial: serial.into(), options: String::new() }
     }
@@ -46,7 +46,7 @@ impl Disk {
         self
     }
 
-    /// Adds device properties: `num-queues=2`.
+    /// Adds device properties: `queue-size=256`.
     #[must_use]
     pub fn options(mut self, more: &str) -> Self {
         let (Self::VhostUser { options, .. } | Self::File { options, .. }) = &mut self;
@@ -63,7 +63,10 @@ impl Disk {
             Self::VhostUser { socket, reconnect, options } => {
                 let again = if *reconnect { ",reconnect=1" } else { "" };
                 let source = format!("socket,id=c{index},path={}{again}", quote(socket));
-                ("-chardev", source, format!("vhost-user-blk-pci,chardev=c{index}"), options)
+                // Without the number QEMU asks for a queue for each processor, and the backend
+                // serves one.
+                let device = format!("vhost-user-blk-pci,chardev=c{index},num-queues=1");
+                ("-chardev", source, device, options)
             }
             Self::File { path, serial, options } => {
                 let source = format!("file={},format=raw,if=none,id=d{index}", quote(path));
@@ -76,7 +79,7 @@ impl Disk {
     }
 }
 
-/// In QEMU's option lists a comma is written twice.
+/// Quotes a path for QEMU's option lists, in which a comma is written twice.
 fn quote(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }

@@ -1,4 +1,4 @@
-//! What can go wrong around a guest, said so that a failed test explains itself.
+//! Errors of the helpers, worded so that a failed test explains itself.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,14 +7,14 @@ use std::{fmt, io};
 /// The result of everything here.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a helper gave up.
+/// Error of a helper.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A call to the operating system failed.
     #[error("{what}: {source}")]
     Io {
-        /// What was being done, and to which file or program.
+        /// The operation, and its file or program.
         what: String,
         /// The operating system's error.
         source: io::Error,
@@ -24,21 +24,21 @@ pub enum Error {
     Build {
         /// The command line.
         command: String,
-        /// What it wrote.
+        /// Its standard error.
         stderr: String,
     },
     /// Something the tests need is not on this machine.
     #[error("{what} is missing; {remedy}")]
     Missing {
-        /// What is missing.
+        /// The missing part.
         what: String,
-        /// How to get it.
+        /// Advice.
         remedy: String,
     },
     /// A wait reached its bound.
     #[error("{what}: not within {after:?}\n{log}")]
     Timeout {
-        /// What was waited for.
+        /// The awaited condition.
         what: String,
         /// The bound.
         after: Duration,
@@ -48,7 +48,7 @@ pub enum Error {
     /// The process died while something was still expected of it.
     #[error("{what}: the process ended before that\n{log}")]
     Died {
-        /// What was waited for.
+        /// The awaited condition.
         what: String,
         /// The tail of the guest's console or of the daemon's log.
         log: String,
@@ -56,7 +56,7 @@ pub enum Error {
     /// The guest or QEMU answered with something that makes no sense here.
     #[error("{what}: {answer}")]
     Answer {
-        /// What was asked.
+        /// The request.
         what: String,
         /// The answer.
         answer: String,
@@ -64,13 +64,13 @@ pub enum Error {
 }
 
 impl Error {
-    /// For `map_err`: an I/O error with what was being done.
+    /// Returns a function for `map_err`: an I/O error of the operation `what`.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
 
-    /// For `map_err`: an I/O error with what was being done to `path`.
+    /// Returns a function for `map_err`: an I/O error of the operation `what` on `path`.
     pub(crate) fn file(doing: &str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         Self::io(format!("{doing} {}", path.display()))
     }
@@ -84,7 +84,7 @@ impl fmt::Debug for Error {
     }
 }
 
-/// The last lines of a log, short enough to read in a failed test's output.
+/// Returns the last lines of a log, short enough to read in a failed test's output.
 pub(crate) fn tail(log: &[u8]) -> String {
     const BYTES: usize = 4096;
     let start = log.len().saturating_sub(BYTES);

@@ -12,7 +12,7 @@ use sha2::{Digest as _, Sha256};
 use crate::error::{Error, Result};
 use crate::{assets, binaries};
 
-/// What a virtio disk needs, in the order of loading.
+/// Modules for a virtio disk, in the order of loading.
 const DISK_MODULES: [&str; 6] = [
     "virtio_ring",
     "virtio",
@@ -21,7 +21,8 @@ const DISK_MODULES: [&str; 6] = [
     "virtio_pci",
     "virtio_blk",
 ];
-/// What hands devices to processes: interrupts of one that has no other driver, and VFIO.
+/// Modules that hand devices to processes: interrupts of a device that has no other driver, and
+/// VFIO.
 const PASSING_MODULES: [&str; 8] = [
     "uio",
     "uio_pci_generic",
@@ -39,7 +40,7 @@ const LINK_MODE: u32 = 0o120_777;
 /// Images pile up as the programs change; nothing that still runs uses one that old.
 const IMAGE_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What goes into the guest's initramfs.
+/// Content of the guest's initramfs.
 #[derive(Debug, Clone, Default)]
 pub struct ImageSpec {
     modules: Vec<String>,
@@ -62,7 +63,7 @@ impl ImageSpec {
         DISK_MODULES.into_iter().fold(spec, Self::module)
     }
 
-    /// The minimal image, and this workspace's programs for guests in `/bin`.
+    /// Returns the minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
         let programs = binaries::guest()?;
         let spec = Self::minimal().file("bin/blockring", programs.blockring());
@@ -90,8 +91,8 @@ impl ImageSpec {
         self
     }
 
-    /// Adds an executable file of the host at `guest_path` (no leading slash; its folder is one that
-    /// every image has: `bin`, `lib`, `scripts`).
+    /// Adds an executable file of the host at `guest_path` (no leading slash; its folder is one
+    /// that every image has: `bin`, `lib`, `scripts`).
     #[must_use]
     pub fn file(mut self, guest_path: &str, host_path: impl Into<PathBuf>) -> Self {
         self.files.insert(guest_path.to_owned(), Content::File(host_path.into()));

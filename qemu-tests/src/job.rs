@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::console::{Console, NotFound};
 use crate::error::{Error, Result};
 
-/// How a command in the guest ended.
+/// Outcome of a command in the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// Its exit status; 128 + N if signal N ended it.
@@ -21,7 +21,7 @@ pub struct Output {
     pub stderr: String,
 }
 
-/// A bound on a wait, and what to say when it is reached.
+/// A bound on a wait, and the words of its error.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wait<'a> {
     what: &'a str,
@@ -54,17 +54,17 @@ pub(crate) struct Link {
 }
 
 impl Link {
-    /// To a guest that has been given so many jobs.
+    /// Makes a link to a guest that has been given this many jobs.
     pub(crate) fn new(console: Arc<Console>, input: ChildStdin, nonce: String, jobs: u32) -> Self {
         Self { console, input: Mutex::new(input), nonce, jobs: AtomicU32::new(jobs) }
     }
 
-    /// What another link to the same guest has to know.
+    /// Returns what another link to the same guest has to know.
     pub(crate) fn state(&self) -> (String, u32) {
         (self.nonce.clone(), self.jobs.load(Ordering::Relaxed))
     }
 
-    /// A word for the host, as `/init` writes it.
+    /// Returns a word for the host, as `/init` writes it.
     pub(crate) fn mark(&self, word: &str) -> String {
         format!("<<{} {word}", self.nonce)
     }
@@ -104,19 +104,25 @@ impl Link {
     }
 }
 
-/// A command that runs in the guest.
+/// A command in the guest.
 ///
 /// Dropping it leaves it running.
 #[derive(Debug)]
 pub struct Job {
     id: String,
     command: String,
-    /// Where in the console's log its report can begin.
+    /// Offset in the console's output from which its report can begin.
     from: usize,
     link: Arc<Link>,
 }
 
 impl Job {
+    /// Returns the same job in a guest that was saved since, and restored: `link` is that guest's.
+    pub(crate) fn through(&self, link: &Arc<Link>) -> Self {
+        let (id, command) = (self.id.clone(), self.command.clone());
+        Self { id, command, from: 0, link: Arc::clone(link) }
+    }
+
     /// Waits for the end of the command.
     ///
     /// After a timeout the command goes on, and can be waited for again.

@@ -2,7 +2,8 @@
 //!
 //! A test asks for the programs ([`binaries`]), starts the host's side as a [`Daemon`], and boots a
 //! [`Guest`] from an initramfs that [`ImageSpec`] puts together: busybox, the virtio modules, this
-//! workspace's programs linked statically, and an `/init` that takes commands from the serial console.
+//! workspace's programs linked statically, and an `/init` that takes commands from the serial
+//! console.
 //!
 //! ```no_run
 //! use qemu_tests::{Disk, GuestBuilder};
@@ -32,6 +33,7 @@ pub mod program;
 mod qemu;
 mod qmp;
 pub mod redteam;
+pub mod scene;
 
 pub use disk::Disk;
 pub use error::{Error, Result};

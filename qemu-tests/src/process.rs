@@ -15,11 +15,11 @@ use nix::unistd::{Pid, getpid, getppid};
 
 use crate::error::{Error, Result, tail};
 
-/// How often a condition without an event of its own is looked at.
+/// Pause between two looks at a condition.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// Looks every few milliseconds whether `condition` holds, for at most `timeout`; says whether it
-/// came to hold.
+/// Looks every few milliseconds whether `condition` holds, for at most `timeout`. Returns whether
+/// it came to hold.
 pub fn wait_until(timeout: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + timeout;
     loop {
@@ -45,7 +45,7 @@ fn spawn_bound(command: Command) -> io::Result<Child> {
         let (sender, requests) = mpsc::channel::<SpawnRequest>();
         thread::spawn(move || {
             for (mut command, answer) in requests {
-                // The one who asked waits for the answer, and can be gone only with its process.
+                // The thread that asked waits for the answer.
                 let _ = answer.send(command.spawn());
             }
         });
@@ -87,7 +87,7 @@ impl Process {
         self.child.id()
     }
 
-    /// The exit status, if the process ends within `timeout`.
+    /// Returns the exit status, if the process ends within `timeout`.
     pub(crate) fn wait(&mut self, timeout: Duration) -> Option<ExitStatus> {
         let mut status = None;
         wait_until(timeout, || {
@@ -119,7 +119,7 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Fails only if it is gone already, which is what is wanted.
+        // This fails only if the process is gone already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -135,13 +135,14 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts `command`. Its standard output and error go to `NAME.stdout` and `NAME.stderr` in `dir`
-    /// (appended, so that a restarted daemon's log tells the whole story); its input is empty.
+    /// Starts `command`. Its standard output and error go to `NAME.stdout` and `NAME.stderr` in
+    /// `dir` (appended, so that a restarted daemon's log tells the whole story); its input is
+    /// empty.
     pub fn spawn(name: &str, command: Command, dir: &Path) -> Result<Self> {
         Self::spawn_reading(Stdio::null(), name, command, dir)
     }
 
-    /// The same with an input, which is what is written to the other end of a pipe.
+    /// Returns the same with an input, which is what is written to the other end of a pipe.
     pub fn spawn_fed(name: &str, command: Command, dir: &Path) -> Result<(Self, PipeWriter)> {
         let (input, feed) = io::pipe().map_err(Error::io("making a pipe"))?;
         Ok((Self::spawn_reading(input.into(), name, command, dir)?, feed))
@@ -160,32 +161,32 @@ impl Daemon {
         Ok(Self { name: name.to_owned(), process, stdout, stderr })
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn pid(&self) -> u32 {
         self.process.pid()
     }
 
-    /// What it has written to standard output so far.
+    /// Returns what it has written to standard output so far.
     pub fn stdout(&self) -> Vec<u8> {
         fs::read(&self.stdout).unwrap_or_default()
     }
 
-    /// What it has written to standard error so far.
+    /// Returns what it has written to standard error so far.
     pub fn stderr(&self) -> String {
         String::from_utf8_lossy(&fs::read(&self.stderr).unwrap_or_default()).into_owned()
     }
 
-    /// How many bytes it has written to standard output so far.
+    /// Returns how many bytes it has written to standard output so far.
     pub fn printed(&self) -> u64 {
         fs::metadata(&self.stdout).map_or(0, |file| file.len())
     }
 
-    /// The file that takes standard output.
+    /// Returns the file that takes standard output.
     pub fn stdout_path(&self) -> &Path {
         &self.stdout
     }
 
-    /// Whether it still runs.
+    /// Returns whether it still runs.
     pub fn is_running(&mut self) -> bool {
         self.process.is_running()
     }
@@ -208,7 +209,7 @@ impl Daemon {
         let what = format!("{} {what}", self.name);
         let (mut held, mut running) = (false, true);
         wait_until(timeout, || {
-            // In this order: one that did its work and then ended has done its work.
+            // In this order: a process may do its work and end.
             running = self.process.is_running();
             held = condition(self);
             held || !running
@@ -236,7 +237,7 @@ impl Daemon {
 
     /// Sends SIGTERM and waits for the end.
     pub fn terminate(&mut self, timeout: Duration) -> Result<ExitStatus> {
-        // One that was found dead is reaped, and its id may be another process's by now.
+        // A process that was found dead is reaped, and its id may be another process's by now.
         if self.process.is_running() {
             self.process.signal(Signal::SIGTERM)?;
         }
@@ -248,7 +249,7 @@ impl Daemon {
         self.process.kill()
     }
 
-    /// The processor time it has used so far, user and system, all threads.
+    /// Returns the processor time it has used so far, user and system, all threads.
     pub fn cpu_time(&self) -> Result<Duration> {
         cpu_time(self.pid())
     }
@@ -258,8 +259,8 @@ impl Daemon {
     }
 }
 
-/// The time that a process's threads have run, from `/proc/PID/task/*/schedstat`: in nanoseconds, where
-/// `stat` counts clock ticks, too coarse for a process that hardly runs.
+/// Returns the time that a process's threads have run, from `/proc/PID/task/*/schedstat`: in
+/// nanoseconds, where `stat` counts clock ticks, too coarse for a process that hardly runs.
 pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
     let folder = PathBuf::from(format!("/proc/{pid}/task"));
     let threads = fs::read_dir(&folder).map_err(Error::file("reading", &folder))?;

@@ -1,11 +1,11 @@
-//! How the programs of this package come to their end.
+//! End of this package's programs.
 
 use std::fmt::Display;
 use std::process::ExitCode;
 
 use serde::Serialize;
 
-/// Prints what came of it, as a JSON object in a line, or says why nothing did.
+/// Prints the outcome as a JSON object in one line, or the error.
 pub fn report(program: &str, outcome: Result<impl Serialize, impl Display>) -> ExitCode {
     match outcome {
         Ok(report) => {
@@ -16,7 +16,7 @@ pub fn report(program: &str, outcome: Result<impl Serialize, impl Display>) -> E
     }
 }
 
-/// Says why it failed, on standard error.
+/// Prints an error to standard error.
 pub fn failed(program: &str, why: impl Display) -> ExitCode {
     eprintln!("{program}: {why}");
     ExitCode::FAILURE

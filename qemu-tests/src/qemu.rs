@@ -1,4 +1,4 @@
-//! What a guest is made of, and QEMU's command line for it.
+//! A guest's parts, and QEMU's command line for them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ const QEMU: &str = "qemu-system-x86_64";
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a guest is made of.
+/// Builder of a guest.
 #[derive(Debug, Clone)]
 pub struct GuestBuilder {
     memory_mib: u32,
@@ -54,7 +54,7 @@ impl Default for GuestBuilder {
 }
 
 impl GuestBuilder {
-    /// A guest with 256 MiB shared memory, one processor, no disk and the standard image.
+    /// Makes a guest with 256 MiB shared memory, one processor, no disk and the standard image.
     pub fn new() -> Self {
         Self::default()
     }
@@ -66,7 +66,7 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the number of processors. A vhost-user disk gets as many queues unless told otherwise.
+    /// Sets the number of processors. Disks have one queue all the same.
     #[must_use]
     pub fn processors(mut self, count: u32) -> Self {
         self.processors = count;
@@ -80,7 +80,8 @@ impl GuestBuilder {
         self
     }
 
-    /// Adds a slot that a device can be unplugged from and plugged into while the guest runs: `bus=NAME` puts it there.
+    /// Adds a slot that a device can be unplugged from and plugged into while the guest runs:
+    /// `bus=NAME` puts it there.
     #[must_use]
     pub fn slot(mut self, name: &str) -> Self {
         self.slots.push(name.to_owned());
@@ -121,7 +122,8 @@ impl GuestBuilder {
         self.arguments(["-machine", "kernel-irqchip=split"])
             .arguments(["-device", "intel-iommu,caching-mode=on,intremap=on"])
             .kernel_word("intel_iommu=on")
-            // A busy host lets no timer tick in time, which is a panic where interrupts are remapped.
+            // A busy host lets no timer tick in time, which is a panic where interrupts are
+            // remapped.
             .kernel_word("no_timer_check")
     }
 
@@ -150,23 +152,28 @@ impl GuestBuilder {
     /// until that begins).
     pub fn boot(self) -> Result<Guest> {
         let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
-        let (guest, qemu_log) = self.start(nonce(), 0)?;
-        guest.wait_for_boot(first_word).map_err(|error| explain(error, &qemu_log))?;
+        let guest = self.start(nonce(), 0)?;
+        guest.wait_for_boot(first_word)?;
         Ok(guest)
     }
 
-    /// Starts QEMU with a guest that was saved; the builder must be as the one that has booted it. Jobs from before the snapshot
-    /// report to nobody.
+    /// Starts QEMU and waits for nothing: the guest may hang in its boot.
+    pub fn begin(self) -> Result<Guest> {
+        self.start(nonce(), 0)
+    }
+
+    /// Starts QEMU with a guest that was saved; the builder must be as the one that has booted it.
+    /// Jobs from before the snapshot report to nobody but [`Guest::adopt`].
     pub fn resume(self, snapshot: &Snapshot) -> Result<Guest> {
         let incoming = format!("exec:cat '{}'", snapshot.file.display());
         let builder = self.arguments(["-incoming".to_owned(), incoming]);
         // Numbers that no life of the guest has used.
-        let (guest, _) = builder.start(snapshot.nonce.clone(), snapshot.jobs + 1000)?;
-        guest.wait_for_status("query-status", "running")?;
+        let mut guest = builder.start(snapshot.nonce.clone(), snapshot.jobs + 1000)?;
+        guest.run_restored()?;
         Ok(guest)
     }
 
-    fn start(self, nonce: String, jobs: u32) -> Result<(Guest, PathBuf)> {
+    fn start(self, nonce: String, jobs: u32) -> Result<Guest> {
         let image = self.image.as_ref().map_or_else(ImageSpec::standard, |own| Ok(own.clone()))?;
         let image = image.build()?;
         let folder = tempfile::Builder::new().prefix("blockring-guest-").tempdir();
@@ -185,9 +192,8 @@ impl GuestBuilder {
         else {
             unreachable!("both were asked for above");
         };
-        let link = Link::new(Console::follow(output), input, nonce, jobs);
-        let guest = Guest::new(process, link, folder, self.boot_timeout, self.command_timeout);
-        Ok((guest, qemu_log))
+        let link = Link::new(Console::follow(output, qemu_log), input, nonce, jobs);
+        Ok(Guest::new(process, link, folder, self.boot_timeout, self.command_timeout))
     }
 
     fn command_line(&self, kernel: &Path, image: &Path, nonce: &str, qmp: &Path) -> Vec<String> {
@@ -269,15 +275,4 @@ fn nonce() -> String {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let number = GUESTS.fetch_add(1, Ordering::Relaxed);
     format!("{:x}-{:x}-{number}", process::id(), now.subsec_nanos())
-}
-
-/// When QEMU does not start, its own words say why.
-fn explain(error: Error, qemu_log: &Path) -> Error {
-    match error {
-        Error::Died { what, log } => {
-            let words = fs::read_to_string(qemu_log).unwrap_or_default();
-            Error::Died { what, log: format!("{words}{log}") }
-        }
-        other => other,
-    }
 }

@@ -1,13 +1,12 @@
-//! `blockring bind` and `unbind` with a real kernel: a disk with a file system on it goes and comes back.
+//! `blockring bind` and `unbind` with a real kernel: a disk with a file system on it goes and comes
+//! back.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{SOON, Scene, numbers};
+use qemu_tests::scene::{SOON, Scene, numbers};
 use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, Result, wait_until};
 use std::path::PathBuf;
 
-/// Enough for a file system.
+/// Size of the disk: enough for a file system.
 const SIZE: u64 = 8 << 20;
 
 /// A guest whose only disk has a file system with a file in it.
@@ -47,7 +46,7 @@ impl Machine {
         Ok(())
     }
 
-    /// Whose the device is, and what the kernel would give it to.
+    /// Returns the device's driver, and its driver override.
     fn state(&self) -> Result<(String, String)> {
         let device = format!("/sys/bus/pci/devices/{}", self.address);
         let driver = format!("[ ! -e {device}/driver ] || basename $(realpath {device}/driver)");
@@ -60,7 +59,7 @@ impl Machine {
         self.guest.check("[ ! -e /dev/vda ] && [ ! -e /sys/block/vda ]").map(drop)
     }
 
-    /// The disk is the kernel's, by its old name, and holds what it held.
+    /// The disk must be bound to the kernel's driver under its old name, with its old content.
     fn assert_whole(&self) -> Result<()> {
         assert_eq!(self.state()?, ("virtio-pci".to_owned(), "(null)".to_owned()));
         let file = self.guest.check("mount /dev/vda /tmp/mnt && cat /tmp/mnt/file")?;
@@ -69,14 +68,14 @@ impl Machine {
     }
 }
 
-/// As the help has it.
+/// Address of the disk, as in the help.
 fn address_of(guest: &Guest, disk: &str) -> Result<String> {
     let found = guest.check(&format!("basename \"$(realpath /sys/block/{disk}/device/..)\""))?;
     Ok(found.trim().to_owned())
 }
 
 #[test]
-fn a_bound_disk_comes_back_and_mounts() -> Result<()> {
+fn bound_disk_comes_back_and_mounts() -> Result<()> {
     let machine = Machine::boot(|guest| guest)?;
     let (guest, address) = (&machine.guest, &machine.address);
     assert!(machine.check("unbind")?.contains("is /dev/vda already"));
@@ -95,7 +94,7 @@ fn a_bound_disk_comes_back_and_mounts() -> Result<()> {
     machine.refuses("bind --driver vfio-pci", &["behind none", "intel_iommu=on"])?;
     machine.assert_whole()?;
 
-    // What a dry run prints is what is done.
+    // A dry run prints the steps that are taken.
     guest.check(&format!("blockring bind --dry-run {address} > /tmp/steps"))?;
     machine.assert_whole()?;
     guest.check("sh -e /tmp/steps")?;
@@ -109,7 +108,7 @@ fn a_bound_disk_comes_back_and_mounts() -> Result<()> {
 }
 
 #[test]
-fn behind_an_iommu_it_is_vfio_s() -> Result<()> {
+fn disk_behind_an_iommu_is_bound_to_vfio() -> Result<()> {
     let machine = Machine::boot(GuestBuilder::iommu)?;
     let (guest, address) = (&machine.guest, &machine.address);
     assert_eq!(machine.check("bind")?, format!("{address} is bound to vfio-pci\n"));
@@ -131,14 +130,15 @@ fn behind_an_iommu_it_is_vfio_s() -> Result<()> {
     machine.guest.power_off()
 }
 
-/// Until a process has this command line, which a shell's becomes when it has opened all files for it.
+/// Waits until a process has this command line, which a shell's becomes when it has opened all
+/// files for the command.
 fn wait_for_command(guest: &Guest, command: &str) -> Result<()> {
     let look = format!("until ps -o args | grep -q '^{command}$'; do usleep 20000; done");
     guest.check(&look).map(drop)
 }
 
 #[test]
-fn a_disk_in_use_is_refused_in_words() -> Result<()> {
+fn disk_in_use_is_refused_by_name() -> Result<()> {
     let machine = Machine::boot(|guest| guest)?;
     let guest = &machine.guest;
     let refuses = |words: &[&str]| -> Result<()> {
@@ -149,7 +149,7 @@ fn a_disk_in_use_is_refused_in_words() -> Result<()> {
     refuses(&["/dev/vda is mounted at /tmp/mnt", "umount /dev/vda"])?;
     guest.check("umount /tmp/mnt")?;
 
-    // Our mount table does not have it.
+    // The process's own mount table does not show it.
     let hidden =
         guest.spawn("exec unshare -m sh -c 'mount /dev/vda /tmp/mnt && exec sleep 1000'")?;
     wait_for_command(guest, "sleep 1000")?;
@@ -186,11 +186,12 @@ fn a_disk_in_use_is_refused_in_words() -> Result<()> {
 }
 
 #[test]
-fn whatever_a_killed_process_leaves_is_given_back_and_a_failed_step_is_taken_back() -> Result<()> {
+fn unbind_gives_back_what_a_killed_process_left_and_a_failed_step_is_taken_back() -> Result<()> {
     const DRIVERS: &str = "/sys/bus/pci/drivers";
     let machine = Machine::boot(|guest| guest)?;
     let guest = &machine.guest;
-    // A pipe in the place of a sysfs file holds whoever opens it to write: there the process is killed.
+    // A pipe in the place of a sysfs file holds a process that opens it for writing: there it is
+    // killed.
     let killed_at = |command: &str, file: &str, state: (&str, &str)| -> Result<()> {
         let file = format!("{DRIVERS}/{file}");
         guest.check(&format!("mkfifo /tmp/pipe; mount --bind /tmp/pipe {file}"))?;
@@ -210,7 +211,7 @@ fn whatever_a_killed_process_leaves_is_given_back_and_a_failed_step_is_taken_bac
     machine.check("bind")?;
     killed_at("unbind", "virtio-pci/bind", ("", "(null)"))?;
 
-    // A file there takes the write, and nothing comes of it.
+    // A regular file takes the write, without effect.
     guest.check(&format!(
         "touch /tmp/file; mount --bind /tmp/file {DRIVERS}/uio_pci_generic/bind"
     ))?;
@@ -226,12 +227,12 @@ fn whatever_a_killed_process_leaves_is_given_back_and_a_failed_step_is_taken_bac
 }
 
 #[test]
-fn a_ring_goes_on_after_its_disk_was_away() -> Result<()> {
+fn ring_goes_on_after_its_disk_was_away() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
     let address = address_of(&guest, "vda")?;
-    // No module is in this image.
+    // This image has no such module.
     let lines = |first, last| format!("seq {first} {last} | blockring produce serial:ring");
     guest.check(&lines(1, 100))?;
     let output = guest.run(&format!("blockring bind {address}"))?;
@@ -244,7 +245,7 @@ fn a_ring_goes_on_after_its_disk_was_away() -> Result<()> {
     guest.check(&lines(101, 200))?;
     assert_eq!(scene.check(&["consume", &scene.address()]), numbers(1, 200));
 
-    // A producer that waits has the disk open.
+    // A waiting producer has the disk open.
     let attached = guest.spawn("(echo 201; sleep 1000) | blockring produce serial:ring")?;
     assert!(wait_until(SOON, || scene.diagnostics()["used"].as_u64() > Some(0)));
     let refused = guest.run(&format!("blockring bind {address}"))?;

@@ -1,9 +1,7 @@
-//! The ring as the guest's disk: what it shows, what it refuses, what it costs.
+//! The ring as the guest's disk: its content, refusals, and costs.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{SOON, Scene, assert_no_io_error, numbers};
+use qemu_tests::scene::{SOON, Scene, assert_no_io_error, numbers};
 use qemu_tests::{Daemon, Result, wait_until};
 use sha2::{Digest as _, Sha256};
 use std::fmt::Write as _;
@@ -32,7 +30,7 @@ fn guest_and_host_see_the_same_bytes_and_only_what_was_advanced() -> Result<()> 
     let region = fs::read(scene.path("ring")).unwrap();
     assert_eq!(in_guest.split_whitespace().next(), Some(hex(&region).as_str()));
 
-    // The item that was pushed and not advanced is there, and nobody is given it.
+    // The item that was pushed and not advanced is on the disk, and is not delivered.
     let start = usize::try_from(3 * 512 + producer).unwrap();
     assert!(region[start..start + 4] != [0; 4], "an item's length stands at {producer}");
     let consume = ["consume", "--json", "--framing", "length", address.as_str()];
@@ -40,7 +38,7 @@ fn guest_and_host_see_the_same_bytes_and_only_what_was_advanced() -> Result<()> 
     assert!(String::from_utf8_lossy(&output.stderr).contains("\"items\":50,"), "{output:?}");
     assert_eq!(scene.blockring(&consume).stdout, b"");
 
-    // What the host changes, the guest sees.
+    // The guest sees the host's changes.
     let in_guest = guest.check("dd if=/dev/vda iflag=direct bs=64k 2>/dev/null | sha256sum")?;
     let region = fs::read(scene.path("ring")).unwrap();
     assert_eq!(in_guest.split_whitespace().next(), Some(hex(&region).as_str()));
@@ -48,7 +46,7 @@ fn guest_and_host_see_the_same_bytes_and_only_what_was_advanced() -> Result<()> 
 }
 
 #[test]
-fn a_buffered_write_is_refused_by_name_and_the_ring_goes_on() -> Result<()> {
+fn buffered_write_is_refused_by_name_and_the_ring_goes_on() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -68,7 +66,7 @@ fn a_buffered_write_is_refused_by_name_and_the_ring_goes_on() -> Result<()> {
 }
 
 #[test]
-fn the_oldest_bytes_in_the_newest_items_last_sector_are_kept() -> Result<()> {
+fn oldest_bytes_in_the_last_sector_of_the_newest_item_are_kept() -> Result<()> {
     let scene = Scene::new(&["--size", "64K"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -80,7 +78,8 @@ fn the_oldest_bytes_in_the_newest_items_last_sector_are_kept() -> Result<()> {
         guest.check(&format!("echo {} | blockring produce serial:ring", line(letter)))?;
     }
     assert_eq!(scene.check(&["consume", "--count", "1", &address]), line('a') + "\n");
-    // The third takes all that is free: it ends at byte 100 of that sector, where the second begins.
+    // The third takes all that is free: it ends at byte 100 of that sector, where the second
+    // begins.
     let length = capacity - 100 - 4;
     guest.check(&format!(
         "tr '\\0' c </dev/zero | head -c {length} | blockring produce --framing whole serial:ring"
@@ -95,7 +94,7 @@ fn the_oldest_bytes_in_the_newest_items_last_sector_are_kept() -> Result<()> {
 }
 
 #[test]
-fn a_read_of_idle_class_waits_for_the_host_to_move() -> Result<()> {
+fn read_of_idle_class_waits_for_the_host_to_move() -> Result<()> {
     const READ: &str = "ionice -c 3 ringload look serial:ring";
     let scene = Scene::new(&["--size", "1M", "--hold-ms", "3600000"]);
     let _backend = scene.backend()?;
@@ -108,7 +107,7 @@ fn a_read_of_idle_class_waits_for_the_host_to_move() -> Result<()> {
     assert!(held.wait(Duration::from_millis(300)).is_err(), "it is not answered before");
     assert_eq!(scene.check(&["consume", "--count", "1", &scene.address()]), "1\n");
     assert_eq!(held.wait(SOON)?.status, 0);
-    // Nothing moved since; but a later request is not kept waiting.
+    // Nothing moved since, but a later request ends the held read.
     let held = guest.spawn(READ)?;
     assert!(wait_until(SOON, || scene.held() == 2));
     guest.check("seq 4 5 | blockring produce serial:ring")?;
@@ -117,10 +116,11 @@ fn a_read_of_idle_class_waits_for_the_host_to_move() -> Result<()> {
     guest.power_off()
 }
 
-/// At most this share of one processor is "no processor time".
+/// Largest share of one processor that counts as no processor time.
 const NONE: f64 = 0.002;
 
-/// What a look every few milliseconds may cost, where nobody wakes who waits.
+/// Largest share of one processor for polling every few milliseconds, where no peer wakes the
+/// waiter.
 const POLLING: f64 = 0.02;
 
 fn assert_idle(processes: &[(&str, &Daemon, f64)]) -> Result<()> {
@@ -144,7 +144,7 @@ fn waiting_costs_no_processor_time() -> Result<()> {
     let backend = scene.backend()?;
     let guest = scene.guest().boot()?;
     let consumer = scene.spawn("consumer", "blockring", &["consume", "-f", &scene.address()])?;
-    // Attached at both ends, and nothing to carry.
+    // Both ends are attached, and there are no items.
     let attached = guest.spawn("(echo hello; sleep 1000) | blockring produce serial:ring")?;
     assert!(wait_until(SOON, || consumer.stdout() == b"hello\n"));
     scene.check(&["create", "--size", "1M", "file"]);
@@ -164,7 +164,7 @@ fn waiting_costs_no_processor_time() -> Result<()> {
 }
 
 #[test]
-fn wrong_use_in_the_guest_is_answered_in_words() -> Result<()> {
+fn misuse_in_the_guest_is_refused_with_what_to_do() -> Result<()> {
     let scene = Scene::new(&["--size", "64K"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -191,7 +191,7 @@ fn wrong_use_in_the_guest_is_answered_in_words() -> Result<()> {
 }
 
 #[test]
-fn once_a_flush_has_failed_nothing_is_acknowledged_any_more() -> Result<()> {
+fn failed_flush_ends_all_acknowledgements() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let mut backend = scene.backend()?;
     scene.check(&["diagnostics", &scene.address()]);
@@ -206,7 +206,7 @@ fn once_a_flush_has_failed_nothing_is_acknowledged_any_more() -> Result<()> {
         assert_eq!(refused.status, 1, "{refused:?}");
         assert!(refused.stderr.contains("Input/output error"), "{refused:?}");
     }
-    // Not even a write that asks for no flush.
+    // Not even a write without a flush.
     let before = fs::read(scene.path("ring")).unwrap();
     guest.run("tr '\\0' x </dev/zero | dd of=/dev/vda bs=4096 seek=100 count=1 iflag=fullblock conv=notrunc; sync")?;
     assert!(fs::read(scene.path("ring")).unwrap() == before, "a refused write changes nothing");
@@ -215,7 +215,7 @@ fn once_a_flush_has_failed_nothing_is_acknowledged_any_more() -> Result<()> {
     assert!(backend.stderr().contains("cannot make the region durable"), "{}", backend.stderr());
     assert_eq!(scene.check(&["consume", &scene.address()]), "");
 
-    // Nor does the daemon end as if all were well.
+    // The daemon does not end with 0 either.
     assert!(!backend.terminate(SOON)?.success());
     drop(backend);
     let _backend = scene.backend()?;

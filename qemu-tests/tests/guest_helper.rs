@@ -1,4 +1,4 @@
-//! The helper's own promises: what a test may rely on when it boots a guest.
+//! Promises of the guest helper to the tests that boot guests.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -9,7 +9,7 @@ use qemu_tests::{Daemon, Disk, Error, GuestBuilder, ImageSpec, Result, wait_unti
 
 const DISK_SIZE: u64 = 1 << 20;
 
-/// These need none of this workspace's programs in the guest.
+/// Image without this workspace's programs, which these tests do not need.
 fn builder() -> GuestBuilder {
     GuestBuilder::new().image(ImageSpec::minimal())
 }
@@ -35,7 +35,7 @@ fn commands_run_and_report_output_errors_and_status() -> Result<()> {
 }
 
 #[test]
-fn a_file_disk_carries_direct_writes_to_the_host() -> Result<()> {
+fn file_disk_carries_direct_writes_to_the_host() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk,with comma.img");
     fs::File::create(&path).unwrap().set_len(DISK_SIZE).unwrap();
@@ -53,7 +53,7 @@ fn a_file_disk_carries_direct_writes_to_the_host() -> Result<()> {
 }
 
 #[test]
-fn a_command_that_hangs_is_a_timeout_and_leaves_the_guest_usable() -> Result<()> {
+fn hanging_command_is_a_timeout_and_leaves_the_guest_usable() -> Result<()> {
     let guest = builder().boot()?;
     let start = Instant::now();
     let error = guest.run_for("sleep 1000", Duration::from_millis(500)).unwrap_err();
@@ -68,7 +68,7 @@ fn a_command_that_hangs_is_a_timeout_and_leaves_the_guest_usable() -> Result<()>
 }
 
 #[test]
-fn a_command_sent_while_another_ends_arrives_whole() -> Result<()> {
+fn command_sent_while_another_ends_arrives_whole() -> Result<()> {
     const COMMAND: &str = ": 0123456789 0123456789 0123456789 0123456789 0123456789; sleep 0.05";
     let guest = builder().boot()?;
     let jobs: Vec<_> = (0..30).map(|_| guest.spawn(COMMAND)).collect::<Result<_>>()?;
@@ -93,7 +93,7 @@ fn jobs_run_side_by_side() -> Result<()> {
 }
 
 #[test]
-fn a_guest_can_be_rebooted_reset_and_stopped() -> Result<()> {
+fn guest_can_be_rebooted_reset_and_stopped() -> Result<()> {
     let guest = builder().reboots().boot()?;
     let boot_id = || guest.check("cat /proc/sys/kernel/random/boot_id");
     let first = boot_id()?;
@@ -114,7 +114,7 @@ fn a_guest_can_be_rebooted_reset_and_stopped() -> Result<()> {
 }
 
 #[test]
-fn a_script_streams_its_output_and_powers_off() -> Result<()> {
+fn script_streams_its_output_and_powers_off() -> Result<()> {
     let image = ImageSpec::minimal().script("count", "seq 1 2000; echo '<<almost a mark'; exit 3");
     let guest = GuestBuilder::new().image(image).script("count").boot()?;
     let mut output = Vec::new();
@@ -126,7 +126,7 @@ fn a_script_streams_its_output_and_powers_off() -> Result<()> {
 }
 
 #[test]
-fn the_end_of_qemu_is_told_apart_from_a_timeout() -> Result<()> {
+fn end_of_qemu_is_told_apart_from_a_timeout() -> Result<()> {
     let guest = builder().boot()?;
     let job = guest.spawn("sleep 1; reboot -f")?;
     // Reboots are not allowed, so that this ends QEMU.
@@ -138,7 +138,7 @@ fn the_end_of_qemu_is_told_apart_from_a_timeout() -> Result<()> {
 }
 
 #[test]
-fn a_daemon_is_watched_timed_and_killed() -> Result<()> {
+fn daemon_is_watched_timed_and_killed() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let shell = |script: &str| {
         let mut command = Command::new("sh");

@@ -5,11 +5,11 @@ use std::fs;
 
 use qemu_tests::{Disk, GuestBuilder, Result};
 
-/// Random sequences of operations on each disk; each takes some ten milliseconds.
+/// Number of random sequences of operations on each disk; each takes some ten milliseconds.
 const CASES: u32 = 30;
 
 #[test]
-fn a_ring_on_a_kernel_block_device_is_a_queue() -> Result<()> {
+fn ring_on_a_kernel_block_device_is_a_queue() -> Result<()> {
     let folder = tempfile::tempdir().unwrap();
     let mut guest = GuestBuilder::new();
     let disks = [(512, 4), (512, 7), (4096, 4), (4096, 7)];

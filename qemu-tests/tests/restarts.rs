@@ -1,4 +1,5 @@
-//! Restart, upgrade and reset under running guests: nothing is lost, no I/O of a guest fails, and the stream goes on.
+//! Restart, upgrade and reset under running guests: nothing is lost, no I/O of a guest fails, and
+//! the stream goes on.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;
@@ -11,13 +12,14 @@ use qemu_tests::campaign::restarts::{Chardev, Host, tell};
 use qemu_tests::campaign::{Failure, Rig};
 use shared_block_ring::format::Side;
 
-/// On a quiet machine it takes as long as a guest boots, at most: some seconds. Test machines are not quiet.
+/// Bound on an interruption. On an idle machine it takes a boot of the guest at most: some seconds.
+/// Test machines are not idle.
 const AT_MOST: Duration = Duration::from_secs(120);
 
-/// How often a backend is replaced under one guest.
+/// Number of replacements of the backend under one guest.
 const UPGRADES: usize = 10;
 
-/// Lets `story` happen to a ring that both ends work on.
+/// Runs `story` on a ring that both ends use.
 fn under_load(side: Side, story: impl FnOnce(&mut Rig) -> Result<(), Failure>) {
     let tally = tell(side, 5, story).unwrap_or_else(|failure| panic!("{failure}"));
     println!("guest is the {side}: {tally:?}");
@@ -42,7 +44,7 @@ fn backends_replaced(side: Side) {
     under_load(side, |rig| {
         for number in 0..UPGRADES {
             let host = Host::ALL[number % Host::ALL.len()];
-            // The first one is the first build.
+            // The first backend is the first build.
             let next = builds[(number + 1) % builds.len()].clone();
             report("backend replaced by another build", host, rig.replace_backend(next, host)?);
         }
@@ -51,17 +53,17 @@ fn backends_replaced(side: Side) {
 }
 
 #[test]
-fn a_backend_is_replaced_by_another_build_under_a_producing_guest() {
+fn backend_is_replaced_by_another_build_under_a_producing_guest() {
     backends_replaced(Side::Producer);
 }
 
 #[test]
-fn a_backend_is_replaced_by_another_build_under_a_consuming_guest() {
+fn backend_is_replaced_by_another_build_under_a_consuming_guest() {
     backends_replaced(Side::Consumer);
 }
 
 #[test]
-fn a_backend_started_before_the_old_one_is_gone_is_refused_and_disturbs_nobody() {
+fn second_backend_is_refused_and_disturbs_nobody() {
     under_load(Side::Producer, |rig| {
         for _ in 0..3 {
             let (status, words) = rig.overlap_backend()?;
@@ -71,7 +73,7 @@ fn a_backend_started_before_the_old_one_is_gone_is_refused_and_disturbs_nobody()
                 assert!(words.contains(part), "{words:?} lacks {part:?}");
             }
         }
-        // What the message says is what helps.
+        // The advice of the message helps.
         let [usual, _] = builds();
         report(
             "backend replaced after an overlap",
@@ -96,12 +98,12 @@ fn reboot(guest: &Guest) -> qemu_tests::Result<()> {
 }
 
 #[test]
-fn a_guest_reboots_while_it_pushes() {
+fn guest_reboots_while_it_pushes() {
     booted_again("reboot", Side::Producer, reboot);
 }
 
 #[test]
-fn a_guest_reboots_in_good_order() {
+fn guest_reboots_in_good_order() {
     const ORDERLY: &str = "killall crashload; while pidof crashload >/dev/null; do usleep 20000; done; sync; reboot -f";
     under_load(Side::Producer, |rig| {
         let shut_down = |guest: &Guest| guest.spawn(ORDERLY).map(drop);
@@ -111,18 +113,18 @@ fn a_guest_reboots_in_good_order() {
 }
 
 #[test]
-fn a_guest_panics_while_it_pushes() {
+fn guest_panics_while_it_pushes() {
     let panic = |guest: &Guest| guest.spawn("echo c >/proc/sysrq-trigger").map(drop);
     booted_again("kernel panic", Side::Producer, panic);
 }
 
 #[test]
-fn a_producing_guest_is_reset() {
+fn producing_guest_is_reset() {
     booted_again("system_reset", Side::Producer, Guest::reset);
 }
 
 #[test]
-fn a_consuming_guest_is_reset() {
+fn consuming_guest_is_reset() {
     booted_again("system_reset", Side::Consumer, Guest::reset);
 }
 
@@ -136,17 +138,17 @@ fn stopped(side: Side) {
 }
 
 #[test]
-fn a_producing_guest_stands_still_while_everything_is_consumed() {
+fn producing_guest_stands_still_while_everything_is_consumed() {
     stopped(Side::Producer);
 }
 
 #[test]
-fn a_consuming_guest_stands_still_while_its_read_is_held() {
+fn consuming_guest_stands_still_while_its_read_is_held() {
     stopped(Side::Consumer);
 }
 
 #[test]
-fn a_disk_is_unplugged_and_plugged_in_again() {
+fn disk_is_unplugged_and_plugged_in_again() {
     under_load(Side::Producer, |rig| {
         for (chardev, host) in [
             (Chardev::IsRemade, Host::Stays),

@@ -1,19 +1,18 @@
-//! Guests that are saved with their memory, restored and cloned: at once, or when the ring has gone on without them.
+//! Guests that are saved with their memory, restored and cloned: at once, or after the ring has
+//! moved on without them.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{SOON, Scene, assert_no_io_error};
+use qemu_tests::scene::{SOON, Scene, assert_no_io_error};
 use qemu_tests::{Daemon, Guest, Result, Snapshot, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 
-/// Where the load in the guest prints to, and what it is told by.
+/// Files of the load's output, and of its orders.
 const LOG: &str = "/tmp/log";
 const LIFE: &str = "/tmp/life";
 
 fn say(guest: &Guest, life: &str) -> Result<()> {
-    // Written aside: the load must not find it empty.
+    // Written aside and renamed: the load must not find the file empty.
     guest.check(&format!("echo {life} >{LIFE}.new && mv {LIFE}.new {LIFE}")).map(drop)
 }
 
@@ -23,7 +22,8 @@ fn start(guest: &Guest, what: &str) -> Result<()> {
     guest.spawn(&format!("exec ringload {what} serial:ring {LIFE} >{LOG} 2>&1")).map(drop)
 }
 
-/// How often the load was superseded, and what it printed then: the ring's position, and the ends of what is not accounted for.
+/// Returns the number of times that the load was superseded, and what it printed then: the ring's
+/// position, and the ends of what is in doubt.
 fn superseded(guest: &Guest) -> Result<Vec<Vec<u64>>> {
     let log = guest.check(&format!("cat {LOG}"))?;
     assert!(!log.contains("ringload:"), "{log}");
@@ -42,7 +42,7 @@ fn end(guest: &Guest) -> Result<()> {
     guest.check("while pidof ringload; do usleep 10000; done").map(drop)
 }
 
-/// A line of a load: which life, and the item's number.
+/// A line of a load: the instance of the guest, and the item's number.
 type Line = (String, u64);
 
 fn lines(text: &[u8]) -> Vec<Line> {
@@ -54,7 +54,7 @@ fn lines(text: &[u8]) -> Vec<Line> {
     text.lines().filter(|text| !text.starts_with("superseded")).filter_map(line).collect()
 }
 
-/// Numbers must go on one by one; where they do not, a part begins.
+/// Splits numbers into parts within which they grow by one.
 fn parts(lines: &[Line]) -> Vec<&[Line]> {
     lines.chunk_by(|(_, number), (_, next)| number + 1 == *next).collect()
 }
@@ -63,7 +63,7 @@ fn consumer(scene: &Scene) -> Result<Daemon> {
     scene.spawn("consumer", "blockring", &["consume", "--follow", &scene.address()])
 }
 
-/// A backend, a consumer, and a guest that is about to produce.
+/// Returns a backend, a consumer, and a guest that is about to produce.
 fn producing() -> Result<(Scene, Daemon, Daemon, Guest)> {
     let scene = Scene::new(&["--size", "256K", "--migratable"]);
     let backend = scene.backend()?;
@@ -72,7 +72,7 @@ fn producing() -> Result<(Scene, Daemon, Daemon, Guest)> {
     Ok((scene, backend, receiving, guest))
 }
 
-/// Waits until this side of the ring has moved on.
+/// Waits until this side of the ring has moved.
 fn wait_for_more(scene: &Scene, side: &str) {
     let position = || scene.diagnostics()[side].as_u64().unwrap();
     let before = position();
@@ -83,7 +83,7 @@ fn save(scene: &Scene, guest: &Guest) -> Result<Snapshot> {
     guest.save(&scene.path("snapshot"))
 }
 
-/// What the consumer printed, once it has everything.
+/// Returns what the consumer printed, once it has everything.
 fn delivered(scene: &Scene, consumer: &mut Daemon) -> Result<Vec<Line>> {
     scene.wait_until_empty();
     assert!(consumer.terminate(SOON)?.success(), "{}", consumer.stderr());
@@ -91,8 +91,7 @@ fn delivered(scene: &Scene, consumer: &mut Daemon) -> Result<Vec<Line>> {
 }
 
 #[test]
-fn a_guest_that_is_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of_the_ring()
--> Result<()> {
+fn guest_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of_the_ring() -> Result<()> {
     let (scene, _backend, mut receiving, guest) = producing()?;
     start(&guest, "feed")?;
     wait_for_more(&scene, "producer");
@@ -119,13 +118,13 @@ fn a_guest_that_is_restored_at_once_goes_on_and_so_does_its_clone_with_a_copy_of
     let mut receiving = consumer(&copy)?;
     go_on(&copy)?;
     let clone = delivered(&copy, &mut receiving)?;
-    // From where the copy was made.
+    // The position at the time of the copy.
     assert_eq!(parts(&clone).len(), 1);
     assert!(original.contains(&clone[0]));
     Ok(())
 }
 
-/// The stream of a guest whose older life has taken its place again.
+/// Checks the stream of a guest whose older instance has taken its place again.
 fn assert_taken_over(lines: &[Line], told: &[Vec<u64>]) {
     assert_eq!(told.len(), 1, "{told:?}");
     let parts = parts(lines);
@@ -136,7 +135,7 @@ fn assert_taken_over(lines: &[Line], told: &[Vec<u64>]) {
     assert_eq!(before[0].1, 1);
     assert_eq!(before.last().unwrap().0, "original");
     assert!(before.iter().all(|(life, _)| life != "restored"));
-    // Back to where the snapshot was taken, but for what cannot be accounted for, one batch, and one that was not pushed.
+    // Back to the snapshot, but for items in doubt, one batch, and one that was not pushed.
     let first = before.iter().take_while(|(life, _)| life == "first").count() as u64;
     assert!(after[0].1 <= first + 9, "{} {first}", after[0].1);
     assert_eq!(after.last().unwrap().0, "restored");
@@ -144,7 +143,7 @@ fn assert_taken_over(lines: &[Line], told: &[Vec<u64>]) {
     assert!(lost <= 4, "{told:?}");
 }
 
-/// Bytes of the ring from its consumer's position to its producer's.
+/// Returns the bytes of the ring from its consumer's position to its producer's.
 fn published(scene: &Scene) -> Vec<u8> {
     let facts = scene.diagnostics();
     let position = |side: &str| usize::try_from(facts[side].as_u64().unwrap()).unwrap();
@@ -154,7 +153,7 @@ fn published(scene: &Scene) -> Vec<u8> {
 }
 
 #[test]
-fn an_older_guest_is_told_that_it_is_superseded_and_overwrites_nothing() -> Result<()> {
+fn older_guest_is_told_that_it_is_superseded_and_overwrites_nothing() -> Result<()> {
     let (scene, _backend, mut receiving, guest) = producing()?;
     start(&guest, "feed")?;
     wait_for_more(&scene, "producer");
@@ -204,7 +203,7 @@ fn run_job(guest: &Guest, id: &str, command: &str, arguments: &Value) -> Result<
     guest.qmp("job-dismiss", &json!({ "id": id })).map(drop)
 }
 
-/// Gives the machine a place for its memory's snapshots.
+/// Gives the machine a file for snapshots of its memory.
 fn add_state(scene: &Scene, guest: &Guest) -> Result<()> {
     let file = scene.path("state.qcow2");
     let size = 1u64 << 30;
@@ -239,7 +238,7 @@ fn loadvm_takes_a_running_guest_back_to_an_older_snapshot() -> Result<()> {
 }
 
 #[test]
-fn an_older_guest_that_consumes_frees_nothing_twice_and_goes_on() -> Result<()> {
+fn older_consuming_guest_frees_nothing_twice_and_goes_on() -> Result<()> {
     let scene = Scene::new(&["--size", "256K", "--migratable", "--guest", "consumer"]);
     let _backend = scene.backend()?;
     fs::write(scene.path("life"), "host").unwrap();
@@ -268,7 +267,7 @@ fn an_older_guest_that_consumes_frees_nothing_twice_and_goes_on() -> Result<()> 
         parts.iter().map(|p| (&p[0], p.last())).collect::<Vec<_>>()
     );
     assert_eq!((told.len(), parts.len()), (1, 2));
-    // What lies between was freed by the original life: counted by it, and by nobody twice.
+    // The items between were freed by the original instance, and by no other.
     assert_eq!(told[0][3], parts[1][0].1 - parts[0].last().unwrap().1 - 1);
     guest.power_off()
 }

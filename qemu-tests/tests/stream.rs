@@ -1,10 +1,10 @@
-//! Streams across the border, whole and in order, while their ends wait, die and come back.
+//! Streams between guest and host, whole and in order, while their ends wait, die and come back.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{LONG, SOON, Scene, assert_no_io_error, daemon_report, job_report, numbers};
 use nix::sys::signal::Signal;
+use qemu_tests::scene::{
+    LONG, SOON, Scene, assert_no_io_error, daemon_report, job_report, numbers,
+};
 use qemu_tests::{Daemon, Guest, Result, wait_until};
 use serde_json::Value;
 use std::fs;
@@ -13,7 +13,7 @@ use std::time::Duration;
 const ITEMS: &str = "100000";
 const LONGEST: &str = "16384";
 
-/// What both ends of a stream of random items must agree on, and that each has waited for the other.
+/// Both ends of a stream of random items must agree on it, and each must have waited for the other.
 fn assert_crossed(sent: &Value, received: &Value) {
     println!("sent {sent}, received {received}");
     assert_eq!(sent["items"], 100_000);
@@ -25,14 +25,15 @@ fn assert_crossed(sent: &Value, received: &Value) {
 }
 
 #[test]
-fn a_hundred_thousand_random_items_leave_the_guest() -> Result<()> {
+fn hundred_thousand_random_items_leave_the_guest() -> Result<()> {
     let scene = Scene::new(&["--size", "8M"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
     let sending = guest.spawn(&format!(
         "ringload produce serial:ring --items {ITEMS} --max {LONGEST} --batch 16"
     ))?;
-    // Nobody takes anything until the ring is full, and the guest waits: a batch is at most 16 times 16 KiB and stays out.
+    // No item is taken until the ring is full, and the guest waits: a batch is at most 16 times 16
+    // KiB and stays out.
     let nearly = Some((8 << 20) - (17 << 14));
     let full = || scene.held() > 0 && scene.diagnostics()["used"].as_u64() > nearly;
     assert!(wait_until(SOON, full), "{}", scene.diagnostics());
@@ -48,13 +49,13 @@ fn a_hundred_thousand_random_items_leave_the_guest() -> Result<()> {
 }
 
 #[test]
-fn a_hundred_thousand_random_items_enter_the_guest() -> Result<()> {
+fn hundred_thousand_random_items_enter_the_guest() -> Result<()> {
     let scene = Scene::new(&["--size", "8M", "--guest", "consumer"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
     let receiving =
         guest.spawn(&format!("ringload consume serial:ring --items {ITEMS} --batch 16"))?;
-    // It has met an empty ring once it waits for the host.
+    // The guest has met an empty ring once it waits for the host.
     assert!(wait_until(SOON, || scene.held() > 0), "{}", scene.diagnostics());
     let address = scene.address();
     let arguments = ["produce", &address, "--items", ITEMS, "--max", LONGEST, "--batch", "16"];
@@ -65,13 +66,13 @@ fn a_hundred_thousand_random_items_enter_the_guest() -> Result<()> {
     guest.power_off()
 }
 
-/// Bytes that a line of this number takes on the ring.
+/// Returns the bytes that a line of this number takes on the ring.
 fn framed(number: u64) -> u64 {
     (number.to_string().len() as u64).next_multiple_of(4) + 4
 }
 
 #[test]
-fn a_killed_consumer_loses_nothing_and_repeats_only_what_it_had_not_freed() -> Result<()> {
+fn killed_consumer_loses_nothing_and_repeats_only_what_it_had_not_freed() -> Result<()> {
     const LAST: u64 = 3_000_000;
     const KILLS: u64 = 5;
     // So small that the stream cannot be over before the kills are.
@@ -82,7 +83,7 @@ fn a_killed_consumer_loses_nothing_and_repeats_only_what_it_had_not_freed() -> R
     let address = scene.address();
     // The first line that is not yet known to be delivered, and the first that was not freed.
     let (mut delivered, mut freed) = (1, 1);
-    // Where that starts on the ring.
+    // The position of that line.
     let mut position = 0;
     for run in 0..=KILLS {
         let name = format!("run{run}");
@@ -97,7 +98,7 @@ fn a_killed_consumer_loses_nothing_and_repeats_only_what_it_had_not_freed() -> R
             assert!(consumer.terminate(SOON)?.success());
         }
         let output = consumer.stdout();
-        // A kill may cut a line short; that one was not freed either.
+        // A kill may cut a line short; that line was not freed either.
         let whole = output.iter().rposition(|&byte| byte == b'\n').map_or(0, |end| end + 1);
         let lines: Vec<u64> = String::from_utf8_lossy(&output[..whole])
             .lines()
@@ -119,7 +120,7 @@ fn a_killed_consumer_loses_nothing_and_repeats_only_what_it_had_not_freed() -> R
 }
 
 #[test]
-fn a_suspended_guest_sends_nothing_and_loses_nothing() -> Result<()> {
+fn suspended_guest_sends_nothing_and_loses_nothing() -> Result<()> {
     const LAST: u64 = 3_000_000;
     let scene = Scene::new(&["--size", "128K"]);
     let _backend = scene.backend()?;
@@ -134,7 +135,7 @@ fn a_suspended_guest_sends_nothing_and_loses_nothing() -> Result<()> {
         scene.check(&["suspend", "--wait", &address]);
         let facts = scene.diagnostics();
         assert_eq!((&facts["suspend"], &facts["suspend_ack"]), (&true.into(), &true.into()));
-        // What was published before is still to be had.
+        // Items that were published before are still delivered.
         scene.wait_until_empty();
         let before = (scene.diagnostics()["producer"].clone(), consumer.printed());
         std::thread::sleep(Duration::from_millis(700));
@@ -155,8 +156,8 @@ fn a_suspended_guest_sends_nothing_and_loses_nothing() -> Result<()> {
     guest.power_off()
 }
 
-/// A stream that `interrupt` ends in its middle, and that another boot goes on with, reaches the host whole up to
-/// where it was cut.
+/// A stream that `interrupt` ends in its middle, and that another boot continues, must reach the
+/// host whole up to where it was cut.
 fn goes_on_in_the_same_stream(
     interrupt: impl FnOnce(Guest, &Scene) -> Result<Guest>,
 ) -> Result<()> {
@@ -182,7 +183,7 @@ fn goes_on_in_the_same_stream(
 }
 
 #[test]
-fn a_guest_that_reboots_goes_on_in_the_same_stream() -> Result<()> {
+fn rebooted_guest_goes_on_in_the_same_stream() -> Result<()> {
     goes_on_in_the_same_stream(|guest, _| {
         guest.spawn("reboot -f")?;
         guest.wait_ready()?;
@@ -191,9 +192,9 @@ fn a_guest_that_reboots_goes_on_in_the_same_stream() -> Result<()> {
 }
 
 #[test]
-fn the_next_guest_on_the_same_backend_goes_on_in_the_same_stream() -> Result<()> {
+fn next_guest_on_the_same_backend_goes_on_in_the_same_stream() -> Result<()> {
     goes_on_in_the_same_stream(|guest, scene| {
-        // QEMU is killed with requests under way: a front end that leaves without a word.
+        // QEMU is killed with requests in flight: the front end's connection just ends.
         drop(guest);
         let next = scene.guest().boot()?;
         assert_eq!(scene.diagnostics()["backend"]["connections"], 2);
@@ -202,7 +203,7 @@ fn the_next_guest_on_the_same_backend_goes_on_in_the_same_stream() -> Result<()>
 }
 
 #[test]
-fn a_backend_restarted_under_the_guest_breaks_nothing() -> Result<()> {
+fn backend_restarted_under_the_guest_loses_nothing() -> Result<()> {
     const LAST: u64 = 3_000_000;
     let scene = Scene::new(&["--size", "128K"]);
     let mut backend = scene.backend()?;
@@ -227,7 +228,7 @@ fn a_backend_restarted_under_the_guest_breaks_nothing() -> Result<()> {
 }
 
 #[test]
-fn an_ordinary_disk_carries_the_stream_without_our_backend() -> Result<()> {
+fn ordinary_disk_carries_the_stream_without_our_backend() -> Result<()> {
     const LAST: u64 = 100_000;
     let scene = Scene::new(&[]);
     scene.check(&["create", "--size", "256K", "ring"]);

@@ -1,9 +1,7 @@
-//! `blockring` as the front end of a backend: its disk by the address of its socket, and no guest.
+//! `blockring` as the front end of a backend, whose disk it drives itself: there is no guest.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{SOON, Scene};
+use qemu_tests::scene::{SOON, Scene};
 use qemu_tests::{Daemon, binaries, wait_until};
 use serde_json::Value;
 use std::io::Write as _;
@@ -13,7 +11,7 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Standard output of `blockring`, which has to end well.
+/// Returns the standard output of `blockring`, which must succeed.
 fn blockring(dir: &Path, arguments: &[&str], input: &str) -> String {
     let output = outcome(dir, arguments, input);
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -34,7 +32,7 @@ fn lines() -> String {
     (0..20_000).fold(String::new(), |text, number| text + &format!("line {number}\n"))
 }
 
-/// A backend that knows nothing of rings, with `disk` at `s`.
+/// Starts a backend without rings, which serves `disk` at `s`.
 fn storage(dir: &Path) -> Daemon {
     let mut command = Command::new("qemu-storage-daemon");
     command.current_dir(dir).args(["--blockdev", "driver=file,node-name=f,filename=disk"]);
@@ -44,7 +42,7 @@ fn storage(dir: &Path) -> Daemon {
 }
 
 #[test]
-fn a_ring_on_any_backend_s_disk() {
+fn ring_works_on_the_disk_of_any_backend() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("disk"), vec![0; 1 << 20]).unwrap();
     let mut daemon = storage(dir.path());
@@ -60,7 +58,7 @@ fn a_ring_on_any_backend_s_disk() {
 }
 
 #[test]
-fn a_producer_outlives_any_backend() {
+fn producer_outlives_any_backend() {
     const PARTS: usize = 10;
     let dir = tempfile::tempdir().unwrap();
     std::fs::write(dir.path().join("disk"), vec![0; 1 << 20]).unwrap();
@@ -93,7 +91,7 @@ fn a_producer_outlives_any_backend() {
 }
 
 #[test]
-fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
+fn producer_without_a_guest_feeds_a_consumer_at_the_hand_over() {
     let dir = tempfile::tempdir().unwrap();
     let mut command = Command::new(binaries::host().unwrap().vhost_device_blockring());
     command.current_dir(dir.path()).args(["--socket-path", "s", "--blk-file", "ring"]);
@@ -101,7 +99,7 @@ fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
     let mut daemon = Daemon::spawn("backend", command, dir.path()).unwrap();
     daemon.wait_for_path(&dir.path().join("c"), PATIENCE).unwrap();
     blockring(dir.path(), &["produce", "vhost-user:s"], &lines());
-    // The guest's place is the producer's.
+    // The producer has the guest's side.
     let wrong = outcome(dir.path(), &["consume", "vhost-user:s"], "");
     let words = String::from_utf8(wrong.stderr).unwrap();
     assert!(!wrong.status.success() && words.contains("or the guest's role"), "{words}");
@@ -109,7 +107,7 @@ fn a_producer_without_a_guest_and_a_consumer_at_the_hand_over() {
 }
 
 #[test]
-fn a_producer_ends_when_it_is_asked_to_while_its_backend_is_gone() {
+fn producer_ends_by_a_signal_while_its_backend_is_gone() {
     for (left, code, words) in [
         ("", 0, ""),
         (
@@ -122,10 +120,10 @@ fn a_producer_ends_when_it_is_asked_to_while_its_backend_is_gone() {
         let mut backend = scene.backend().unwrap();
         let command = scene.command("blockring", &["produce", "vhost-user:s"]).unwrap();
         let (mut producer, mut feed) = Daemon::spawn_fed("producer", command, scene.dir()).unwrap();
-        // In one piece, which is read in one piece.
+        // One write, which is read as one piece.
         feed.write_all(format!("published\n{left}").as_bytes()).unwrap();
         assert!(wait_until(SOON, || scene.diagnostics()["producer_items"] == 1));
-        // When it looks whether it is to suspend, it knows that this is done.
+        // When the producer looks for a suspend, the advance before it is done.
         let reads = || scene.diagnostics()["backend"]["reads"].as_u64().unwrap();
         let before = reads();
         assert!(wait_until(SOON, || reads() > before));

@@ -1,9 +1,10 @@
-//! Waiting in the guest: in one read that the backend holds, at no cost, and whatever happens to either side meanwhile.
+//! Waits in the guest: in one read that the backend holds, at no cost, whatever happens to either
+//! side meanwhile.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::{LONG, SOON, Scene, assert_no_io_error, is_full, job_report, numbers, report};
+use qemu_tests::scene::{
+    LONG, SOON, Scene, assert_no_io_error, is_full, job_report, numbers, report,
+};
 use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, Job, Result, wait_until};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, UnixDevice};
@@ -11,10 +12,10 @@ use std::io::Read as _;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// Nothing ends a held read but what it is held for.
+/// Backend options with which nothing but news ends a held read.
 const FOR_EVER: &str = "3600000";
 
-/// Pushes more than 60 KiB, in lines, in a process that is the job itself.
+/// A job that pushes more than 60 KiB, in lines, in one process.
 const TOO_MUCH: &str =
     "seq 1 20000 >/tmp/lines; exec blockring produce --no-flush serial:ring </tmp/lines";
 
@@ -22,7 +23,8 @@ fn scene(more: &[&str]) -> Scene {
     Scene::new(&[&["--size", "64K", "--hold-ms", FOR_EVER], more].concat())
 }
 
-/// A producer in the guest that has filled the ring, and waits for space in a read that is held.
+/// Returns a producer in the guest that has filled the ring, and waits for space in a read that is
+/// held.
 fn waiting_producer(scene: &Scene, guest: &Guest) -> Result<Job> {
     let before = scene.held();
     let job = guest.spawn(TOO_MUCH)?;
@@ -30,7 +32,7 @@ fn waiting_producer(scene: &Scene, guest: &Guest) -> Result<Job> {
     Ok(job)
 }
 
-/// Takes everything until the producer is through.
+/// Pops everything until the producer has ended.
 fn drain(scene: &Scene, job: &Job) -> Result<()> {
     let consumer = scene.spawn("consumer", "blockring", &["consume", "-f", &scene.address()])?;
     assert_eq!(job.wait(LONG)?.status, 0);
@@ -40,11 +42,12 @@ fn drain(scene: &Scene, job: &Job) -> Result<()> {
     Ok(())
 }
 
-/// Processor time that the guest used of ten seconds, in hundredths of a second.
+/// Returns the processor time that the guest used in ten seconds, in hundredths of a second.
 fn guest_ticks(guest: &Guest) -> Result<u64> {
     let text =
         guest.check("read -r a </proc/stat; sleep 10; read -r b </proc/stat; echo $a; echo $b")?;
-    // cpu user nice system idle iowait irq softirq steal: what it waited is not what it used.
+    // Columns: cpu user nice system idle iowait irq softirq steal. Idle and waiting time are not
+    // counted.
     let busy = |line: &str| -> u64 {
         let fields = line.split_whitespace().skip(1).map(|field| field.parse::<u64>().unwrap());
         fields
@@ -57,7 +60,8 @@ fn guest_ticks(guest: &Guest) -> Result<u64> {
     Ok(lines[1] - lines[0])
 }
 
-/// Neither the guest nor the backend uses a hundredth of a processor. A machine that is busy otherwise counts for neither.
+/// Neither the guest nor the backend may use a hundredth of a processor. The machine's other load
+/// is not counted.
 fn assert_idle(guest: &Guest, backend: &Daemon) -> Result<()> {
     let mut seen = Vec::new();
     for _ in 0..3 {
@@ -74,7 +78,7 @@ fn assert_idle(guest: &Guest, backend: &Daemon) -> Result<()> {
 }
 
 #[test]
-fn a_producer_without_space_sleeps_in_one_read_at_no_cost() -> Result<()> {
+fn producer_without_space_sleeps_in_one_read_at_no_cost() -> Result<()> {
     let scene = scene(&[]);
     let backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -95,7 +99,7 @@ fn a_producer_without_space_sleeps_in_one_read_at_no_cost() -> Result<()> {
 }
 
 #[test]
-fn a_consumer_without_items_sleeps_in_one_read_at_no_cost() -> Result<()> {
+fn consumer_without_items_sleeps_in_one_read_at_no_cost() -> Result<()> {
     let scene = scene(&["--guest", "consumer"]);
     let backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -120,7 +124,7 @@ fn a_consumer_without_items_sleeps_in_one_read_at_no_cost() -> Result<()> {
 }
 
 #[test]
-fn who_waits_can_be_stopped_and_killed_and_another_one_attaches_at_once() -> Result<()> {
+fn waiting_process_can_be_stopped_and_killed_and_the_next_attaches_at_once() -> Result<()> {
     let scene = scene(&[]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
@@ -131,7 +135,8 @@ fn who_waits_can_be_stopped_and_killed_and_another_one_attaches_at_once() -> Res
     assert!(ended.status == 1 && ended.stderr.contains(words), "{ended:?}");
     for _ in 0..5 {
         let job = waiting_producer(&scene, &guest)?;
-        // The kernel lets nobody go whose read is under way; whatever comes next on the disk has it answered.
+        // The kernel ends no process whose read is in flight; the next request on the disk has the
+        // read answered.
         job.signal("KILL")?;
         let next = guest.run("echo more | blockring produce --on-full fail serial:ring")?;
         assert!(next.status == 1 && next.stderr.contains("full"), "{next:?}");
@@ -144,7 +149,7 @@ fn who_waits_can_be_stopped_and_killed_and_another_one_attaches_at_once() -> Res
 }
 
 #[test]
-fn a_guest_that_waits_is_stopped_and_reset_and_its_backend_replaced() -> Result<()> {
+fn waiting_guest_is_stopped_and_reset_and_its_backend_replaced() -> Result<()> {
     let scene = scene(&[]);
     let mut backend = scene.backend()?;
     let guest = scene.guest().reboots().boot()?;
@@ -172,7 +177,7 @@ fn a_guest_that_waits_is_stopped_and_reset_and_its_backend_replaced() -> Result<
     guest.wait_ready()?;
     drop(job);
     let late = guest.run("echo more | blockring produce --on-full fail serial:ring")?;
-    // Whether there is room depends on what was pushed before.
+    // There is room or not, by what was pushed before.
     assert!(late.status == 0 || late.stderr.contains("full"), "{late:?}");
     assert_eq!(scene.blockring(&["consume", &scene.address()]).status.code(), Some(0));
     let job = waiting_producer(&scene, &guest)?;
@@ -182,7 +187,7 @@ fn a_guest_that_waits_is_stopped_and_reset_and_its_backend_replaced() -> Result<
 }
 
 #[test]
-fn on_a_disk_that_holds_no_reads_waiting_is_polling() -> Result<()> {
+fn wait_on_a_disk_that_holds_no_reads_polls() -> Result<()> {
     let scene = Scene::new(&[]);
     let file = scene.path("plain.img");
     std::fs::File::create(&file).unwrap().set_len(64 << 10).unwrap();
@@ -201,7 +206,7 @@ fn on_a_disk_that_holds_no_reads_waiting_is_polling() -> Result<()> {
 }
 
 #[test]
-fn who_waits_is_woken_about_as_fast_as_the_disk_answers() -> Result<()> {
+fn waiting_process_is_woken_about_as_fast_as_the_disk_answers() -> Result<()> {
     const TIMES: usize = 51;
     let scene = scene(&[]);
     let _backend = scene.backend()?;
@@ -214,14 +219,14 @@ fn who_waits_is_woken_about_as_fast_as_the_disk_answers() -> Result<()> {
     let mut port = UnixStream::connect(port).unwrap();
     port.set_read_timeout(Some(SOON)).unwrap();
     guest.check("seq 1 100 | blockring produce serial:ring")?;
-    // Its first wait is over at once: it has been told nothing yet.
+    // Its first wait ends at once: it has had no answer yet.
     let job = guest.spawn(&format!("ringload wake serial:ring {} 233", TIMES + 1))?;
     let mut woken = || {
         let read = port.read_exact(&mut [0]);
         read.unwrap_or_else(|e| panic!("{e}: {:?}", job.wait(Duration::ZERO)));
     };
     woken();
-    let device = UnixDevice::connect(&scene.path("c"), Role::Consumer).unwrap();
+    let device = UnixDevice::connect(scene.path("c"), Role::Consumer).unwrap();
     let mut consumer = Consumer::attach(device, "q", "test").unwrap();
     consumer.set_durability(shared_block_ring::Durability::PageCache);
     let mut times = Vec::new();

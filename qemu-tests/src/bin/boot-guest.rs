@@ -1,5 +1,5 @@
-//! Boots a guest, runs a script in it, and passes on what that prints: for demonstrations, and to try
-//! things by hand.
+//! Boots a guest, runs a script in it, and passes on what that prints: for demonstrations, and to
+//! try things by hand.
 
 use std::io;
 use std::path::PathBuf;
@@ -54,7 +54,7 @@ fn run(arguments: Arguments) -> Result<i32> {
         return image.build().map(|_| 0);
     };
     image = image.file(&format!("scripts/{SCRIPT}"), script);
-    let mut guest = GuestBuilder::new().image(image).script(SCRIPT);
+    let mut guest = GuestBuilder::new().processors(2).image(image).script(SCRIPT);
     for socket in arguments.vhost_user {
         let disk = Disk::vhost_user(socket);
         guest = guest.disk(if arguments.reconnect { disk.reconnecting() } else { disk });

@@ -1,4 +1,5 @@
-//! Sends messages on one of the ways out of a guest, as fast as it goes: what `ring-bench --measure guest` runs in its guest.
+//! Sends messages on one of the ways out of a guest, as fast as it goes: what `ring-bench --measure
+//! guest` runs in its guest.
 
 use clap::{Parser, ValueEnum};
 use qemu_tests::load::{self, Device, Failure, PATIENCE};
@@ -15,7 +16,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// What a disk is written in.
+/// Block in which a disk is written.
 const SECTOR: usize = 512;
 
 /// Send messages for some time, and print how many a second
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {
     let mut way = Way::open(arguments)?;
-    // What is done once only is done before the clock starts.
+    // Set-up is done before the clock starts.
     way.send()?;
     way.settle(Duration::ZERO)?;
     let start = Instant::now();
@@ -145,8 +146,8 @@ impl Way {
         }
     }
 
-    /// What is in a ring is not there yet. The other ways have taken what they were given. Looks again and again for as long as `spin`,
-    /// and then sleeps.
+    /// Waits until the host has popped what is in a ring; the other channels have taken what they
+    /// were given. Looks again and again for as long as `spin`, and then sleeps.
     fn settle(&self, spin: Duration) -> Result<(), Failure> {
         let Self::Ring { producer, .. } = self else { return Ok(()) };
         let mut wait = Wait::new(Side::Consumer, Some(PATIENCE)).spin(spin);

@@ -1,4 +1,5 @@
-//! Kills the ends of rings at random instants, and cuts the power, and checks from logs of its own that every promise holds.
+//! Kills the ends of rings at random instants, and cuts the power, and checks from logs of its own
+//! that every promise holds.
 
 use std::process::{self, ExitCode};
 use std::sync::Mutex;
@@ -25,7 +26,7 @@ The programs and the guest's image are built first if need be; scripts/crash-cam
 everything. A failure leaves the logs that show it, and says where.
 
 Examples:
-  crash-campaign --short                      10 kills of each kind, 5 power cuts
+  crash-campaign --short                      10 kills of each kind, 5 saved guests, 5 power cuts
   crash-campaign --json >campaign.json        the full form, a JSON object a campaign
   crash-campaign --producer 2000 --consumer 2000
   crash-campaign --cuts 20 --seed 12345       the random choices of the run that printed this seed";
@@ -35,7 +36,7 @@ Examples:
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 struct Arguments {
-    /// 10 kills of each kind and 5 power cuts, instead of the full form
+    /// 10 kills of each kind, 5 saved guests and 5 power cuts, instead of the full form
     #[arg(long)]
     short: bool,
     /// Kills of a producer on the host [full form: 500]
@@ -53,6 +54,10 @@ struct Arguments {
     /// Kills of QEMU, backend and the process on the host at once [30]
     #[arg(long, value_name = "N")]
     all: Option<u32>,
+    /// Guests that are saved with their memory under load and restored, each after a migration that
+    /// is cancelled [300]
+    #[arg(long, value_name = "N")]
+    saved: Option<u32>,
     /// Power cuts of a guest that has both ends on a simulated disk [100]
     #[arg(long, value_name = "N")]
     cuts: Option<u32>,
@@ -75,12 +80,13 @@ impl Arguments {
             (Kind::Backend, self.backend, 200),
             (Kind::Qemu, self.qemu, 30),
             (Kind::All, self.all, 30),
+            (Kind::Saved, self.saved, 300),
             (Kind::Cuts, self.cuts, 100),
         ];
         let any = named.iter().any(|(_, number, _)| number.is_some());
         let default = |kind, full| match kind {
             _ if any => 0,
-            Kind::Cuts if self.short => 5,
+            Kind::Cuts | Kind::Saved if self.short => 5,
             _ if self.short => 10,
             _ => full,
         };
@@ -97,13 +103,13 @@ impl Arguments {
     }
 }
 
-/// Another one each time.
+/// Another seed each time.
 fn seed() -> u64 {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::from(now.subsec_nanos()) ^ now.as_secs() << 30
 }
 
-/// A folder for everything that is made on the way: gone at the end, also when that comes with a signal.
+/// Returns a folder for all temporary files, which is removed at the end, also after a signal.
 fn scratch() -> io::Result<TempDir> {
     let folder = tempfile::Builder::new().prefix("crashes-").tempdir()?;
     tempfile::env::override_temp_dir(folder.path())
@@ -112,7 +118,7 @@ fn scratch() -> io::Result<TempDir> {
     let path = folder.path().to_owned();
     thread::spawn(move || {
         if let Some(signal) = signals.forever().next() {
-            // What runs in it is killed with this process, and may make more until then.
+            // Processes in it are killed with this one, and may make more files until then.
             let _ = fs::remove_dir_all(&path);
             process::exit(128 + signal);
         }

@@ -1,4 +1,5 @@
-//! One end of a ring in a crash campaign: on the host or in a guest, until it is told to stop or is killed.
+//! One end of a ring in a crash campaign: on the host or in a guest, until it is told to stop or is
+//! killed.
 
 use std::fs::File;
 use std::io;
@@ -10,9 +11,10 @@ use qemu_tests::load::item::Recipe;
 use qemu_tests::load::log::{Line, Log};
 use qemu_tests::load::{Failure, Random, consume, open, produce};
 use qemu_tests::program::failed;
+use ring_program::Stop;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::handover::Role;
-use shared_block_ring::{Consumer, Producer, Stop};
+use shared_block_ring::{Consumer, Producer};
 
 const NAME: &str = "crashload";
 
@@ -55,7 +57,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
             let status = failed(NAME, &e);
-            // If that fails, too, the exit status has to do.
+            // If that fails, too, the exit status tells.
             let _ = log.write(&Line::Failed(e.to_string()));
             status
         }

@@ -1,4 +1,5 @@
-//! Runs a program, and says on standard error how many system calls it has made: all of its threads, from its first instruction on.
+//! Runs a program, and says on standard error how many system calls it has made: all of its
+//! threads, from its first instruction on.
 
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::Signal;
@@ -21,7 +22,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// How many, and whether the program has ended well.
+/// Returns the number of system calls, and whether the program has ended with 0.
 fn count() -> io::Result<(u64, bool)> {
     let mut words = args_os().skip(1);
     let program = words.next().ok_or(io::ErrorKind::InvalidInput)?;
@@ -30,7 +31,7 @@ fn count() -> io::Result<(u64, bool)> {
     // SAFETY: between fork and exec this makes one system call and touches no memory.
     unsafe { command.pre_exec(|| Ok(ptrace::traceme()?)) };
     let child = Pid::from_raw(command.spawn()?.id().cast_signed());
-    // It stops at its first instruction.
+    // The program stops at its first instruction.
     waitpid(child, None)?;
     let options =
         Options::PTRACE_O_TRACESYSGOOD | Options::PTRACE_O_TRACECLONE | Options::PTRACE_O_EXITKILL;
@@ -42,7 +43,7 @@ fn count() -> io::Result<(u64, bool)> {
             WaitStatus::Exited(pid, code) if pid == child => return Ok((stops / 2, code == 0)),
             WaitStatus::Signaled(pid, ..) if pid == child => return Ok((stops / 2, false)),
             WaitStatus::PtraceSyscall(pid) => {
-                // Once when it enters the kernel, and once when it comes back.
+                // One stop on entry to the kernel, and one on return.
                 stops += 1;
                 (pid, None)
             }

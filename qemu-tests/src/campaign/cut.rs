@@ -1,9 +1,10 @@
-//! The instant at which the power fails, and what is left then.
+//! The instant of a power failure, and the sector versions that are left.
 //!
-//! Instants at random hardly ever meet the few that hurt: those at which something is not durable that something else rests on.
+//! Random instants hardly ever meet the few harmful ones: those at which something is not durable
+//! that something else rests on.
 
 use ring_simulation::Adversary;
-use vhost_device_blockring::request::{Kind, Request};
+use vhost_device_blockring::data_path::request::{Kind, Request};
 
 use crate::load::Random;
 
@@ -12,38 +13,39 @@ const PRODUCER: u64 = 1;
 const CONSUMER: u64 = 2;
 const DATA: u64 = 3;
 
-/// Requests that the right one is waited for, when it is time for the cut: the ends may be busy with others.
+/// Requests for which the cut is put off until one of the right kind comes: the ends may be busy
+/// with others.
 const WAIT: u64 = 1000;
 
-/// When the power fails.
+/// Instant of the power failure.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Cut {
-    /// Requests before.
+    /// Requests before it.
     requests: u64,
-    /// The kind of the request that is the last one, and how many were of another kind when it was due.
+    /// Kind of the last request, and the number of requests of other kinds since the cut was due.
     last: Last,
     waited: u64,
-    /// Whether that one is answered, too, or only carried out.
+    /// Whether the last request is answered, or only carried out.
     answered: bool,
-    /// Where that one begins.
+    /// First sector of the last request.
     sector: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Last {
     Any,
-    /// A pointer has arrived, and is not flushed.
+    /// A pointer was written, and is not flushed.
     Pointer,
-    /// The same, while the other end's pointer, which it may rest on, is not durable.
+    /// A pointer was written while the other end's pointer, on which it may rest, is not durable.
     Overtaking,
-    /// Data has arrived, perhaps in space that was freed by a pointer that is not durable.
+    /// Data was written, perhaps in space that a pointer freed which is not durable.
     Reuse,
-    /// A flush, which is not even carried out: as much as can be is at stake.
+    /// A flush, which is not carried out.
     Flush,
 }
 
 impl Cut {
-    /// Within the next `requests`, or soon after.
+    /// Makes a power cut within the next `requests`, or soon after.
     pub fn at_random(requests: u64, random: &mut Random) -> Self {
         let kinds = [Last::Any, Last::Pointer, Last::Overtaking, Last::Reuse, Last::Flush];
         let last = kinds[random.count(kinds.len())];
@@ -51,7 +53,7 @@ impl Cut {
         Self { requests, last, waited: 0, answered, sector: 0 }
     }
 
-    /// Whether this request is the last one; `pending` tells what is not durable before it.
+    /// Returns whether this request is the last one; `pending` tells what is not durable before it.
     pub fn is_due(&mut self, request: &Request, pending: impl Fn(u64) -> bool) -> bool {
         if let Some(left) = self.requests.checked_sub(1) {
             self.requests = left;
@@ -74,20 +76,21 @@ impl Cut {
         right || self.waited > WAIT
     }
 
-    /// Whether a flush that is the last request is not carried out.
+    /// Returns whether a flush that is the last request is not carried out.
     pub fn forestalls_a_flush(self) -> bool {
         self.last == Last::Flush
     }
 
-    /// Whether the last request is answered, once it is carried out.
+    /// Returns whether the last request is answered, once it is carried out.
     pub fn is_answered(self) -> bool {
         self.answered
     }
 }
 
-/// What is left of what was not durable.
+/// Chooses what is left of undurable sectors.
 pub(super) struct Loss {
-    /// At times just what makes the instant hurt: of the pointers only the one in this sector, or neither, and all data.
+    /// Sometimes the harmful choice: of the pointers only the one in this sector, or neither, and
+    /// all data.
     kept: Option<u64>,
     adversary: Adversary,
 }
@@ -100,7 +103,7 @@ impl Loss {
         Self { kept: cut.filter(|&cut| hurts(cut)).map(|cut| cut.sector), adversary }
     }
 
-    /// For [`Disk::crash`](ring_simulation::Disk::crash).
+    /// Chooses a version of a sector, for [`Disk::crash`](ring_simulation::Disk::crash).
     pub fn choose(&mut self, sector: u64, versions: usize) -> usize {
         match self.kept {
             Some(kept) if sector == kept || sector >= DATA => versions - 1,

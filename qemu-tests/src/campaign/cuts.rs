@@ -18,13 +18,13 @@ use super::{Killed, Kind, Outcome, RING_BYTES, Result, in_a_folder, recipe};
 use crate::load::Random;
 use crate::{Guest, GuestBuilder, Job};
 
-/// Cuts of one stream at most.
+/// Largest number of cuts of one stream.
 const STREAM: u32 = 25;
 
-/// Requests until a cut at most: a second or a few.
+/// Largest number of requests until a cut: a few seconds.
 const REQUESTS: u64 = 2000;
 
-/// Runs a campaign; what its streams came to.
+/// Runs a campaign. Returns the outcome of its streams.
 pub(super) fn run(
     cuts: u32,
     seed: u64,

@@ -15,14 +15,14 @@ use super::{Killed, Outcome, RING_BYTES, Result, in_a_folder, recipe, unsound};
 use crate::load::Random;
 use crate::{Daemon, binaries};
 
-/// How to start either end of a ring on the host.
+/// Start of either end of a ring on the host.
 #[derive(Debug)]
 pub(super) struct HostLoad {
-    /// Of the ring.
+    /// Address of the ring.
     pub address: String,
-    /// Where the logs go.
+    /// Folder of the logs.
     pub folder: PathBuf,
-    /// Of a file.
+    /// Sector size of a file.
     pub sector_size: Option<SectorSize>,
 }
 
@@ -42,7 +42,8 @@ impl HostLoad {
         Ok(daemon)
     }
 
-    /// Kills runs of `side` this many times, some while they attach, and leaves the next one running. `process` is the present one.
+    /// Kills runs of `side` this many times, some while they attach, and leaves the next one
+    /// running. `process` is the present one.
     pub fn kill_again_and_again(
         &self,
         side: Side,
@@ -73,7 +74,7 @@ impl HostLoad {
     }
 }
 
-/// As the load program calls it.
+/// Returns the load program's name of the end.
 pub(super) fn verb(side: Side) -> &'static str {
     match side {
         Side::Producer => "produce",

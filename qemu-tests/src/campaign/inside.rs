@@ -1,6 +1,7 @@
 //! The end of a ring that is in a guest, and the guest around it.
 
 use std::collections::VecDeque;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use shared_block_ring::format::Side;
@@ -10,7 +11,7 @@ use super::stream::{SOON, Stream};
 use super::{Result, unsound};
 use crate::{Disk, Guest, GuestBuilder, ImageSpec, Job};
 
-/// How often a load can be started in one guest: each run has a port of its own for its log.
+/// Largest number of runs of a load in one guest: each has a port of its own for its log.
 const RUNS: usize = 6;
 
 /// The guest's disk as QEMU knows it, what that is plugged into, and the connection to the backend.
@@ -18,13 +19,15 @@ pub(super) const DISK: &str = "ring";
 pub(super) const SLOT: &str = "port0";
 pub(super) const CHARDEV: &str = "c0";
 
-/// How the end in the guest waits.
+/// Way to wait of the end in the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Manner {
-    /// It polls.
+    /// Polling.
     Plain,
-    /// In the idle class, whose reads the backend holds, for a short while. What it holds back itself meanwhile may be what the other end
-    /// waits for.
+    /// Polling, in a guest that can be saved with its memory.
+    Migratable,
+    /// Reads of the idle class, which the backend holds for a short while. Items that this end
+    /// keeps meanwhile may be what the other end waits for.
     HeldReads,
 }
 
@@ -32,13 +35,14 @@ impl Manner {
     pub fn backend_options(self) -> &'static [&'static str] {
         match self {
             Self::Plain => &[],
+            Self::Migratable => &["--migratable"],
             Self::HeldReads => &["--hold-ms", "500"],
         }
     }
 
     fn launcher(self) -> &'static str {
         match self {
-            Self::Plain => "",
+            Self::Plain | Self::Migratable => "",
             Self::HeldReads => "ionice -c 3 ",
         }
     }
@@ -48,7 +52,9 @@ impl Manner {
 pub(super) struct Running {
     pub guest: Guest,
     pub job: Job,
-    /// Where the ports of the next runs lead to.
+    /// Builder that boots the guest, and resumes it.
+    builder: GuestBuilder,
+    /// Log files of the next runs.
     ports: VecDeque<(String, PathBuf)>,
 }
 
@@ -68,9 +74,10 @@ pub(super) fn start_guest(
     let disk = Disk::vhost_user(folder.join("s")).reconnecting();
     let disk = disk.options(&format!("id={DISK},bus={SLOT}"));
     let builder = GuestBuilder::new().reboots().slot(SLOT).disk(disk);
-    let guest = with_ports(builder, &each)?.boot()?;
+    let builder = with_ports(builder, &each)?;
+    let guest = builder.clone().boot()?;
     let job = start_next(&guest, &mut ports, side, manner, stream)?;
-    Ok(Running { guest, job, ports })
+    Ok(Running { guest, job, builder, ports })
 }
 
 impl Running {
@@ -78,6 +85,16 @@ impl Running {
     pub fn restart_load(&mut self, side: Side, manner: Manner, stream: &mut Stream) -> Result<()> {
         self.job = start_next(&self.guest, &mut self.ports, side, manner, stream)?;
         Ok(())
+    }
+
+    /// Saves the guest, ends its QEMU, and has another one go on with it.
+    pub fn save_and_restore(&mut self, file: &Path) -> Result<()> {
+        let snapshot = self.guest.save(file)?;
+        // Its ports and its connection to the backend are the next one's.
+        self.guest.end()?;
+        self.guest = self.builder.clone().resume(&snapshot)?;
+        self.job = self.guest.adopt(&self.job);
+        Ok(fs::remove_file(file).map_err(crate::Error::file("removing", file))?)
     }
 
     /// Fails where the guest's kernel has met an I/O error since it booted.
@@ -107,8 +124,8 @@ fn start_next(
 
 /// Gives a guest ports for logs, each to a file on the host.
 ///
-/// Without an event descriptor between them QEMU takes a write up while the guest's processor waits for it: when the guest's
-/// `write` returns the line is in the file, and outlives QEMU.
+/// Without an event descriptor between them QEMU takes a write up while the guest's processor waits
+/// for it: when the guest's `write` returns the line is in the file, and outlives QEMU.
 pub(super) fn with_ports(builder: GuestBuilder, ports: &[(&str, &Path)]) -> Result<GuestBuilder> {
     let image = ImageSpec::standard()?.module("virtio_console");
     let bus = ["-device", "virtio-serial-pci,ioeventfd=off"].map(str::to_owned);
@@ -117,7 +134,8 @@ pub(super) fn with_ports(builder: GuestBuilder, ports: &[(&str, &Path)]) -> Resu
         let path = path.display().to_string().replace(',', ",,");
         [
             "-chardev".to_owned(),
-            format!("file,id=port-{name},path={path}"),
+            // A guest that is restored goes on with the same file.
+            format!("file,id=port-{name},path={path},append=on"),
             "-device".to_owned(),
             format!("virtserialport,chardev=port-{name},name={name}"),
         ]

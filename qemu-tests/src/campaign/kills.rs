@@ -12,10 +12,10 @@ use super::rig::{Rig, other};
 use super::{Killed, Kind, Outcome, Result, in_a_folder, recipe};
 use crate::load::Random;
 
-/// Kills of one stream at most, so that a failure shows soon, and logs stay small.
+/// Largest number of kills of one stream: failures show soon, and logs stay small.
 const STREAM: u32 = 50;
 
-/// A stream to make.
+/// A stream of a campaign.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Task {
     place: Place,
@@ -30,7 +30,7 @@ enum Place {
     Guest(Side),
 }
 
-/// The streams of a campaign. Most lead out of the guest, as most rings do; some into it.
+/// Returns the streams of a campaign. Most lead out of the guest, as most rings do; some into it.
 fn tasks(kind: Kind, kills: u32) -> Vec<Task> {
     let large = SectorSize::new(4096).unwrap_or(SectorSize::DEFAULT);
     let parts = if let Some(victim) = kind.victim() {
@@ -58,7 +58,7 @@ fn tasks(kind: Kind, kills: u32) -> Vec<Task> {
     tasks
 }
 
-/// Runs a campaign; what its streams came to. All random choices follow from `seed`.
+/// Runs a campaign. Returns the outcome of its streams. All random choices follow from `seed`.
 pub(super) fn run(
     kind: Kind,
     kills: u32,
@@ -88,7 +88,8 @@ fn in_a_rig(
     random: &mut Random,
 ) -> Result<Outcome> {
     in_a_folder(|folder| {
-        let mut rig = Rig::start(folder, side, Manner::Plain, recipe(random))?;
+        let manner = if kind == Kind::Saved { Manner::Migratable } else { Manner::Plain };
+        let mut rig = Rig::start(folder, side, manner, recipe(random))?;
         if kind.victim().is_some() {
             rig.kill_host(kills, random, killed)?;
             return rig.finish();
@@ -97,6 +98,7 @@ fn in_a_rig(
             match kind {
                 Kind::Backend => rig.kill_backend(random)?,
                 Kind::Qemu => rig.kill_qemu(random)?,
+                Kind::Saved => rig.save_and_restore(random)?,
                 _ => rig.kill_all(random)?,
             }
             killed();
@@ -140,8 +142,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_kill_is_somewhere_and_every_place_has_some() {
-        for kind in [Kind::Producer, Kind::Consumer, Kind::Backend, Kind::Qemu, Kind::All] {
+    fn every_kill_has_a_place_and_every_place_has_kills() {
+        let kinds = [Kind::Producer, Kind::Consumer, Kind::Backend, Kind::Qemu, Kind::All];
+        for kind in kinds.into_iter().chain([Kind::Saved]) {
             for kills in [0, 1, 10, 30, 500] {
                 let tasks = tasks(kind, kills);
                 assert_eq!(tasks.iter().map(|task| task.kills).sum::<u32>(), kills);

@@ -1,5 +1,5 @@
-//! Crash campaigns: the ends of rings are killed at random instants, or the power fails, and logs outside the rings tell whether
-//! everything that was promised holds.
+//! Crash campaigns: the ends of rings are killed at random instants, or the power fails, and logs
+//! outside the rings tell whether everything that was promised holds.
 
 pub mod check;
 mod cut;
@@ -28,30 +28,31 @@ pub use power::Flushes;
 pub use report::{Plan, Report, run};
 pub use rig::Rig;
 
-/// Of every ring: so small that the load meets its end, and its being full, all the time; large enough for a batch.
+/// Size of every ring: so small that the load wraps and fills it all the time, large enough for a
+/// batch.
 const RING_BYTES: u64 = 64 << 10;
 
-/// How a campaign fails.
+/// Failure of a campaign.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// A promise is broken.
     #[error("{0}")]
     Violation(Violation),
-    /// Something ended, or did not move, that had to.
+    /// A process ended or stood still that had to go on.
     #[error("{0}")]
     Unsound(String),
-    /// The campaign could not do what it was about to do.
+    /// The campaign itself failed.
     #[error("{0}")]
     Helper(#[from] crate::Error),
     /// The ring library has refused what it must not refuse.
     #[error("{0}")]
     Ring(#[from] shared_block_ring::Error),
-    /// Where the logs are that show it.
+    /// Folder of the logs that show the failure.
     #[error("{failure}\n(its logs are in {})", folder.display())]
     Kept {
         /// The failure.
         failure: Box<Failure>,
-        /// A folder that is nobody's now.
+        /// The folder, which is kept.
         folder: PathBuf,
     },
 }
@@ -62,7 +63,7 @@ fn unsound<T>(text: String) -> Result<T> {
     Err(Failure::Unsound(text))
 }
 
-/// What dies.
+/// Victim of the kills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// The producer on the host.
@@ -77,10 +78,12 @@ pub enum Kind {
     All,
     /// The power, of a guest with both ends in it.
     Cuts,
+    /// QEMU, after it has saved the guest, which another QEMU then goes on with.
+    Saved,
 }
 
 impl Kind {
-    /// The end that is killed, if it is one on the host.
+    /// Returns the end that is killed, if it is one on the host.
     fn victim(self) -> Option<Side> {
         match self {
             Self::Producer => Some(Side::Producer),
@@ -98,12 +101,13 @@ impl fmt::Display for Kind {
             Self::Backend => "backend",
             Self::Qemu => "qemu",
             Self::All => "all",
+            Self::Saved => "saved",
             Self::Cuts => "cuts",
         })
     }
 }
 
-/// What one stream came to.
+/// Outcome of one stream.
 #[derive(Debug, Default)]
 struct Outcome {
     tally: Tally,

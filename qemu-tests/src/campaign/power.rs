@@ -1,15 +1,16 @@
 //! A disk whose power can fail: requests, and the simulated medium behind them.
 //!
-//! What was answered is in the disk's cache, or on its medium; after the cut nothing is answered, and nothing is carried out.
+//! Answered requests are in the disk's cache or on its medium; after the cut nothing is answered,
+//! and nothing is carried out.
 
 use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ring_simulation::Disk;
-use vhost_device_blockring::dirty::GuestMemory;
-use vhost_device_blockring::request::{Kind, Request};
-use vhost_device_blockring::vring::Memory;
+use vhost_device_blockring::data_path::dirty::GuestMemory;
+use vhost_device_blockring::data_path::request::{Kind, Request};
+use vhost_device_blockring::data_path::shared_queue::Memory;
 use vhost_user_backend::{VringMutex, VringState, VringT as _};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
@@ -21,18 +22,19 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::cut::{Cut, Loss};
 use crate::load::Random;
 
-/// What the guest finds the disk by.
+/// Serial number of the disk.
 const SERIAL: &[u8] = b"ring";
 
-/// A flush may take as long as a real one. Meanwhile the other end of the ring goes on, over what is not durable.
+/// A flush may take as long as a real one. Meanwhile the other end of the ring goes on, over what
+/// is not durable.
 const SLOW_FLUSH_US: u64 = 3000;
 
 /// Whether a flush makes anything durable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flushes {
-    /// As it should.
+    /// A flush makes everything durable.
     Honest,
-    /// It is answered, and that is all: for a campaign that has to fail.
+    /// A flush is answered, and makes nothing durable: for a campaign that has to fail.
     Lies,
 }
 
@@ -43,13 +45,13 @@ pub(super) struct PoweredDisk {
     power: Mutex<Power>,
 }
 
-/// What lives as long as the power is on.
+/// State that lives as long as the power is on.
 pub(super) struct Power {
     on: bool,
     cut: Option<Cut>,
     pub memory: Option<Memory>,
     request: Request,
-    /// A flush that takes its time, and the descriptor that it came with.
+    /// A slow flush, and the head of its chain.
     slow: Option<(u16, Request)>,
     pub timer: TimerFd,
     random: Random,
@@ -80,11 +82,11 @@ impl PoweredDisk {
     }
 
     pub fn power(&self) -> MutexGuard<'_, Power> {
-        // A panic in between is this test's failure anyway.
+        // A panic fails the test anyway.
         self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The power is back.
+    /// Switches the power on.
     pub fn switch_on(&self, seed: u64) -> io::Result<()> {
         *self.power() = Power::new(seed)?;
         Ok(())
@@ -95,12 +97,12 @@ impl PoweredDisk {
         self.power().cut = Some(cut);
     }
 
-    /// Whether it has failed.
+    /// Returns whether the power has failed.
     pub fn is_off(&self) -> bool {
         !self.power().on
     }
 
-    /// Of what was not flushed something is gone; to be called when QEMU is.
+    /// Has some unflushed writes lost. Called when QEMU is gone.
     pub fn lose(&self, seed: u64) {
         let mut loss = Loss::new(self.power().cut, Random::new(seed));
         self.disk.crash(|sector, versions| loss.choose(sector, versions));
@@ -121,7 +123,7 @@ impl PoweredDisk {
             };
             let head = chain.head_index();
             let mut request = std::mem::take(&mut power.request);
-            // What is no request is answered as one that failed.
+            // A chain that is no request is answered with an error.
             let parsed = request.parse(&*memory, chain).is_ok();
             let slow = parsed && request.kind() == Kind::Flush && power.slow.is_none();
             if slow && power.random.one_in(2) {
@@ -137,10 +139,10 @@ impl PoweredDisk {
         signal(&state)
     }
 
-    /// A slow flush is over.
+    /// Ends a slow flush.
     pub fn finish_flush(&self, vring: &VringMutex<Memory>) -> Result<(), QueueError> {
         let mut power = self.power();
-        // Nothing to read if another event has woken us.
+        // There is nothing to read if another event has woken the thread.
         let _ = power.timer.wait();
         let (Some(memory), Some((head, request))) = (power.memory.clone(), power.slow.take())
         else {
@@ -215,7 +217,7 @@ fn signal(state: &VringState<Memory>) -> Result<(), QueueError> {
     state.signal_used_queue().map_err(|_| QueueError::QueueNotReady)
 }
 
-/// Its length is bounded by the parser.
+/// The parser bounds its length.
 fn buffer(request: &Request) -> Vec<u8> {
     vec![0; request.data.iter().map(|segment| segment.len).sum()]
 }

@@ -1,4 +1,4 @@
-//! All campaigns of one invocation, and what they came to.
+//! All campaigns of one invocation, and their outcomes.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -8,45 +8,45 @@ use serde::Serialize;
 
 use super::{Flushes, Killed, Kind, Outcome, Result, Tally, cuts, kills};
 
-/// What to do.
+/// Settings of the campaigns.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// What dies, and how often.
+    /// Victims, and the number of kills of each.
     pub deaths: Vec<(Kind, u32)>,
-    /// All random choices follow from it.
+    /// Seed of all random choices.
     pub seed: u64,
     /// Streams at a time.
     pub jobs: usize,
-    /// Of the disk whose power is cut.
+    /// Flushes of the disk whose power is cut.
     pub flushes: Flushes,
 }
 
-/// What one campaign came to.
+/// Outcome of one campaign.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// What died.
+    /// The victim.
     pub campaign: String,
-    /// What the random choices followed from.
+    /// Seed of the random choices.
     pub seed: u64,
-    /// How often.
+    /// Number of kills.
     pub deaths: u32,
-    /// Over all streams.
+    /// Counts of all streams.
     #[serde(flatten)]
     pub tally: Tally,
-    /// How many streams.
+    /// Number of streams.
     pub streams: usize,
-    /// From a death until the stream flowed again.
+    /// Time from a death until the stream went on.
     pub stalls: Option<Stalls>,
-    /// All of it.
+    /// Duration of the campaign.
     pub seconds: u64,
 }
 
-/// How long streams stood still.
+/// Interruptions of streams.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Stalls {
-    /// The one in the middle.
+    /// The median.
     pub median_ms: u128,
-    /// The longest one.
+    /// The longest.
     pub longest_ms: u128,
 }
 
@@ -94,7 +94,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Runs the campaigns one after the other; ends with the first that fails.
+/// Runs the campaigns one after the other, up to the first that fails.
 pub fn run(
     plan: &Plan,
     progress: &(dyn Fn(Kind, u32, u32) + Sync),

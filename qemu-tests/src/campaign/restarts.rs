@@ -1,7 +1,8 @@
-//! What operators do to a running ring, and guests to themselves: restarts, upgrades, resets, plugging.
+//! Events that operators and guests bring about under a ring in use: restarts, upgrades, resets,
+//! plugging.
 //!
-//! Each is over when something new has arrived. What the ends have logged, and the guest's kernel, tell at the end whether it has cost
-//! anything.
+//! Each event is over when a new item has arrived. The logs of the ends, and of the guest's kernel,
+//! tell at the end whether it has cost anything.
 
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -21,33 +22,33 @@ use super::{Result, Tally, host, in_a_folder, recipe, unsound};
 use crate::load::Random;
 use crate::{Daemon, Guest, wait_until};
 
-/// What befalls the process on the host at the same moment.
+/// Event of the process on the host at the same moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Host {
     /// Nothing.
     Stays,
-    /// It is asked to end, and another one started.
+    /// The process is stopped by a signal, and another one started.
     IsRestarted,
-    /// It is killed, and another one started.
+    /// The process is killed, and another one started.
     IsKilled,
 }
 
 impl Host {
-    /// The one after the other.
+    /// All of them, one after the other.
     pub const ALL: [Self; 3] = [Self::Stays, Self::IsRestarted, Self::IsKilled];
 }
 
-/// What becomes of QEMU's connection to the backend when the disk is unplugged.
+/// QEMU's connection to the backend when the disk is unplugged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Chardev {
-    /// It is removed with the disk, and made anew before the next one.
+    /// The connection is removed with the disk, and made anew before the next one.
     IsRemade,
-    /// It stays, and the next disk takes it over.
+    /// The connection stays, and the next disk takes it over.
     IsKept,
 }
 
-/// Lets `story` happen to a ring under load, and judges its stream. `side` is the guest's; as a consumer it has the backend hold its
-/// reads.
+/// Runs `story` on a ring under load, and judges its stream. `side` is the guest's; as a consumer
+/// it has the backend hold its reads.
 pub fn tell(side: Side, seed: u64, story: impl FnOnce(&mut Rig) -> Result<()>) -> Result<Tally> {
     in_a_folder(|folder| {
         let manner = if side == Side::Consumer { Manner::HeldReads } else { Manner::Plain };
@@ -57,24 +58,24 @@ pub fn tell(side: Side, seed: u64, story: impl FnOnce(&mut Rig) -> Result<()>) -
     })
 }
 
-/// An event in its parts.
+/// The parts of an event.
 struct Event<T, H, R> {
     /// Brings it about.
     trigger: T,
-    /// Waits until it has happened.
+    /// Waits until the event has happened.
     happened: H,
-    /// Does about it what an operator does.
+    /// Reacts as an operator does.
     recover: R,
 }
 
-/// How long the stream stood still.
+/// Duration of the interruption.
 struct Pause {
     since_trigger: Duration,
     since_recovery: Duration,
 }
 
 impl Rig {
-    /// The backend is asked to end, and `program` takes its place. How long it took until something new arrived.
+    /// Replaces the backend by `program`. Returns the time until a new item arrived.
     pub fn replace_backend(&mut self, program: PathBuf, host: Host) -> Result<Duration> {
         let event = Event {
             trigger: |rig: &mut Self| Ok(rig.backend.signal(Signal::SIGTERM)?),
@@ -87,7 +88,8 @@ impl Rig {
         Ok(self.happen(host, event)?.since_trigger)
     }
 
-    /// A second backend with the same arguments is started while the first one serves: how it ends, and what it says.
+    /// Starts a second backend with the same arguments while the first one serves. Returns its exit
+    /// status and messages.
     pub fn overlap_backend(&mut self) -> Result<(ExitStatus, String)> {
         self.wait_for_load()?;
         let command = self.backend_command(host_build()?);
@@ -97,12 +99,12 @@ impl Rig {
         Ok((status, second.stderr()))
     }
 
-    /// The backend's process.
+    /// Returns the backend's process.
     pub fn backend_pid(&self) -> u32 {
         self.backend.pid()
     }
 
-    /// The guest boots again, because of what `trigger` does. How long it took until something new arrived.
+    /// Has the guest boot again by `trigger`. Returns the time until a new item arrived.
     pub fn boot_again(
         &mut self,
         trigger: impl FnOnce(&Guest) -> crate::Result<()>,
@@ -118,8 +120,9 @@ impl Rig {
         Ok(self.happen(host, event)?.since_trigger)
     }
 
-    /// The guest's processors stand still for `time`: a producer's while everything is consumed, a consumer's while it waits in a read that
-    /// is held. How long it took, when they ran again, until something new arrived.
+    /// Stops the guest's processors for `time`: a producer's while everything is consumed, a
+    /// consumer's while its read is held. Returns the time from their restart until a new item
+    /// arrived.
     pub fn stop_guest(&mut self, time: Duration, host: Host) -> Result<Duration> {
         let event = Event {
             trigger: |rig: &mut Self| {
@@ -133,7 +136,7 @@ impl Rig {
                 Ok(rig.host.signal(Signal::SIGCONT)?)
             },
             happened: |rig: &mut Self| {
-                // One that was killed leaves something.
+                // A killed process leaves items unconsumed.
                 if rig.side == Side::Producer && host != Host::IsKilled {
                     rig.wait_until_empty()?;
                 }
@@ -145,7 +148,7 @@ impl Rig {
         Ok(self.happen(host, event)?.since_recovery)
     }
 
-    /// The guest's disk is unplugged and plugged in again. How long it took until something new arrived.
+    /// Unplugs the guest's disk and plugs it in again. Returns the time until a new item arrived.
     pub fn plug_again(&mut self, chardev: Chardev, host: Host) -> Result<Duration> {
         self.guest.expect_no_io_error()?;
         let event = Event {
@@ -180,9 +183,11 @@ impl Rig {
             guest.qmp("chardev-add", &json!({ "id": CHARDEV, "backend": backend }))?;
         }
         let (driver, id) = ("vhost-user-blk-pci", DISK);
-        let device = json!({ "driver": driver, "id": id, "chardev": CHARDEV, "bus": SLOT });
+        let device = json!({
+            "driver": driver, "id": id, "chardev": CHARDEV, "num-queues": 1, "bus": SLOT
+        });
         patiently(guest, "device_add", &device)?;
-        // What the kernel has said of a disk that went away is no error.
+        // The kernel's messages about a removed disk are no errors.
         guest
             .check("until grep -qsx ring /sys/block/vd*/serial; do usleep 20000; done; dmesg -c")?;
         self.guest.restart_load(self.side, self.manner, &mut self.stream)
@@ -221,7 +226,7 @@ impl Rig {
         Ok(pause)
     }
 
-    /// Both ends move, and not only because they have just begun.
+    /// Waits until both ends move, beyond their start.
     fn wait_for_load(&mut self) -> Result<()> {
         self.wait_for_more(Side::Producer, 3)?;
         self.wait_for_more(Side::Consumer, 3)
@@ -245,13 +250,13 @@ impl Rig {
         unsound(format!("no read is held within {SOON:?}"))
     }
 
-    /// The ring, in no role.
+    /// Opens the ring without a role.
     fn beside(&self) -> Result<UnixDevice> {
-        Ok(UnixDevice::connect(&self.folder.join("c"), Role::Control)?)
+        Ok(UnixDevice::connect(self.folder.join("c"), Role::Control)?)
     }
 }
 
-/// QEMU says that a device is gone, and lets go of what it used a moment later.
+/// QEMU reports that a device is gone before it releases the connection.
 fn patiently(guest: &Guest, command: &str, arguments: &Value) -> Result<()> {
     let mut answer = Ok(Value::Null);
     wait_until(SOON, || {

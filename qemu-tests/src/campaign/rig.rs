@@ -1,4 +1,5 @@
-//! A ring behind the backend: one end in a guest, the other one on the host. Everything of it can die.
+//! A ring behind the backend, with one end in a guest and the other on the host. Each process can
+//! be killed.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,7 @@ pub struct Rig {
     pub(super) guest: Running,
     pub(super) backend: Daemon,
     pub(super) manner: Manner,
-    /// When the kill was that the stream has not got over yet.
+    /// Time of the last kill, while the stream has not gone on since.
     died: Option<Instant>,
     stalls: Vec<Duration>,
 }
@@ -64,7 +65,7 @@ impl Rig {
         Ok(())
     }
 
-    /// A random instant: under load mostly, and at times while the ends attach.
+    /// Waits for a random instant: mostly under load, and at times while the ends attach.
     fn wait_for_the_instant(&mut self, random: &mut Random) -> Result<()> {
         if !random.one_in(4) {
             self.wait_for_flow()?;
@@ -89,7 +90,8 @@ impl Rig {
 
     /// Kills the backend under the guest.
     ///
-    /// QEMU 7.2 gives a backend up for good that dies while the two introduce themselves: the guest must have been served before.
+    /// QEMU 7.2 gives up for good a backend that dies during negotiation: the guest must have been
+    /// served before.
     pub(super) fn kill_backend(&mut self, random: &mut Random) -> Result<()> {
         self.wait_for_more(self.side, 2 + random.below(20))?;
         pause(random);
@@ -99,7 +101,7 @@ impl Rig {
         // One `advance` may have been answered before, and logged after.
         self.wait_for_more(self.side, 2)?;
         self.stalls.push(died.elapsed());
-        // The other end has found the new one, too: it moves with the guest.
+        // The other end has found the new backend, too: it moves with the guest.
         self.wait_for_more(other(self.side), 2)
     }
 
@@ -117,6 +119,23 @@ impl Rig {
         Ok(())
     }
 
+    /// Saves the guest with its memory, and restores it in another QEMU, while both ends work.
+    /// Before that a migration is begun and cancelled, so that the backend has changed to logging
+    /// and back under load.
+    pub(super) fn save_and_restore(&mut self, random: &mut Random) -> Result<()> {
+        self.wait_for_more(self.side, 2 + random.below(20))?;
+        pause(random);
+        self.guest.guest.begin_and_cancel_migration()?;
+        self.wait_for_more(self.side, 2 + random.below(20))?;
+        pause(random);
+        let saved = Instant::now();
+        self.guest.save_and_restore(&self.folder.join("snapshot"))?;
+        // One `advance` may have been answered before, and logged after.
+        self.wait_for_more(self.side, 2)?;
+        self.stalls.push(saved.elapsed());
+        self.wait_for_more(other(self.side), 2)
+    }
+
     /// Kills everything at once.
     pub(super) fn kill_all(&mut self, random: &mut Random) -> Result<()> {
         self.wait_for_the_instant(random)?;
@@ -124,7 +143,7 @@ impl Rig {
         processes.rotate_left(random.count(3));
         processes.into_iter().try_for_each(kill_process)?;
         self.died.get_or_insert_with(Instant::now);
-        // Reaped: they had not ended by themselves.
+        // They are reaped: they had not ended by themselves.
         host::kill(&mut self.backend)?;
         host::kill(&mut self.host)?;
         self.backend = self.start_backend(host_build()?)?;
@@ -141,7 +160,7 @@ impl Rig {
         backend_command(&self.folder, self.side, self.manner, program)
     }
 
-    /// Lets the ends come to theirs, and judges the stream.
+    /// Ends both ends in good order, and judges the stream.
     pub(super) fn finish(mut self) -> Result<Outcome> {
         self.wait_for_flow()?;
         match self.side {
@@ -161,7 +180,7 @@ impl Rig {
     }
 }
 
-/// The opposite end.
+/// Returns the opposite end.
 pub(super) fn other(side: Side) -> Side {
     match side {
         Side::Producer => Side::Consumer,
@@ -179,7 +198,7 @@ fn kill_process(id: u32) -> Result<()> {
     Ok(kill(id, Signal::SIGKILL).map_err(|e| Error::io(format!("killing {id}"))(e.into()))?)
 }
 
-/// The back end's usual build.
+/// Returns the backend's release build.
 pub(super) fn host_build() -> Result<PathBuf> {
     Ok(binaries::host()?.vhost_device_blockring())
 }
@@ -187,7 +206,7 @@ pub(super) fn host_build() -> Result<PathBuf> {
 fn start_backend(folder: &Path, side: Side, manner: Manner, program: PathBuf) -> Result<Daemon> {
     let command = backend_command(folder, side, manner, program);
     let mut backend = Daemon::spawn("backend", command, folder)?;
-    // What a killed one left behind does not answer.
+    // The socket of a killed backend does not answer.
     let socket = folder.join("c");
     backend.wait_for("answering", SOON, |_| UnixDevice::connect(&socket, Role::Control).is_ok())?;
     Ok(backend)

@@ -11,9 +11,9 @@ use std::thread::{self, JoinHandle};
 use shared_block_ring::wait::wait_readable;
 use vhost::vhost_user::Listener;
 use vhost::vhost_user::message::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
-use vhost_device_blockring::dirty::{Dirty, GuestMemory};
-use vhost_device_blockring::request::MAX_SEGMENTS;
-use vhost_device_blockring::vring::Memory;
+use vhost_device_blockring::data_path::dirty::{Dirty, GuestMemory};
+use vhost_device_blockring::data_path::request::MAX_SEGMENTS;
+use vhost_device_blockring::data_path::shared_queue::Memory;
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringMutex};
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_SEG_MAX,
@@ -30,19 +30,20 @@ use super::power::PoweredDisk;
 use super::stream::SOON;
 use super::{Result, unsound};
 
-/// Bytes of `struct virtio_blk_config` (virtio 1.3, 5.2.4) that are served; what is not filled in is zero.
+/// Bytes of `struct virtio_blk_config` (virtio 1.3, 5.2.4) that are served; what is not filled in
+/// is zero.
 const CONFIG_BYTES: usize = 256;
 
 /// The event of the thread that is the disk's own; 0 is the queue's, 1 the thread's end.
 const TIMER: u16 = 2;
 
-/// A disk that a guest can be given, until that guest is gone.
+/// A disk for one guest, served until that guest is gone.
 pub(super) struct Served(JoinHandle<()>);
 
 impl Served {
     /// Serves `disk`, with its power on, to the next front end at `socket`.
     pub fn start(disk: &Arc<PoweredDisk>, socket: &Path, seed: u64) -> Result<Self> {
-        // The socket of the last guest's disk is nobody's any more.
+        // The socket of the last guest's disk is stale.
         let _ = fs::remove_file(socket);
         let listener = UnixListener::bind(socket).map_err(crate::Error::file("binding", socket))?;
         disk.switch_on(seed).map_err(crate::Error::io("making a timer"))?;
@@ -54,7 +55,7 @@ impl Served {
         })))
     }
 
-    /// Waits for its end, which is that of its front end.
+    /// Waits until its front end has gone.
     pub fn join(self) -> Result<()> {
         self.0.join().or_else(|_| unsound("the simulated disk has panicked".to_owned()))
     }
@@ -73,7 +74,7 @@ fn serve(disk: &Arc<PoweredDisk>, listener: UnixListener) -> io::Result<()> {
         handler.register_listener(timer, EventSet::IN, TIMER.into())?;
     }
     daemon.start(&mut Listener::from(listener)).map_err(other)?;
-    // A killed QEMU leaves in one way or another: none of them is an error here.
+    // A killed QEMU may end its connection in any way.
     let _ = daemon.wait();
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! One ring's stream over the lives of its ends: their logs as they grow, and the verdict at the end.
+//! One ring's stream over the runs of its ends: their logs as they grow, and the verdict at the
+//! end.
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom};
@@ -14,7 +15,7 @@ use crate::load::item::Recipe;
 use crate::load::log::Line;
 use crate::process::wait_until;
 
-/// For everything that takes seconds on a quiet machine.
+/// Bound on waits for what takes seconds on an idle machine.
 pub(super) const SOON: Duration = Duration::from_secs(90);
 
 /// A log that is being written.
@@ -25,7 +26,7 @@ pub(super) struct Follower {
     /// A last line without its end.
     rest: Vec<u8>,
     lines: Vec<Line>,
-    /// How many lines say that an `advance` has returned.
+    /// Number of lines about an `advance` that has returned.
     progress: u64,
 }
 
@@ -35,10 +36,10 @@ impl Follower {
         Self { path, read: 0, rest: Vec::new(), lines: Vec::new(), progress: 0 }
     }
 
-    /// Reads what has come.
+    /// Reads new lines.
     fn catch_up(&mut self) -> Result<()> {
         let Ok(mut file) = File::open(&self.path) else {
-            // Its writer has not begun.
+            // Its writer has not started.
             return Ok(());
         };
         let read = |file: &mut File, bytes: &mut Vec<u8>| {
@@ -78,7 +79,7 @@ impl Stream {
         Self { recipe, power_cuts: false, producers: Vec::new(), consumers: Vec::new(), runs: 0 }
     }
 
-    /// The power will fail between runs.
+    /// Makes a stream whose power fails between runs.
     pub fn with_power_cuts(mut self) -> Self {
         self.power_cuts = true;
         self
@@ -88,7 +89,7 @@ impl Stream {
         self.recipe
     }
 
-    /// A number for the next run of either end.
+    /// Returns a number for the next run of either end.
     pub fn next_run(&mut self) -> u32 {
         self.runs += 1;
         self.runs
@@ -106,7 +107,8 @@ impl Stream {
         }
     }
 
-    /// How often the last run of `side` has advanced: what a consumer is given may come out of its own memory.
+    /// Returns the number of advances of the last run of `side`: a consumer may get items out of
+    /// its own memory.
     pub fn progress(&mut self, side: Side) -> Result<u64> {
         let Some(log) = self.logs(side).last_mut() else { return Ok(0) };
         log.catch_up()?;
@@ -124,12 +126,12 @@ impl Stream {
         self.wait_for_progress(Side::Consumer, 0, 1)
     }
 
-    /// Waits for something that cannot come any more when an end has given up.
+    /// Waits for a condition, and fails where an end has given up.
     pub fn wait_while_alive(&mut self, what: &str, condition: impl Fn() -> bool) -> Result<()> {
         self.wait(what, |_| Ok(condition()))
     }
 
-    /// The last batch that was to be pushed so far: its run, and its number there.
+    /// Returns the last batch that a producer was about to push: its run, and its number there.
     pub fn pushed(&mut self) -> Result<(u32, u32)> {
         let mut last = (0, 0);
         for log in &mut self.producers {
@@ -146,11 +148,12 @@ impl Stream {
         Ok(last)
     }
 
-    /// Waits until an item has arrived that was not to be pushed yet when [`Stream::pushed`] has answered `mark`.
+    /// Waits until an item has arrived that was not to be pushed yet when [`Stream::pushed`] has
+    /// answered `mark`.
     pub fn wait_for_arrival(&mut self, mark: (u32, u32)) -> Result<()> {
         self.wait("something new arrives", |stream| {
             let is_new = |line: &Line| matches!(line, Line::Item { stamp, .. } if (stamp.run, stamp.batch) > mark);
-            // The one that was there before may have got it, too, on its way out.
+            // The consumer before may have got the item, too, while it ended.
             for log in stream.consumers.iter_mut().rev() {
                 log.catch_up()?;
                 if log.lines.iter().rev().any(is_new) {
@@ -220,7 +223,7 @@ impl Stream {
         Ok(false)
     }
 
-    /// The verdict, when the last run of both ends has ended.
+    /// Returns the verdict, when the last run of both ends has ended.
     pub fn judge(mut self) -> Result<Tally> {
         for log in self.producers.iter_mut().chain(&mut self.consumers) {
             log.catch_up()?;

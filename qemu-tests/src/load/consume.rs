@@ -1,18 +1,19 @@
 //! The load's consumer.
 
+use ring_program::Stop;
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Error, Stop};
+use shared_block_ring::{Consumer, Error};
 use std::collections::VecDeque;
 
 use super::item::{Stamp, hash};
 use super::log::{Line, Log};
 use super::{Device, Failure, PATIENCE, Random, Temper};
 
-/// Items given and not freed, at most.
+/// Largest number of items that were popped and not freed.
 const MOST_HELD: usize = 12;
 
-/// Takes items until `stop`, and then what is left. Frees some of what it has, sometimes all.
+/// Pops items until `stop`, and then those that are left. Frees some of them, sometimes all.
 pub fn consume(
     consumer: &mut Consumer<Device>,
     random: &mut Random,
@@ -38,7 +39,8 @@ pub fn consume(
                 wait = Wait::new(Side::Producer, Some(PATIENCE));
             }
             Err(Error::Retry) if held.is_empty() => {
-                // In this order: what came before we were asked to stop was visible when we looked.
+                // The order of the two looks matters: items from before the stop were visible at
+                // the look.
                 if stop.requested() && matches!(consumer.pop(at), Err(Error::Retry)) {
                     return Ok(());
                 }
@@ -53,7 +55,7 @@ pub fn consume(
         if held.len() < target {
             continue;
         }
-        // All of it when the ring is empty: what we keep may be what the producer waits for.
+        // All when the ring is empty: space that is not freed may be what the producer waits for.
         let count = if target == 0 { held.len() } else { 1 + random.count(held.len()) };
         let Some(&end) = held.get(count - 1) else { continue };
         freed += count as u64;

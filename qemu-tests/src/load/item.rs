@@ -5,13 +5,13 @@ use super::Random;
 /// Bytes of a stamp in front of the body.
 const STAMP_BYTES: usize = 20;
 
-/// Items in a batch at most.
+/// Largest number of items in a batch.
 pub const MAX_BATCH: u32 = 8;
 
-/// Bytes of an item at most. A whole batch fits into the rings of the campaigns.
+/// Largest size of an item in bytes. A whole batch fits into the rings of the campaigns.
 pub const MAX_ITEM: usize = 6000;
 
-/// Which item it is.
+/// Stamp of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Stamp {
     /// The producer's run.
@@ -27,7 +27,7 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp that an item claims to have.
+    /// Returns the stamp that an item claims to have.
     pub fn of(item: &[u8]) -> Option<Self> {
         let word = |at: usize| {
             let bytes = item.get(at * 4..at * 4 + 4)?;
@@ -42,16 +42,16 @@ impl Stamp {
         })
     }
 
-    /// Whether another one follows in the same batch.
+    /// Returns whether another one follows in the same batch.
     pub fn has_next(self) -> bool {
         self.index + 1 < self.size
     }
 }
 
-/// What a campaign's items are made by.
+/// Maker of a campaign's items.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Recipe {
-    /// All of it follows from this.
+    /// Seed of all items.
     pub seed: u64,
 }
 
@@ -63,7 +63,7 @@ impl Recipe {
         1 + u32::try_from(random.below(MAX_BATCH.into())).unwrap_or(0)
     }
 
-    /// The item with this stamp: the same bytes for everybody who knows the seed.
+    /// Returns the item with this stamp: the same bytes for everybody who knows the seed.
     pub fn item(self, stamp: Stamp) -> Vec<u8> {
         let parts = [2, stamp.run.into(), stamp.batch.into(), stamp.index.into()];
         let mut random = Random::of(self.seed, &parts);
@@ -96,7 +96,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_item_follows_from_its_stamp_and_carries_it() {
+    fn item_follows_from_its_stamp_and_carries_it() {
         let recipe = Recipe { seed: 7 };
         let mut lengths = Vec::new();
         for batch in 0..1000 {

@@ -1,4 +1,5 @@
-//! Loads that outlive their guest: what they print tells which life of it they are in, and what they were told about another one.
+//! Loads that outlive their guest. Their output tells the instance of the guest that they run in,
+//! and what they learned about another one.
 
 use std::fmt::Write as _;
 use std::io::{Write as _, stdout};
@@ -11,11 +12,11 @@ use shared_block_ring::{Consumer, Error, Producer};
 
 use super::{Device, Failure, PATIENCE};
 
-/// How often a load without work looks whether it is to end.
+/// Pause of a load without work.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Publishes items "LIFE NUMBER xxx…", numbered from 1 on, for as long as the file `life` does not say `end`; what it says is
-/// LIFE. A line for each time that it was superseded.
+/// Publishes items "LIFE NUMBER xxx…", numbered from 1 on, until the file `life` says `end`; LIFE
+/// is its content. Prints a line each time that the producer was superseded.
 pub fn feed(producer: &mut Producer<Device>, life: &Path) -> Result<(), Failure> {
     let mut number = 0u64;
     while let Some(life) = alive(life)? {
@@ -36,7 +37,8 @@ pub fn feed(producer: &mut Producer<Device>, life: &Path) -> Result<(), Failure>
                         return Err(Failure::Stuck);
                     }
                 }
-                // The items of this round are among those that cannot be accounted for, or were not pushed.
+                // The items of this round are among those that cannot be accounted for, or were not
+                // pushed.
                 Err(e) => break tell(e.into())?,
             }
         }
@@ -44,8 +46,8 @@ pub fn feed(producer: &mut Producer<Device>, life: &Path) -> Result<(), Failure>
     Ok(())
 }
 
-/// Prints the first two words of each item, for as long as the file `life` does not say `end`, and a line for each time that it was
-/// superseded. Frees items one by one.
+/// Prints the first two words of each item, until the file `life` says `end`, and a line each time
+/// that the consumer was superseded. Frees items one by one.
 pub fn drain(consumer: &mut Consumer<Device>, life: &Path) -> Result<(), Failure> {
     while alive(life)?.is_some() {
         let taken = consumer.pop(consumer.position()).map(|item| {

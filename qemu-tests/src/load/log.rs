@@ -1,7 +1,8 @@
-//! The log of a load: what it is about to do and what it was promised, a line each, outside the ring.
+//! The log of a load: what it is about to do and what it was promised, a line each, outside the
+//! ring.
 //!
-//! A line is handed to the operating system in one piece before the next thing happens, so that it outlives the process. Only a
-//! last line without its end may be cut, and counts as not written.
+//! A line is handed to the operating system in one piece before the next thing happens, so that it
+//! outlives the process. Only a last line without its end may be cut, and counts as not written.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -13,31 +14,31 @@ use std::time::Duration;
 use super::item::Stamp;
 use crate::process::wait_until;
 
-/// A line.
+/// A line of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Line {
-    /// A process begins, and will attach.
+    /// A process starts, and will attach.
     Run(u32),
-    /// It has attached.
+    /// The process has attached.
     Attached,
     /// The producer is about to push a batch.
     Push {
-        /// Its number within the run.
+        /// Number of the batch within the run.
         batch: u32,
-        /// Items in it.
+        /// Number of items in the batch.
         size: u32,
-        /// Of its first item, within the run.
+        /// Number of its first item within the run.
         number: u32,
     },
     /// The producer's `advance` over this batch has returned.
     Done(u32),
     /// The consumer was given an item.
     Item {
-        /// What it claims to be.
+        /// The item's stamp.
         stamp: Stamp,
-        /// Its bytes.
+        /// The item's length in bytes.
         length: usize,
-        /// Of its bytes.
+        /// Checksum of the item's bytes.
         hash: u64,
     },
     /// The consumer was given something too short to be an item.
@@ -72,7 +73,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// Not a line of a log.
+/// A text that is no line of a log.
 #[derive(Debug, PartialEq, Eq)]
 pub struct NoLine;
 
@@ -115,7 +116,7 @@ impl FromStr for Line {
     }
 }
 
-/// Where a load writes its log.
+/// Destination of a load's log.
 #[derive(Debug)]
 pub struct Log {
     file: File,
@@ -123,7 +124,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// To a file, or with `port:NAME` to a virtio-serial port of the guest.
+    /// Opens a file, or with `port:NAME` a virtio-serial port of the guest.
     pub fn open(address: &str) -> io::Result<Self> {
         let path = match address.strip_prefix("port:") {
             Some(name) => port(name)?,
@@ -132,7 +133,7 @@ impl Log {
         Ok(Self::to(File::options().append(true).open(path)?))
     }
 
-    /// To an open file.
+    /// Makes a log in an open file.
     pub fn to(file: File) -> Self {
         Self { file, text: String::new() }
     }
@@ -147,7 +148,7 @@ impl Log {
     }
 }
 
-/// The device of a port, which appears when the host has said its name.
+/// Returns the device of a port, which appears when the host has said its name.
 fn port(name: &str) -> io::Result<PathBuf> {
     const PATIENCE: Duration = Duration::from_secs(10);
     let mut found = None;
@@ -167,7 +168,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_written_is_read() {
+    fn log_reads_what_was_written() {
         let stamp = Stamp { run: 1, batch: 2, index: 3, size: 4, number: 5 };
         for line in [
             Line::Run(7),

@@ -1,7 +1,8 @@
-//! What the load programs share, in the guest and on the host.
+//! Code of the load programs, in the guest and on the host.
 //!
-//! `ringload` carries random items once and compares digests. `crashload` is for streams whose ends die again and again: each
-//! [`item`] can be judged alone, and a [`log`] outside the ring says what was meant and what was promised.
+//! `ringload` carries random items once and compares digests. `crashload` is for streams whose ends
+//! die again and again: each [`item`] can be judged alone, and a [`log`] outside the ring says what
+//! was meant and what was promised.
 
 mod consume;
 pub mod item;
@@ -15,33 +16,34 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
-use shared_block_ring::device::{DeviceError, find_by_serial};
+use shared_block_ring::device::{DeviceError, Operation, find_by_serial};
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::handover::Role;
 use shared_block_ring::pci::NotAnAddress;
-use shared_block_ring::{BlockDevice, Error, OpenOptions, UnixDevice, VirtioDevice};
+use shared_block_ring::{Error, OpenOptions, RingDevice, UnixDevice, VirtioDevice};
 
 pub use consume::consume;
 pub use lives::{drain, feed};
 pub use produce::produce;
 pub use random::Random;
 
-/// Any device that an address can name.
-pub type Device = Box<dyn BlockDevice>;
+/// A device of any kind.
+pub type Device = Box<dyn RingDevice>;
 
-/// How long a load waits for the other end of its ring. Guests boot and backends come back meanwhile.
+/// Bound on a load's wait for the other end of its ring. Guests boot and backends come back
+/// meanwhile.
 pub const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Why a load ended early.
+/// Error that ended a load.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The ring library.
+    /// Error of the ring library.
     #[error("{0}")]
     Ring(#[from] Error),
-    /// A file beside the ring; of the log, what is not written must not happen.
+    /// Error of a file beside the ring. What cannot be logged must not happen.
     #[error("a file: {0}")]
     File(#[from] io::Error),
-    /// The other end does nothing.
+    /// The other end does not move.
     #[error("nothing has moved for {PATIENCE:?}")]
     Stuck,
 }
@@ -52,13 +54,13 @@ impl From<DeviceError> for Failure {
     }
 }
 
-/// How an end of a ring goes about it, in one run: if both are quick they meet at the ring's edges; if one dawdles the ring is
-/// empty, or full, nearly all the time.
+/// Pace of an end in one run: if both are quick they meet at the ring's edges; if one is slow the
+/// ring is empty, or full, nearly all the time.
 #[derive(Debug, Clone, Copy)]
 struct Temper {
-    /// A pause once in so many steps.
+    /// Steps per pause.
     once_in: u64,
-    /// At most that long.
+    /// Longest pause.
     micros: u64,
 }
 
@@ -88,28 +90,23 @@ pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Resul
     }
     let options = OpenOptions::default();
     let options = sector_size.map_or(options, |size| options.sector_size(size));
-    Ok(Box::new(options.open(&path(address)?)?))
+    Ok(Box::new(options.open(path(address)?)?))
 }
 
-/// The disk that this process drives itself, if the address is a pci:ADDRESS.
+/// Returns the disk that this process drives itself, if the address is a pci:ADDRESS.
 pub fn driven(address: &str) -> Result<Option<VirtioDevice>, Error> {
     let Some(function) = address.strip_prefix("pci:") else { return Ok(None) };
-    let function = function.parse().map_err(|e: NotAnAddress| DeviceError {
-        name: address.to_owned(),
-        operation: "take",
-        sector: None,
-        source: io::Error::new(io::ErrorKind::InvalidInput, e),
+    let function = function.parse().map_err(|e: NotAnAddress| {
+        let source = io::Error::new(io::ErrorKind::InvalidInput, e);
+        DeviceError::new(address, Operation::Take, source)
     })?;
-    VirtioDevice::open(function, None).map(Some)
+    // SAFETY: the device is QEMU's, the test has taken it from the guest's kernel, and nobody moves
+    // the guest's huge pages.
+    unsafe { VirtioDevice::open(function, None) }.map(Some)
 }
 
-/// The file that a path or serial:NAME means.
+/// Returns the file that a path or serial:NAME means.
 pub fn path(address: &str) -> Result<PathBuf, DeviceError> {
     let Some(serial) = address.strip_prefix("serial:") else { return Ok(PathBuf::from(address)) };
-    find_by_serial(serial).map_err(|source| DeviceError {
-        name: address.to_owned(),
-        operation: "open",
-        sector: None,
-        source,
-    })
+    find_by_serial(serial).map_err(|e| DeviceError::new(address, Operation::Open, e))
 }

@@ -1,15 +1,16 @@
 //! The load's producer.
 
+use ring_program::Stop;
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Error, Position, Producer, Stop};
+use shared_block_ring::{Error, Position, Producer};
 
 use super::item::{Recipe, Stamp};
 use super::log::{Line, Log};
 use super::{Device, Failure, PATIENCE, Random, Temper};
 
-/// Pushes batches until `stop`, or `batches` of them: by one write or several, sometimes the next one before this one is
-/// visible.
+/// Pushes batches until `stop`, or `batches` of them: by one write or several, sometimes the next
+/// one before this one is visible.
 pub fn produce(
     producer: &mut Producer<Device>,
     recipe: Recipe,
@@ -41,7 +42,7 @@ pub fn produce(
         if more && random.one_in(4) {
             ahead = source.next(log)?;
             if let Some(next) = &mut ahead {
-                // As far as it goes: there may be room for it only once this one is visible.
+                // As far as there is room: there may be more only once this batch is visible.
                 next.push(producer, &mut random)?;
             }
         }
@@ -60,7 +61,7 @@ struct Source {
 }
 
 impl Source {
-    /// The next batch, after saying that it will be pushed.
+    /// Returns the next batch, after saying that it will be pushed.
     fn next(&mut self, log: &mut Log) -> Result<Option<Batch>, Failure> {
         if self.limit == Some(self.batch) {
             return Ok(None);

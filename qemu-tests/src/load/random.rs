@@ -5,18 +5,18 @@
 pub struct Random(u64);
 
 impl Random {
-    /// From a seed.
+    /// Makes a sequence of numbers from a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// From a seed and what else the numbers are for.
+    /// Makes a sequence of numbers from a seed and a purpose.
     pub fn of(seed: u64, parts: &[u64]) -> Self {
         let mix = |state, &part| Self(state ^ part).next_u64();
         Self(parts.iter().fold(seed, mix))
     }
 
-    /// The next number.
+    /// Returns the next number.
     pub fn next_u64(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -25,17 +25,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `limit`, which is not 0. (Nobody minds that small ones are a trifle likelier.)
+    /// Returns a number below `limit`, which is not 0. Small numbers are slightly more likely.
     pub fn below(&mut self, limit: u64) -> u64 {
         self.next_u64() % limit
     }
 
-    /// The same as a count.
+    /// Returns a count below `limit`.
     pub fn count(&mut self, limit: usize) -> usize {
         usize::try_from(self.below(limit as u64)).unwrap_or(0)
     }
 
-    /// True once in `times`.
+    /// Returns true once in `times`.
     pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }

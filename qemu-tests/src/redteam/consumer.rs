@@ -1,7 +1,7 @@
 //! A guest that is the consumer: one sector of the disk is its own.
 
 use shared_block_ring::format::Side;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid};
 
@@ -26,7 +26,7 @@ fn consumer(raid: &mut Raid) -> Result<(), Failure> {
     raid.refused_write(Reason::HostPointer, theirs, &raid.bare(0))?;
     let (first, published) =
         (raid.place(raid.position(Side::Consumer)?).0, raid.position(Side::Producer)?);
-    // Published, where the stream ends, and free.
+    // Published bytes, the end of the stream, and free bytes.
     for sector in [first, raid.place(published).0, raid.geometry().sectors() - 1] {
         raid.refused_write(Reason::ForeignData, sector, &junk)?;
     }

@@ -1,8 +1,8 @@
-//! Attacks on what is published, and writes to what is free.
+//! Attacks on published bytes, and writes to free ones.
 
 use nix::errno::Errno;
 use std::os::unix::fs::FileExt as _;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::raid::Published;
 use super::{Attack, Failure, Group, Raid, ensure, index};
@@ -87,7 +87,8 @@ fn flipped_at_the_wrap(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Free sectors in front of what is published, and behind it: with one published bit flipped, none of them may change.
+/// Free sectors in front of what is published, and behind it: with one published bit flipped, none
+/// of them may change.
 fn together(raid: &mut Raid) -> Result<(), Failure> {
     let geometry = raid.geometry();
     let mut both = (false, false);
@@ -112,7 +113,8 @@ fn together(raid: &mut Raid) -> Result<(), Failure> {
 }
 
 impl Raid {
-    /// Writes junk to all bytes of `count` sectors that are free, and flips a bit of the word at `at`.
+    /// Writes junk to all bytes of `count` sectors that are free, and flips a bit of the word at
+    /// `at`.
     fn spoil(
         &mut self,
         sector: u64,
@@ -154,7 +156,7 @@ fn junk(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As one who makes a file system there.
+/// Writes as a program does that makes a file system on the disk.
 fn whole_disk(raid: &mut Raid) -> Result<(), Failure> {
     let consumer = raid.settle()?;
     let end = raid.last()?.end;
@@ -179,7 +181,7 @@ fn whole_disk(raid: &mut Raid) -> Result<(), Failure> {
     ensure(raid.stream(consumer, end)? == before, || "published bytes have changed".to_owned())
 }
 
-/// The kernel itself knows where the disk ends, and what a sector is.
+/// Tries transfers beyond the end and of parts of sectors, which the kernel itself refuses.
 fn past_the_end(raid: &mut Raid) -> Result<(), Failure> {
     let disk = raid.file(libc::O_DIRECT)?;
     let end = raid.geometry().total_bytes();

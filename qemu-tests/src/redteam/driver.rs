@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use shared_block_ring::BlockDevice as _;
 use shared_block_ring::format::Side;
 use std::io::IoSlice;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::meanwhile::{Stop, meanwhile};
 use super::{Attack, Failure, Group, Raid, ensure};
@@ -17,14 +17,15 @@ pub(super) const ATTACKS: &[Attack] = &[
     Group::Driver.attack("device_reset_under_load", &[Reason::Signature], device_reset),
 ];
 
-/// Made in the guest when the device is reset: nothing that waits for it comes back, the kernel's driver least of all.
+/// Made in the guest when the device is reset: no process that waits for it returns, nor does the
+/// kernel's driver.
 pub const RESET_DONE: &str = "/tmp/reset-done";
 
 const ROUNDS: usize = 3;
 
 const THREADS: usize = 8;
 
-/// For the disk to come back.
+/// Bound on the wait for the disk to come back.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Writes to sector 0 and flushes in some threads until the disk is gone, or `work` is over.
@@ -49,7 +50,7 @@ fn under_load<T>(
     Ok(meanwhile(writers, || work(raid))?.0)
 }
 
-/// The device's folder among the PCI devices.
+/// Returns the device's folder among the PCI devices.
 fn device_of(raid: &Raid) -> Result<PathBuf, Failure> {
     let node = raid.path()?;
     let name = node.file_name().unwrap_or_default();
@@ -88,7 +89,8 @@ fn driver_taken_away(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What was under way is lost, and the driver waits for it until the guest boots again: it must not come to its end.
+/// Resets the device under load. Requests in flight are lost, and the driver waits for them until
+/// the guest boots again: this attack must not end.
 fn device_reset(raid: &mut Raid) -> Result<(), Failure> {
     let reset = device_of(raid)?.join("reset");
     under_load(raid, |raid| {

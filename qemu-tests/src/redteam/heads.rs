@@ -2,7 +2,7 @@
 
 use shared_block_ring::format::{FLAG_AT, SLOTS_AT, Side, Slot, TEXT_AT, Tally, put_slot};
 use uuid::Uuid;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid};
 
@@ -28,7 +28,7 @@ const THEIRS: u64 = Side::Consumer.sector();
 
 fn signature(raid: &mut Raid) -> Result<(), Failure> {
     let sector = raid.read(0, 1)?;
-    // Signature, magic, size, identity, its checksum, and what nobody reads.
+    // Signature, magic, size, identity, its checksum, and unused bytes.
     for byte in [0, 29, 32, 40, 48, 56, 80, 83, 511] {
         let mut forged = sector.to_vec();
         forged[byte] ^= 1;
@@ -45,7 +45,7 @@ fn host_pointer(raid: &mut Raid) -> Result<(), Failure> {
         forged[..8].copy_from_slice(&value.to_le_bytes());
         forged
     };
-    // What is published thrown away, and what is consumed brought back.
+    // Published items thrown away, and consumed items brought back.
     let end = raid.last()?.end.get();
     for value in [end, end + 4, consumer.get() + 4, consumer.get() - 4, 0, u64::MAX] {
         raid.refused_write(Reason::HostPointer, THEIRS, &position(value))?;
@@ -112,14 +112,15 @@ fn slots(raid: &mut Raid) -> Result<(), Failure> {
     // The slot that a publication writes, and the one that it leaves.
     let written = usize::from(sound[SLOTS_AT[0]..SLOTS_AT[1]] == present[SLOTS_AT[0]..SLOTS_AT[1]]);
     let (new, old) = (SLOTS_AT[written], SLOTS_AT[1 - written]);
-    // The new slot's magic, checksum, position and count; the one that speaks for the present; the bytes around them.
+    // The new slot's magic, checksum, position and count; the one that speaks for the present; the
+    // bytes around them.
     for byte in [new, new + 4, new + 8, new + 16, new + 36, old, old + 8, FLAG_AT + 1, 15, 112, 127]
     {
         let mut forged = sound.to_vec();
         forged[byte] ^= 1;
         raid.refused_write(Reason::PointerExtension, MINE, &forged)?;
     }
-    // Another ring's; one for another position; both at once.
+    // A slot of another ring; one for another position; both at once.
     let slot = |position| Slot { position, tally, time_ns: 1 };
     for (uuid, position) in [(Uuid::nil(), item.end), (raid.uuid(), item.start)] {
         let mut forged = raid.bare(item.end.get());
@@ -157,7 +158,8 @@ fn counts(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A true publication as part of a write that is refused for another of its sectors: nothing of it may be stored.
+/// Makes a true publication part of a write that is refused for another of its sectors: nothing of
+/// it may be stored.
 fn together(raid: &mut Raid) -> Result<(), Failure> {
     raid.settle()?;
     let item = raid.push()?;

@@ -1,8 +1,8 @@
-//! Lies about where the items lie that a pointer is to cover.
+//! False framing of the items that a pointer is to publish.
 
 use shared_block_ring::Position;
 use shared_block_ring::format::{HEADER_BYTES, Side, framed_len};
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid, ensure, index};
 
@@ -28,7 +28,7 @@ impl Raid {
         self.refused_write(Reason::ItemFraming, Side::Producer.sector(), &sector)
     }
 
-    /// `length` at the end of the stream, which is to go up to `to` bytes behind it.
+    /// Writes `length` at the end of the stream, and a pointer `to` bytes behind it.
     fn lie(&mut self, length: u32, to: u64) -> Result<(), Failure> {
         let end = self.last()?.end;
         self.write_header(end, length)?;
@@ -57,7 +57,7 @@ fn negative(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Behind an item that is sound another one, and a pointer that is not where it ends.
+/// Writes a sound item and another one behind it, and a pointer that is not at its end.
 fn within(raid: &mut Raid) -> Result<(), Failure> {
     let end = raid.last()?.end;
     let second = position(end, framed_len(20))?;
@@ -69,7 +69,7 @@ fn within(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// An item from here over the wrap point, and a pointer behind that which is four bytes off.
+/// Writes an item over the wrap point, and a pointer that is four bytes off its end.
 fn across_the_wrap(raid: &mut Raid) -> Result<(), Failure> {
     let capacity = raid.geometry().capacity().get();
     loop {

@@ -1,4 +1,4 @@
-//! What a kernel offers beside plain writes: its page cache, and requests by `ioctl`.
+//! Attacks by the kernel's page cache, and by requests through `ioctl`.
 
 use std::fs::File;
 use std::io;
@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid, ensure};
 
@@ -33,7 +33,7 @@ mod request {
     nix::ioctl_none_bad!(eject, 0x5309);
 }
 
-/// Drops what the kernel has in memory of the disk.
+/// Drops the kernel's cache of the disk.
 fn flush_buffers(disk: &File) -> nix::Result<i32> {
     // SAFETY: BLKFLSBUF takes no argument.
     unsafe { request::flush_buffers(disk.as_raw_fd()) }
@@ -42,7 +42,8 @@ fn flush_buffers(disk: &File) -> nix::Result<i32> {
 fn buffered(raid: &mut Raid) -> Result<(), Failure> {
     let before = raid.read(0, 8)?;
     raid.report.at_least = true;
-    // The kernel tells of a failed write-back to everybody who has the disk open: the honest producer's next flush would fail.
+    // The kernel tells of a failed write-back to everybody who has the disk open: the honest
+    // producer's next flush would fail.
     raid.detach();
     for (sector, len) in [(0, 512), (1, 512), (2, 512), (0, 4096), (1, 9)] {
         let disk = raid.file(0)?;
@@ -104,7 +105,7 @@ fn holes(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Whatever the kernel answers: nothing of it may be refused, and nothing may break.
+/// Whatever the kernel answers: no request may be refused, and nothing may break.
 fn odd(raid: &mut Raid) -> Result<(), Failure> {
     let disk = raid.file(0)?;
     let fd = disk.as_raw_fd();
@@ -119,7 +120,8 @@ fn odd(raid: &mut Raid) -> Result<(), Failure> {
         unsafe { request::geometry(fd, &raw mut words) },
         // SAFETY: SG_GET_VERSION_NUM fills one integer; there are sixteen.
         unsafe { request::scsi_version(fd, &raw mut words) },
-        // SAFETY: SG_IO takes a structure of 88 bytes, which is all zero here (and so is no request); there are 128.
+        // SAFETY: SG_IO takes a structure of 88 bytes, which is all zero here (and so is no
+        // request); there are 128.
         unsafe { request::scsi(fd, &raw mut packet) },
         // SAFETY: CDROMEJECT takes no argument.
         unsafe { request::eject(fd) },

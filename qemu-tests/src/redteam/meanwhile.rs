@@ -1,10 +1,11 @@
-//! Threads beside the one that an attack is in.
+//! Threads beside the attack's own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::Failure;
 
-/// Runs each of `others` in a thread of its own, until `work` is over and they are told to stop. What all of them came to.
+/// Runs each of `others` in a thread of its own, until `work` is over and they are told to stop.
+/// Returns all results.
 pub(super) fn meanwhile<T, O: Send>(
     others: impl IntoIterator<Item = impl FnOnce(&Stop) -> O + Send>,
     work: impl FnOnce() -> Result<T, Failure>,
@@ -12,7 +13,7 @@ pub(super) fn meanwhile<T, O: Send>(
     let stop = Stop(AtomicBool::new(false));
     std::thread::scope(|scope| {
         let others = others.into_iter().map(|other| scope.spawn(|| other(&stop)));
-        // All of them are there before the work begins.
+        // All threads run before the work begins.
         let others: Vec<_> = others.collect();
         let done = {
             let _told = OnDrop(&stop);
@@ -26,7 +27,7 @@ pub(super) fn meanwhile<T, O: Send>(
     })
 }
 
-/// Whether it is over.
+/// Whether the work is over.
 pub(super) struct Stop(AtomicBool);
 
 impl Stop {
@@ -35,7 +36,7 @@ impl Stop {
     }
 }
 
-/// They are told also where the work panics: else they would be waited for.
+/// The threads are told also where the work panics: otherwise the scope would wait for ever.
 struct OnDrop<'a>(&'a Stop);
 
 impl Drop for OnDrop<'_> {

@@ -1,8 +1,9 @@
-//! What root in the guest can try against its ring through the kernel's disk, each attack by name.
+//! Attacks of root in the guest on its ring through the kernel's disk, each with a name.
 //!
-//! `redteam` carries one of them out in the guest. Before, in between and after, an honest producer publishes items that follow from a
-//! seed and a number, so that the host can tell each of them. The guest says what must have been refused, the backend's counters
-//! say why it was, and the two are compared.
+//! `redteam` carries out one of them in the guest. Before, in between and after, an honest producer
+//! publishes items that follow from a seed and a number, so that the host can tell each of them.
+//! The guest reports what must have been refused, the backend's counters tell why it was, and the
+//! two are compared.
 
 mod consumer;
 mod data;
@@ -24,38 +25,39 @@ use serde::{Deserialize, Serialize};
 use shared_block_ring::device::{AlignedBuf, DeviceError};
 use shared_block_ring::{BlockDevice, Error, Position};
 use std::io::IoSliceMut;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use crate::load::item::{Recipe, Stamp};
 
 pub use driver::RESET_DONE;
 pub use raid::Raid;
 
-/// Items that the host's consumer does not free before later ones have come: what the guest has published last is published and
-/// unconsumed, whenever it looks.
+/// Items that the host's consumer keeps until later ones have come: the last items that the guest
+/// has published are unconsumed whenever it looks.
 pub const HELD: usize = 4;
 
-/// Attacks that are tried on the same guest.
+/// Group of attacks that are tried on the same guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Group {
-    /// On the sectors in front of the data, and on what a pointer is to cover.
+    /// Attacks on the pointer sectors and the identity, and on the framing that a pointer
+    /// publishes.
     Heads,
-    /// On data, published and free.
+    /// Attacks on data, published and free.
     Data,
-    /// By ways of the kernel that are not a program's plain writes.
+    /// Attacks by kernel interfaces other than plain writes.
     Kernel,
-    /// Something changes while it is judged.
+    /// Attacks that change bytes while they are judged.
     Races,
-    /// Much at once.
+    /// Attacks by many requests at once.
     Storms,
-    /// The driver and the device themselves.
+    /// Attacks on the driver and the device themselves.
     Driver,
-    /// By a guest that is the consumer: there is no honest producer in it.
+    /// Attacks of a guest that is the consumer, without an honest producer in it.
     Consumer,
 }
 
 impl Group {
-    /// One of this group. What it tries is refused for `reasons`.
+    /// Makes an attack of this group, whose requests are refused for `reasons`.
     const fn attack(
         self,
         name: &'static str,
@@ -71,14 +73,14 @@ impl Group {
 pub struct Attack {
     /// Its name.
     pub name: &'static str,
-    /// Where it belongs.
+    /// Its group.
     pub group: Group,
-    /// For what its requests are refused, and nothing else is.
+    /// Reasons for which its requests are refused; no other request is.
     pub reasons: &'static [Reason],
     run: fn(&mut Raid) -> Result<(), Failure>,
 }
 
-/// All attacks, in the order of their groups.
+/// Returns all attacks, in the order of their groups.
 pub fn attacks() -> Vec<Attack> {
     [
         heads::ATTACKS,
@@ -94,35 +96,35 @@ pub fn attacks() -> Vec<Attack> {
     .concat()
 }
 
-/// What the guest knows of an attack that went as it must.
+/// The guest's report of an attack that went as it must.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct Report {
-    /// Requests that were refused, by the reason that there is for it.
+    /// Refused requests by reason.
     pub refused: BTreeMap<String, u64>,
-    /// Those where it depends on chance which of the attack's reasons comes first.
+    /// Refused requests for any of the attack's reasons, by chance.
     pub by_chance: u64,
-    /// Those that were refused or were none, which the guest cannot tell apart.
+    /// Requests that were refused or never made, which the guest cannot tell apart.
     pub perhaps: u64,
-    /// The kernel may have made several requests of one, or tried again.
+    /// Whether the kernel may have split or repeated requests.
     pub at_least: bool,
-    /// Requests of the attack that were carried out.
+    /// Requests that were carried out.
     pub passed: u64,
-    /// What the kernel answered by itself: nothing of it got to the backend.
+    /// Requests that the kernel refused by itself, and which did not reach the backend.
     pub barred: u64,
-    /// The number of the next honest item.
+    /// Number of the next honest item.
     pub next: u32,
 }
 
-/// Why an attack did not go as it must.
+/// Failure of an attack to go as it must.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The ring library.
+    /// Error of the ring library.
     #[error("{0}")]
     Ring(#[from] Error),
-    /// The operating system.
+    /// Error of the operating system.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It succeeded.
+    /// The attack succeeded.
     #[error("{0}")]
     Unsound(String),
 }
@@ -139,17 +141,18 @@ impl From<nix::errno::Errno> for Failure {
     }
 }
 
-/// Fails unless it is so.
+/// Fails unless the condition holds.
 fn ensure(so: bool, what: impl FnOnce() -> String) -> Result<(), Failure> {
     if so { Ok(()) } else { Err(Failure::Unsound(what())) }
 }
 
-/// The honest item of this number.
+/// Returns the honest item of this number.
 pub fn honest_item(recipe: Recipe, number: u32) -> Vec<u8> {
     recipe.item(Stamp { run: 1, batch: number, index: 0, size: 1, number })
 }
 
-/// The stream's bytes between two positions, at most a ring apart, as the device has them now.
+/// Returns the stream's bytes between two positions, at most a ring apart, as the device has them
+/// now.
 pub fn stream<D: BlockDevice + ?Sized>(
     device: &D,
     from: Position,
@@ -172,7 +175,7 @@ pub fn stream<D: BlockDevice + ?Sized>(
     Ok(bytes)
 }
 
-/// What lies within a ring lies within memory.
+/// Converts an offset within a ring to an index into memory.
 fn index(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

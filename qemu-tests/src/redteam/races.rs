@@ -1,4 +1,4 @@
-//! Bytes that change while the request that names them is under way.
+//! Attacks by bytes that change while their request is in flight.
 
 use std::fs::File;
 use std::io;
@@ -6,7 +6,7 @@ use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared_block_ring::format::{SLOTS_AT, Side};
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::meanwhile::{Stop, meanwhile};
 use super::raid::Published;
@@ -34,10 +34,10 @@ pub(super) const ATTACKS: &[Attack] = &[
     ),
 ];
 
-/// Both outcomes must be seen so often,
+/// Number of times that each outcome must be seen.
 const OFTEN: u32 = 20;
 
-/// within so many tries.
+/// Largest number of tries.
 const TRIES: u32 = 20_000;
 
 const SECTOR: usize = 512;
@@ -59,11 +59,12 @@ impl Shared {
         }
     }
 
-    /// Writes it to the disk, whatever it is at that moment.
+    /// Writes the sector to the disk as it is at that moment.
     fn write(&self, disk: &File, sector: u64) -> io::Result<()> {
         let at = (sector * SECTOR as u64).cast_signed();
-        // SAFETY: the address and as many bytes behind it are those of `self`, and only the kernel reads them here; that they change
-        // meanwhile is the point, and Rust has no reference to them that is not atomic.
+        // SAFETY: the address and as many bytes behind it are those of `self`, and only the kernel
+        // reads them here; that they change meanwhile is the point, and Rust has no reference to
+        // them that is not atomic.
         let written = unsafe { libc::pwrite(disk.as_raw_fd(), self.0.as_ptr().cast(), SECTOR, at) };
         match usize::try_from(written) {
             Ok(SECTOR) => Ok(()),
@@ -89,7 +90,7 @@ fn racing<T>(
     Ok(meanwhile([racer], tries)?.0)
 }
 
-/// Counts until both outcomes have been seen often enough.
+/// Counters of both outcomes.
 #[derive(Default)]
 struct Outcomes {
     tries: u32,
@@ -111,7 +112,8 @@ impl Outcomes {
     }
 }
 
-/// One variant of the pointer sector is true, and the others are not: it is stored as it is, or nothing is.
+/// Writes a pointer sector of which one variant is true and the others are not: it is stored as it
+/// is, or nothing is.
 fn pointer(raid: &mut Raid) -> Result<(), Failure> {
     let disk = raid.file(libc::O_DIRECT)?;
     let shared = Shared::new();
@@ -154,7 +156,8 @@ fn pointer(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Takes note of an item that may have been published past the honest producer, which does it now if not.
+/// Records an item that may have been published past the honest producer, which publishes it now if
+/// not.
 fn settle(raid: &mut Raid, item: Published) -> Result<(), Failure> {
     let stands = raid.position(Side::Producer)?;
     if stands == item.end {
@@ -167,7 +170,7 @@ fn settle(raid: &mut Raid, item: Published) -> Result<(), Failure> {
     Ok(())
 }
 
-/// A sector that is partly published and partly free.
+/// Writes a sector that is partly published and partly free.
 fn data(raid: &mut Raid) -> Result<(), Failure> {
     let disk = raid.file(libc::O_DIRECT)?;
     let shared = Shared::new();
@@ -195,7 +198,8 @@ fn data(raid: &mut Raid) -> Result<(), Failure> {
     ensure(raid.stream(last.start, last.end)? == before, || "published bytes changed".to_owned())
 }
 
-/// The header of an item says now this and now that while another request publishes it: from then on it is true, and stays so.
+/// Changes the header of an item while another request publishes it: from then on the header is
+/// true, and stays so.
 fn header(raid: &mut Raid) -> Result<(), Failure> {
     let disk = raid.file(libc::O_DIRECT)?;
     let mut outcomes = Outcomes::default();

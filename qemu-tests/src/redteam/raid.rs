@@ -1,4 +1,4 @@
-//! The attacker's means, and the honest producer beside it.
+//! Tools of an attack, and the honest producer beside it.
 
 use std::fs::{self, File};
 use std::io::{self, IoSlice, IoSliceMut};
@@ -16,34 +16,34 @@ use uuid::Uuid;
 use super::{Attack, Failure, Group, HELD, Report, ensure, honest_item, index, stream};
 use crate::load::item::Recipe;
 
-/// For all that the host has to do meanwhile.
+/// Bound on a wait for the host.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One item of the honest producer.
 #[derive(Debug, Clone, Copy)]
 pub struct Published {
-    /// Where its header is.
+    /// Position of its header.
     pub start: Position,
-    /// Where the next one's is.
+    /// Position behind it.
     pub end: Position,
 }
 
-/// The disk in hand, and what was published through it.
+/// The disk, and the items that were published through it.
 pub struct Raid {
     serial: String,
     recipe: Recipe,
-    /// Past the page cache.
+    /// The disk past the page cache.
     disk: FileDevice,
     uuid: Uuid,
     producer: Option<Producer<FileDevice>>,
-    /// The newest last.
+    /// Published items, the newest last.
     pub items: Vec<Published>,
-    /// What is to be told to the host.
+    /// Report for the host.
     pub report: Report,
 }
 
 impl Raid {
-    /// On the disk with this serial number, whose next item is `next`.
+    /// Opens the disk with this serial number, whose next item is `next`.
     pub fn begin(serial: &str, seed: u64, next: u32) -> Result<Self, Failure> {
         let disk = OpenOptions::default().open(&find_by_serial(serial)?)?;
         let mut sector = AlignedBuf::zeroed(disk.geometry().sector_size().bytes());
@@ -64,22 +64,22 @@ impl Raid {
         Ok(raid)
     }
 
-    /// Has the kernel make one request of one write: else it joins neighbours, whoever wrote them, and an honest write is refused
-    /// together with the attack beside it.
+    /// Has the kernel make one request of each write: otherwise it merges neighbours of different
+    /// writers, and an honest write is refused together with an attack.
     fn keep_apart(&self) -> Result<(), Failure> {
         let path = self.path()?;
         let name = path.file_name().unwrap_or_default();
         Ok(fs::write(Path::new("/sys/block").join(name).join("queue/nomerges"), "2")?)
     }
 
-    /// Carries it out, with honest items before and after.
+    /// Carries out the attack, with honest items before and after.
     pub fn carry_out(mut self, attack: &Attack) -> Result<Report, Failure> {
         if attack.group == Group::Consumer {
             (attack.run)(&mut self)?;
             return Ok(self.report);
         }
         self.attach()?;
-        // More than are held, so that it is known where the consumer comes to stand.
+        // More items than the host keeps, so that the consumer's position is known.
         self.publish(HELD + 1)?;
         (attack.run)(&mut self)?;
         self.publish(HELD + 1)?;
@@ -92,39 +92,39 @@ impl Raid {
         Ok(OpenOptions::default().open(&self.path()?)?)
     }
 
-    /// The disk's node.
+    /// Returns the disk's node.
     pub fn path(&self) -> Result<PathBuf, Failure> {
         Ok(find_by_serial(&self.serial)?)
     }
 
-    /// Opens the disk past the page cache or through it, for what a ring does not do.
+    /// Opens the disk past the page cache or through it, for other requests than a ring's.
     pub fn file(&self, flags: i32) -> Result<File, Failure> {
         use std::os::unix::fs::OpenOptionsExt as _;
         Ok(File::options().read(true).write(true).custom_flags(flags).open(self.path()?)?)
     }
 
-    /// Takes the disk in hand anew: it was away.
+    /// Opens the disk again after it was away.
     pub fn reopen(&mut self) -> Result<(), Failure> {
         self.disk = self.open()?;
         self.keep_apart()
     }
 
-    /// The shape of the ring.
+    /// Returns the shape of the ring.
     pub fn geometry(&self) -> Geometry {
         self.disk.geometry()
     }
 
-    /// Whose slots it has.
+    /// Returns the UUID of the ring.
     pub fn uuid(&self) -> Uuid {
         self.uuid
     }
 
-    /// Lets go of the honest producer.
+    /// Detaches the honest producer.
     pub fn detach(&mut self) {
         self.producer = None;
     }
 
-    /// A new honest producer: what it knew of the ring may be so no more.
+    /// Attaches a new honest producer: the ring may have changed under the old one.
     pub fn attach(&mut self) -> Result<(), Failure> {
         self.detach();
         self.producer = Some(Producer::attach(self.open()?, "redteam", "guest")?);
@@ -141,7 +141,7 @@ impl Raid {
         Ok(())
     }
 
-    /// Writes the next honest item where nobody sees it yet.
+    /// Pushes the next honest item without publishing it.
     pub fn push(&mut self) -> Result<Published, Failure> {
         let payload = self.next_item();
         let producer = self.producer()?;
@@ -159,33 +159,34 @@ impl Raid {
         }
     }
 
-    /// What the next honest item holds.
+    /// Returns the payload of the next honest item.
     pub fn next_item(&self) -> Vec<u8> {
         honest_item(self.recipe, self.report.next)
     }
 
-    /// The honest producer.
+    /// Returns the honest producer.
     pub fn producer(&mut self) -> Result<&mut Producer<FileDevice>, Failure> {
         self.producer.as_mut().ok_or_else(|| Failure::Unsound("nobody is attached".into()))
     }
 
-    /// Takes note that an item that was pushed is published.
+    /// Records that a pushed item is published.
     pub fn published(&mut self, item: Published) {
         self.report.next += 1;
         self.items.push(item);
     }
 
-    /// The last one.
+    /// Returns the last published item.
     pub fn last(&self) -> Result<Published, Failure> {
         self.items.last().copied().ok_or_else(|| Failure::Unsound("nothing is published".into()))
     }
 
-    /// Those that the host holds.
+    /// Returns the items that the host keeps.
     pub fn held(&self) -> Vec<Published> {
         self.items[self.items.len().saturating_sub(HELD)..].to_vec()
     }
 
-    /// Waits until the host has freed all that it frees before more is published. Where its pointer stands then.
+    /// Waits until the host has freed all that it frees before more is published. Returns its
+    /// position then.
     pub fn settle(&self) -> Result<Position, Failure> {
         let held = self.held();
         let first = held.first().ok_or_else(|| Failure::Unsound("nothing is published".into()))?;
@@ -202,7 +203,7 @@ impl Raid {
         }
     }
 
-    /// Whole sectors.
+    /// Reads whole sectors.
     pub fn read(&self, sector: u64, count: usize) -> Result<AlignedBuf, Failure> {
         let mut sectors = AlignedBuf::zeroed(count * self.geometry().sector_size().bytes());
         self.disk.read(sector, &mut [IoSliceMut::new(&mut sectors)])?;
@@ -216,18 +217,18 @@ impl Raid {
         self.disk.write(sector, &[IoSlice::new(&aligned)]).map_err(|e| e.source)
     }
 
-    /// One side's position.
+    /// Returns one side's position.
     pub fn position(&self, side: Side) -> Result<Position, Failure> {
         let sector = self.read(side.sector(), 1)?;
         Ok(PointerSector::decode(side, &sector).map_err(Error::from)?.position)
     }
 
-    /// The stream's bytes.
+    /// Returns the stream's bytes.
     pub fn stream(&self, from: Position, to: Position) -> Result<Vec<u8>, Failure> {
         Ok(stream(&self.disk, from, to)?)
     }
 
-    /// Device sector and byte within it of a place in the stream.
+    /// Returns the device sector, and the byte within it, of a position.
     pub fn place(&self, at: Position) -> (u64, usize) {
         let geometry = self.geometry();
         let size = u64::from(geometry.sector_size().get());
@@ -235,7 +236,7 @@ impl Raid {
         (offset / size, index(offset % size))
     }
 
-    /// Sector 1 as it is, and what its slot says.
+    /// Returns sector 1 and the tally of its slot.
     pub fn present(&self) -> Result<(AlignedBuf, Position, Tally), Failure> {
         let sector = self.read(Side::Producer.sector(), 1)?;
         let position = PointerSector::decode(Side::Producer, &sector).map_err(Error::from)?;
@@ -245,7 +246,7 @@ impl Raid {
         Ok((sector, position, tally))
     }
 
-    /// Sector 1 as it would be to publish up to `to`, whose slot says `tally`.
+    /// Makes a sector 1 that publishes up to `to`, with `tally` in its slot.
     pub fn moved(&self, to: Position, tally: Tally) -> Result<AlignedBuf, Failure> {
         let (mut sector, present, _) = self.present()?;
         put_slot(self.uuid, &mut sector, present, &Slot { position: to, tally, time_ns: 1 });
@@ -253,13 +254,13 @@ impl Raid {
         Ok(sector)
     }
 
-    /// The same, truly, for the one item that was pushed.
+    /// Makes the true sector 1 that publishes the one item that was pushed.
     pub fn publication(&self, item: Published) -> Result<AlignedBuf, Failure> {
         let (_, present, tally) = self.present()?;
         self.moved(item.end, tally.extend(1, &self.stream(present, item.end)?))
     }
 
-    /// Sector 1 with a position and no slots, as a writer that knows none leaves it.
+    /// Makes a sector 1 with a position and no slots.
     pub fn bare(&self, position: u64) -> AlignedBuf {
         let mut sector = AlignedBuf::zeroed(self.geometry().sector_size().bytes());
         sector[..8].copy_from_slice(&position.to_le_bytes());

@@ -1,9 +1,9 @@
 //! Two programs that both claim to be the producer.
 
-use ring_simulation::Unlocked;
+use ring_simulation::unlocked;
 use shared_block_ring::{Error, Producer};
 use std::io;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Attack, Failure, Group, Raid, ensure};
 
@@ -13,26 +13,26 @@ pub(super) const ATTACKS: &[Attack] = &[
     Group::Races.attack("two_producers_at_once", &[Reason::PointerExtension], at_once),
 ];
 
-/// How often two of them meet.
+/// Number of encounters of the two.
 const ROUNDS: usize = 30;
 
-/// The guest's kernel keeps its lock.
+/// Tries to attach a second producer, which the lock in the guest's kernel prevents.
 fn by_the_library(raid: &mut Raid) -> Result<(), Failure> {
     match Producer::attach(raid.open()?, "redteam", "second") {
-        Err(Error::Held { .. }) => raid.report.barred += 1,
+        Err(Error::RoleTaken { .. }) => raid.report.barred += 1,
         other => return Err(Failure::Unsound(format!("{other:?}"))),
     }
     Ok(())
 }
 
-/// One that minds no lock, and has not seen what was published since it attached.
+/// Publishes by a producer without locks that has not seen what was published since it attached.
 fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
-        let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
+        let mut second = Producer::attach(unlocked(raid.open()?), "redteam", "second")?;
         raid.publish(1)?;
         second.push("no honest item")?;
         match second.flush() {
-            // Who is refused looks, and finds out why.
+            // A refused producer looks at the ring and finds the reason.
             Err(Error::Superseded { .. }) => {
                 raid.refused(Reason::PublishedData, Err(io::Error::from_raw_os_error(libc::EIO)))?;
             }
@@ -42,10 +42,10 @@ fn left_behind(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Both have the same item to publish, and do it at the same time: one of them does.
+/// Has two producers publish the same item at the same time: one of them does.
 fn at_once(raid: &mut Raid) -> Result<(), Failure> {
     for _ in 0..ROUNDS {
-        let mut second = Producer::attach(Unlocked(raid.open()?), "redteam", "second")?;
+        let mut second = Producer::attach(unlocked(raid.open()?), "redteam", "second")?;
         let item = raid.push()?;
         let end = second.push(&raid.next_item())?;
         ensure(end == item.end, || format!("{end} and {}", item.end))?;
@@ -59,7 +59,8 @@ fn at_once(raid: &mut Raid) -> Result<(), Failure> {
             (Ok(()), Err(Error::Device(e))) | (Err(Error::Device(e)), Ok(())) => {
                 raid.refused(Reason::PointerExtension, Err(e.source))?;
             }
-            // One was refused, or had nothing to change: it has looked, and found that what it wanted is so.
+            // One was refused, or had nothing to change: it has looked, and found that what it
+            // wanted is so.
             (Ok(()), Ok(())) => raid.report.perhaps += 1,
             other => return Err(Failure::Unsound(format!("{other:?}"))),
         }

@@ -1,4 +1,4 @@
-//! Much at once.
+//! Attacks by many requests at once.
 
 use std::io;
 
@@ -6,7 +6,7 @@ use shared_block_ring::BlockDevice as _;
 use shared_block_ring::device::AlignedBuf;
 use shared_block_ring::format::Side;
 use std::io::{IoSlice, IoSliceMut};
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::meanwhile::{Stop, meanwhile};
 use super::{Attack, Failure, Group, Raid, index};
@@ -29,12 +29,12 @@ pub(super) const ATTACKS: &[Attack] = &[
     Group::Storms.attack("huge_writes", &[Reason::BufferedPage, Reason::PublishedData], huge),
 ];
 
-/// Honest items published meanwhile.
+/// Number of honest items that are published meanwhile.
 const ITEMS: usize = 30;
 
 const THREADS: usize = 6;
 
-/// Threads, and refused writes of each.
+/// Number of threads, and of refused writes of each.
 const WRITERS: usize = 32;
 const WRITES: usize = 625;
 
@@ -73,7 +73,7 @@ fn become_idle() -> io::Result<()> {
     }
 }
 
-/// Each is held until something else comes.
+/// Makes reads that are each held until another request comes.
 fn idle_reads(raid: &mut Raid) -> Result<(), Failure> {
     beside(raid, |device| {
         become_idle()?;
@@ -88,7 +88,7 @@ fn flushes(raid: &mut Raid) -> Result<(), Failure> {
     beside(raid, |device| device.flush().map_err(|e| e.source))
 }
 
-/// A queue full of writes that are refused, with reads and flushes among them.
+/// Fills the queue with writes that are refused, with reads and flushes among them.
 fn mixed(raid: &mut Raid) -> Result<(), Failure> {
     let (mut flag, mut junk) = (raid.bare(4), raid.bare(0));
     flag[8] = 7;
@@ -105,7 +105,7 @@ fn mixed(raid: &mut Raid) -> Result<(), Failure> {
     let devices = (0..WRITERS).map(|_| raid.open()).collect::<Result<Vec<_>, _>>()?;
     let writers = (0..).zip(devices).map(|(number, device)| {
         let kinds = &kinds;
-        // Each to its end: it is known how much there will be.
+        // Each write to its end: their number is known.
         move |_: &Stop| {
             let mut outcomes = Vec::new();
             let mut sector = AlignedBuf::zeroed(512);
@@ -131,7 +131,7 @@ fn mixed(raid: &mut Raid) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Far more in one call than a request carries: the kernel makes many of it.
+/// Writes far more in one call than a request carries: the kernel makes many requests of it.
 fn huge(raid: &mut Raid) -> Result<(), Failure> {
     raid.report.at_least = true;
     let consumer = raid.settle()?;

@@ -1,14 +1,14 @@
-//! What must have come of a write, and the account of it.
+//! Required outcome of a write, and its record.
 
 use std::io;
 
 use nix::errno::Errno;
-use vhost_device_blockring::guard::Reason;
+use vhost_device_blockring::data_path::guard::Reason;
 
 use super::{Failure, Raid, ensure};
 
 impl Raid {
-    /// The write must have been refused, for `reason`.
+    /// Records a write that must have been refused for `reason`.
     pub fn refused(&mut self, reason: Reason, outcome: io::Result<()>) -> Result<(), Failure> {
         *self.report.refused.entry(reason.to_string()).or_default() += 1;
         match outcome {
@@ -17,7 +17,7 @@ impl Raid {
         }
     }
 
-    /// Whether the write has passed; if not it must have been refused.
+    /// Returns whether the write was carried out; otherwise it must have been refused.
     pub fn by_chance(&mut self, outcome: io::Result<()>) -> Result<bool, Failure> {
         match outcome {
             Ok(()) => self.report.passed += 1,
@@ -30,13 +30,13 @@ impl Raid {
         Ok(true)
     }
 
-    /// The write must have been carried out.
+    /// Records a write that must have been carried out.
     pub fn passed(&mut self, outcome: io::Result<()>) -> Result<(), Failure> {
         self.report.passed += 1;
         Ok(outcome?)
     }
 
-    /// Writes to one sector, which must be refused and stay as it is.
+    /// Writes to one sector, which must be refused and keep its content.
     pub fn refused_write(
         &mut self,
         reason: Reason,
@@ -51,7 +51,7 @@ impl Raid {
         ensure(before[..] == after[..], || format!("{reason}: sector {sector} has changed"))
     }
 
-    /// The kernel must have answered one of these by itself.
+    /// Records a request that the kernel must have refused by itself.
     pub fn barred<T: std::fmt::Debug>(
         &mut self,
         errors: &[Errno],

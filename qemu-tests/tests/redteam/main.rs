@@ -1,17 +1,15 @@
-//! Root in the guest against its ring, attack by attack: each is refused for its reason, and a consumer that reads in place sees
-//! nothing but what an honest producer has published.
+//! Attacks of root in the guest on its ring: each is refused for its reason, and a consumer that
+//! reads in place sees only what an honest producer has published.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod witness;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{LONG, SOON, Scene, numbers};
 use qemu_tests::redteam::{Attack, Group, RESET_DONE, Report, attacks};
+use qemu_tests::scene::{LONG, SOON, Scene, numbers};
 use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, Result, wait_until};
 use ring_simulation::Footprint;
 use shared_block_ring::handover::Role;
@@ -27,7 +25,7 @@ fn refused(scene: &Scene) -> Refused {
     serde_json::from_value(scene.diagnostics()["backend"]["refused"].clone()).unwrap()
 }
 
-/// What carries out an attack in the guest; `next` is the number of the next honest item.
+/// Returns the command of an attack in the guest; `next` is the number of the next honest item.
 fn command(attack: &Attack, next: u32) -> String {
     format!("redteam {} --serial ring --seed {SEED} --next {next}", attack.name)
 }
@@ -38,25 +36,25 @@ struct Scenery {
     backend: Daemon,
     guest: Guest,
     witness: Witness,
-    /// The next honest item.
+    /// Number of the next honest item.
     next: u32,
 }
 
 impl Scenery {
-    /// `options` are the backend's.
+    /// Starts everything; `options` are the backend's.
     fn new(options: &[&str]) -> Result<Self> {
         let scene = Scene::new(options);
         let backend = scene.backend()?;
         let port = ["-device", "pcie-root-port,id=upstream,slot=1"];
-        let disk = Disk::vhost_user(scene.path("s")).options("num-queues=1,bus=upstream");
-        // Two processors: one to change what the other has in flight.
+        let disk = Disk::vhost_user(scene.path("s")).options("bus=upstream");
+        // Two processors: one changes what the other has in flight.
         let guest = GuestBuilder::new().processors(2).reboots().arguments(port).disk(disk);
         let guest = guest.boot()?;
         let witness = Witness::start(scene.path("c"), SEED);
         Ok(Self { scene, backend, guest, witness, next: 0 })
     }
 
-    /// Carries out an attack in the guest, and holds what it says against the backend's counters.
+    /// Carries out an attack in the guest, and compares its report with the backend's counters.
     fn carry_out(&mut self, attack: &Attack) -> Result<()> {
         let (before, begun) = (refused(&self.scene), Instant::now());
         let output = self.guest.run_for(&command(attack, self.next), LONG)?;
@@ -83,7 +81,7 @@ impl Scenery {
         Ok(())
     }
 
-    /// Waits until the witness has seen all that is published: how many items that is.
+    /// Waits until the witness has seen all published items. Returns their number.
     fn catch_up(&self) -> u32 {
         let published = self.scene.diagnostics()["producer"].as_u64().unwrap();
         let seen = || self.witness.seen().1 == published || !self.witness.is_well();
@@ -91,7 +89,7 @@ impl Scenery {
         self.witness.seen().0
     }
 
-    /// All items that the guest published have come, and no other, and nothing is broken.
+    /// All items that the guest published must have come, and no other, and no queue may be broken.
     fn finish(self) -> Result<()> {
         self.catch_up();
         let tale = self.witness.finish();
@@ -105,7 +103,7 @@ impl Scenery {
     }
 }
 
-/// The backend has refused what the guest says was refused, for the reasons that there are for it.
+/// The backend must have refused what the guest reports as refused, for the same reasons.
 fn judge(attack: &Attack, report: &Report, rise: &Refused) {
     let story = format!("{}: {report:?}, and the backend has {rise:?}", attack.name);
     let reasons: Vec<_> = attack.reasons.iter().map(ToString::to_string).collect();
@@ -138,41 +136,41 @@ fn all_of(group: Group) -> Result<()> {
 }
 
 #[test]
-fn heads_and_framing_are_refused_by_their_reasons() -> Result<()> {
+fn attacks_on_heads_and_framing_are_refused_by_their_reasons() -> Result<()> {
     all_of(Group::Heads)
 }
 
 #[test]
-fn published_data_stays_as_it_is() -> Result<()> {
+fn attacks_on_published_data_change_nothing() -> Result<()> {
     all_of(Group::Data)
 }
 
 #[test]
-fn other_ways_of_the_kernel_are_no_ways_around() -> Result<()> {
+fn other_kernel_interfaces_do_not_bypass_the_guard() -> Result<()> {
     all_of(Group::Kernel)
 }
 
 #[test]
-fn what_changes_in_flight_is_refused_or_exactly_framed() -> Result<()> {
+fn changes_in_flight_are_refused_or_exactly_framed() -> Result<()> {
     all_of(Group::Races)
 }
 
 #[test]
-fn storms_pass_and_leave_the_backend_as_it_was() -> Result<()> {
-    // The last idle read of a storm is held for as long as nothing follows it.
+fn storms_leave_the_backend_unchanged() -> Result<()> {
+    // The last idle read of a storm is held until another request follows.
     let mut scenery = Scenery::new(&["--size", "4M", "--hold-ms", "100"])?;
     let log = |scenery: &Scenery| fs::metadata(scenery.scene.path("backend.stderr")).unwrap().len();
     let mut before = None;
     for attack in attacks_of(Group::Storms) {
         scenery.carry_out(&attack)?;
-        // The first one has it allocate what it needs.
+        // The first attack has the backend allocate what it needs.
         before.get_or_insert_with(|| Footprint::of(scenery.backend.pid()));
     }
     let (before, now) = (before.unwrap(), || Footprint::of(scenery.backend.pid()));
     println!("{} bytes of log, {before:?}, then {:?}", log(&scenery), now());
     assert!(log(&scenery) < 1_000_000);
     assert!(now().own_kib <= before.own_kib + 1024, "{before:?} became {:?}", now());
-    // The connection that the counters were asked for by takes a moment to go.
+    // The connection of the request for the counters takes a moment to end.
     let as_before = || now().descriptors <= before.descriptors && now().threads <= before.threads;
     assert!(wait_until(SOON, as_before), "{before:?} became {:?}", now());
     assert!(scenery.scene.held() > 0, "reads were held");
@@ -180,12 +178,13 @@ fn storms_pass_and_leave_the_backend_as_it_was() -> Result<()> {
 }
 
 #[test]
-fn a_driver_or_device_that_goes_away_under_load_takes_nothing_along() -> Result<()> {
+fn driver_or_device_that_goes_away_under_load_loses_nothing() -> Result<()> {
     let mut scenery = Scenery::new(&["--size", "128K"])?;
     let group: Vec<_> = attacks_of(Group::Driver).collect();
     let [unbind, reset] = &group[..] else { panic!("two attacks") };
     scenery.carry_out(unbind)?;
-    // What is under way is lost for good, and the guest's kernel waits for it: only the next boot goes on.
+    // Requests in flight are lost for good, and the guest's kernel waits for them: only the next
+    // boot goes on.
     let job = scenery.guest.spawn(&command(reset, scenery.next))?;
     let done = || scenery.guest.run(&format!("test -e {RESET_DONE}")).unwrap().status == 0;
     assert!(wait_until(SOON, done), "the device is not reset: {:?}", job.wait(Duration::ZERO));
@@ -200,13 +199,13 @@ fn a_driver_or_device_that_goes_away_under_load_takes_nothing_along() -> Result<
     scenery.finish()
 }
 
-/// A guest that consumes writes one sector of the disk, and the producer on the host all others.
+/// A consuming guest writes one sector of the disk, and the producer on the host all others.
 #[test]
-fn a_guest_that_consumes_can_change_nothing_but_its_own_pointer() -> Result<()> {
+fn consuming_guest_can_change_only_its_own_pointer() -> Result<()> {
     let scene = Scene::new(&["--size", "64K", "--guest", "consumer"]);
     let _backend = scene.backend()?;
     let guest = scene.guest().boot()?;
-    let device = UnixDevice::connect(&scene.path("c"), Role::Producer).unwrap();
+    let device = UnixDevice::connect(scene.path("c"), Role::Producer).unwrap();
     let mut producer = Producer::attach(device, "redteam", "host").unwrap();
     let lines: Vec<_> = (1..=500).map(|number| number.to_string()).collect();
     let end = producer.push_batch(&lines).unwrap();

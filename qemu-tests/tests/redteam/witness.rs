@@ -1,4 +1,4 @@
-//! The consumer on the host while the guest is under attack: it reads where the items lie, and looks again and again.
+//! The consumer on the host during attacks: it reads items in place, again and again.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -14,35 +14,35 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Consumer, Durability, Position, UnixDevice};
 use std::io::IoSliceMut;
 
-/// Between two looks.
+/// Pause between two looks.
 const PAUSE: Duration = Duration::from_micros(200);
 
-/// A thread that sees to it that what is published is what an honest producer published, in order, and that it stays as it is
-/// until it is consumed.
+/// A thread that checks that published items are the honest producer's, in order, and that they do
+/// not change until they are consumed.
 pub struct Witness {
     stop: Arc<AtomicBool>,
     reached: Arc<Seen>,
     thread: JoinHandle<Tale>,
 }
 
-/// How far it has come.
+/// Progress of the witness.
 #[derive(Default)]
 struct Seen {
     items: AtomicU32,
-    /// Where the last of them ends.
+    /// End of the last item seen.
     end: AtomicU64,
 }
 
-/// What it has to say.
+/// Report of the witness.
 #[derive(Debug, Default)]
 pub struct Tale {
-    /// Items seen, each of them honest and in its place.
+    /// Number of items seen, each honest and in its place.
     pub items: u32,
-    /// Items looked at once more, and found as they were.
+    /// Number of items that were read again and had not changed.
     pub looks: u64,
 }
 
-/// An item at first sight.
+/// An item at its first reading.
 struct Sighted {
     from: Position,
     to: Position,
@@ -55,13 +55,16 @@ impl Witness {
         let (order, counted) = (Arc::clone(&stop), Arc::clone(&reached));
         let thread = std::thread::spawn(move || {
             let device = UnixDevice::connect(&socket, Role::Consumer).unwrap();
+            // SAFETY: the backend guards the ring, which is what is tried here; nothing else on
+            // this host writes to its file.
+            let device = unsafe { device.lend_in_place() };
             let mut consumer = Consumer::attach(device, "redteam", "witness").unwrap();
             consumer.set_durability(Durability::PageCache);
             let mut found = Tale::default();
             let mut held = VecDeque::new();
             let mut end = consumer.position();
             loop {
-                // In this order: what was published before the word to stop is seen.
+                // In this order: items that were published before the stop are seen.
                 let last = order.load(Ordering::Acquire);
                 let published = producer(consumer.device());
                 while end < published {
@@ -90,18 +93,18 @@ impl Witness {
         Self { stop, reached, thread }
     }
 
-    /// Whether all it has seen was well so far.
+    /// Returns whether all checks have passed so far.
     pub fn is_well(&self) -> bool {
         !self.thread.is_finished()
     }
 
-    /// Items seen so far, and where the last of them ends.
+    /// Returns the number of items seen so far, and the end of the last one.
     pub fn seen(&self) -> (u32, u64) {
         let end = self.reached.end.load(Ordering::Acquire);
         (self.reached.items.load(Ordering::Relaxed), end)
     }
 
-    /// Frees all that is left.
+    /// Frees all items that are left.
     pub fn finish(self) -> Tale {
         self.stop.store(true, Ordering::Release);
         self.thread.join().expect("what the host has seen is honest")
@@ -137,7 +140,7 @@ fn again(device: &UnixDevice, sighted: &Sighted) {
     assert_eq!(hash(&bytes), sighted.hash, "the item at {} has changed", sighted.from);
 }
 
-/// Looks once more, in place and by the library's eyes, and gives the space back.
+/// Reads the items again, in place and by the library, and frees them.
 fn free(consumer: &mut Consumer<UnixDevice>, sighted: &Sighted) {
     let item = consumer.pop(sighted.from).unwrap();
     assert_eq!(item.next, sighted.to);

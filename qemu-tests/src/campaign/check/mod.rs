@@ -1,9 +1,10 @@
-//! What must hold of a stream whose ends have died many times, judged by the logs alone.
+//! Verdict on a stream whose ends have died many times, by the logs alone.
 //!
-//! Of each producer's run the batches that became visible are its first ones: all that were acknowledged, and perhaps those under
-//! way when it died. Those of all runs in a row are the stream. Each consumer's run is given a stretch of it that begins where the
-//! one before had freed to, or was about to: so nothing is lost, torn, invented, reordered, or given again after it was freed. A
-//! lost tail of a log only makes the lower bounds weaker: what was not logged as promised is not asked for.
+//! The visible batches of a producer's run are its first ones: all that were acknowledged, and
+//! perhaps those in flight when it died. Those of all runs in a row are the stream. Each consumer's
+//! run gets a stretch of it that begins where the run before had freed to, or was about to: so
+//! nothing is lost, torn, invented, reordered, or delivered again after it was freed. A lost tail
+//! of a log only weakens the lower bounds: what was not logged as promised is not required.
 
 mod violation;
 
@@ -16,20 +17,21 @@ use crate::load::log::Line;
 
 pub use violation::{Place, Violation};
 
-/// The logs of one stream, a run each, in the order of time. The last run of either end has come to its end by itself.
+/// The logs of one stream, one per run, in order. The last run of either end has ended by itself.
 #[derive(Debug, Clone, Copy)]
 pub struct Evidence<'a> {
-    /// What the items were made by.
+    /// Maker of the items.
     pub recipe: Recipe,
-    /// Of the producers.
+    /// Logs of the producers.
     pub producers: &'a [Vec<Line>],
-    /// Of the consumers.
+    /// Logs of the consumers.
     pub consumers: &'a [Vec<Line>],
-    /// Whether the power failed between runs: a batch that was visible, and not acknowledged, may then be gone.
+    /// Whether the power failed between runs: a batch that was visible, and not acknowledged, may
+    /// then be gone.
     pub power_cuts: bool,
 }
 
-/// What a sound stream came to.
+/// Counts of a sound stream.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// Items whose batch was acknowledged.
@@ -47,7 +49,7 @@ pub struct Tally {
 }
 
 impl Tally {
-    /// Both together.
+    /// Sums of two counts.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         Self {
@@ -84,9 +86,9 @@ pub fn check(evidence: &Evidence<'_>) -> Result<Tally, Violation> {
 #[derive(Debug, Default)]
 struct Run {
     id: u32,
-    /// What it was about to push: the size of each batch, and the number of its first item.
+    /// Batches that it was about to push: the size of each, and the number of its first item.
     batches: Vec<(u32, u32)>,
-    /// How many of them were acknowledged.
+    /// Number of acknowledged batches.
     acknowledged: u32,
 }
 
@@ -134,12 +136,12 @@ fn out_of_place(line: &Line) -> Violation {
 struct Stream {
     recipe: Recipe,
     runs: Vec<Run>,
-    /// Where in `runs` a run is, by its number.
+    /// Index into `runs`, by the number of the run.
     index: HashMap<u32, usize>,
     power_cuts: bool,
     /// Everything delivered, each item once.
     items: Vec<Stamp>,
-    /// Before this everything is freed; and before this, if the last `advance` took effect.
+    /// Number of freed items, without and with the effect of the last `advance`.
     freed: usize,
     freeing: usize,
     repeated: u64,
@@ -155,12 +157,12 @@ impl Stream {
             Some(Line::Run(id)) => *id,
             Some(line) => return Err(out_of_place(line)),
         };
-        // Where in the stream this run has begun, once its first item tells.
+        // Start of this run in the stream, known from its first item on.
         let mut start = None;
         let mut given = 0;
         for line in lines {
             match *line {
-                // It found an empty ring, so what was about to be freed was.
+                // The run found an empty ring: the last `advance` had taken effect.
                 Line::End if start.is_none() && self.freeing == self.items.len() => {
                     self.freed = self.freeing;
                 }
@@ -198,7 +200,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether an item is what its stamp says, and that is something that was pushed.
+    /// Returns whether an item is what its stamp says, and that is something that was pushed.
     fn judge_bytes(&self, stamp: Stamp, length: usize, found: u64) -> Result<(), Violation> {
         let pushed = self.run(stamp).and_then(|run| run.batches.get(stamp.batch as usize));
         let known = pushed.is_some_and(|&(size, first)| {
@@ -218,7 +220,8 @@ impl Stream {
         self.index.get(&stamp.run).map(|&index| &self.runs[index])
     }
 
-    /// Where a run begins whose first item is this one: where the last one had freed to, or was about to.
+    /// Returns where a run begins whose first item is this one: where the last one had freed to, or
+    /// was about to.
     fn start(&mut self, stamp: Stamp) -> Result<usize, Violation> {
         let candidates = [self.freed, self.freeing];
         let is_due = |&at: &usize| match self.items.get(at) {
@@ -263,7 +266,8 @@ impl Stream {
         Ok(())
     }
 
-    /// Whether a power cut may have taken back what was delivered from this place on: one batch under way, and the last one.
+    /// Returns whether a power cut may have taken back what was delivered from this place on: one
+    /// batch under way, and the last one.
     fn may_be_gone(&self, at: usize) -> bool {
         let (Some(first), Some(last)) = (self.items.get(at), self.items.last()) else {
             return false;
@@ -273,7 +277,7 @@ impl Stream {
         self.power_cuts && under_way && same && first.index == 0
     }
 
-    /// Whether the stream, cut at `at`, may go on with this item, which was pushed.
+    /// Returns whether the stream, cut at `at`, may go on with this item, which was pushed.
     fn judge_next(&self, at: usize, next: Stamp) -> Result<(), Violation> {
         let last = at.checked_sub(1).and_then(|before| self.items.get(before)).copied();
         match last {
@@ -302,7 +306,8 @@ impl Stream {
         self.judge_skipped(from, to)
     }
 
-    /// Whether nothing between two batches (of these runs, with these numbers) was published.
+    /// Returns whether nothing between two batches (of these runs, with these numbers) was
+    /// published.
     fn judge_skipped(&self, from: (usize, u32), to: (usize, u32)) -> Result<(), Violation> {
         for index in from.0..=to.0 {
             let Some(run) = self.runs.get(index) else { break };
@@ -316,7 +321,7 @@ impl Stream {
         Ok(())
     }
 
-    /// Judges the end: everything is out, and freed.
+    /// Judges the end: everything is delivered and freed.
     fn finish(mut self) -> Result<Tally, Violation> {
         if self.may_be_gone(self.freed) {
             self.taken_back += (self.items.len() - self.freed) as u64;
@@ -342,7 +347,7 @@ impl Stream {
             taken_back: self.taken_back,
             ..Tally::default()
         };
-        // Batches of each run that were delivered, from its first one on.
+        // Number of batches of each run that were delivered.
         let mut reached = vec![0; self.runs.len()];
         for item in &self.items {
             reached[self.index[&item.run]] = u64::from(item.batch) + 1;

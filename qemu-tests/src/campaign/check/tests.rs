@@ -7,7 +7,7 @@ fn size(run: u32, batch: u32) -> u32 {
     RECIPE.batch_size(run, batch)
 }
 
-/// Batches of a run: `done` acknowledged ones, and `under_way` more.
+/// Makes the batches of a run: `done` acknowledged ones, and `under_way` more.
 fn producer(run: u32, done: u32, under_way: u32) -> Vec<Line> {
     let mut log = vec![Line::Run(run), Line::Attached];
     let mut number = 0;
@@ -21,7 +21,7 @@ fn producer(run: u32, done: u32, under_way: u32) -> Vec<Line> {
     log
 }
 
-/// The items of one batch.
+/// Returns the items of one batch.
 fn stamps(run: u32, batch: u32) -> Vec<Stamp> {
     let before: u32 = (0..batch).map(|batch| size(run, batch)).sum();
     let size = size(run, batch);
@@ -33,7 +33,8 @@ fn item(stamp: Stamp) -> Line {
     Line::Item { stamp, length: bytes.len(), hash: hash(&bytes) }
 }
 
-/// A consumer's run that is given these batches of these runs, and frees each item by itself.
+/// Returns a consumer's run that is given these batches of these runs, and frees each item by
+/// itself.
 fn consumer(run: u32, batches: &[(u32, u32)]) -> Vec<Line> {
     let mut log = vec![Line::Run(run), Line::Attached];
     let items = batches.iter().flat_map(|&(run, batch)| stamps(run, batch));
@@ -56,7 +57,7 @@ fn judge_cut(producers: &[Vec<Line>], consumers: &[Vec<Line>]) -> Result<Tally, 
     check(&Evidence { recipe: RECIPE, producers, consumers, power_cuts: true })
 }
 
-/// A batch with at least three items, for what happens within one.
+/// Returns a batch with at least three items, for what happens within one.
 fn large_batch(run: u32) -> u32 {
     (1..100).find(|&batch| size(run, batch) >= 3).unwrap()
 }
@@ -73,12 +74,13 @@ fn sound_streams_pass_and_are_counted() {
 }
 
 #[test]
-fn a_consumer_that_died_may_be_given_again_what_it_had_not_freed() {
+fn consumer_that_died_may_get_again_what_it_had_not_freed() {
     let producers = [producer(0, 2, 0)];
     let first = consumer(0, &[(0, 0)]);
     let again = ended(consumer(1, &[(0, 0), (0, 1)]));
     let onward = ended(consumer(1, &[(0, 1)]));
-    // The first item alone is freed in the first of these logs, and its `advance` was under way in the second.
+    // The first item alone is freed in the first of these logs, and its `advance` was under way in
+    // the second.
     for keep in [3, 4] {
         let died = first[..keep].to_vec();
         let tally = judge(&producers, &[died, again.clone()]).unwrap();
@@ -101,7 +103,7 @@ fn a_consumer_that_died_may_be_given_again_what_it_had_not_freed() {
 }
 
 #[test]
-fn what_was_freed_must_not_come_again() {
+fn freed_item_must_not_come_again() {
     let producers = [producer(0, 2, 0)];
     let consumers = [consumer(0, &[(0, 0)]), ended(consumer(1, &[(0, 0), (0, 1)]))];
     let again = judge(&producers, &consumers).unwrap_err();
@@ -109,7 +111,7 @@ fn what_was_freed_must_not_come_again() {
 }
 
 #[test]
-fn what_was_acknowledged_must_come() {
+fn acknowledged_item_must_come() {
     let lost = |producers: &[_], batches: &[_], run, batch| {
         let violation = judge(producers, &[ended(consumer(0, batches))]).unwrap_err();
         assert_eq!(violation, Violation::Lost { run, batch });
@@ -123,7 +125,7 @@ fn what_was_acknowledged_must_come() {
 }
 
 #[test]
-fn a_batch_comes_whole_or_not_at_all() {
+fn batch_comes_whole_or_not_at_all() {
     let batch = large_batch(0);
     let producers = [producer(0, batch, 1), producer(1, 1, 0)];
     let before: Vec<_> = (0..batch).map(|batch| (0, batch)).collect();
@@ -150,7 +152,7 @@ fn a_batch_comes_whole_or_not_at_all() {
 }
 
 #[test]
-fn what_was_never_pushed_or_is_torn_is_found() {
+fn invented_or_torn_item_is_a_violation() {
     let producers = [producer(0, 1, 0)];
     let deliver = |line: Line| judge(&producers, &[vec![Line::Run(0), line, Line::End]]);
     let good = stamps(0, 0)[0];
@@ -171,7 +173,7 @@ fn what_was_never_pushed_or_is_torn_is_found() {
 }
 
 #[test]
-fn the_order_is_kept() {
+fn wrong_order_is_a_violation() {
     let swapped = [ended(consumer(0, &[(0, 1), (0, 0)]))];
     let lost = Violation::Lost { run: 0, batch: 0 };
     assert_eq!(judge(&[producer(0, 2, 0)], &swapped), Err(lost));
@@ -185,7 +187,7 @@ fn the_order_is_kept() {
 }
 
 #[test]
-fn errors_and_logs_that_cannot_be_are_violations() {
+fn impossible_errors_and_logs_are_violations() {
     let failed = || Line::Failed("cannot write".to_owned());
     let end = [ended(consumer(0, &[]))];
     let at = |log: &[Line]| judge(&[log.to_vec()], &end);
@@ -204,7 +206,7 @@ fn errors_and_logs_that_cannot_be_are_violations() {
 }
 
 #[test]
-fn a_power_cut_takes_back_only_what_was_under_way_and_not_freed() {
+fn power_cut_takes_back_only_what_was_in_flight_and_not_freed() {
     let producers = [producer(0, 1, 1), producer(1, 1, 0)];
     // The second batch was given whole, nothing of it was freed, and it is gone after the cut.
     let mut cut = consumer(0, &[(0, 0)]);

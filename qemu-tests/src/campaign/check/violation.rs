@@ -1,10 +1,10 @@
-//! What can be wrong with a stream.
+//! Violations of a stream's promises.
 
 use std::fmt;
 
 use crate::load::item::Stamp;
 
-/// What does not hold.
+/// A violation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// A log that no load writes.
@@ -22,7 +22,7 @@ pub enum Violation {
     /// An item that is not what its stamp says.
     #[error("{0} was delivered, and its bytes are not what was pushed")]
     Torn(Place),
-    /// Too short to be an item.
+    /// Bytes that are too short for an item.
     #[error("{0} bytes were delivered that are no item")]
     Scrap(usize),
     /// A batch of which not all was visible.
@@ -33,7 +33,8 @@ pub enum Violation {
         /// The item delivered.
         next: Place,
     },
-    /// A batch that was acknowledged, or that a later one of the same run shows to have been published.
+    /// A batch that was acknowledged, or that a later one of the same run shows to have been
+    /// published.
     #[error("batch {batch} of run {run} was published, and is not delivered")]
     Lost {
         /// The producer's run.
@@ -41,7 +42,7 @@ pub enum Violation {
         /// The batch.
         batch: u32,
     },
-    /// Not the item whose turn it was.
+    /// An item out of order.
     #[error("{next} was delivered where {expected} was due")]
     Order {
         /// Delivered in this place before.
@@ -55,14 +56,14 @@ pub enum Violation {
     /// The last consumer has left something.
     #[error("of {delivered} items delivered {freed} are freed at the end")]
     Left {
-        /// In all.
+        /// Items in all.
         delivered: usize,
-        /// Of them.
+        /// Items that were freed.
         freed: usize,
     },
 }
 
-/// A stamp, in words.
+/// A stamp in words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Place(pub Stamp);
 

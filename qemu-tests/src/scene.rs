@@ -1,23 +1,29 @@
 //! A ring, the backend that serves it, and programs of the host around it.
-#![allow(dead_code, clippy::unwrap_used, missing_docs)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    missing_docs,
+    missing_debug_implementations
+)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
-use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, Job, Result, binaries, wait_until};
+use crate::{Daemon, Disk, Guest, GuestBuilder, Job, Result, binaries, wait_until};
 use serde_json::Value;
 
-/// For everything that takes seconds on a quiet machine.
+/// Bound on waits for what takes seconds on an idle machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// For a whole stream.
+/// Bound on a whole stream.
 pub const LONG: Duration = Duration::from_secs(400);
 
-/// Bytes that may be left in a ring that is full: less than a batch.
+/// Free bytes of a ring that counts as full: less than a batch.
 const ROOM: u64 = 4000;
 
-/// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s` and `c`.
+/// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s`
+/// and `c`.
 pub struct Scene {
     dir: tempfile::TempDir,
     socket: &'static str,
@@ -25,12 +31,12 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// `options` are the backend's, `--size` among them.
+    /// Makes a folder; `options` are the backend's, `--size` among them.
     pub fn new(options: &[&str]) -> Self {
         Self::with_socket("s", options)
     }
 
-    /// With the front ends' socket somewhere else in the folder.
+    /// Makes a folder with the front ends' socket at another path in it.
     pub fn with_socket(socket: &'static str, options: &[&str]) -> Self {
         let options = options.iter().map(|&option| option.to_owned()).collect();
         Self { dir: tempfile::tempdir().unwrap(), socket, options }
@@ -44,7 +50,7 @@ impl Scene {
         self.dir().join(name)
     }
 
-    /// The ring as the backend's hand-over has it.
+    /// Returns the ring's address at the backend's hand-over.
     pub fn address(&self) -> String {
         format!("unix:{}", self.path("c").display())
     }
@@ -53,23 +59,26 @@ impl Scene {
         self.backend_with(|_| {})
     }
 
-    /// A backend whose process `prepare` has its way with.
+    /// Starts a backend whose command `prepare` has changed.
     pub fn backend_with(&self, prepare: impl FnOnce(&mut Command)) -> Result<Daemon> {
         let mut command = Command::new(binaries::host()?.vhost_device_blockring());
         command.current_dir(self.dir()).args(["--socket-path", self.socket, "--blk-file", "ring"]);
         command.args(["--consumer-socket", "c", "--serial", "ring"]).args(&self.options);
         prepare(&mut command);
         let mut backend = Daemon::spawn("backend", command, self.dir())?;
-        // What a killed one left behind does not answer.
+        // The socket of a killed backend does not answer.
         backend.wait_for("answering", SOON, |_| self.facts().is_ok())?;
         Ok(backend)
     }
 
+    /// Returns a builder of a guest with two processors.
     pub fn guest(&self) -> GuestBuilder {
-        GuestBuilder::new().disk(Disk::vhost_user(self.path(self.socket)).reconnecting())
+        GuestBuilder::new()
+            .processors(2)
+            .disk(Disk::vhost_user(self.path(self.socket)).reconnecting())
     }
 
-    /// A program of the workspace in this folder, running on.
+    /// Starts a program of the workspace in this folder.
     pub fn spawn(&self, name: &str, program: &str, arguments: &[&str]) -> Result<Daemon> {
         Daemon::spawn(name, self.command(program, arguments)?, self.dir())
     }
@@ -91,7 +100,7 @@ impl Scene {
         self.command("blockring", arguments).unwrap().output().unwrap()
     }
 
-    /// Runs `blockring`, which must succeed, and answers its standard output.
+    /// Runs `blockring`, which must succeed, and returns its standard output.
     pub fn check(&self, arguments: &[&str]) -> String {
         let output = self.blockring(arguments);
         assert!(output.status.success(), "{arguments:?}: {output:?}");
@@ -107,8 +116,8 @@ impl Scene {
         }
     }
 
-    /// What `diagnostics --json` says, the backend's counters under `backend`. A client that a busy machine lets speak late is hung up
-    /// on, and asks again.
+    /// Returns the report of `diagnostics --json`, the backend's counters under `backend`. A client
+    /// that is slow on a busy machine is hung up on, and asks again.
     pub fn diagnostics(&self) -> Value {
         let mut facts = self.facts();
         wait_until(SOON, || {
@@ -120,7 +129,7 @@ impl Scene {
         facts.unwrap_or_else(|output| panic!("the backend does not answer: {output:?}"))
     }
 
-    /// How often the backend has held a read until there was something to tell.
+    /// Returns the number of reads that the backend has held.
     pub fn held(&self) -> u64 {
         self.diagnostics()["backend"]["held"].as_u64().unwrap()
     }
@@ -137,18 +146,18 @@ impl Scene {
     }
 }
 
-/// Whether a ring of which these are the diagnostics has no room for more.
+/// Returns whether a ring of which these are the diagnostics has no room for more.
 pub fn is_full(facts: &Value) -> bool {
     facts["used"].as_u64().unwrap() + ROOM > facts["capacity"].as_u64().unwrap()
 }
 
-/// The JSON object that a program printed.
+/// Returns the JSON object that a program printed.
 pub fn report(stdout: &[u8]) -> Value {
     let text = String::from_utf8_lossy(stdout);
     serde_json::from_slice(stdout).unwrap_or_else(|e| panic!("{e}: {text:?}"))
 }
 
-/// The JSON object that a successful job printed.
+/// Returns the JSON object that a successful job printed.
 pub fn job_report(job: &Job, timeout: Duration) -> Result<Value> {
     let output = job.wait(timeout)?;
     assert_eq!(output.status, 0, "{output:?}");

@@ -1,0 +1,56 @@
+//! QEMU with options that do not fit the disk: the guest hangs in its boot, and the backend's log
+//! names once the option to change.
+#![allow(clippy::unwrap_used)]
+
+use qemu_tests::scene::{SOON, Scene};
+use qemu_tests::{Disk, GuestBuilder, Result, wait_until};
+
+/// Time in which QEMU reconnects several times, once each second.
+const TIMES: u64 = 4;
+
+fn is_said_once(words: &str, guest: impl FnOnce(Disk) -> GuestBuilder) -> Result<()> {
+    let scene = Scene::new(&["--size", "1M"]);
+    let backend = scene.backend()?;
+    let guest = guest(Disk::vhost_user(scene.path("s")).reconnecting()).begin()?;
+    let said = || backend.stderr().matches(words).count();
+    assert!(wait_until(2 * SOON, || said() > 0), "{}", backend.stderr());
+    let connections = || scene.diagnostics()["backend"]["connections"].as_u64().unwrap();
+    let before = connections();
+    assert!(wait_until(SOON, || connections() >= before + TIMES), "QEMU does not come again");
+    assert_eq!(said(), 1, "{}", backend.stderr());
+    guest.kill()
+}
+
+#[test]
+fn queue_size_that_is_too_large_is_named_once() -> Result<()> {
+    is_said_once("queue-size=256 or less", |disk| {
+        GuestBuilder::new().disk(disk.options("queue-size=1024,num-queues=1"))
+    })
+}
+
+#[test]
+fn memory_that_is_not_shared_is_named_once() -> Result<()> {
+    let private =
+        ["-object", "memory-backend-ram,id=own,size=256M", "-machine", "memory-backend=own"];
+    is_said_once("share=on -machine memory-backend=mem", |disk| {
+        GuestBuilder::new().disk(disk).arguments(private)
+    })
+}
+
+/// QEMU shares such memory all the same, without the guest's writes to it.
+#[test]
+fn memory_of_a_private_mapping_is_named() -> Result<()> {
+    let scene = Scene::new(&["--size", "1M"]);
+    let backend = scene.backend()?;
+    let private = [
+        "-object",
+        "memory-backend-memfd,id=own,size=256M,share=off",
+        "-machine",
+        "memory-backend=own",
+    ];
+    let disk = Disk::vhost_user(scene.path("s"));
+    let guest = GuestBuilder::new().disk(disk).arguments(private).begin()?;
+    let words = "its memory is not what is shared";
+    assert!(wait_until(2 * SOON, || backend.stderr().contains(words)), "{}", backend.stderr());
+    guest.kill()
+}
