@@ -33,5 +33,5 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 release=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
 
 scripts/setup.sh
-cargo build --quiet --locked --release --bins -p ring-bench -p vhost-device-blockring
+cargo build --quiet --locked --release --workspace --bins
 exec "$release/ring-bench" "$@"

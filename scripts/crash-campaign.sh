@@ -7,7 +7,8 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 release=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
 
 scripts/setup.sh
-cargo build --quiet --locked --release --workspace --bins
+# As in scripts/test.sh, which has built it.
+scripts/build.sh
 case " $* " in
     *" --help "* | *" -h "*) ;;
     *) "$release/boot-guest" --prepare ;;

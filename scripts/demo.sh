@@ -81,7 +81,7 @@ value() { sed -n "s/^$1 //p" "$folder/guest.out"; }
 
 scripts/setup.sh
 say "building"
-cargo build --quiet --release --workspace --bins
+scripts/build.sh
 "$release/boot-guest" --prepare
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/blockring-demo.XXXXXX")

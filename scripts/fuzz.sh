@@ -6,13 +6,15 @@ usage() {
     cat <<'TEXT'
 usage: scripts/fuzz.sh TARGET SECONDS [libFuzzer option...]
        scripts/fuzz.sh --each SECONDS
+       scripts/fuzz.sh --build
        scripts/fuzz.sh --minimise TARGET
 
 Runs a coverage-guided fuzzer, on one processor, and fails where it finds something: the input is then in
 fuzz/artifacts/TARGET, and
     RUSTC_BOOTSTRAP=1 cargo fuzz run --sanitizer none TARGET FILE     runs it again
 New inputs of interest go to fuzz/corpus/TARGET, whose committed part every ordinary test run replays.
---each runs all targets, one after another, and keeps no inputs. --minimise drops those that reach nothing the others do not.
+--each runs all targets, one on each processor at a time, and keeps no inputs; it shows the output of those that fail. --build only
+builds them. --minimise drops those that reach nothing the others do not.
 Installs cargo-fuzz where it is missing; works on the stable tool chain. Needs a C++ compiler.
 
 Targets:
@@ -39,13 +41,22 @@ wrong() {
     exit 2
 }
 
+need_cargo_fuzz() {
+    cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+}
+
 prepare() {
     if [ ! -f "fuzz/fuzz_targets/$1.rs" ]; then
         echo "no target $1: see scripts/fuzz.sh --help" >&2
         exit 2
     fi
-    cargo fuzz --version >/dev/null 2>&1 || cargo install --locked cargo-fuzz
+    need_cargo_fuzz
     mkdir -p "fuzz/corpus/$1"
+}
+
+build() {
+    need_cargo_fuzz
+    cargo fuzz build --sanitizer none
 }
 
 # fuzz TARGET SECONDS FOLDER OPTION...: new inputs go to FOLDER.
@@ -58,6 +69,28 @@ fuzz() {
         -max_total_time="$seconds" -max_len=1024 -timeout=10 -print_final_stats=1 "$@"
 }
 
+# each SECONDS
+each() {
+    local target name processes=() process failed=no
+    scratch=$(mktemp -d)
+    for target in fuzz/fuzz_targets/*.rs; do
+        if ((${#processes[@]} >= $(nproc))); then wait -n || true; fi
+        name=$(basename "$target" .rs)
+        mkdir "$scratch/$name"
+        if fuzz "$name" "$1" "$scratch/$name" >"$scratch/$name.log" 2>&1; then
+            echo "$name: nothing found; $(grep -h stat::number_of_executed_units "$scratch/$name.log" || true)"
+        else
+            cat "$scratch/$name.log"
+            echo "$name: FAILED"
+            exit 1
+        fi &
+        processes+=($!)
+    done
+    # Also of those that have been waited for above.
+    for process in "${processes[@]}"; do wait "$process" || failed=yes; done
+    [ "$failed" = no ]
+}
+
 scratch=
 trap '[ -z "$scratch" ] || rm -rf "$scratch"' EXIT
 
@@ -65,12 +98,10 @@ case "${1:-}" in
     -h | --help) usage ;;
     --each)
         [[ "${2:-}" =~ ^[0-9]+$ ]] || wrong
-        for target in fuzz/fuzz_targets/*.rs; do
-            scratch=$(mktemp -d)
-            fuzz "$(basename "$target" .rs)" "$2" "$scratch"
-            rm -rf "$scratch"
-        done
+        build
+        each "$2"
         ;;
+    --build) build ;;
     --minimise)
         [ -n "${2:-}" ] || wrong
         prepare "$2"

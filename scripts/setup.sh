@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, tools for file systems and mounts, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -36,7 +36,8 @@ cache=$(realpath -m "${CARGO_TARGET_DIR:-target}")/guest-image
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
-have() { command -v "$1" >/dev/null 2>&1; }
+# Some of these programs are where only root's PATH leads.
+have() { PATH=$PATH:/usr/sbin:/sbin command -v "$1" >/dev/null 2>&1; }
 
 # Where packages can be installed only after a refresh of the lists, refresh them once.
 lists_refreshed=no
@@ -58,6 +59,11 @@ missing_packages() {
     have strace || echo strace
     # Another counts instructions.
     have valgrind || echo valgrind
+    # Tests make file systems, mounts, loop devices, swap, terminals and other users.
+    have mke2fs || echo e2fsprogs
+    have losetup && have swapon || echo mount
+    have setpriv && have unshare && have prlimit || echo util-linux
+    have script || echo bsdutils
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
@@ -128,6 +134,10 @@ fetch_image() {
     cd "$root"
     say "guest kernel $version is in $cache/debian"
 }
+
+# The rings need neither; what boots guests, measures them and looks at processes does.
+[ -r /proc/self/status ] || fail "/proc is not mounted here: mount -t proc proc /proc, then run this again"
+[ -c /dev/null ] || fail "/dev is not mounted here: mount -t devtmpfs dev /dev (or bind the host's), then run this again"
 
 if [ "$image_only" = no ]; then
     install_missing missing_packages

@@ -4,34 +4,147 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/test.sh [--long]
+usage: scripts/test.sh [--quick | --long]
 
-Installs and fetches what is missing (see scripts/setup.sh --help), builds, and runs the suites
-  library      the ring library and the blockring program, and its micro-benchmarks, run once
+Installs and fetches what is missing (see scripts/setup.sh --help), builds everything, and runs the suites
+  library      the ring library, and its micro-benchmarks, run once
+  cli          the blockring program, and what the programs do about standard error, panics and limits of the machine
   simulation   every crash of short programs on a simulated disk, interleavings, mutants
   vhost        the vhost-user back end
-  programs     builds what runs in the guests
-  counted      builds what is counted in the suite "bench"
-  qemu         real guests (emulated where there is no KVM)
+  examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
-  fuzz         each fuzz target for 20 s (see scripts/fuzz.sh --help)
-  crashes      real kills and power cuts: a few (see scripts/crash-campaign.sh --help)
+  qemu         real guests (emulated where there is no KVM), two tests at a time
+  fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
+  crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
+With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, cli, program, vhost), three programs at a time;
+no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
-interleavings with more preemptions, and more than a thousand kills and a hundred power cuts.
-Ends with one line a suite: passed or FAILED, and the seconds it took. Fails if one of them failed.
+interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
+
+Builds have no budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing.
+A test that fails keeps no other from running. Ends with a line for each suite: passed or FAILED, the seconds it took, and which
+of its test programs failed. Fails if one of them failed.
+
+  BLOCKRING_ACCEL   QEMU's accelerator, instead of KVM where there is one
 TEXT
 }
 
-long=0
+long=0 quick=0
 case "${1:-}" in
     "") ;;
+    --quick) quick=1 ;;
     --long) long=1 && export BLOCKRING_LONG=1 ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+root=$PWD
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+export BLOCKRING_TESTS=$work/programs BLOCKRING_FAILED=$work/failed
+
+# Everything that a suite runs, with one selection of packages for each profile: another selection would ask for other features of
+# the crates that the packages share, and compile those again.
+build_tests() {
+    cargo test --locked --workspace --no-run --message-format=json-render-diagnostics >"$work/artifacts"
+    # PACKAGE'S-FOLDER<tab>PROGRAM of each test program. Programs that tests run are built too, with a profile that is not the tests'.
+    grep '"profile":{[^}]*"test":true' "$work/artifacts" |
+        sed -n 's/.*"manifest_path":"\([^"]*\)\/Cargo.toml".*"executable":"\([^"]*\)".*/\1\t\2/p' >"$BLOCKRING_TESTS"
+}
+
+# Packages whose tests have a suite below. A folder that is missing here would be run by nobody.
+packages=("$root" "$root/bench" "$root/cli" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
+    "$root/vhost")
+
+expect_a_suite_for_each_package() {
+    local folder missing
+    missing=$(cut -f 1 "$BLOCKRING_TESTS" | sort -u | grep -vxF "$(printf '%s\n' "${packages[@]}")") || return 0
+    printf 'test.sh: no suite runs the tests of %s\n' $missing >&2
+    return 1
+}
+
+build_programs() {
+    scripts/build.sh
+    cargo build --locked --release --workspace --bench instructions
+    "$target/release/boot-guest" --prepare
+    scripts/fuzz.sh --build
+}
+
+# As tests and scripts ask for them. If one compiles anything, it would do so within a suite's budget.
+expect_nothing_to_build() {
+    local said
+    said=$({
+        cargo build --locked --release --workspace --bin blockring --bin vhost-device-blockring --bin crashload --bin ringload
+        cargo build --locked --release --workspace --bench instructions
+        cargo build --locked --workspace --profile test --bin blockring --bin vhost-device-blockring --example transfer
+        cargo test --locked --workspace --no-run
+    } 2>&1)
+    if grep -q '^ *Compiling' <<<"$said"; then
+        printf '%s\ntest.sh: what was built is built again: the features of some crates differ between these commands\n' "$said" >&2
+        return 1
+    fi
+}
+
+# FUNCTION: runs it as a process of its own, stopped by the first command that fails.
+in_the_background() {
+    (set -e && "$1") >"$work/$1.log" 2>&1 &
+}
+
+finish_build() { # NAME PROCESS
+    local status=0
+    wait "$2" || status=$?
+    [ "$status" = 0 ] || cat "$work/$1.log"
+    return "$status"
+}
+
+# test_programs NUMBER FOLDER...: so many at a time. Most tests wait for something, so that two at a time take little longer than one.
+test_programs() {
+    local number=$1 folder program
+    shift
+    while IFS=$'\t' read -r folder program; do
+        [[ " $* " != *" $folder "* ]] || printf '%s\n' "$folder" "$program"
+    done <"$BLOCKRING_TESTS" | xargs -r -d '\n' -n 2 -P "$number" bash -c 'test_program "$@"' bash
+}
+
+test_program() { # FOLDER PROGRAM
+    local said start=$SECONDS name
+    name=$(basename "$2")
+    cd "$1"
+    if said=$("$2" 2>&1 </dev/null); then
+        printf 'ok %4d s  %s: %s\n' "$((SECONDS - start))" "$name" "$(sed -n 's/^test result: ok\. \([0-9]* passed\).*/\1/p' <<<"$said")"
+        return
+    fi
+    echo "$name" >>"$BLOCKRING_FAILED"
+    printf '%s\nFAILED %s, after %d s\n' "$said" "$name" "$((SECONDS - start))"
+    return 1
+}
+
+# single_tests FOLDER NUMBER: test by test, so many at a time.
+single_tests() {
+    local folder program
+    while IFS=$'\t' read -r folder program; do
+        [ "$folder" = "$1" ] || continue
+        (cd "$folder" && "$program" --list --format terse 2>/dev/null) | sed -n "s|\(.*\): test\$|$folder\n$program\n\1|p"
+    done <"$BLOCKRING_TESTS" | xargs -r -d '\n' -n 3 -P "$2" bash -c 'single_test "$@"' bash
+}
+
+single_test() { # FOLDER PROGRAM TEST
+    local said start=$SECONDS name
+    name="$(basename "$2") $3"
+    cd "$1"
+    if said=$("$2" --exact "$3" --nocapture 2>&1 </dev/null); then
+        printf 'ok %4d s  %s\n' "$((SECONDS - start))" "$name"
+        return
+    fi
+    echo "$name" >>"$BLOCKRING_FAILED"
+    printf '%s\nFAILED %s, after %d s\n' "$said" "$name" "$((SECONDS - start))"
+    return 1
+}
+export -f test_programs test_program single_tests single_test
 
 summary=()
 failed=no
@@ -41,14 +154,19 @@ suite() {
     local name=$1 minutes=$2 start=$SECONDS status=0 verdict
     shift 2
     printf '\n== %s (at most %s min): %s\n' "$name" "$minutes" "$*"
+    : >"$BLOCKRING_FAILED"
     # Everything a test starts is in timeout's process group, and goes with it.
-    timeout --kill-after=10 "${minutes}m" "$@" || status=$?
+    timeout --kill-after=10 "${minutes}m" bash -c '"$@"' bash "$@" || status=$?
     case $status in
         0) verdict=passed ;;
-        124 | 137) verdict="FAILED: out of time" failed=yes ;;
-        *) verdict="FAILED" failed=yes ;;
+        124 | 137) verdict="FAILED: out of time" ;;
+        *) verdict=FAILED ;;
     esac
+    [ "$status" = 0 ] || failed=yes
     summary+=("$(printf '%-10s %5s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
+    if [ -s "$BLOCKRING_FAILED" ]; then
+        summary+=("$(sed 's/^/                      /' "$BLOCKRING_FAILED")")
+    fi
 }
 
 finish() {
@@ -57,24 +175,45 @@ finish() {
     [ "$failed" = no ] || exit 1
 }
 
-suite setup 10 scripts/setup.sh
-suite build 15 cargo test --locked --workspace --no-run
+scripts/setup.sh
+
+if ((quick)); then
+    build_tests
+    suite quick 15 test_programs 3 "$root" "$root/os" "$root/cli" "$root/program" "$root/vhost"
+    finish
+    exit
+fi
+
+printf '== build (its output is shown if it fails)\n'
+start=$SECONDS
+# Two at once: each of them ends with one program that is linked by one thread.
+in_the_background build_programs
+programs=$!
+in_the_background build_tests
+tests=$!
+for build in "build_tests $tests" "build_programs $programs"; do
+    # shellcheck disable=SC2086 # two words
+    finish_build $build || failed=yes
+done
+[ "$failed" = yes ] || { expect_a_suite_for_each_package && expect_nothing_to_build; } || failed=yes
+summary+=("$(printf '%-10s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed" = no ] && echo passed || echo FAILED)")")
 # What follows would only repeat why.
 [ "$failed" = no ] || finish
-suite library "$((long ? 45 : 8))" cargo test --locked -p shared-block-ring
-suite simulation "$((long ? 60 : 6))" cargo test --locked -p ring-simulation -- --nocapture
-suite vhost 5 cargo test --locked -p vhost-device-blockring
-# The programs for the guests are release builds, and not to be waited for within a test's own bounds.
-suite programs 15 cargo run --locked --release -p qemu-tests --bin boot-guest -- --prepare
-# So is the one whose instructions are counted.
-suite counted 10 cargo build --locked --release -p vhost-device-blockring --bench instructions
+# The helpers that boot guests need not ask cargo.
+export BLOCKRING_BUILT=1
+
+suite library "$((long ? 60 : 10))" test_programs 2 "$root" "$root/os" "$root/test-support"
+suite cli 10 test_programs 2 "$root/cli" "$root/program"
+suite simulation "$((long ? 90 : 8))" test_programs 1 "$root/sim"
+suite vhost 12 test_programs 2 "$root/vhost"
+suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
+suite bench 10 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
-suite qemu 16 cargo test --locked -p qemu-tests -- --test-threads=2
-suite bench 5 cargo test --locked -p ring-bench
+suite qemu 40 single_tests "$root/qemu-tests" 2
 suite fuzz 15 scripts/fuzz.sh --each 20
 if ((long)); then
-    suite crashes 60 scripts/crash-campaign.sh
+    suite crashes 120 scripts/crash-campaign.sh
 else
-    suite crashes 10 scripts/crash-campaign.sh --short
+    suite crashes 20 scripts/crash-campaign.sh --short
 fi
 finish
