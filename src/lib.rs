@@ -179,8 +179,6 @@ mod history;
 mod item;
 mod journal;
 mod new_file;
-#[allow(clippy::missing_errors_doc)]
-pub mod pci;
 mod producer;
 mod reader;
 mod repair;
@@ -189,8 +187,6 @@ mod repair;
 pub mod rules;
 mod sector0;
 mod stage;
-#[allow(clippy::missing_errors_doc)]
-pub mod virtqueue;
 pub mod wait;
 mod window;
 
@@ -198,9 +194,7 @@ pub use check::{CheckReport, Notice, check};
 pub use consumer::Consumer;
 pub use control::Control;
 pub use create::{CreateOptions, Created, create, first_used_byte};
-pub use device::{
-    BlockDevice, FileDevice, MappedDevice, OpenOptions, RingDevice, UnixDevice, VirtioDevice,
-};
+pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, RingDevice, UnixDevice};
 pub use error::{Error, Result};
 pub use format::Position;
 #[doc(hidden)]

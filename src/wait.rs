@@ -4,7 +4,7 @@
 //! in one held read if the device has them; and polls otherwise, with growing pauses. A descriptor
 //! that becomes readable ends it.
 
-use crate::device::{Answer, DeviceError, Lookout, Operation, RingDevice};
+use crate::device::{DeviceError, HeldReadOutcome, Lookout, Operation, RingDevice};
 use crate::format::Side;
 use ring_os::LONGEST_PAUSE;
 pub use ring_os::{ANSWER_PATIENCE, Limits, Pauses, wait_readable};
@@ -175,21 +175,23 @@ impl Wait {
         let answer = loop {
             let (until, last) = self.until_look();
             let answer = reads.await_answer(self.peer, interrupts, until)?;
-            if answer != Answer::Woken(Woken::TimedOut) || last {
+            if answer != HeldReadOutcome::Woken(Woken::TimedOut) || last {
                 break answer;
             }
             // The read stays under way meanwhile.
             self.lookout.look(device)?;
         };
         match answer {
-            Answer::Woken(woken) => return Ok(Some(woken)),
-            Answer::Unable => {
+            HeldReadOutcome::Woken(woken) => return Ok(Some(woken)),
+            HeldReadOutcome::Unable => {
                 self.hasty = HASTY;
                 return Ok(None);
             }
-            Answer::News | Answer::Same if asked.elapsed() >= LONGEST_PAUSE => self.hasty = 0,
-            Answer::News => {}
-            Answer::Same => self.hasty += 1,
+            HeldReadOutcome::News | HeldReadOutcome::Same if asked.elapsed() >= LONGEST_PAUSE => {
+                self.hasty = 0
+            }
+            HeldReadOutcome::News => {}
+            HeldReadOutcome::Same => self.hasty += 1,
         }
         // A read that counts as not held is followed by a pause.
         Ok((self.hasty < HASTY).then_some(Woken::Elapsed))

@@ -1,8 +1,8 @@
 //! Errors of the bench.
 
 use shared_block_ring::device::DeviceError;
-use shared_block_ring::virtqueue::Broken;
 use std::io::{self, Write};
+use virtio_blk_driver::Broken;
 
 /// An error of the bench.
 #[derive(Debug, thiserror::Error)]

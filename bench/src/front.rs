@@ -5,11 +5,11 @@ use crate::machine::nanoseconds;
 use crate::rows::{Direction, Row, Waiting};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, poll};
-use shared_block_ring::virtqueue::{self, BlockDriver, Request, Shape, VhostUser};
 use shared_block_ring::wait::Limits;
 use std::ops::Range;
 use std::path::Path;
 use std::time::{Duration, Instant};
+use virtio_blk_driver::{BlockDriver, Request, Shape, VhostUser};
 
 /// Bytes that requests walk over.
 pub const REGION: u64 = 64 << 20;
@@ -60,7 +60,7 @@ impl Front {
     pub fn connect(name: &'static str, socket: &Path, bytes: u32, depth: u16) -> Result<Self> {
         let failed = |what: &str| {
             let what = doing(format!("{what} {}", socket.display()));
-            |error: virtqueue::Error| what(error.into())
+            |error: virtio_blk_driver::Error| what(error.into())
         };
         let backend = VhostUser::connect(socket).map_err(failed("connecting to"))?;
         let driver = BlockDriver::over(backend, Shape::new(depth, bytes), &Limits::default())

@@ -13,10 +13,10 @@ use crate::rounds::{Counted, Rounds, beside_line};
 use crate::rows::PEER_ROW;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{
-    Consumer, CreateOptions, Durability, OpenOptions, Producer, UnixDevice, VirtioDevice, create,
-    make_file,
+    Consumer, CreateOptions, Durability, OpenOptions, Producer, UnixDevice, create, make_file,
 };
 use std::path::{Path, PathBuf};
+use virtio_blk_driver::VirtioDevice;
 
 /// Bytes of an item, and items in a batch.
 pub const SIZES: [usize; 3] = [64, 1 << 10, 64 << 10];

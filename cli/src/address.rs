@@ -8,10 +8,9 @@ use shared_block_ring::device::{
 };
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
-use shared_block_ring::pci::NotAnAddress;
 use shared_block_ring::wait::Limits;
 use shared_block_ring::{
-    Error, FileDevice, OpenOptions, RingDevice, UnixDevice, VirtioDevice, refuse_among_devices,
+    Error, FileDevice, OpenOptions, RingDevice, UnixDevice, refuse_among_devices,
 };
 use std::ffi::OsStr;
 use std::fs::File;
@@ -22,6 +21,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
+use virtio_blk_driver::VirtioDevice;
+use virtio_blk_driver::pci::ParsePciAddressError;
 
 /// Help of ADDRESS for a command that takes only files and block devices of this machine's kernel.
 pub const KERNEL_ONLY: &str = "Path of a file or block device, or serial:NAME";
@@ -282,7 +283,8 @@ impl Driven<'_> {
             Self::Socket(path) => VirtioDevice::connect_within(path, sector_size, limits)?,
             Self::Function(text) => {
                 let address = text.to_string_lossy().parse();
-                let address = address.map_err(|e: NotAnAddress| Failure::Refused(e.to_string()))?;
+                let address =
+                    address.map_err(|e: ParsePciAddressError| Failure::Refused(e.to_string()))?;
                 // SAFETY: the device is the machine's, and was taken from the kernel by root for a
                 // program like this one; docs/kernel-bypass.md says what that rests on. A lock
                 // keeps other processes of ours away.

@@ -1,14 +1,21 @@
-//! What the ring, the virtqueue driver and the backend ask of the operating system: space that is
-//! allocated before it is needed, connections and waits that end, and paths that can be printed.
+//! What the ring, the virtio driver and the backend ask of the operating system: mapped memory,
+//! space that is allocated before it is needed, connections and waits that end, and paths that can
+//! be printed.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod dial;
+mod entries;
+mod mapping;
+mod memory;
 mod random;
 mod shown;
 mod space;
 mod wait;
 
 pub use dial::{FIRST_RETRY, LONGEST_RETRY, await_readable, dial, persist};
+pub use entries::entry_names;
+pub use mapping::{Mapping, Word};
+pub use memory::{Memory, Orders};
 pub use random::random_bytes;
 pub use shown::shown;
 pub use space::{Allocation, allocate, allocate_within};

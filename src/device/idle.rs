@@ -5,7 +5,7 @@
 //! wakes it. A process that slept in the read itself could not be stopped, and the kernel would
 //! warn of a hung task.
 
-use super::{AlignedBuf, Answer, DeviceError, HeldReads, Mapping, Memory, Operation};
+use super::{AlignedBuf, DeviceError, HeldReadOutcome, HeldReads, Mapping, Memory, Operation};
 use crate::format::{SectorSize, Side};
 use crate::wait::{Woken, wait_readable};
 use io_uring::{IoUring, opcode, types};
@@ -63,8 +63,8 @@ impl HeldReads for IdleReads {
         peer: Side,
         interrupts: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
-    ) -> Result<Answer, DeviceError> {
-        let Some(reader) = self.reader(peer) else { return Ok(Answer::Unable) };
+    ) -> Result<HeldReadOutcome, DeviceError> {
+        let Some(reader) = self.reader(peer) else { return Ok(HeldReadOutcome::Unable) };
         // At most one caller waits for each side.
         let mut reader = reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader
@@ -145,7 +145,7 @@ impl HeldRead {
         peer: Side,
         interrupts: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
-    ) -> io::Result<Answer> {
+    ) -> io::Result<HeldReadOutcome> {
         if !self.landing.is_lent {
             self.queue(file, peer)?;
         }
@@ -162,10 +162,10 @@ impl HeldRead {
             let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
             match wait_readable(&waited, left)? {
                 Some(0) => {}
-                Some(index) => return Ok(Answer::Woken(Woken::Readable(index - 1))),
-                None if late() => return Ok(Answer::Woken(Woken::TimedOut)),
+                Some(index) => return Ok(HeldReadOutcome::Woken(Woken::Readable(index - 1))),
+                None if late() => return Ok(HeldReadOutcome::Woken(Woken::TimedOut)),
                 // A signal, for whose handler the caller may have to look.
-                None => return Ok(Answer::Woken(Woken::Elapsed)),
+                None => return Ok(HeldReadOutcome::Woken(Woken::Elapsed)),
             }
         }
     }
@@ -231,14 +231,14 @@ impl HeldRead {
         }
     }
 
-    fn answered(&mut self, result: i32) -> Answer {
-        let Some(memory) = &self.landing.memory else { return Answer::Same };
+    fn answered(&mut self, result: i32) -> HeldReadOutcome {
+        let Some(memory) = &self.landing.memory else { return HeldReadOutcome::Same };
         if usize::try_from(result) != Ok(self.sector.len()) {
             // The caller reads the sector itself next, and meets the error.
-            return Answer::Same;
+            return HeldReadOutcome::Same;
         }
         memory.read(0, &mut self.sector);
-        Answer::of(&self.sector, &mut self.last)
+        HeldReadOutcome::of(&self.sector, &mut self.last)
     }
 }
 
@@ -273,7 +273,7 @@ mod tests {
     fn begin(file: &File) -> HeldRead {
         let mut read = HeldRead::new(SectorSize::DEFAULT).unwrap();
         let answer = read.read(file, Side::Consumer, &[], Some(Instant::now())).unwrap();
-        assert_eq!(answer, Answer::Woken(Woken::TimedOut));
+        assert_eq!(answer, HeldReadOutcome::Woken(Woken::TimedOut));
         assert!(read.is_submitted);
         read
     }
@@ -298,7 +298,8 @@ mod tests {
     fn read_goes_on_over_waits_and_tells_what_has_changed() {
         let (reader, mut writer) = pipe();
         let mut read = begin(&reader);
-        for (sector, news) in [([1; 512], Answer::News), ([1; 512], Answer::Same)] {
+        for (sector, news) in [([1; 512], HeldReadOutcome::News), ([1; 512], HeldReadOutcome::Same)]
+        {
             writer.write_all(&sector).unwrap();
             assert_eq!(read.read(&reader, Side::Consumer, &[], None).unwrap(), news);
             assert!(!read.is_submitted);

@@ -13,8 +13,6 @@ mod file;
 mod idle;
 mod lock;
 mod mapped;
-mod mapping;
-mod memory;
 mod open;
 mod presence;
 mod rights;
@@ -22,7 +20,6 @@ mod ring;
 mod serial;
 mod unix;
 mod users;
-mod virtio;
 
 pub use buffer::AlignedBuf;
 pub use disk::BlockDevice;
@@ -32,18 +29,14 @@ pub use file::FileDevice;
 pub use lock::{EDIT_PATIENCE, holder_of};
 pub use lock::{LockRange, RangeLock, holder};
 pub use mapped::MappedDevice;
-pub use mapping::Mapping;
-pub(crate) use mapping::Word;
-#[doc(hidden)] // for the models of the tests, and the region of `vhost-device-blockring`
-pub use memory::{Memory, Orders};
 pub use open::OpenOptions;
 pub use presence::{Displaced, Lookout};
 pub use rights::Forbidden;
-pub use ring::{Answer, HeldReads, RingDevice, Sleep};
-#[doc(hidden)] // for the messages of the programs
-pub use ring_os::shown;
+pub use ring::{HeldReadOutcome, HeldReads, RingDevice, Sleep};
+pub use ring_os::Mapping;
+#[doc(hidden)] // for the models of the tests, and the region of `vhost-device-blockring`
+pub use ring_os::{Memory, Orders, shown};
 pub use serial::find_by_serial;
 pub use unix::UnixDevice;
 #[doc(hidden)] // for `blockring bind`
 pub use users::Machine;
-pub use virtio::VirtioDevice;

@@ -153,13 +153,13 @@ pub trait HeldReads {
         peer: Side,
         interrupts: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
-    ) -> Result<Answer, DeviceError>;
+    ) -> Result<HeldReadOutcome, DeviceError>;
 }
 
 /// How a read that may be held ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Answer {
+pub enum HeldReadOutcome {
     /// With other bytes than the last one.
     News,
     /// With the same bytes as the last one, or with none.
@@ -170,9 +170,10 @@ pub enum Answer {
     Unable,
 }
 
-impl Answer {
-    /// Compares `sector` with the last answer, and keeps it as that.
-    pub(super) fn of(sector: &[u8], last: &mut Option<Vec<u8>>) -> Self {
+impl HeldReadOutcome {
+    /// Compares `sector` with the last answer, and keeps it as that: [`News`](Self::News) if it
+    /// differs, [`Same`](Self::Same) if not.
+    pub fn of(sector: &[u8], last: &mut Option<Vec<u8>>) -> Self {
         if last.as_deref() == Some(sector) {
             return Self::Same;
         }

@@ -1,8 +1,8 @@
 //! The users of a disk or a file: mounts, swaps, volumes, loop devices and processes, as the kernel
 //! shows them.
 
-use crate::pci::{Sysfs, names};
 use nix::sys::stat::{FileStat, SFlag, fstat, major, minor};
+use ring_os::entry_names;
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 /// The folders in which the kernel shows devices and processes.
 #[derive(Debug, Clone)]
 pub struct Machine {
-    /// The tree below `/sys`.
-    pub sysfs: Sysfs,
+    /// `/sys`.
+    pub sysfs: PathBuf,
     /// `/proc`.
     pub proc: PathBuf,
     /// `/dev`.
@@ -25,7 +25,7 @@ pub struct Machine {
 impl Default for Machine {
     /// The folders of this machine.
     fn default() -> Self {
-        Self { sysfs: Sysfs::default(), proc: "/proc".into(), dev: "/dev".into() }
+        Self { sysfs: "/sys".into(), proc: "/proc".into(), dev: "/dev".into() }
     }
 }
 
@@ -80,7 +80,7 @@ impl Machine {
     /// Returns the same for the block device with that number: for a partition, of its disk, too.
     pub(super) fn user_of_number(&self, number: u64) -> io::Result<Option<String>> {
         let link = format!("dev/block/{}:{}", major(number), minor(number));
-        let folder = fs::canonicalize(self.sysfs.root().join(link))?;
+        let folder = fs::canonicalize(self.sysfs.join(link))?;
         let name =
             |folder: &Path| folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
         if !folder.join("partition").exists() {
@@ -100,8 +100,8 @@ impl Machine {
     /// Returns the loop device that shows a file or block device, as far as its path is seen from
     /// here.
     pub(super) fn loop_over(&self, file: &Metadata) -> Option<PathBuf> {
-        let block = self.sysfs.root().join("block");
-        names(&block).ok()?.into_iter().find_map(|name| {
+        let block = self.sysfs.join("block");
+        entry_names(&block).ok()?.into_iter().find_map(|name| {
             let backing = fs::read(block.join(&name).join("loop/backing_file")).ok()?;
             let backing = OsStr::from_bytes(backing.strip_suffix(b"\n").unwrap_or(&backing));
             let backing = fs::metadata(backing).ok()?;
@@ -132,7 +132,7 @@ impl Machine {
     /// that the loop device begins at; `None` for other devices.
     pub(super) fn backing_file(&self, number: u64) -> Option<(PathBuf, u64)> {
         let number = format!("dev/block/{}:{}/loop", major(number), minor(number));
-        let folder = self.sysfs.root().join(number);
+        let folder = self.sysfs.join(number);
         let path = fs::read(folder.join("backing_file")).ok()?;
         let path = OsStr::from_bytes(path.strip_suffix(b"\n").unwrap_or(&path));
         let offset = fs::read_to_string(folder.join("offset")).ok()?.trim_end().parse().ok()?;
@@ -145,13 +145,13 @@ impl Machine {
     /// The operating system's.
     pub fn process_with(&self, paths: &[PathBuf]) -> io::Result<Option<(String, PathBuf)>> {
         let own = std::process::id().to_string();
-        for process in names(&self.proc)? {
+        for process in entry_names(&self.proc)? {
             if process == own || process.parse::<u32>().is_err() {
                 continue;
             }
             let folder = self.proc.join(&process);
             // A process that has ended meanwhile, or that this user may not see, shows no files.
-            for file in names(&folder.join("fd")).unwrap_or_default() {
+            for file in entry_names(&folder.join("fd")).unwrap_or_default() {
                 let target = fs::read_link(folder.join("fd").join(file)).unwrap_or_default();
                 if paths.contains(&target) {
                     let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
@@ -163,10 +163,10 @@ impl Machine {
     }
 
     fn parts(&self, disk: &str) -> io::Result<Vec<Part>> {
-        let folder = self.sysfs.root().join("block").join(disk);
+        let folder = self.sysfs.join("block").join(disk);
         let part = |name: &str, folder| Part { node: self.node(name), folder };
         let mut parts = vec![part(disk, folder.clone())];
-        for name in names(&folder)? {
+        for name in entry_names(&folder)? {
             let folder = folder.join(&name);
             if folder.join("partition").exists() {
                 parts.push(part(&name, folder));
@@ -185,7 +185,7 @@ impl Machine {
         if swaps.lines().any(|line| is_node(line.split_whitespace().next())) {
             return Ok(Some(format!("{node} is a swap (swapoff {node})")));
         }
-        if let Some(holder) = names(&part.folder.join("holders"))?.into_iter().next() {
+        if let Some(holder) = entry_names(&part.folder.join("holders"))?.into_iter().next() {
             let holder_node = self.node(&holder);
             let remedy = match holder.get(..2) {
                 Some("dm") => "dmsetup remove, or vgchange -an, takes it off".to_owned(),
@@ -196,8 +196,8 @@ impl Machine {
             return Ok(Some(format!("{holder_node} is built upon {node} ({remedy})")));
         }
         // A loop device claims nothing of the disk that it shows.
-        for name in names(&self.sysfs.root().join("block"))? {
-            let file = self.sysfs.root().join("block").join(&name).join("loop/backing_file");
+        for name in entry_names(&self.sysfs.join("block"))? {
+            let file = self.sysfs.join("block").join(&name).join("loop/backing_file");
             if is_node(Some(read_if_there(&file)?.trim_end())) {
                 let holder = self.node(&name);
                 let holder = holder.display();

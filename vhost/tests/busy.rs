@@ -9,9 +9,10 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Durability, Error, Producer, UnixDevice, VirtioDevice};
+use shared_block_ring::{Consumer, Durability, Error, Producer, UnixDevice};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+use virtio_blk_driver::VirtioDevice;
 
 const ITEMS: u64 = 20_000;
 const BATCH: u64 = 16;

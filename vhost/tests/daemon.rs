@@ -13,11 +13,12 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{
     Consumer, Control, CreateOptions, Error, OpenOptions, Position, Producer, RingDevice,
-    UnixDevice, VirtioDevice, create,
+    UnixDevice, create,
 };
 use std::os::fd::BorrowedFd;
 use std::path::Path;
 use std::time::Duration;
+use virtio_blk_driver::VirtioDevice;
 
 #[test]
 fn capabilities_are_json() {

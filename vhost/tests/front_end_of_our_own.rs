@@ -6,9 +6,10 @@ mod common;
 use common::daemon::Scene;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{
-    BlockDevice, Consumer, Control, CreateOptions, Error, Producer, State, VirtioDevice, create,
+    BlockDevice, Consumer, Control, CreateOptions, Error, Producer, State, create,
 };
 use std::io::{ErrorKind, IoSlice, IoSliceMut};
+use virtio_blk_driver::VirtioDevice;
 
 fn connect(scene: &Scene) -> VirtioDevice {
     VirtioDevice::connect(&scene.path("s"), None).unwrap()

@@ -11,15 +11,14 @@ use shared_block_ring::device::Displaced;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{
-    BlockDevice, Consumer, Durability, Error, Position, Producer, RingDevice, VirtioDevice,
-};
+use shared_block_ring::{BlockDevice, Consumer, Durability, Error, Position, Producer, RingDevice};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+use virtio_blk_driver::VirtioDevice;
 
 /// Backends that are killed under each load.
 const KILLS: u64 = 50;

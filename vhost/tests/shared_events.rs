@@ -16,10 +16,10 @@ use ring_test_support::split_ring::{readable, writable};
 use shared_block_ring::device::bell::PAGE_BYTES;
 use shared_block_ring::device::{Mapping, Memory};
 use shared_block_ring::handover::{Answer, Hello, Role, VERSION, receive, send};
-use shared_block_ring::virtqueue::IDLE;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN};
+use virtio_blk_driver::IDLE;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::EventFd;
 

@@ -10,7 +10,6 @@ use ring_test_support::executor_disk::Disk;
 use ring_test_support::process::eventually;
 use ring_test_support::worker_disk::Direct;
 use shared_block_ring::format::Side;
-use shared_block_ring::virtqueue::{BlockDriver, Request, Shape, VhostUser};
 use shared_block_ring::wait::Limits;
 use shared_block_ring::{Consumer, Durability, Producer, RingDevice};
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -18,6 +17,7 @@ use std::cell::Cell;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use virtio_blk_driver::{BlockDriver, Request, Shape, VhostUser};
 
 thread_local! {
     /// Allocations of this thread since counting began; `None` while they are not counted.

@@ -8,12 +8,13 @@ use common::daemon::{Daemon, Scene};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Limits, Wait, Woken};
-use shared_block_ring::{BlockDevice, Consumer, Error, UnixDevice, VirtioDevice};
+use shared_block_ring::{BlockDevice, Consumer, Error, UnixDevice};
 use std::io::{self, ErrorKind, IoSliceMut};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
+use virtio_blk_driver::VirtioDevice;
 
 /// A time that only a failing test takes.
 const LONG: Duration = Duration::from_secs(60);

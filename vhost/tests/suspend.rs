@@ -11,10 +11,10 @@ use shared_block_ring::format::{FLAG_AT, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{
     Consumer, Control, MappedDevice, Position, Producer, RingDevice, State, UnixDevice,
-    VirtioDevice,
 };
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use virtio_blk_driver::VirtioDevice;
 
 /// Runs `work` in front of each write of sector 2: between its reading and its writing.
 fn interrupted<D: RingDevice>(device: D, work: impl FnMut() + Send) -> impl RingDevice {

@@ -8,10 +8,11 @@ use ring_test_support::process::{PATIENCE, eventually};
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Error, Position, Producer, VirtioDevice};
+use shared_block_ring::{Consumer, Error, Position, Producer};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use virtio_blk_driver::VirtioDevice;
 
 const HOLD: [&str; 2] = ["--hold-ms", "3600000"];
 

@@ -2,9 +2,9 @@
 
 use super::held::Free;
 use super::steps::{State, Step};
-use shared_block_ring::pci::{PciAddress, Sysfs};
 use std::fs::File;
 use std::io::{self, Write};
+use virtio_blk_driver::pci::{PciAddress, Sysfs};
 
 /// A device whose driver can be changed.
 pub trait Target {

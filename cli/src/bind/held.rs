@@ -2,10 +2,10 @@
 
 use super::Machine;
 use nix::errno::Errno;
-use shared_block_ring::pci::PciAddress;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
+use virtio_blk_driver::pci::{PciAddress, Sysfs};
 
 /// A disk that is open exclusively: nothing else can mount it, claim it or build on it.
 #[derive(Debug)]
@@ -37,7 +37,7 @@ pub fn free(machine: &Machine, disk: &str) -> io::Result<Result<Free, String>> {
 
 /// Returns the process that drives the device without the kernel, as far as `/proc` shows it.
 pub fn driven_by(machine: &Machine, address: PciAddress) -> io::Result<Option<String>> {
-    let sysfs = &machine.sysfs;
+    let sysfs = Sysfs::at(&machine.sysfs);
     let mut ways = vec![sysfs.config(address)];
     ways.extend((0..6).map(|bar| sysfs.resource(address, bar)));
     // `/proc` shows the paths with all links resolved.

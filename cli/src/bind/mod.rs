@@ -14,11 +14,11 @@ use choice::{Driver, Offer, choose};
 use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::Uid;
 use shared_block_ring::device::Machine;
-use shared_block_ring::pci::{Claim, NotAnAddress, PciAddress};
 use std::io;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use steps::{State, VIRTIO};
+use virtio_blk_driver::pci::{Claim, ParsePciAddressError, PciAddress, Sysfs};
 
 /// Longest wait for the node of a disk after the kernel got the device back.
 const NODE: Duration = Duration::from_secs(5);
@@ -70,7 +70,7 @@ pub struct Unbind {
 }
 
 /// Reads a PCI address, with or without the prefix that it has as a ring's ADDRESS.
-fn address(text: &str) -> Result<PciAddress, NotAnAddress> {
+fn address(text: &str) -> Result<PciAddress, ParsePciAddressError> {
     text.strip_prefix("pci:").unwrap_or(text).parse()
 }
 
@@ -78,7 +78,7 @@ impl Bind {
     pub fn run(self) -> Outcome {
         require_output()?;
         let change = Change::of(Machine::default(), self.address)?;
-        let (sysfs, now) = (&change.machine.sysfs, &change.now);
+        let (sysfs, now) = (&change.sysfs, &change.now);
         let fail = Failure::io(self.address.to_string());
         let offer = Offer {
             iommu: sysfs.iommu_group(self.address).map_err(fail)?.is_some(),
@@ -100,7 +100,7 @@ impl Unbind {
     pub fn run(self) -> Outcome {
         require_output()?;
         let change = Change::of(Machine::default(), self.address)?;
-        if !change.machine.sysfs.has_driver(VIRTIO) {
+        if !change.sysfs.has_driver(VIRTIO) {
             return Err(change.refused("the kernel has no driver virtio-pci (modprobe virtio-pci)"));
         }
         let done = change.carry_out(&State::of_the_kernel(), self.dry_run)?;
@@ -154,6 +154,7 @@ impl Done {
 /// A change of the driver of a virtio disk, and the state before it.
 struct Change {
     machine: Machine,
+    sysfs: Sysfs,
     address: PciAddress,
     now: State,
 }
@@ -161,7 +162,7 @@ struct Change {
 impl Change {
     fn of(machine: Machine, address: PciAddress) -> Result<Self, Failure> {
         let fail = || Failure::io(address.to_string());
-        let sysfs = &machine.sysfs;
+        let sysfs = Sysfs::at(&machine.sysfs);
         let there = || -> Result<String, Failure> {
             let disks = sysfs.virtio_blk().map_err(Failure::io("/sys/bus/pci/devices"))?;
             let disks: Vec<_> = disks.iter().map(PciAddress::to_string).collect();
@@ -181,8 +182,8 @@ impl Change {
             );
             return Err(Failure::Refused(text));
         }
-        let now = state_of(sysfs, address).map_err(fail())?;
-        Ok(Self { machine, address, now })
+        let now = state_of(&sysfs, address).map_err(fail())?;
+        Ok(Self { machine, sysfs, address, now })
     }
 
     fn refused(&self, why: &str) -> Failure {
@@ -209,7 +210,7 @@ impl Change {
     }
 
     fn device(&self, disks: Vec<held::Free>) -> Device<'_> {
-        Device { sysfs: &self.machine.sysfs, address: self.address, disks }
+        Device { sysfs: &self.sysfs, address: self.address, disks }
     }
 
     fn claim(&self) -> Result<Claim, Failure> {
@@ -221,7 +222,7 @@ impl Change {
         if let Some(why) = held::driven_by(&self.machine, self.address).map_err(fail)? {
             return Err(Failure::Refused(why));
         }
-        let claim = self.machine.sysfs.claim(self.address).map_err(fail)?;
+        let claim = self.sysfs.claim(self.address).map_err(fail)?;
         claim.ok_or_else(|| self.refused("another process drives or binds it (end that first)"))
     }
 
@@ -231,13 +232,13 @@ impl Change {
             return Ok(Vec::new());
         }
         let fail = |source: io::Error| self.not_allowed(source);
-        let disks = self.machine.sysfs.disks(self.address).map_err(fail)?;
+        let disks = self.sysfs.disks(self.address).map_err(fail)?;
         let free = disks.iter().map(|disk| held::free(&self.machine, disk).map_err(fail));
         free.map(|disk| disk?.map_err(|why| self.refused(&why))).collect()
     }
 
     fn not_allowed(&self, source: io::Error) -> Failure {
-        let about = statvfs(self.machine.sysfs.root());
+        let about = statvfs(self.sysfs.root());
         let is_read_only = about.is_ok_and(|about| about.flags().contains(FsFlags::ST_RDONLY));
         match denial(source.kind(), is_read_only, Uid::effective().is_root()) {
             Some(why) => self.refused(&format!("{source}: {why}")),
@@ -249,7 +250,7 @@ impl Change {
     fn disk_again(&self) -> Result<PathBuf, Failure> {
         let deadline = Instant::now() + NODE;
         loop {
-            let disks = self.machine.sysfs.disks(self.address);
+            let disks = self.sysfs.disks(self.address);
             let disks = disks.map_err(Failure::io(self.address.to_string()))?;
             let node = disks.first().map(|disk| self.machine.node(disk));
             match node {

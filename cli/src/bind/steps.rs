@@ -1,7 +1,7 @@
 //! The writes to sysfs that change the driver of a device. Pure: no I/O.
 
-use shared_block_ring::pci::{PciAddress, Sysfs};
 use std::path::PathBuf;
+use virtio_blk_driver::pci::{PciAddress, Sysfs};
 
 /// The kernel's driver for virtio devices on PCI.
 pub const VIRTIO: &str = "virtio-pci";

@@ -4,10 +4,10 @@
 use super::held::{driven_by, free};
 use super::steps::{State, VIRTIO};
 use super::{Change, Machine, address, denial};
-use shared_block_ring::pci::{PciAddress, Sysfs};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use virtio_blk_driver::pci::{PciAddress, Sysfs};
 
 const DEVICE: &str = "sys/bus/pci/devices/0000:00:04.0";
 
@@ -60,8 +60,7 @@ impl Scene {
     }
 
     fn machine(&self) -> Machine {
-        let sysfs = Sysfs::at(self.path("sys"));
-        Machine { sysfs, proc: self.path("proc"), dev: self.path("dev") }
+        Machine { sysfs: self.path("sys"), proc: self.path("proc"), dev: self.path("dev") }
     }
 
     fn change(&self, address: &str) -> Result<Change, String> {
@@ -152,7 +151,7 @@ fn what_a_process_drives_is_not_taken_from_it() {
     }
     let scene = Scene::new();
     let change = scene.change("00:04.0").unwrap();
-    let _other = scene.machine().sysfs.claim(place()).unwrap().unwrap();
+    let _other = change.sysfs.claim(place()).unwrap().unwrap();
     let why = change.claim().unwrap_err().to_string();
     assert!(why.contains("another process"), "{why}");
 }

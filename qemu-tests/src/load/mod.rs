@@ -19,8 +19,9 @@ use std::time::Duration;
 use shared_block_ring::device::{DeviceError, Operation, find_by_serial};
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::handover::Role;
-use shared_block_ring::pci::NotAnAddress;
-use shared_block_ring::{Error, OpenOptions, RingDevice, UnixDevice, VirtioDevice};
+use shared_block_ring::{Error, OpenOptions, RingDevice, UnixDevice};
+use virtio_blk_driver::VirtioDevice;
+use virtio_blk_driver::pci::ParsePciAddressError;
 
 pub use consume::consume;
 pub use lives::{drain, feed};
@@ -96,7 +97,7 @@ pub fn open(address: &str, role: Role, sector_size: Option<SectorSize>) -> Resul
 /// Returns the disk that this process drives itself, if the address is a pci:ADDRESS.
 pub fn driven(address: &str) -> Result<Option<VirtioDevice>, Error> {
     let Some(function) = address.strip_prefix("pci:") else { return Ok(None) };
-    let function = function.parse().map_err(|e: NotAnAddress| {
+    let function = function.parse().map_err(|e: ParsePciAddressError| {
         let source = io::Error::new(io::ErrorKind::InvalidInput, e);
         DeviceError::new(address, Operation::Take, source)
     })?;

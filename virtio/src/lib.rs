@@ -1,0 +1,47 @@
+//! The driver's side of a virtio block device (virtio 1.3, 2.7 and 5.2), in a process.
+//!
+//! A [`Transport`] is the way to a device: [`VhostUser`] to one in another process, [`Pci`] to one
+//! of this machine. A [`BlockDriver`] is made over it, and owns all that belongs together: the
+//! virtqueue, the memory that device and driver share, and the transport. [`Reconnect`] looks for a
+//! device that has gone.
+//!
+//! A device writes to the memory that its driver was made with, and to no other: descriptors are
+//! made within the package alone, of ranges of that memory. It is given back after the device has
+//! stopped, or not at all.
+//!
+//! With the feature `ring`, `VirtioDevice` is a device of the crate `shared-block-ring` over such a
+//! driver.
+#![deny(missing_docs)]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+mod block;
+mod disk;
+mod driver;
+mod error;
+mod memory;
+pub mod pci;
+mod pci_transport;
+mod queue;
+mod reconnect;
+mod request;
+#[cfg(feature = "ring")]
+mod ring;
+mod shape;
+#[cfg(test)]
+mod tests;
+mod transport;
+mod vhost_user;
+
+pub use disk::{Difference, Disk};
+pub use driver::BlockDriver;
+pub use error::{Error, Refusal, ResumeError, Step};
+pub use pci_transport::{CapsError, Pci};
+pub use queue::Broken;
+pub use reconnect::Reconnect;
+pub use request::{Completion, IDLE, Request, RequestId, Slot};
+#[cfg(feature = "ring")]
+pub use ring::VirtioDevice;
+pub use ring_os::{Limits, wait_readable};
+pub use shape::{Chains, Shape};
+pub use transport::Transport;
+pub use vhost_user::VhostUser;
