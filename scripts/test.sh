@@ -7,7 +7,7 @@ usage() {
 usage: scripts/test.sh [--quick | --long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds everything, and runs the suites
-  library      the ring library, and its micro-benchmarks, run once
+  library      the ring library, its micro-benchmarks, run once, and the virtio driver
   cli          the blockring program, and what the programs do about standard error, panics and limits of the machine
   simulation   every crash of short programs on a simulated disk, interleavings, mutants
   vhost        the vhost-user back end
@@ -16,7 +16,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds every
   qemu         real guests (emulated where there is no KVM), two tests at a time
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
-With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, cli, program, vhost), three programs at a time;
+With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, virtio, cli, program, vhost), three programs at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
@@ -58,7 +58,7 @@ build_tests() {
 
 # Packages whose tests have a suite below. A folder that is missing here would be run by nobody.
 packages=("$root" "$root/bench" "$root/cli" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
-    "$root/vhost")
+    "$root/vhost" "$root/virtio")
 
 expect_a_suite_for_each_package() {
     local folder missing
@@ -179,7 +179,7 @@ scripts/setup.sh
 
 if ((quick)); then
     build_tests
-    suite quick 15 test_programs 3 "$root" "$root/os" "$root/cli" "$root/program" "$root/vhost"
+    suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/cli" "$root/program" "$root/vhost"
     finish
     exit
 fi
@@ -202,7 +202,7 @@ summary+=("$(printf '%-10s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed
 # The helpers that boot guests need not ask cargo.
 export BLOCKRING_BUILT=1
 
-suite library "$((long ? 60 : 10))" test_programs 2 "$root" "$root/os" "$root/test-support"
+suite library "$((long ? 60 : 10))" test_programs 2 "$root" "$root/os" "$root/virtio" "$root/test-support"
 suite cli 10 test_programs 2 "$root/cli" "$root/program"
 suite simulation "$((long ? 90 : 8))" test_programs 1 "$root/sim"
 suite vhost 12 test_programs 2 "$root/vhost"

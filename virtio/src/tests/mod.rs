@@ -1,7 +1,7 @@
 //! The driver's side against a small device.
 //!
 //! An interpreter that looks for undefined behaviour runs what its time allows, with the queue in
-//! memory of the process: `cargo +nightly miri test --lib virtqueue::tests`.
+//! memory of the process: `cargo +nightly miri test -p virtio-blk-driver --lib tests`.
 #![allow(clippy::unwrap_used)]
 
 mod device;
