@@ -188,7 +188,7 @@ impl Wait {
                 return Ok(None);
             }
             HeldReadOutcome::News | HeldReadOutcome::Same if asked.elapsed() >= LONGEST_PAUSE => {
-                self.hasty = 0
+                self.hasty = 0;
             }
             HeldReadOutcome::News => {}
             HeldReadOutcome::Same => self.hasty += 1,

@@ -108,7 +108,7 @@ fn consumer_and_worker_make_no_system_call_per_item_while_both_are_busy() {
             forbid_system_calls();
             consume(&mut consumer);
         });
-        let device = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+        let device = VirtioDevice::connect(scene.path("s"), None).unwrap();
         let mut producer = Producer::attach(device, "q", "p").unwrap();
         producer.set_durability(Durability::PageCache);
         let mut number = 0;

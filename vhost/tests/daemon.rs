@@ -271,7 +271,7 @@ fn damaged_ring_is_not_served() {
 fn unguarded_guest_makes_its_own_ring_and_consumers_are_told() {
     let scene = Scene::new();
     let _daemon = scene.start(&["--guard", "off", "--size", "64K"]);
-    let disk = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+    let disk = VirtioDevice::connect(scene.path("s"), None).unwrap();
     create(&disk, CreateOptions::default()).unwrap();
     let mut producer = Producer::attach(disk, "queue", "guest").unwrap();
     let end = producer.push("item").unwrap();

@@ -12,7 +12,7 @@ use std::io::{ErrorKind, IoSlice, IoSliceMut};
 use virtio_blk_driver::VirtioDevice;
 
 fn connect(scene: &Scene) -> VirtioDevice {
-    VirtioDevice::connect(&scene.path("s"), None).unwrap()
+    VirtioDevice::connect(scene.path("s"), None).unwrap()
 }
 
 /// Returns item `number`, whose length and bytes depend on its number.
@@ -120,7 +120,7 @@ fn connect_to_a_busy_backend_gives_up() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
     let first = connect(&scene);
-    let words = VirtioDevice::connect(&scene.path("s"), None).unwrap_err().to_string();
+    let words = VirtioDevice::connect(scene.path("s"), None).unwrap_err().to_string();
     assert!(words.contains("another front end"), "{words}");
     drop(first);
     connect(&scene).flush().unwrap();

@@ -33,7 +33,7 @@ const BATCHES: [u64; 3] = [1, 8, 400];
 const END: &[u8] = b"end";
 
 fn connect(scene: &Scene) -> VirtioDevice {
-    VirtioDevice::connect(&scene.path("s"), None).unwrap().patience(PATIENCE)
+    VirtioDevice::connect(scene.path("s"), None).unwrap().patience(PATIENCE)
 }
 
 /// Returns item `number`, which begins with its number.

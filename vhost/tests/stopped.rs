@@ -57,7 +57,7 @@ fn connect_to_stopped_backend_ends_at_its_deadline() {
         let unix = UnixDevice::connect_within(scene.path("c"), role, &limits);
         assert_eq!(source(unix).kind(), ErrorKind::TimedOut);
     }
-    let virtio = VirtioDevice::connect_within(&scene.path("s"), None, &limits);
+    let virtio = VirtioDevice::connect_within(scene.path("s"), None, &limits);
     assert_eq!(source(virtio).kind(), ErrorKind::TimedOut);
 }
 
@@ -65,7 +65,7 @@ fn connect_to_stopped_backend_ends_at_its_deadline() {
 fn connect_to_stopped_backend_without_limits_gives_up_by_itself() {
     let (scene, _daemon) = stopped();
     assert_eq!(source(scene.connect(Role::Control)).kind(), ErrorKind::TimedOut);
-    let error = source(VirtioDevice::connect(&scene.path("s"), None));
+    let error = source(VirtioDevice::connect(scene.path("s"), None));
     assert_eq!(error.kind(), ErrorKind::TimedOut);
     assert!(error.to_string().contains("no answer within 5 s"), "{error}");
 }
@@ -82,7 +82,7 @@ fn connect_to_stopped_backend_ends_when_asked_to_stop() {
     let virtio = interrupted(|stop| {
         let stop = [stop.as_fd()];
         let limits = Limits::default().or_on(&stop);
-        source(VirtioDevice::connect_within(&scene.path("s"), None, &limits))
+        source(VirtioDevice::connect_within(scene.path("s"), None, &limits))
     });
     assert_eq!(virtio.kind(), ErrorKind::Interrupted);
 }
@@ -123,7 +123,7 @@ fn search_for_backend_that_comes_back_stopped_ends_when_asked_to_stop() {
 fn request_to_stopped_backend_ends_soon_after_stop() {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let device = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+    let device = VirtioDevice::connect(scene.path("s"), None).unwrap();
     daemon.halt();
     let (asked, error) = interrupted(|stop| {
         let device = device.stop_on(stop.as_fd().try_clone_to_owned().unwrap());

@@ -50,7 +50,7 @@ fn host_suspend_survives_an_advance_of_a_guest_that_had_read_before() {
     publish(&mut producer, 4);
     let control = || Control::open(scene.connect(Role::Control).unwrap()).unwrap();
     let wanted = Mutex::new(None);
-    let guest = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+    let guest = VirtioDevice::connect(scene.path("s"), None).unwrap();
     let guest = interrupted(guest, || {
         let mut host: Control<UnixDevice> = control();
         match wanted.lock().unwrap().take() {

@@ -17,7 +17,7 @@ use virtio_blk_driver::VirtioDevice;
 const HOLD: [&str; 2] = ["--hold-ms", "3600000"];
 
 fn full(scene: &Scene) -> Producer<VirtioDevice> {
-    let device = VirtioDevice::connect(&scene.path("s"), None).unwrap();
+    let device = VirtioDevice::connect(scene.path("s"), None).unwrap();
     let mut producer = Producer::attach(device, "q", "p").unwrap();
     while let Ok(end) = producer.push(&[7; 1000]) {
         producer.advance(end).unwrap();

@@ -7,7 +7,7 @@ use super::{Change, Machine, address, denial};
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use virtio_blk_driver::pci::{PciAddress, Sysfs};
+use virtio_blk_driver::pci::PciAddress;
 
 const DEVICE: &str = "sys/bus/pci/devices/0000:00:04.0";
 
