@@ -22,16 +22,16 @@ TEXT
 case "${1:-}" in
     -h | --help)
         usage
-        [ ! -x "${CARGO_TARGET_DIR:-target}/release/ring-bench" ] ||
-            { echo; "${CARGO_TARGET_DIR:-target}/release/ring-bench" --help; }
+        # Its own help, where it is built.
+        program=$(dirname "${BASH_SOURCE[0]}")/../${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/release/ring-bench
+        [ ! -x "$program" ] || { echo; "$program" --help; }
         exit 0
         ;;
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-release=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
 
 scripts/setup.sh
-cargo build --quiet --locked --release --workspace --bins
+release=$(scripts/build.sh --quiet --bin ring-bench)
 exec "$release/ring-bench" "$@"

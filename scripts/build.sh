@@ -1,23 +1,34 @@
 #!/usr/bin/env bash
-# The release build of the host's programs that scripts and tests with guests start. See scripts/build.sh --help.
+# The release build of the programs that scripts, and tests with guests, start. See scripts/build.sh --help.
 set -euo pipefail
 
 case "${1:-}" in
-    "") ;;
-    *)
+    -h | --help)
         cat <<'TEXT'
-usage: scripts/build.sh
+usage: scripts/build.sh [OPTION OF cargo build...]
 
-Builds blockring, vhost-device-blockring, and the programs that boot guests and kill processes, into target/release.
-Of the whole workspace's packages, so that all builds ask for the same features of the crates that the packages share, and each
-crate is compiled once.
+Builds blockring, vhost-device-blockring, and the programs that boot guests, produce load and kill processes,
+linked statically: the same files run on the host, in a guest without libraries and in an empty container.
+Prints the folder that they are in. Options name further targets.
+
+All builds of the release go through this script, select all of the workspace's packages and so ask for the
+same features of the crates that the packages share: each crate is compiled once.
+
+Examples:
+  scripts/build.sh                        the programs
+  scripts/build.sh --bin ring-bench       and the measurements
 TEXT
-        [ "$1" = --help ] || [ "$1" = -h ] || exit 2
         exit
         ;;
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-exec cargo build --quiet --locked --release --workspace --bin blockring --bin vhost-device-blockring \
-    --bin boot-guest --bin crash-campaign --bin crashload --bin ringload
+triple=x86_64-unknown-linux-gnu
+unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
+export RUSTFLAGS='-C target-feature=+crt-static'
+cargo build --locked --release --target "$triple" --workspace \
+    --bin blockring --bin vhost-device-blockring \
+    --bin boot-guest --bin crash-campaign --bin crashload --bin ringload \
+    --bin ringmodel --bin redteam --bin channels --bin syscalls "$@"
+printf '%s/%s/release\n' "$(realpath -m "${CARGO_TARGET_DIR:-target}")" "$triple"

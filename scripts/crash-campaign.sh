@@ -4,11 +4,9 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-release=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
 
 scripts/setup.sh
-# As in scripts/test.sh, which has built it.
-scripts/build.sh
+release=$(scripts/build.sh --quiet)
 case " $* " in
     *" --help "* | *" -h "*) ;;
     *) "$release/boot-guest" --prepare ;;

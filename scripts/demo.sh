@@ -36,7 +36,6 @@ esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-release=$(realpath -m "${CARGO_TARGET_DIR:-target}")/release
 
 say() { printf 'demo: %s\n' "$*" >&2; }
 fail() { say "$*"; exit 1; }
@@ -81,7 +80,7 @@ value() { sed -n "s/^$1 //p" "$folder/guest.out"; }
 
 scripts/setup.sh
 say "building"
-scripts/build.sh
+release=$(scripts/build.sh --quiet)
 "$release/boot-guest" --prepare
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/blockring-demo.XXXXXX")

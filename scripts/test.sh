@@ -41,7 +41,6 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
 trap 'rm -rf "$work"' EXIT
@@ -68,9 +67,9 @@ expect_a_suite_for_each_package() {
 }
 
 build_programs() {
-    scripts/build.sh
-    cargo build --locked --release --workspace --bench instructions
-    "$target/release/boot-guest" --prepare
+    local release
+    release=$(scripts/build.sh --bench instructions)
+    "$release/boot-guest" --prepare
     scripts/fuzz.sh --build
 }
 
@@ -78,8 +77,8 @@ build_programs() {
 expect_nothing_to_build() {
     local said
     said=$({
-        cargo build --locked --release --workspace --bin blockring --bin vhost-device-blockring --bin crashload --bin ringload
-        cargo build --locked --release --workspace --bench instructions
+        scripts/build.sh
+        scripts/build.sh --bench instructions
         cargo build --locked --workspace --profile test --bin blockring --bin vhost-device-blockring --example transfer
         cargo test --locked --workspace --no-run
     } 2>&1)

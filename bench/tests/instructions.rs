@@ -69,16 +69,13 @@ fn instruction_count_is_the_same_each_time() {
 
 /// Returns the release build of the program that is counted, as cargo names it.
 fn program() -> PathBuf {
-    // All packages, as in every release build: see `qemu_tests::binaries`.
-    let output = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--release", "--message-format=json"])
-        .args(["--workspace", "--bench", "instructions"])
-        .current_dir(binaries::workspace())
+    let output = binaries::release_build()
+        .args(["--bench", "instructions", "--message-format=json"])
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let messages = String::from_utf8(output.stdout).unwrap();
-    let mut messages = messages.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let mut messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     let built = messages.find(|message| message["target"]["name"] == "instructions").unwrap();
     built["executable"].as_str().unwrap().into()
 }

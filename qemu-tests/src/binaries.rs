@@ -1,4 +1,5 @@
-//! The programs under test: built once a process, by cargo, and found where cargo puts them.
+//! The programs under test: built once a process, and found where cargo puts them. The release is
+//! linked statically, so that guests and the host run the same files.
 //!
 //! Several test processes may do so at once: cargo's lock makes the later ones wait, and then find
 //! everything fresh. With `BLOCKRING_BUILT` in the environment nothing is built: `scripts/test.sh`
@@ -10,9 +11,6 @@ use std::process::Command;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result, tail};
-
-/// The guest's programs are linked statically: its image has no shared libraries.
-const GUEST_TARGET: &str = "x86_64-unknown-linux-gnu";
 
 /// The programs of one build.
 #[derive(Debug, Clone)]
@@ -26,7 +24,7 @@ impl Binaries {
         self.folder.join("blockring")
     }
 
-    /// Returns the vhost-user back end. Only the host has it.
+    /// Returns the vhost-user back end.
     pub fn vhost_device_blockring(&self) -> PathBuf {
         self.folder.join("vhost-device-blockring")
     }
@@ -67,81 +65,57 @@ impl Binaries {
     }
 }
 
-/// The programs that the guest's image holds.
-const GUEST_PROGRAMS: [&str; 7] =
-    ["blockring", "ringload", "crashload", "ringmodel", "redteam", "channels", "syscalls"];
-
-/// The programs that tests start on the host.
-const HOST_PROGRAMS: [&str; 4] = ["blockring", "vhost-device-blockring", "crashload", "ringload"];
-
-/// Returns the host's programs, release build.
-///
-/// The build selects all of the workspace's packages: a build of some of them would ask for other
-/// features of the crates they share, and compile those again.
-pub fn host() -> Result<&'static Binaries> {
+/// Returns the release build, for the host and for guests.
+pub fn release() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
     once(&BUILT, || {
-        let programs = HOST_PROGRAMS.iter().flat_map(|program| ["--bin", program]);
-        build(
-            &["--workspace", "--release"].into_iter().chain(programs).collect::<Vec<_>>(),
-            |_| {},
-        )?;
-        Ok(Binaries { folder: target_dir().join("release") })
+        run(&mut release_build())?;
+        Ok(Binaries { folder: target_dir().join("x86_64-unknown-linux-gnu/release") })
     })
+}
+
+/// Returns the command that builds the release's programs, and whatever else arguments for cargo
+/// name.
+pub fn release_build() -> Command {
+    let mut command = Command::new(workspace().join("scripts/build.sh"));
+    command.env("CARGO_TARGET_DIR", target_dir());
+    command
 }
 
 /// Returns the host's two programs and the example, as another build: that of the tests, with
 /// assertions.
 pub fn debug() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
-    let programs = ["--bin", "blockring", "--bin", "vhost-device-blockring"];
     once(&BUILT, || {
-        let all = ["--workspace", "--profile", "test", "--example", "transfer"];
-        build(&[&all[..], &programs].concat(), |_| {})?;
+        let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo.args(["build", "--workspace", "--profile", "test", "--example", "transfer"]);
+        cargo.args(["--bin", "blockring", "--bin", "vhost-device-blockring"]);
+        cargo.current_dir(workspace()).env("CARGO_TARGET_DIR", target_dir());
+        cargo.env_remove("CARGO_BUILD_TARGET");
+        run(&mut cargo)?;
         Ok(Binaries { folder: target_dir().join("debug") })
-    })
-}
-
-/// Returns the guest's programs, release build, static.
-pub fn guest() -> Result<&'static Binaries> {
-    static BUILT: OnceLock<Binaries> = OnceLock::new();
-    once(&BUILT, || {
-        // A folder of its own, so that other flags do not throw away the host's build.
-        let folder = target_dir().join("guest");
-        let packages = ["-p", "blockring", "-p", "qemu-tests", "--target", GUEST_TARGET];
-        let programs = GUEST_PROGRAMS.iter().flat_map(|program| ["--bin", program]);
-        build(&packages.into_iter().chain(programs).collect::<Vec<_>>(), |cargo| {
-            cargo.arg("--release").arg("--target-dir").arg(&folder);
-            cargo.env("RUSTFLAGS", "-C target-feature=+crt-static");
-            cargo.env_remove("CARGO_ENCODED_RUSTFLAGS");
-        })?;
-        Ok(Binaries { folder: folder.join(GUEST_TARGET).join("release") })
     })
 }
 
 /// `OnceLock::get_or_try_init`, which is not stable yet. Two threads may both build; cargo sorts
 /// that out.
-fn once(cell: &OnceLock<Binaries>, run: impl FnOnce() -> Result<Binaries>) -> Result<&Binaries> {
+fn once(cell: &OnceLock<Binaries>, build: impl FnOnce() -> Result<Binaries>) -> Result<&Binaries> {
     match cell.get() {
         Some(made) => Ok(made),
-        None => run().map(|made| cell.get_or_init(|| made)),
+        None => build().map(|made| cell.get_or_init(|| made)),
     }
 }
 
-fn build(arguments: &[&str], adjust: impl FnOnce(&mut Command)) -> Result<()> {
+fn run(build: &mut Command) -> Result<()> {
     if env::var_os("BLOCKRING_BUILT").is_some() {
         return Ok(());
     }
-    let program = env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut cargo = Command::new(&program);
-    cargo.arg("build").args(arguments).current_dir(workspace());
-    cargo.env("CARGO_TARGET_DIR", target_dir()).env_remove("CARGO_BUILD_TARGET");
-    adjust(&mut cargo);
-    let output = cargo.output().map_err(Error::io(format!("starting {}", program.display())))?;
+    let program = build.get_program().display().to_string();
+    let output = build.output().map_err(Error::io(format!("starting {program}")))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::Build { command: format!("{cargo:?}"), stderr: tail(&output.stderr) })
+    Err(Error::Build { command: format!("{build:?}"), stderr: tail(&output.stderr) })
 }
 
 /// Returns the workspace's root folder.

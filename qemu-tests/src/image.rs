@@ -65,7 +65,7 @@ impl ImageSpec {
 
     /// Returns the minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
-        let programs = binaries::guest()?;
+        let programs = binaries::release()?;
         let spec = Self::minimal().file("bin/blockring", programs.blockring());
         let tools = [
             ("bin/ringload", programs.ringload()),

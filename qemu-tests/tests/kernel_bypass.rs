@@ -31,7 +31,7 @@ impl Way {
 
     fn around(self, guest: GuestBuilder) -> Result<GuestBuilder> {
         let image = ImageSpec::standard()?.passing();
-        let image = image.file("bin/syscalls", binaries::guest()?.syscalls());
+        let image = image.file("bin/syscalls", binaries::release()?.syscalls());
         let guest = guest.image(image);
         Ok(match self {
             Self::Bare | Self::Uio => guest,

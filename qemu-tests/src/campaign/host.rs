@@ -30,7 +30,7 @@ impl HostLoad {
     /// Starts the next run of `side`.
     pub fn start(&self, side: Side, stream: &mut Stream) -> Result<Daemon> {
         let run = stream.next_run();
-        let mut command = Command::new(binaries::host()?.crashload());
+        let mut command = Command::new(binaries::release()?.crashload());
         command.args([verb(side), &self.address, "--run", &run.to_string()]);
         command.args(["--seed", &stream.recipe().seed.to_string()]);
         if let Some(size) = self.sector_size {
