@@ -7,7 +7,7 @@ case "${1:-}" in
         cat <<'TEXT'
 usage: scripts/build.sh [OPTION OF cargo build...]
 
-Builds blockring, vhost-device-blockring, and the programs that boot guests, produce load and kill processes,
+Builds blockring, vhost-device-blockring, and test-tools, which boots guests, produces load and kills processes,
 linked statically: the same files run on the host, in a guest without libraries and in an empty container.
 Prints the folder that they are in. Options name further targets.
 
@@ -28,7 +28,5 @@ triple=x86_64-unknown-linux-gnu
 unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
 export RUSTFLAGS='-C target-feature=+crt-static'
 cargo build --locked --release --target "$triple" --workspace \
-    --bin blockring --bin vhost-device-blockring \
-    --bin boot-guest --bin crash-campaign --bin crashload --bin ringload \
-    --bin ringmodel --bin redteam --bin channels --bin syscalls "$@"
+    --bin blockring --bin vhost-device-blockring --bin test-tools "$@"
 printf '%s/%s/release\n' "$(realpath -m "${CARGO_TARGET_DIR:-target}")" "$triple"

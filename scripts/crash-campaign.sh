@@ -9,6 +9,6 @@ scripts/setup.sh
 release=$(scripts/build.sh --quiet)
 case " $* " in
     *" --help "* | *" -h "*) ;;
-    *) "$release/boot-guest" --prepare ;;
+    *) "$release/test-tools" boot-guest --prepare ;;
 esac
-exec "$release/crash-campaign" "$@"
+exec "$release/test-tools" crash-campaign "$@"

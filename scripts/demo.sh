@@ -81,7 +81,7 @@ value() { sed -n "s/^$1 //p" "$folder/guest.out"; }
 scripts/setup.sh
 say "building"
 release=$(scripts/build.sh --quiet)
-"$release/boot-guest" --prepare
+"$release/test-tools" boot-guest --prepare
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/blockring-demo.XXXXXX")
 
@@ -114,7 +114,7 @@ TEXT
 
 say "booting the guest"
 # With its temporary files in this folder, it may be killed and leaves nothing.
-TMPDIR=$folder "$release/boot-guest" --vhost-user "$folder/vhost.socket" --timeout "$GUEST_SECONDS" \
+TMPDIR=$folder "$release/test-tools" boot-guest --vhost-user "$folder/vhost.socket" --timeout "$GUEST_SECONDS" \
     "$folder/script" >"$folder/guest.out" &
 guest=$!
 processes=("$guest" "${processes[@]}")

@@ -69,7 +69,7 @@ expect_a_suite_for_each_package() {
 build_programs() {
     local release
     release=$(scripts/build.sh --bench instructions)
-    "$release/boot-guest" --prepare
+    "$release/test-tools" boot-guest --prepare
     scripts/fuzz.sh --build
 }
 

@@ -96,7 +96,7 @@ pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Resu
 fn image() -> Result<ImageSpec> {
     let programs = binaries::release()?;
     let image = ImageSpec::minimal().module("virtio_console");
-    let image = image.file("bin/channels", programs.channels());
+    let image = image.tools(&["channels"])?;
     Ok(image.file("bin/blockring", programs.blockring()))
 }
 

@@ -34,34 +34,16 @@ impl Binaries {
         self.folder.join("examples/transfer")
     }
 
-    /// Returns the load generator of the tests.
-    pub fn ringload(&self) -> PathBuf {
-        self.folder.join("ringload")
+    /// Returns the executable that is all programs of the tests (`src/bin/test-tools/main.rs`).
+    pub fn test_tools(&self) -> PathBuf {
+        self.folder.join("test-tools")
     }
 
-    /// Returns the load of a crash campaign.
-    pub fn crashload(&self) -> PathBuf {
-        self.folder.join("crashload")
-    }
-
-    /// Returns the program that sends messages on each way out of a guest.
-    pub fn channels(&self) -> PathBuf {
-        self.folder.join("channels")
-    }
-
-    /// Returns the program with the attacks of a guest on its ring.
-    pub fn redteam(&self) -> PathBuf {
-        self.folder.join("redteam")
-    }
-
-    /// Returns the program that counts another program's system calls.
-    pub fn syscalls(&self) -> PathBuf {
-        self.folder.join("syscalls")
-    }
-
-    /// Returns the program that compares a ring with a queue.
-    pub fn ringmodel(&self) -> PathBuf {
-        self.folder.join("ringmodel")
+    /// Returns the command that runs one of them.
+    pub fn tool(&self, name: &str) -> Command {
+        let mut command = Command::new(self.test_tools());
+        command.arg(name);
+        command
     }
 }
 

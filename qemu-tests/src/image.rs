@@ -51,6 +51,8 @@ pub struct ImageSpec {
 enum Content {
     Bytes(Vec<u8>),
     File(PathBuf),
+    /// What a link leads to.
+    Link(String),
 }
 
 impl ImageSpec {
@@ -67,15 +69,15 @@ impl ImageSpec {
     pub fn standard() -> Result<Self> {
         let programs = binaries::release()?;
         let spec = Self::minimal().file("bin/blockring", programs.blockring());
-        let tools = [
-            ("bin/ringload", programs.ringload()),
-            ("bin/crashload", programs.crashload()),
-            ("bin/ringmodel", programs.ringmodel()),
-            ("bin/redteam", programs.redteam()),
-        ];
-        // They are no part of the product: an image without them is of use.
-        let there = tools.into_iter().filter(|(_, path)| path.exists());
-        Ok(there.fold(spec, |spec, (name, path)| spec.file(name, path)))
+        spec.tools(&["crashload", "redteam", "ringload", "ringmodel", "syscalls"])
+    }
+
+    /// Adds these programs of the tests (`src/bin/test-tools/main.rs`) to `/bin`.
+    pub fn tools(mut self, names: &[&str]) -> Result<Self> {
+        for name in names {
+            self.files.insert(format!("bin/{name}"), Content::Link("test-tools".to_owned()));
+        }
+        Ok(self.file("bin/test-tools", binaries::release()?.test_tools()))
     }
 
     /// Adds the kernel's drivers that leave a device to a process.
@@ -145,11 +147,12 @@ impl ImageSpec {
             entries.push((path, PROGRAM_MODE, read(&assets::module(name)?)?));
         }
         for (guest_path, content) in &self.files {
-            let bytes = match content {
-                Content::Bytes(bytes) => bytes.clone(),
-                Content::File(path) => read(path)?,
+            let (mode, bytes) = match content {
+                Content::Bytes(bytes) => (PROGRAM_MODE, bytes.clone()),
+                Content::File(path) => (PROGRAM_MODE, read(path)?),
+                Content::Link(target) => (LINK_MODE, target.clone().into_bytes()),
             };
-            entries.push((guest_path.clone(), PROGRAM_MODE, bytes));
+            entries.push((guest_path.clone(), mode, bytes));
         }
         pack(&entries).map_err(Error::io("packing the initramfs"))
     }

@@ -85,12 +85,10 @@ impl Scene {
 
     pub fn command(&self, program: &str, arguments: &[&str]) -> Result<Command> {
         let built = binaries::release()?;
-        let path = match program {
-            "blockring" => built.blockring(),
-            "ringload" => built.ringload(),
-            other => panic!("no program {other}"),
+        let mut command = match program {
+            "blockring" => Command::new(built.blockring()),
+            tool => built.tool(tool),
         };
-        let mut command = Command::new(path);
         command.current_dir(self.dir()).args(arguments);
         Ok(command)
     }

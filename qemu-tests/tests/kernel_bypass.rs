@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::scene::{LONG, SOON, Scene, daemon_report, is_full, job_report, numbers, report};
-use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, Result, binaries, wait_until};
+use qemu_tests::{Disk, Guest, GuestBuilder, ImageSpec, Result, wait_until};
 use serde_json::{Value, json};
 
 /// The process's way to the device.
@@ -30,9 +30,7 @@ impl Way {
     }
 
     fn around(self, guest: GuestBuilder) -> Result<GuestBuilder> {
-        let image = ImageSpec::standard()?.passing();
-        let image = image.file("bin/syscalls", binaries::release()?.syscalls());
-        let guest = guest.image(image);
+        let guest = guest.image(ImageSpec::standard()?.passing());
         Ok(match self {
             Self::Bare | Self::Uio => guest,
             Self::Vfio => guest.iommu(),

@@ -1,6 +1,7 @@
 //! Boots a guest, runs a script in it, and passes on what that prints: for demonstrations, and to
 //! try things by hand.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -36,8 +37,8 @@ struct Arguments {
     script: Option<PathBuf>,
 }
 
-fn main() -> ExitCode {
-    match run(Arguments::parse()) {
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    match run(Arguments::parse_from(words)) {
         // A script's exit status is one byte.
         Ok(status) => ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)),
         Err(error) => {

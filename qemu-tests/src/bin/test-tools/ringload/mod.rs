@@ -11,6 +11,7 @@ use qemu_tests::program;
 use report::Report;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, Durability, Error, Producer};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -99,8 +100,8 @@ enum Command {
     },
 }
 
-fn main() -> ExitCode {
-    program::report("ringload", run(&Arguments::parse()))
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    program::report("ringload", run(&Arguments::parse_from(words)))
 }
 
 fn run(arguments: &Arguments) -> Result<Report, Failure> {

@@ -10,6 +10,7 @@ use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Durability, Producer};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -58,8 +59,8 @@ enum Channel {
     Disk,
 }
 
-fn main() -> ExitCode {
-    program::report("channels", run(&Arguments::parse()))
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    program::report("channels", run(&Arguments::parse_from(words)))
 }
 
 fn run(arguments: &Arguments) -> Result<serde_json::Value, Failure> {

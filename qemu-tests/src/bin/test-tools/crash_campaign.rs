@@ -1,6 +1,7 @@
 //! Kills the ends of rings at random instants, and cuts the power, and checks from logs of its own
 //! that every promise holds.
 
+use std::ffi::OsString;
 use std::process::{self, ExitCode};
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
@@ -126,8 +127,8 @@ fn scratch() -> io::Result<TempDir> {
     Ok(folder)
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(words);
     let plan = arguments.plan();
     let folder = match scratch() {
         Ok(folder) => folder,

@@ -1,6 +1,6 @@
 //! Times of single operations at one end of a ring.
 
-use crate::report::{Report, nanoseconds};
+use super::report::{Report, nanoseconds};
 use qemu_tests::load::{Device, Failure};
 use shared_block_ring::device::{AlignedBuf, DeviceError};
 use shared_block_ring::format::Side;

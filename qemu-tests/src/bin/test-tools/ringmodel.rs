@@ -5,6 +5,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use qemu_tests::program::failed;
 use ring_simulation::model::{follow, operations};
 use shared_block_ring::{BlockDevice, CreateOptions, FileDevice, OpenOptions, create};
+use std::ffi::OsString;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,8 +24,8 @@ struct Arguments {
     seed: u64,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(words);
     for path in &arguments.devices {
         match run(path, &arguments) {
             Ok(()) => println!("{}: {} cases", path.display(), arguments.cases),

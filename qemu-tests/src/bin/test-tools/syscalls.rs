@@ -6,13 +6,13 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use qemu_tests::program;
-use std::env::args_os;
+use std::ffi::OsString;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-fn main() -> ExitCode {
-    match count() {
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    match count(words) {
         Ok((calls, true)) => {
             eprintln!("{calls}");
             ExitCode::SUCCESS
@@ -23,8 +23,8 @@ fn main() -> ExitCode {
 }
 
 /// Returns the number of system calls, and whether the program has ended with 0.
-fn count() -> io::Result<(u64, bool)> {
-    let mut words = args_os().skip(1);
+fn count(words: Vec<OsString>) -> io::Result<(u64, bool)> {
+    let mut words = words.into_iter().skip(1);
     let program = words.next().ok_or(io::ErrorKind::InvalidInput)?;
     let mut command = Command::new(program);
     command.args(words);

@@ -1,6 +1,7 @@
 //! One end of a ring in a crash campaign: on the host or in a guest, until it is told to stop or is
 //! killed.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
@@ -47,8 +48,8 @@ enum End {
     Consume,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(words);
     let mut log = match open_log(arguments.log.as_deref()) {
         Ok(log) => log,
         Err(e) => return failed(NAME, format_args!("the log: {e}")),

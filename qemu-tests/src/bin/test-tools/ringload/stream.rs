@@ -1,6 +1,6 @@
 //! A stream of random items, pushed at one end of a ring and popped at the other.
 
-use crate::report::{Report, Tally};
+use super::report::{Report, Tally};
 use qemu_tests::load::{Device, Random};
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::{Wait, Woken};

@@ -1,5 +1,6 @@
 //! One attack of root in the guest on its ring, with an honest producer beside it.
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -22,8 +23,8 @@ struct Arguments {
     next: u32,
 }
 
-fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+pub fn main(words: Vec<OsString>) -> ExitCode {
+    let arguments = Arguments::parse_from(words);
     program::report(&format!("redteam: {}", arguments.attack), run(&arguments))
 }
 
