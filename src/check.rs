@@ -100,8 +100,8 @@ impl DebugInfo {
 /// [`Error::Format`](crate::Error::Format) names what is wrong with a damaged ring.
 pub fn check<D: RingDevice>(device: D) -> Result<CheckReport> {
     let mut handle = Handle::open(device, "", "")?;
-    let (consumer, freed) = read_head(&mut handle, Side::Consumer)?;
-    let (end, published) = read_head(&mut handle, Side::Producer)?;
+    let (consumer, freed) = read_pointer(&mut handle, Side::Consumer)?;
+    let (end, published) = read_pointer(&mut handle, Side::Producer)?;
     plausible(end, consumer, handle.geometry)?;
     if end.max(consumer).checked_add(HEADER_BYTES).is_none() {
         return Err(FormatError::Exhausted { position: end, needed: HEADER_BYTES }.into());
@@ -151,7 +151,7 @@ fn streams_agree(consumer: Mark, producer: Mark, both: bool) -> Result<()> {
 }
 
 /// Reads one side's position and tally, and refuses reserved bytes that are not zero.
-fn read_head<D: RingDevice>(
+fn read_pointer<D: RingDevice>(
     handle: &mut Handle<D>,
     side: Side,
 ) -> Result<(Position, Option<Tally>)> {

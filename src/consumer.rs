@@ -132,7 +132,7 @@ impl<D: RingDevice> Consumer<D> {
     }
 
     /// Asks whether the ring is still the one that was attached to: what the device was opened by
-    /// names it and it is as large as it was (see [`RingDevice::still_there`]), and sector 0 is
+    /// names it and it is as large as it was (see [`RingDevice::check_presence`]), and sector 0 is
     /// what it was. It reads one sector and takes a few system calls;
     /// [`Lookout`](crate::device::Lookout) says when a second has passed. Ask once more before
     /// saying that the work is done.
@@ -140,8 +140,8 @@ impl<D: RingDevice> Consumer<D> {
     /// # Errors
     /// A [`DeviceError`](crate::device::DeviceError) whose source is
     /// [`Displaced`](crate::device::Displaced).
-    pub fn still_there(&self) -> Result<()> {
-        self.handle.still_there()
+    pub fn check_presence(&self) -> Result<()> {
+        self.handle.check_presence()
     }
 
     /// Returns the device, for [`Wait`](crate::wait::Wait).

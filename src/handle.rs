@@ -152,9 +152,9 @@ impl<D: RingDevice> Handle<D> {
     }
 
     /// Asks whether the device is still there, and holds the ring that was opened: see
-    /// [`Sector0::still_there`].
-    pub fn still_there(&self) -> Result<()> {
-        Ok(self.sector0.still_there(&self.device)?)
+    /// [`Sector0::check_presence`].
+    pub fn check_presence(&self) -> Result<()> {
+        Ok(self.sector0.check_presence(&self.device)?)
     }
 
     /// Sector 0 as it was when the ring was opened.

@@ -160,7 +160,7 @@
 //!   once;
 //! - [`check()`], [`Repair`]: for a ring that may be damaged;
 //! - [`format`](mod@format): the bytes.
-#![deny(missing_docs)]
+#![deny(missing_docs, missing_debug_implementations)]
 #![deny(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 

@@ -23,14 +23,14 @@ impl Sector0 {
         &self.0
     }
 
-    /// Asks whether the device is still there, see [`RingDevice::still_there`], and whether sector
+    /// Asks whether the device is still there, see [`RingDevice::check_presence`], and whether sector
     /// 0 is what it was: a file can be overwritten in place, with another ring or with anything
     /// else.
     ///
     /// A sector 0 that cannot be read counts as unchanged: the next operation on the ring meets the
     /// same error, and reports it.
-    pub fn still_there<D: RingDevice + ?Sized>(&self, device: &D) -> Result<(), DeviceError> {
-        device.still_there()?;
+    pub fn check_presence<D: RingDevice + ?Sized>(&self, device: &D) -> Result<(), DeviceError> {
+        device.check_presence()?;
         match Self::read(device) {
             Ok(now) if now.0 != self.0 => {
                 let is_ring = now.0.starts_with(SIGNATURE);

@@ -122,7 +122,7 @@ impl Wait {
     ///
     /// # Errors
     /// The device's; also [`Displaced`](crate::device::Displaced), within seconds of the ring's
-    /// removal or replacement. [`Producer::still_there`](crate::Producer::still_there) and its like
+    /// removal or replacement. [`Producer::check_presence`](crate::Producer::check_presence) and its like
     /// find that the ring was overwritten in place.
     pub fn pause<D: RingDevice + ?Sized>(
         &mut self,

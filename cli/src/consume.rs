@@ -134,7 +134,7 @@ impl Looks {
     /// Looks at the ring, about once a second.
     fn look(&mut self, consumer: &Consumer<Device>, counts: &Counts) -> Outcome {
         if self.lookout.is_due() {
-            consumer.still_there()?;
+            consumer.check_presence()?;
             self.confirmed = counts.items;
         }
         Ok(())
@@ -145,9 +145,9 @@ impl Looks {
     /// depends on the answer, and a backend that is gone would not give it.
     fn last(&self, consumer: &Consumer<Device>, counts: &Counts, is_odd: bool) -> Outcome {
         if is_odd || self.confirmed < counts.items {
-            return Ok(consumer.still_there()?);
+            return Ok(consumer.check_presence()?);
         }
-        Ok(consumer.device().still_there().map_err(Error::from)?)
+        Ok(consumer.device().check_presence().map_err(Error::from)?)
     }
 }
 

@@ -129,14 +129,14 @@ impl<'a> Pump<'a> {
         } else {
             // Without a request to the device: nothing depends on the answer, and a backend that is
             // gone would not give it.
-            self.producer.device().still_there().map_err(|e| Error::from(e).into())
+            self.producer.device().check_presence().map_err(|e| Error::from(e).into())
         };
         there.and(outcome).map_err(|failure| self.explain(failure))
     }
 
     /// Verifies that the published items are in the ring that the address names.
     fn confirm(&mut self) -> Outcome {
-        self.producer.still_there()?;
+        self.producer.check_presence()?;
         self.confirmed = self.settled;
         Ok(())
     }

@@ -18,7 +18,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 fn displaced(device: &impl RingDevice) -> Option<Displaced> {
-    let error = device.still_there().err()?;
+    let error = device.check_presence().err()?;
     assert!(error.to_string().contains("cannot go on with the ring"), "{error}");
     Displaced::of(&error).cloned()
 }
@@ -28,7 +28,7 @@ fn run(program: &str, arguments: &[&str]) {
 }
 
 #[test]
-fn untouched_ring_is_still_there() {
+fn untouched_ring_is_check_presence() {
     let ring = RingFile::new(16384, 512);
     let device = ring.open();
     assert_eq!(displaced(&device), None);
@@ -98,7 +98,7 @@ fn grown_or_truncated_ring_is_noticed() {
 }
 
 #[test]
-fn ring_that_never_had_a_name_is_still_there() {
+fn ring_that_never_had_a_name_is_check_presence() {
     let file = tempfile::tempfile().unwrap();
     file.set_len(16384).unwrap();
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
@@ -130,7 +130,7 @@ fn journal_fails_when_its_ring_is_removed() {
     let perform = |_: &[String]| Ok::<(), String>(());
     let journal = Journal::start(ring.open(), options, perform).unwrap();
     journal.push(&"entry".to_owned()).unwrap();
-    journal.still_there().unwrap();
+    journal.check_presence().unwrap();
     fs::remove_file(&ring.path).unwrap();
     let start = Instant::now();
     let error = loop {
@@ -141,7 +141,7 @@ fn journal_fails_when_its_ring_is_removed() {
     };
     assert!(matches!(error, JournalError::Failed(_)), "{error}");
     assert!(error.to_string().contains("removed"), "{error}");
-    assert!(matches!(journal.still_there(), Err(JournalError::Failed(_))));
+    assert!(matches!(journal.check_presence(), Err(JournalError::Failed(_))));
 }
 
 fn spawn(ring: &RingFile, arguments: &[&str]) -> Child {

@@ -39,8 +39,8 @@ fn producer_and_consumer_tell_that_another_ring_was_written_over_theirs() {
         (own, None),
     ] {
         overwrite(&ring.path, &bytes);
-        assert_eq!(displaced(producer.still_there()), expected);
-        assert_eq!(displaced(consumer.still_there()), expected);
+        assert_eq!(displaced(producer.check_presence()), expected);
+        assert_eq!(displaced(consumer.check_presence()), expected);
     }
 }
 
@@ -49,10 +49,10 @@ fn plain_ring_tells_that_a_ring_with_an_identity_was_written_over_it() {
     let (ring, other) = (RingFile::blank(16384, 512), RingFile::new(16384, 512));
     create(&ring.open(), CreateOptions::default().plain(true)).unwrap();
     let producer = ring.producer().unwrap();
-    assert_eq!(displaced(producer.still_there()), None);
+    assert_eq!(displaced(producer.check_presence()), None);
     overwrite(&ring.path, &other.bytes());
     let expected = Displaced::Overwritten { is_ring: true };
-    assert_eq!(displaced(producer.still_there()), Some(expected));
+    assert_eq!(displaced(producer.check_presence()), Some(expected));
 }
 
 #[test]
@@ -61,9 +61,9 @@ fn journal_fails_when_another_ring_is_written_over_its_own() {
     let options = JournalOptions::new(|_| Ok(()));
     let perform = |_: &[String]| Ok::<(), String>(());
     let journal = Journal::start(ring.open(), options, perform).unwrap();
-    journal.still_there().unwrap();
+    journal.check_presence().unwrap();
     overwrite(&ring.path, &other.bytes());
-    let error = journal.still_there().unwrap_err();
+    let error = journal.check_presence().unwrap_err();
     assert!(error.to_string().contains("sector 0 holds another ring now"), "{error}");
     let later = journal.push(&"entry".to_owned()).err();
     assert!(matches!(later, Some(JournalError::Failed(_))), "{later:?}");

@@ -46,6 +46,15 @@ const WORD: usize = size_of::<AtomicU32>();
 type Copy =
     unsafe extern "C" fn(*mut libc::c_void, *const libc::c_void, usize) -> *mut libc::c_void;
 
+/// Pages that [`Mapping::prefault`] makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Prefault {
+    /// Huge ones, where the kernel has them for such memory.
+    pub huge: bool,
+    /// Ready for writing, which costs a file on a disk a write-back of every page.
+    pub for_writing: bool,
+}
+
 /// Mapped memory. Every access is checked against its bounds, and every store against what may be
 /// stored to: either panics.
 #[derive(Debug)]
@@ -101,6 +110,9 @@ impl Mapping {
 
     /// Maps `len` bytes of `file` from `offset` on, a multiple of the page's size, for reading and
     /// writing.
+    ///
+    /// # Errors
+    /// The file is shorter, or cannot be mapped.
     pub fn part(file: File, offset: u64, len: u64) -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let mut mapping = Self::map(file, offset, len, access)?;
@@ -160,13 +172,11 @@ impl Mapping {
     /// Has all of it in memory before it is needed, where the kernel can: pages that are met for
     /// the first time later cost a fault each. Bytes stay as they are.
     ///
-    /// `huge` asks for huge ones; `writable` is whether to make them ready for writing, which costs
-    /// a file on a disk a write-back of every page.
-    ///
     /// # Errors
     /// The kernel's, and those of [`Limits::check_now`]; the memory can be used all the same.
-    pub fn prefault(&self, huge: bool, writable: bool, limits: &Limits<'_>) -> io::Result<()> {
-        let populate = if writable { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
+    pub fn prefault(&self, pages: Prefault, limits: &Limits<'_>) -> io::Result<()> {
+        let populate =
+            if pages.for_writing { libc::MADV_POPULATE_WRITE } else { libc::MADV_POPULATE_READ };
         let advise = |at: usize, len: usize, how| {
             let start = self.at(at as u64, len, self.len);
             // SAFETY: `at` has checked that the range lies in one mapping of ours; none of these
@@ -174,7 +184,7 @@ impl Mapping {
             let advised = unsafe { libc::madvise(start.as_ptr().cast(), len, how) };
             nix::errno::Errno::result(advised)
         };
-        if huge {
+        if pages.huge {
             advise(0, self.len, libc::MADV_HUGEPAGE)?;
         }
         for at in (0..self.len).step_by(PREFAULT) {

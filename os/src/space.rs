@@ -88,11 +88,17 @@ impl Drop for Allocation {
 }
 
 /// Allocates the first `bytes` of a file for good; see [`Allocation::new`].
+///
+/// # Errors
+/// As [`Allocation::new`].
 pub fn allocate(file: &File, bytes: u64) -> io::Result<()> {
     allocate_within(file, bytes, &Limits::default())
 }
 
 /// The same within limits; see [`Allocation::within`].
+///
+/// # Errors
+/// As [`Allocation::within`].
 pub fn allocate_within(file: &File, bytes: u64, limits: &Limits<'_>) -> io::Result<()> {
     Allocation::within(file, bytes, limits).map(Allocation::keep)
 }

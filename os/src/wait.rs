@@ -112,7 +112,11 @@ impl Pauses {
     }
 }
 
-/// The first of `fds` that is readable or closed, or `None` after `timeout` (or a signal).
+/// Returns the index of the first of `fds` that is readable or closed, or `None` after `timeout`
+/// (or a signal).
+///
+/// # Errors
+/// The operating system's.
 pub fn wait_readable(
     fds: &[BorrowedFd<'_>],
     timeout: Option<Duration>,

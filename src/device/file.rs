@@ -187,7 +187,7 @@ impl RingDevice for FileDevice {
         Ok(())
     }
 
-    fn still_there(&self) -> Result<(), DeviceError> {
+    fn check_presence(&self) -> Result<(), DeviceError> {
         if self.is_gone() {
             return Err(self.error(Operation::Continue, Errno::ENODEV.into()));
         }

@@ -152,7 +152,7 @@ impl<M: Memory> MappedDevice<M> {
 
     /// Reads a sector in front of the data area, its position first: what it promises must be read
     /// after it.
-    fn read_head_at(&self, start: u64, sector: &mut [u8]) {
+    fn read_pointer_at(&self, start: u64, sector: &mut [u8]) {
         let position = self.memory.load_u64(start);
         self.memory.read(start, sector);
         sector[..8].copy_from_slice(&position.to_le_bytes());
@@ -165,10 +165,10 @@ impl<M: Memory> MappedDevice<M> {
     pub fn write_beside_flag(&self, side: Side, sector: &[u8]) {
         let start = self.geometry.pointer_start(side);
         let mut old = self.scratch.borrow_mut();
-        self.read_head_at(start, &mut old);
+        self.read_pointer_at(start, &mut old);
         // What does not change is not stored.
         old[FLAG_AT] = sector[FLAG_AT];
-        self.store_head(start, &old, sector);
+        self.store_pointer(start, &old, sector);
     }
 
     /// Stores what of a sector in front of the data area is to change from `old` to `new`.
@@ -176,7 +176,7 @@ impl<M: Memory> MappedDevice<M> {
     /// A writer that dies between any two stores leaves the old sector or the new one: first what
     /// is beside position and flag, a slot absent until it is whole; then the flag; then the
     /// position. What does not change is not stored, since position and flag can have two writers.
-    fn store_head(&self, start: u64, old: &[u8], new: &[u8]) {
+    fn store_pointer(&self, start: u64, old: &[u8], new: &[u8]) {
         let stored = |range: std::ops::Range<usize>| {
             if new[range.clone()] != old[range.clone()] {
                 self.memory.write(start + range.start as u64, &new[range]);
@@ -220,7 +220,7 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
             let head = self.geometry.data_start().saturating_sub(at).min(buf.len() as u64);
             let (heads, data) = buf.split_at_mut(usize::try_from(head).unwrap_or(usize::MAX));
             for (index, sector) in heads.chunks_mut(size).enumerate() {
-                self.read_head_at(at + (index * size) as u64, sector);
+                self.read_pointer_at(at + (index * size) as u64, sector);
             }
             self.memory.read(at + head, data);
             at += buf.len() as u64;
@@ -239,8 +239,8 @@ impl<M: Memory> BlockDevice for MappedDevice<M> {
                 let start = at + (index * size) as u64;
                 let mut old = self.scratch.borrow_mut();
                 let old = &mut old[..new.len()];
-                self.read_head_at(start, old);
-                self.store_head(start, old, new);
+                self.read_pointer_at(start, old);
+                self.store_pointer(start, old, new);
             }
             at += buf.len() as u64;
         }
@@ -284,7 +284,7 @@ impl<M: Memory> RingDevice for MappedDevice<M> {
 
     /// Without the text, which takes most of the cache lines of a sector.
     fn read_pointer(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
-        self.read_head_at(self.geometry.pointer_start(side), &mut sector[..TEXT_AT]);
+        self.read_pointer_at(self.geometry.pointer_start(side), &mut sector[..TEXT_AT]);
         Ok(())
     }
 
@@ -302,7 +302,7 @@ impl<M: Memory> RingDevice for MappedDevice<M> {
         let start = self.to_write(side.sector(), POINTER_BYTES)?;
         let mut old = [0; POINTER_BYTES];
         let mut edited = || {
-            self.read_head_at(start, &mut old);
+            self.read_pointer_at(start, &mut old);
             let mut new = old;
             edit(&mut new);
             (old, new)
@@ -315,7 +315,7 @@ impl<M: Memory> RingDevice for MappedDevice<M> {
             exclusive = Some(RangeLock::acquire(self, LockRange::Edit(side))?);
             (old, new) = edited();
         }
-        self.store_head(start, &old, &new);
+        self.store_pointer(start, &old, &new);
         drop(exclusive);
         Ok(())
     }

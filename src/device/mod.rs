@@ -33,7 +33,7 @@ pub use open::OpenOptions;
 pub use presence::{Displaced, Lookout};
 pub use rights::Forbidden;
 pub use ring::{HeldReadOutcome, HeldReads, RingDevice, Sleep};
-pub use ring_os::Mapping;
+pub use ring_os::{Mapping, Prefault};
 #[doc(hidden)] // for the models of the tests, and the region of `vhost-device-blockring`
 pub use ring_os::{Memory, Orders, shown};
 pub use serial::find_by_serial;

@@ -229,7 +229,7 @@ impl Lookout {
     }
 
     /// Checks the device if that is due, and returns whether it did: see
-    /// [`RingDevice::still_there`].
+    /// [`RingDevice::check_presence`].
     ///
     /// # Errors
     /// Those of the check.
@@ -237,6 +237,6 @@ impl Lookout {
         if !self.is_due() {
             return Ok(false);
         }
-        device.still_there().map(|()| true)
+        device.check_presence().map(|()| true)
     }
 }

@@ -103,7 +103,7 @@ pub trait RingDevice: BlockDevice {
     ///
     /// # Errors
     /// [`Displaced`](super::Displaced) as the source of the error.
-    fn still_there(&self) -> Result<(), DeviceError> {
+    fn check_presence(&self) -> Result<(), DeviceError> {
         Ok(())
     }
 
@@ -228,8 +228,8 @@ macro_rules! ring_device_behind_pointer {
                 (**self).release_role();
             }
 
-            fn still_there(&self) -> Result<(), DeviceError> {
-                (**self).still_there()
+            fn check_presence(&self) -> Result<(), DeviceError> {
+                (**self).check_presence()
             }
 
             fn is_stored_in(&self, file: BorrowedFd<'_>) -> io::Result<bool> {

@@ -169,7 +169,7 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         let may_wait = self.when_full == WhenFull::Wait && !self.shared.is_worker();
         let mut producer = self.producer()?;
         if self.lookout.lock().unwrap_or_else(PoisonError::into_inner).is_due() {
-            self.still_there()?;
+            self.check_presence()?;
         }
         loop {
             self.shared.alive()?;
@@ -177,7 +177,7 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
             let accepted = self.accept(&mut producer, entry);
             if let Err(Error::Superseded { .. } | Error::Format(_)) = accepted {
                 // Another ring that was written over this one looks like that, too.
-                self.still_there()?;
+                self.check_presence()?;
             }
             match accepted {
                 Ok(ticket) => return Ok(ticket),
@@ -205,14 +205,14 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         }
     }
 
-    /// Checks that the journal is still where it was opened (see [`RingDevice::still_there`]), and
+    /// Checks that the journal is still where it was opened (see [`RingDevice::check_presence`]), and
     /// that no other ring was written over it. Each push does so, too, at most once a second: a
     /// program that waits for something else, or ends, checks here.
     ///
     /// # Errors
     /// [`JournalError::Failed`] if it is not: the journal has ended.
-    pub fn still_there(&self) -> Result<(), JournalError> {
-        let asked = self.sector0.still_there(&self.device);
+    pub fn check_presence(&self) -> Result<(), JournalError> {
+        let asked = self.sector0.check_presence(&self.device);
         asked.map_err(|e| JournalError::Failed(self.shared.fail(e.into())))
     }
 

@@ -69,7 +69,7 @@ where
         });
         if let Err(e) = ended {
             // Another ring that was written over this one looks like a corrupt one.
-            let e = self.consumer.still_there().err().unwrap_or(e);
+            let e = self.consumer.check_presence().err().unwrap_or(e);
             log::error!("the journal has failed: {e}");
             shared.fail(e);
         }
@@ -88,7 +88,7 @@ where
             match self.perform_all() {
                 Err(e @ Error::Superseded { ring, .. }) => {
                     // Another ring that was written over this one stands elsewhere, too.
-                    self.consumer.still_there()?;
+                    self.consumer.check_presence()?;
                     log::error!("{e}");
                     self.failures = 0;
                     self.shared.leave(ring, None);

@@ -243,11 +243,11 @@ fn producer_tells_that_a_backend_came_back_with_another_ring_of_the_same_size() 
     let scene = Scene::new();
     let daemon = scene.start(&[]);
     let producer = Producer::attach(connect(&scene), "q", "p").unwrap();
-    producer.still_there().unwrap();
+    producer.check_presence().unwrap();
     drop(daemon);
     std::fs::remove_file(scene.path("ring")).unwrap();
     let _daemon = scene.start(&[]);
-    let Err(Error::Device(error)) = producer.still_there() else { panic!("it is another ring") };
+    let Err(Error::Device(error)) = producer.check_presence() else { panic!("it is another ring") };
     assert_eq!(Displaced::of(&error), Some(&Displaced::Overwritten { is_ring: true }));
 }
 

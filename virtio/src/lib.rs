@@ -11,7 +11,8 @@
 //!
 //! With the feature `ring`, `VirtioDevice` is a device of the crate `shared-block-ring` over such a
 //! driver.
-#![deny(missing_docs)]
+#![deny(missing_docs, missing_debug_implementations)]
+#![deny(clippy::missing_errors_doc, clippy::missing_panics_doc)]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod block;

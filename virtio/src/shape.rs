@@ -40,6 +40,7 @@ pub struct Shape {
 }
 
 /// Offsets of everything in the memory.
+#[derive(Debug)]
 pub struct Plan {
     /// The queue's parts.
     pub layout: Layout,

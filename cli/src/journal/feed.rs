@@ -94,7 +94,7 @@ impl<'a> Feed<'a> {
                 Some(_) => {}
                 // A signal, or the end of that time.
                 None => {
-                    self.journal.still_there().map_err(|e| ended(self.name, e))?;
+                    self.journal.check_presence().map_err(|e| ended(self.name, e))?;
                     continue;
                 }
             }

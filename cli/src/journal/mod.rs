@@ -188,7 +188,7 @@ impl Journal {
             Ok(End::Stop) => Ok(()),
             Err(e) => Err(e),
         };
-        let there = || journal.still_there().map_err(|e| ended(&name, e));
+        let there = || journal.check_presence().map_err(|e| ended(&name, e));
         let outcome = outcome.and_then(|()| there());
         let ended = self.wind_down(&journal, stop, &counters);
         *report = Report::new(&counts, &counters);
@@ -249,7 +249,7 @@ impl Journal {
         let mut looked = start;
         loop {
             if looked.elapsed() >= LOOK_AT_FILE {
-                journal.still_there().map_err(|e| ended(name, e))?;
+                journal.check_presence().map_err(|e| ended(name, e))?;
                 looked = Instant::now();
             }
             match last.sync(Some(LOOK)) {

@@ -162,7 +162,7 @@ impl Link {
     }
 
     /// Whether the region still has a name, if it had one, and is as large as it was.
-    pub fn still_there(&self) -> Result<(), Displaced> {
+    pub fn check_presence(&self) -> Result<(), Displaced> {
         let Some(file) = self.region.lock_file() else { return Ok(()) };
         let Ok(now) = fstat(file) else { return Ok(()) };
         if now.st_nlink == 0 && self.named {

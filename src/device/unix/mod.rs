@@ -336,8 +336,8 @@ impl RingDevice for UnixDevice {
         Ok(())
     }
 
-    fn still_there(&self) -> Result<(), DeviceError> {
-        self.link().still_there().map_err(|displaced| displaced.error(&self.name))
+    fn check_presence(&self) -> Result<(), DeviceError> {
+        self.link().check_presence().map_err(|displaced| displaced.error(&self.name))
     }
 
     /// `None` without a role: there is one bell, and it wakes the role's holder. A device without a

@@ -111,7 +111,7 @@ impl Executor {
 
     /// Whether the host's pointer sector differs from what the last idle-class read of it returned.
     pub fn has_news(&mut self) -> bool {
-        self.region.head_sector(self.guard.host().sector(), &mut self.host_sector);
+        self.region.read_control_sector(self.guard.host().sector(), &mut self.host_sector);
         self.last_shown.as_ref() != Some(&self.host_sector)
     }
 
@@ -279,7 +279,7 @@ impl Executor {
         if keeps_flag {
             self.region.store_beside_flag(side, sector);
         } else {
-            self.region.store_head(side.sector(), sector);
+            self.region.store_control_sector(side.sector(), sector);
         }
         let moved = guest.pointer.position > self.guest.pointer.position;
         self.counters.published.add(u64::from(moved));
@@ -303,7 +303,7 @@ impl Executor {
         let mut sector = vec![0; geometry.sector_size().bytes()];
         for index in range.start / size..(range.end.min(geometry.data_start())) / size {
             view.requested(index * size..(index + 1) * size, &mut sector)?;
-            self.region.store_head(index, &sector);
+            self.region.store_control_sector(index, &sector);
         }
         if !data.is_empty() {
             self.region.store(mem, &request.data, view.part(&data), data.start)?;
@@ -355,7 +355,7 @@ impl<M: GuestMemoryBackend> View for RequestView<'_, M> {
     type Fault = BadAddress;
 
     fn control_sector(&self, index: u64, sector: &mut [u8]) {
-        self.region.head_sector(index, sector);
+        self.region.read_control_sector(index, sector);
     }
 
     fn position(&self, side: Side) -> Option<Position> {

@@ -4,7 +4,7 @@ use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::request::Segment;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use shared_block_ring::device::{
-    BlockDevice, DeviceError, LockRange, MappedDevice, Memory, Orders, RangeLock,
+    BlockDevice, DeviceError, LockRange, MappedDevice, Memory, Orders, Prefault, RangeLock,
 };
 use shared_block_ring::format::{Geometry, Side, encode_suspend};
 use shared_block_ring::wait::Limits;
@@ -57,7 +57,7 @@ impl Region {
             return Ok(());
         }
         let memory = self.device.memory();
-        if let Err(e) = memory.prefault(huge, volatile, limits) {
+        if let Err(e) = memory.prefault(Prefault { huge, for_writing: volatile }, limits) {
             limits.check_now()?;
             let what = if huge { "have huge pages under" } else { "have all of" };
             log::warn!("{}: cannot {what} the region in memory: {e}", self.device.name());
@@ -86,7 +86,7 @@ impl Region {
     }
 
     /// One whole pointer sector or sector 0, its position read in one piece.
-    pub fn head_sector(&self, index: u64, sector: &mut [u8]) {
+    pub fn read_control_sector(&self, index: u64, sector: &mut [u8]) {
         // Within the mapping by construction: a geometry has at least four sectors.
         let read = self.device.read(index, &mut [IoSliceMut::new(sector)]);
         debug_assert!(read.is_ok());
@@ -99,7 +99,7 @@ impl Region {
 
     /// Stores a whole sector in front of the data area: of a pointer sector, what comes with the
     /// position first.
-    pub fn store_head(&self, index: u64, sector: &[u8]) {
+    pub fn store_control_sector(&self, index: u64, sector: &[u8]) {
         let stored = self.device.write(index, &[IoSlice::new(sector)]);
         debug_assert!(stored.is_ok());
     }
@@ -161,7 +161,7 @@ impl Region {
             let index = offset / size as u64;
             let within = usize::try_from(offset % size as u64).unwrap_or(0);
             let mut sector = self.room.borrow_mut();
-            self.head_sector(index, &mut sector);
+            self.read_control_sector(index, &mut sector);
             let len = (size - within).min(bytes.len() - at);
             bytes[at..at + len].copy_from_slice(&sector[within..within + len]);
             at += len;

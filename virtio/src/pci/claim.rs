@@ -1,4 +1,4 @@
-//! One process at a time.
+//! The right to drive a PCI device, which one process has at a time.
 
 use super::{PciAddress, Sysfs};
 use nix::errno::Errno;
@@ -6,15 +6,18 @@ use nix::fcntl::{Flock, FlockArg};
 use std::fs::File;
 use std::io;
 
-/// Being the one process that drives a device past the kernel, or that changes who drives it. Ends
-/// when this is dropped, or with the process.
+/// The right to drive a device past the kernel, or to change its driver. One process at a time has
+/// it, until this value is dropped or the process ends.
 #[derive(Debug)]
 pub struct Claim {
     _lock: Flock<File>,
 }
 
 impl Sysfs {
-    /// `None` while another process has it.
+    /// Takes the right to drive the device; `None` while another process has it.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn claim(&self, address: PciAddress) -> io::Result<Option<Claim>> {
         // Every device has this file, whoever drives it.
         let file = File::options().read(true).write(true).open(self.config(address))?;

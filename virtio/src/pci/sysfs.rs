@@ -1,4 +1,4 @@
-//! What the kernel says of a PCI device.
+//! PCI devices as the kernel shows them in sysfs.
 
 use super::PciAddress;
 use ring_os::entry_names;
@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 /// A PCI device's vendor and device number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ids {
-    /// Who made it.
+    /// Number of the vendor.
     pub vendor: u16,
-    /// Which of the maker's it is.
+    /// Number of the device, by its vendor.
     pub device: u16,
 }
 
 impl Ids {
-    /// Whether it is a virtio block device, modern or transitional (virtio 1.3, 4.1.2 and 5.2.1).
+    /// Returns whether it is a virtio block device, modern or transitional (virtio 1.3, 4.1.2 and 5.2.1).
     pub fn is_virtio_blk(self) -> bool {
         const VIRTIO: u16 = 0x1af4;
         const MODERN: u16 = 0x1042;
@@ -32,34 +32,37 @@ pub struct Sysfs {
 }
 
 impl Default for Sysfs {
-    /// This machine's.
+    /// Makes the tree of this machine.
     fn default() -> Self {
         Self::at("/sys")
     }
 }
 
 impl Sysfs {
-    /// The tree at another folder, for tests.
+    /// Makes the tree at another folder, for tests.
     pub fn at(root: impl Into<PathBuf>) -> Self {
         Self { root: root.into() }
     }
 
-    /// The tree's own folder.
+    /// Returns the tree's own folder.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The device's folder.
+    /// Returns the device's folder.
     pub fn device(&self, address: PciAddress) -> PathBuf {
         self.root.join(format!("bus/pci/devices/{address}"))
     }
 
-    /// Whether there is such a device.
+    /// Returns whether there is such a device.
     pub fn exists(&self, address: PciAddress) -> bool {
         self.device(address).exists()
     }
 
-    /// All virtio block devices.
+    /// Returns the addresses of all virtio block devices.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn virtio_blk(&self) -> io::Result<Vec<PciAddress>> {
         let mut found: Vec<PciAddress> = entry_names(&self.root.join("bus/pci/devices"))?
             .iter()
@@ -71,7 +74,10 @@ impl Sysfs {
         Ok(found)
     }
 
-    /// What kind of device it is, and whose.
+    /// Returns the vendor and the device number.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn vendor_device(&self, address: PciAddress) -> io::Result<Ids> {
         let id = |name| {
             let number = self.number(address, name)?;
@@ -80,51 +86,69 @@ impl Sysfs {
         Ok(Ids { vendor: id("vendor")?, device: id("device")? })
     }
 
-    /// Base class, subclass and programming interface, a byte each: 0x010000 is a disk controller
-    /// of no kind of its own.
+    /// Returns base class, subclass and programming interface, a byte each: 0x010000 is a disk
+    /// controller of no kind of its own.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn class(&self, address: PciAddress) -> io::Result<u32> {
         self.number(address, "class")
     }
 
-    /// The name of the driver that has the device.
+    /// Returns the name of the driver that has the device.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn driver(&self, address: PciAddress) -> io::Result<Option<String>> {
         self.link(address, "driver")
     }
 
-    /// The IOMMU group that the device is in, where there is an IOMMU.
+    /// Returns the IOMMU group that the device is in, where there is an IOMMU.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn iommu_group(&self, address: PciAddress) -> io::Result<Option<u32>> {
         let group = self.link(address, "iommu_group")?;
         group.map(|group| group.parse().map_err(io::Error::other)).transpose()
     }
 
-    /// The only driver that the device may be given to, if somebody has said so.
+    /// Returns the only driver that the device may be given to, if one is set.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn driver_override(&self, address: PciAddress) -> io::Result<Option<String>> {
         let text = fs::read_to_string(self.device(address).join("driver_override"))?;
         // The kernel's word for none.
         Ok(Some(text.trim()).filter(|text| !matches!(*text, "" | "(null)")).map(str::to_owned))
     }
 
-    /// Whether the kernel has such a driver for PCI devices, built in or loaded.
+    /// Returns whether the kernel has such a driver for PCI devices, built in or loaded.
     pub fn has_driver(&self, name: &str) -> bool {
         self.root.join("bus/pci/drivers").join(name).exists()
     }
 
-    /// The file to map for a base address register, where that is memory.
+    /// Returns the file to map for a base address register, where that is memory.
     pub fn resource(&self, address: PciAddress, bar: u8) -> PathBuf {
         self.device(address).join(format!("resource{bar}"))
     }
 
-    /// The file with the configuration space.
+    /// Returns the file with the configuration space.
     pub fn config(&self, address: PciAddress) -> PathBuf {
         self.device(address).join("config")
     }
 
-    /// The name (`uio0`) of what `uio_pci_generic` has made of the device: a node in `/dev`.
+    /// Returns the name (`uio0`) of what `uio_pci_generic` has made of the device: a node in `/dev`.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn uio(&self, address: PciAddress) -> io::Result<Option<String>> {
         Ok(entry_names(&self.device(address).join("uio"))?.pop())
     }
 
-    /// The names (`vda`) of the disks that the kernel's virtio driver has made of the device.
+    /// Returns the names (`vda`) of the disks that the kernel's virtio driver has made of the device.
+    ///
+    /// # Errors
+    /// The operating system's.
     pub fn disks(&self, address: PciAddress) -> io::Result<Vec<String>> {
         let mut disks = Vec::new();
         for name in entry_names(&self.device(address))? {
