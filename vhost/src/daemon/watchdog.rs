@@ -38,7 +38,7 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts to watch: every thread must have ended [`GRACE`] after a stop was asked for, and the
+    /// Starts to watch: every thread must have ended `GRACE` after a stop was asked for, and the
     /// queue's thread must give way to those that wait for it (`waiters`).
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! Carrying out one request on the region: read, judged write, publication, wake-up.
 //!
-//! The guard judges a write whole before anything of it is stored. [`RequestView`] is what it sees.
+//! The guard judges a write whole before anything of it is stored. `RequestView` is what it sees.
 
 use crate::data_path::counters::Counters;
 use crate::data_path::fault::{Owner, Watched};

@@ -76,7 +76,7 @@ impl Waiters {
         self.any().then(|| self.0.served.load(Ordering::Relaxed))
     }
 
-    /// Waits until no thread does, or [`GIVE_WAY`]. Called by the worker while it holds nothing.
+    /// Waits until no thread does, or `GIVE_WAY`. Called by the worker while it holds nothing.
     pub fn give_way(&self) {
         if self.any() {
             let (lock, done) = &self.0.done;
