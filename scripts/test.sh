@@ -7,10 +7,9 @@ usage() {
 usage: scripts/test.sh [--quick | --long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds everything, and runs the suites
-  library      the ring library, its micro-benchmarks, run once, and the virtio driver
-  cli          the blockring program, and what the programs do about standard error, panics and limits of the machine
-  simulation   every crash of short programs on a simulated disk, interleavings, mutants
-  vhost        the vhost-user back end
+  programs     all test programs but those below, three at a time: every crash of short programs on a simulated disk,
+               interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
+               and limits of the machine; the library, its micro-benchmarks, run once, and the virtio driver
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time
@@ -100,13 +99,16 @@ finish_build() { # NAME PROCESS
     return "$status"
 }
 
-# test_programs NUMBER FOLDER...: so many at a time. Most tests wait for something, so that two at a time take little longer than one.
+# test_programs NUMBER FOLDER...: so many at a time, in the order of the folders. Many tests wait for something most of the time, so that
+# more of them than there are processors take little longer.
 test_programs() {
-    local number=$1 folder program
+    local number=$1 folder of program
     shift
-    while IFS=$'\t' read -r folder program; do
-        [[ " $* " != *" $folder "* ]] || printf '%s\n' "$folder" "$program"
-    done <"$BLOCKRING_TESTS" | xargs -r -d '\n' -n 2 -P "$number" bash -c 'test_program "$@"' bash
+    for folder in "$@"; do
+        while IFS=$'\t' read -r of program; do
+            [ "$of" != "$folder" ] || printf '%s\n' "$folder" "$program"
+        done <"$BLOCKRING_TESTS"
+    done | xargs -r -d '\n' -n 2 -P "$number" bash -c 'test_program "$@"' bash
 }
 
 test_program() { # FOLDER PROGRAM
@@ -201,10 +203,9 @@ summary+=("$(printf '%-10s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed
 # The helpers that boot guests need not ask cargo.
 export BLOCKRING_BUILT=1
 
-suite library "$((long ? 60 : 10))" test_programs 2 "$root" "$root/os" "$root/virtio" "$root/test-support"
-suite cli 10 test_programs 2 "$root/cli" "$root/program"
-suite simulation "$((long ? 90 : 8))" test_programs 1 "$root/sim"
-suite vhost 12 test_programs 2 "$root/vhost"
+# The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
+suite programs "$((long ? 120 : 20))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
+    "$root/virtio" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 10 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
