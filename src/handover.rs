@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
-/// Of this exchange. A backend refuses one that it does not know.
+/// Version of this protocol. A backend refuses a client with a version that it does not know.
 pub const VERSION: u32 = 1;
 
 /// A message's size at most: a few facts, or the counters.
@@ -28,7 +28,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 /// backend.
 pub const DESCRIPTORS: usize = 4;
 
-/// Who a client wants to be.
+/// Role that a client asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
@@ -77,13 +77,13 @@ pub enum Answer {
         /// The backend's counters.
         counters: serde_json::Value,
     },
-    /// In words.
+    /// The backend refuses the client.
     Refused {
-        /// Why, and what to do.
+        /// The reason, with what to do about it.
         reason: String,
-        /// Who has the role already.
+        /// Process that has the role already, if it is known.
         held_by: Option<i32>,
-        /// Whether that is the reason.
+        /// Whether the reason is that another client has the role.
         held: bool,
     },
 }
@@ -100,11 +100,11 @@ pub enum Request {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Reply {
-    /// It is in the region, and not yet durable.
+    /// The flag is stored in the region, and not yet durable.
     Done,
-    /// It is not: another process edits the sector. To be asked again.
+    /// The flag is not stored, since another process edits the sector. The client asks again.
     Busy,
-    /// It is not, in words why.
+    /// The flag is not stored, for this reason.
     Failed(String),
 }
 

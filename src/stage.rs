@@ -84,7 +84,7 @@ impl Stage {
     }
 
     /// Returns the place of the next item, for [`since`](Self::since) and [`forget`](Self::forget).
-    /// It is valid until something is written.
+    /// The place is valid until something is written.
     pub fn end(&self) -> usize {
         self.end
     }

@@ -41,7 +41,7 @@ fn lie_in(bytes: &[u8], file: &RingFile) -> bool {
     })
 }
 
-/// Of each item from `at` on: what it is, and whether it was lent where it lies.
+/// Returns the bytes of each item from `at` on, and whether it was lent where it lies.
 fn seen(
     consumer: &mut Consumer<UnixDevice>,
     at: Position,

@@ -157,20 +157,19 @@ impl Mapping {
         Ok(usize::try_from(huge.max(usual)).unwrap_or(usize::MAX).next_power_of_two())
     }
 
-    /// The addresses that it takes, for a handler of SIGBUS to know it by.
+    /// Returns the addresses of the mapping, by which a handler of SIGBUS knows it.
     pub fn addresses(&self) -> std::ops::Range<usize> {
         let start = self.start.addr().get();
         start..start + self.len
     }
 
-    /// Where the first byte lies, for those who reach all of the memory by a pointer of their own.
-    /// It is valid for as long as the mapping lives.
+    /// Returns a pointer to the first byte, which is valid for as long as the mapping lives.
     pub fn as_ptr(&self) -> NonNull<u8> {
         self.start
     }
 
-    /// Has all of it in memory before it is needed, where the kernel can: pages that are met for
-    /// the first time later cost a fault each. Bytes stay as they are.
+    /// Brings all pages into memory before they are needed, where the kernel can: each page that is
+    /// touched for the first time later costs a fault. Bytes stay as they are.
     ///
     /// # Errors
     /// The kernel's, and those of [`Limits::check_now`]; the memory can be used all the same.
@@ -207,7 +206,10 @@ impl Mapping {
         let _ = at;
     }
 
-    /// Where `len` bytes from `offset` lie, of the first `limit` of the mapping.
+    /// Returns a pointer to `len` bytes from `offset` on.
+    ///
+    /// # Panics
+    /// If they do not all lie in the first `limit` bytes of the mapping.
     #[inline]
     fn at(&self, offset: u64, len: usize, limit: usize) -> NonNull<u8> {
         debug_assert!(limit <= self.len);

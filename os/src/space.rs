@@ -26,7 +26,7 @@ const BLOCK: u64 = 512;
 #[derive(Debug)]
 pub struct Allocation {
     file: Option<File>,
-    /// What had no space before.
+    /// Ranges of the file that had no space before.
     holes: Vec<Range<u64>>,
     /// Bytes of the file before.
     len: u64,
@@ -43,7 +43,7 @@ impl Allocation {
         Self::within(file, bytes, &Limits::default())
     }
 
-    /// The same within limits: where they end the work, what was taken until then is given back.
+    /// Allocates like [`new`](Self::new), within limits: where they end the work, what was taken until then is given back.
     ///
     /// # Errors
     /// Those of [`Limits::check_now`], too.

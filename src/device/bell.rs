@@ -18,8 +18,8 @@ use std::sync::Arc;
 /// Bytes of the shared page.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// Who sleeps, and so where in the page it says so: a cache line each, as they are written by
-/// different cores.
+/// Side that sleeps. Each has a cache line of its own in the page, since different cores write
+/// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sleeper {
     /// The process on the host.
@@ -37,7 +37,7 @@ impl Sleeper {
     }
 }
 
-/// Where a sleeper says that it sleeps: the part of a [`Bell`] that is memory alone.
+/// Announcement of a sleep in the shared page: the part of a [`Bell`] that is memory alone.
 #[derive(Debug)]
 pub struct Announcement<M = Mapping> {
     page: M,
@@ -45,25 +45,25 @@ pub struct Announcement<M = Mapping> {
 }
 
 impl<M: Memory> Announcement<M> {
-    /// In a page that both sides share.
+    /// Makes the announcement of `sleeper` in a page that both sides share.
     pub fn new(page: M, sleeper: Sleeper) -> Self {
         Self { page, sleeper }
     }
 
-    /// Says that this side is about to sleep. It has to look once more for what it waits for before
-    /// it does.
+    /// Announces that this side is about to sleep. Before it does, it has to look once more for what
+    /// it waits for.
     pub fn announce(&self) {
         self.page.store_u64(self.sleeper.offset(), 1);
         self.page.fence();
     }
 
-    /// Says that this side is awake.
+    /// Takes the announcement back: this side is awake.
     pub fn withdraw(&self) {
         self.page.store_u64(self.sleeper.offset(), 0);
     }
 
-    /// Whether there is a sleeper, who must then be woken; to be called after publishing what it
-    /// waits for.
+    /// Returns whether there is a sleeper, which must then be woken. It is called after publishing
+    /// what the sleeper waits for.
     pub fn take(&self) -> bool {
         self.page.fence();
         if self.page.load_u64(self.sleeper.offset()) == 0 {
@@ -74,7 +74,7 @@ impl<M: Memory> Announcement<M> {
     }
 }
 
-/// One direction of waking.
+/// Wake-ups in one direction: the announcement of the sleeper, and the event that wakes it.
 #[derive(Debug)]
 pub struct Bell {
     announcement: Announcement,

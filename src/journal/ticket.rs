@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 pub enum Synced {
     /// `perform` has returned `Ok` for it.
     Performed,
-    /// It was set aside.
+    /// The entry was set aside, after too many failures.
     Aside,
 }
 

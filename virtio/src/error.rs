@@ -7,14 +7,14 @@ use std::io::{self, ErrorKind};
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// What a driver can fail with.
+/// Error of a driver.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system has refused a step.
     #[error("cannot {step}: {source}")]
     System {
-        /// What was tried.
+        /// Step that was tried.
         step: Step,
         /// The operating system's error.
         source: io::Error,
@@ -64,7 +64,7 @@ impl Error {
     }
 }
 
-/// What a driver was doing when the operating system refused.
+/// Step of a driver that the operating system has refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Step {

@@ -9,7 +9,7 @@ use std::os::fd::BorrowedFd;
 
 /// The way to a virtio block device, for [`BlockDriver::over`](super::BlockDriver::over).
 ///
-/// It is sealed: what a transport does with memory is for this package alone.
+/// The trait is sealed: what a transport does with memory is for this package alone.
 ///
 /// ```compile_fail,E0046
 /// use virtio_blk_driver::{Disk, Transport};
@@ -94,7 +94,7 @@ pub trait Link: Send {
     /// descriptors.
     ///
     /// # Safety
-    /// As of [`start`](Self::start); it is the same memory.
+    /// The same as for [`start`](Self::start), with the same memory.
     unsafe fn resume(
         &mut self,
         memory: &DmaMemory,

@@ -1,4 +1,4 @@
-//! Whose disk is not given away, on a machine of files.
+//! Disks that `bind` refuses to take, on a machine made of files.
 #![allow(clippy::unwrap_used)]
 
 use super::held::{driven_by, free};

@@ -1,4 +1,4 @@
-//! Of this process's memory, and of files.
+//! Mappings of this process's own memory, and of files.
 #![allow(clippy::unwrap_used)]
 use super::*;
 

@@ -45,7 +45,7 @@ pub enum Line {
     Scrap(usize),
     /// The consumer is about to advance over this many of the items given in this run.
     Free(u64),
-    /// That `advance` has returned.
+    /// The advance over this many items has returned.
     Freed(u64),
     /// The process gives up.
     Failed(String),

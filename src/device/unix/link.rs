@@ -42,9 +42,9 @@ pub(super) struct Link {
 }
 
 pub(super) struct Bells {
-    /// The backend wakes this process by it.
+    /// By which the backend wakes this process.
     pub ours: Bell,
-    /// This process wakes the backend by it.
+    /// By which this process wakes the backend.
     theirs: Bell,
 }
 

@@ -88,7 +88,7 @@ impl UnixDevice {
 
     /// Has [`lend`](RingDevice::lend) lend published items where they lie, as far as the backend
     /// says that it guards them: a [`Consumer`](crate::Consumer) over this device copies nothing.
-    /// That goes for every backend that the device finds again, too.
+    /// The same holds for each backend that the device connects to later.
     ///
     /// This is `unsafe`, since that the backend guards the ring is only a statement of another
     /// program:

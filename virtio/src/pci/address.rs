@@ -1,4 +1,4 @@
-//! Where a PCI device is.
+//! Addresses of PCI devices.
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,7 +19,7 @@ pub struct PciAddress {
     function: u8,
 }
 
-/// Text that is no address.
+/// Error of parsing a [`PciAddress`]: the text is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0:?} is not the address of a PCI device, as in 0000:00:04.0 or 00:04.0")]
 pub struct ParsePciAddressError(String);

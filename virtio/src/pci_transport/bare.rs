@@ -33,7 +33,7 @@ impl Function for Bare {
         area(&self.sysfs.resource(self.address, bar))
     }
 
-    /// It reaches everything.
+    /// Does nothing: without an IOMMU the function reaches all memory.
     unsafe fn map(&self, _: &DmaMemory) -> Result<(), Error> {
         Ok(())
     }

@@ -36,7 +36,7 @@ const FEATURES_OK: u8 = DRIVER | status(VIRTIO_CONFIG_S_FEATURES_OK);
 const DRIVER_OK: u8 = FEATURES_OK | status(VIRTIO_CONFIG_S_DRIVER_OK);
 const NEEDS_RESET: u8 = status(VIRTIO_CONFIG_S_NEEDS_RESET);
 
-/// What is read where there is no device any more.
+/// Value of the status register where there is no device any more.
 const GONE: u8 = 0xff;
 
 /// How long a device may take to reset: it has to finish or to give up what is in flight.

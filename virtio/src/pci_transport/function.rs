@@ -1,4 +1,4 @@
-//! What the kernel lets a process have of a PCI function.
+//! A PCI function as the kernel lets a process have it.
 
 use super::config::{Area, Config};
 use super::interrupts::Interrupts;
@@ -18,7 +18,7 @@ pub trait Function: Send {
     /// Lets the function reach the memory at its device address.
     ///
     /// # Safety
-    /// As of [`Link::start`](crate::transport::Link::start).
+    /// The same as for [`Link::start`](crate::transport::Link::start).
     unsafe fn map(&self, memory: &DmaMemory) -> Result<(), Error>;
 
     /// Sets up the function's interrupts; `isr` is its interrupt status.

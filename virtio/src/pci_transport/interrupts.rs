@@ -1,4 +1,4 @@
-//! How a device wakes who waits for it.
+//! Interrupts of a device, as descriptors to wait for.
 
 use super::common::NO_VECTOR;
 use super::config::Config;
@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 /// The one message that is used.
 const VECTOR: u16 = 0;
 
-/// What an interrupt of the device does.
+/// Way in which an interrupt of the device reaches this process.
 pub enum Interrupts {
     /// A message, which the kernel makes an event of.
     Message(EventFd),
@@ -25,7 +25,8 @@ pub enum Interrupts {
 /// A line that a file of the kernel's userspace I/O shows (driver-api/uio-howto).
 pub struct Line {
     uio: File,
-    /// For other threads of ours, since nothing can be written there that makes it readable.
+    /// An event by which other threads of this process end the wait: nothing that is written to
+    /// `uio` makes that readable.
     passed: EventFd,
     either: Epoll,
     isr: Registers,

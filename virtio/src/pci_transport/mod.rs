@@ -97,7 +97,7 @@ impl Pci {
     /// Takes the device that `sysfs` shows at `address`.
     ///
     /// # Safety
-    /// As of [`open`](Self::open).
+    /// The same as for [`open`](Self::open).
     unsafe fn take(sysfs: Sysfs, address: PciAddress) -> Result<Self, Error> {
         if !sysfs.exists(address) {
             return Err(Refusal::NotThere.into());

@@ -16,7 +16,7 @@ pub struct Registers {
 
 /// An integer that a register can be.
 pub trait Value: Copy {
-    /// What has its size and its alignment.
+    /// The atomic integer of the same size and alignment.
     type Word: Word;
 }
 

@@ -67,7 +67,7 @@ mod raw {
     }
 }
 
-/// What a structure says of its own size.
+/// Size of a structure, as its field `argsz` states it.
 fn size<T>() -> u32 {
     u32::try_from(size_of::<T>()).unwrap_or(u32::MAX)
 }

@@ -24,11 +24,11 @@ pub struct VirtioDevice {
     geometry: Geometry,
     read_only: bool,
     driver: Mutex<BlockingDriver>,
-    /// What else ends a wait, as far as the device can tell.
+    /// Descriptors that end a wait, beside the caller's own.
     events: Vec<(Event, OwnedFd)>,
 }
 
-/// What a descriptor of the device's says by being readable.
+/// Meaning of a descriptor of the device that is readable.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Event {
     Interrupt,
@@ -46,7 +46,7 @@ impl VirtioDevice {
         Self::connect_within(path, sector_size, &Limits::within(ANSWER_PATIENCE))
     }
 
-    /// The same within other limits.
+    /// Connects like [`connect`](Self::connect), within other limits.
     ///
     /// # Errors
     /// A [`DeviceError`] whose source is [`TimedOut`](io::ErrorKind::TimedOut) or

@@ -1,4 +1,4 @@
-//! What a queue's memory gives out.
+//! Ranges of a queue's memory.
 
 use crate::memory::DmaMemory;
 

@@ -12,19 +12,19 @@ use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-/// What the device does when it is looked for.
+/// Behaviour of the device when the driver looks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Answers {
-    /// It comes back, and answers no request.
+    /// The device comes back, and answers no request.
     #[default]
     Nothing,
-    /// It comes back, and answers the oldest request.
+    /// The device comes back, and answers the oldest request.
     Oldest,
-    /// It does not come back.
+    /// The device does not come back.
     NotThere,
 }
 
-/// What the device shall do, and what it was asked.
+/// Script of the device, and a record of its calls.
 #[derive(Debug, Default)]
 struct State {
     answers: Answers,
@@ -33,7 +33,8 @@ struct State {
     has_indirect: bool,
     resumed: u32,
     stopped: u32,
-    /// What it has found in its memory when it was stopped: nothing, if it was told of none.
+    /// Value that the device has found in its memory when it was stopped; `None` if it was given
+    /// no memory.
     last_word: Option<u64>,
 }
 
