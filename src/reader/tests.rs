@@ -6,7 +6,7 @@ use crate::format::{SectorSize, Side, framed_len};
 use std::sync::Arc;
 
 /// Items that two threads pass to each other.
-const ITEMS: u32 = if cfg!(miri) { 60 } else { 20_000 };
+const ITEMS: u32 = if cfg!(miri) { 24 } else { 20_000 };
 
 /// A data area of 1024 bytes.
 fn geometry() -> Geometry {
@@ -112,7 +112,7 @@ fn reader_sees_the_same_items_lent_and_copied() {
     let (mut lending, mut copying) = (ring.lending(), ring.copying());
     let [mut in_place, mut by_copy] = [Reader::new(geometry()), Reader::new(geometry())];
     let (mut number, mut from, mut lent) = (0, Position::ZERO, 0);
-    for _ in 0..if cfg!(miri) { 6 } else { 200 } {
+    for _ in 0..if cfg!(miri) { 2 } else { 200 } {
         let first = number;
         while ring.publish(&payload(number)) {
             number += 1;
