@@ -102,7 +102,9 @@ impl<M: Memory> MappedDevice<M> {
     /// The memory holds a ring. For as long as this device lives, everybody else who can change the
     /// memory, in this process or another, by a mapping, a descriptor or the file's name,
     /// - leaves every byte of the data area from the consumer's position up to the producer's as it
-    ///   is: nobody writes there, punches a hole, or cuts the file short and makes it longer again;
+    ///   is: nobody writes there, punches a hole, or cuts the file short and makes it longer again
+    ///   (a [`Producer`](crate::Producer) over the same memory does write there while it advances:
+    ///   it repeats the published bytes of the sector in which they end);
     /// - stores a producer's position only after the bytes in front of it, with release ordering,
     ///   and none that is smaller than the one before, or more than the ring's capacity ahead of
     ///   the consumer;
