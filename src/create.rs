@@ -31,6 +31,7 @@ impl CreateOptions {
 
 /// The outcome of [`create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Created {
     /// An empty ring was made.
     New,
@@ -38,8 +39,10 @@ pub enum Created {
     Existed,
 }
 
-/// Makes an empty ring on `device`, unless a ring is there already. Anything else on the device is
-/// overwritten: [`first_used_byte`] finds it.
+/// Makes an empty ring on `device`, unless a ring is there already.
+///
+/// **Anything else on the device is overwritten.** Call it for a new file
+/// ([`make_file`](crate::make_file)), or where [`first_used_byte`] finds nothing.
 ///
 /// The signature is written last: a crash in between leaves a device that is not a ring, never half
 /// of one.

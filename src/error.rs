@@ -87,7 +87,8 @@ pub enum Error {
         to: Position,
         /// This side's position.
         from: Position,
-        /// The end of what was pushed (producer) or published (consumer).
+        /// The end of what was pushed (producer), or published as far as this handle has looked
+        /// (consumer).
         limit: Position,
     },
     /// A position to pop or fold from that is consumed already, or not published yet.

@@ -1,8 +1,8 @@
 //! A crash-safe queue on a block device, with one producer and one consumer.
 //!
 //! Published items survive the death of the producer, of the consumer and of the machine. They
-//! arrive in order, at least once, each with a position by which a receiver can make it exactly
-//! once. The device can be a file, a disk, memory that two processes share, or a ring that
+//! arrive in order, at least once, each with a position by which a receiver recognises an item that
+//! it has handled already. The device can be a file, a disk, memory that two processes share, or a ring that
 //! `vhost-device-blockring` hands over from a virtual machine. The bytes are compatible with those
 //! of the OCaml library `shared-block-ring`.
 //!
@@ -33,8 +33,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A consumer that dies between `pop` and `advance` gets the item again. A receiver that keeps the
-//! position with what it has done, in the same transaction, knows a repetition by it.
+//! A consumer that dies between `pop` and `advance` gets the item again. A receiver that must handle
+//! each item once stores [`next`](Popped::next) together with its result, in one transaction. After
+//! a restart it advances to the stored position, and what it has handled does not come again. The
+//! stored position belongs to one ring, which [`DebugInfo::uuid`] names. `examples/collector.rs`
+//! does all of this.
 //!
 //! # Batches
 //!
@@ -74,7 +77,6 @@
 //!
 //! ```
 //! use shared_block_ring::Error;
-//! use shared_block_ring::format::Side;
 //! use shared_block_ring::wait::{Wait, Woken};
 //! use std::time::Duration;
 //! # let dir = tempfile::tempdir()?;
@@ -89,7 +91,7 @@
 //! #     producer.advance(end).unwrap();
 //! # });
 //!
-//! let mut wait = Wait::new(Side::Producer, Some(Duration::from_secs(60)));
+//! let mut wait = Wait::for_items(Some(Duration::from_secs(60)));
 //! let (next, line) = loop {
 //!     match consumer.pop_as::<String>(consumer.position()) {
 //!         Ok(item) => break item,

@@ -62,7 +62,17 @@ enum Spin {
 }
 
 impl Wait {
-    /// Makes a wait for `peer` that ends `timeout` from now, or never.
+    /// Makes a consumer's wait for items, which ends `timeout` from now, or never.
+    pub fn for_items(timeout: Option<Duration>) -> Self {
+        Self::new(Side::Producer, timeout)
+    }
+
+    /// Makes a producer's wait for space, which ends `timeout` from now, or never.
+    pub fn for_space(timeout: Option<Duration>) -> Self {
+        Self::new(Side::Consumer, timeout)
+    }
+
+    /// Makes a wait for `peer`, the *other* side, to move; it ends `timeout` from now, or never.
     pub fn new(peer: Side, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         let spin = Spin::Over;

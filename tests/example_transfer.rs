@@ -4,6 +4,7 @@
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
+use ring_test_support::process::example;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -20,19 +21,8 @@ const WHOLE_LIFE: Duration = Duration::from_secs(600);
 const ORDERS: usize = 1000;
 const ACCOUNTS: [&str; 4] = ["alice", "bob", "carol", "dave"];
 
-/// Built here, because `cargo test --test` builds no examples; where they are built already this
-/// takes no time.
 fn program() -> PathBuf {
-    let me = std::env::current_exe().unwrap();
-    let target = me.ancestors().nth(3).unwrap();
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--locked", "--profile", "test", "--example", "transfer", "--target-dir"])
-        .arg(target)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .status()
-        .unwrap();
-    assert!(status.success());
-    target.join("debug/examples/transfer")
+    example("transfer")
 }
 
 fn start(program: &Path, folder: &Path) -> Child {

@@ -99,8 +99,8 @@ fn advance_refuses_positions_that_are_no_end_of_an_item() {
     producer.advance(second).unwrap();
     assert!(matches!(producer.advance(first), Err(Error::InvalidAdvance { .. })));
     assert!(
-        matches!(consumer.advance(second), Err(Error::InvalidAdvance { .. })),
-        "not looked at yet"
+        matches!(consumer.advance(at(second.get() + 4)), Err(Error::InvalidAdvance { .. })),
+        "not published"
     );
     consumer.pop(Position::ZERO).unwrap();
     consumer.advance(first).unwrap();
@@ -240,4 +240,20 @@ fn mapping_carries_a_stream_between_threads() {
             consumer.advance(next).unwrap();
         }
     });
+}
+
+/// A receiver notes how far it has come, and is killed before it frees what it has noted.
+#[test]
+fn consumer_frees_to_a_position_that_was_noted_before_it_attached() {
+    let ring = RingFile::new(64 * 512, 512);
+    let mut producer = ring.producer().unwrap();
+    let noted = producer.push("one").unwrap();
+    let end = producer.push("two").unwrap();
+    producer.advance(end).unwrap();
+    let mut consumer = ring.consumer().unwrap();
+    consumer.advance(noted).unwrap();
+    assert_eq!(consumer.pop(noted).unwrap().bytes, b"two");
+    let beyond = Position::new(end.get() + 512).unwrap();
+    let error = consumer.advance(beyond).unwrap_err();
+    assert!(matches!(error, Error::InvalidAdvance { limit, .. } if limit == end), "{error}");
 }

@@ -111,7 +111,12 @@ impl Address {
             return Ok(Box::new(unsafe { device.lend_in_place() }));
         }
         let Some(disk) = driven(&self.address) else {
-            return Ok(Box::new(self.open_as(options, &self.how_to_make())?));
+            // Whoever only looks at a ring, or mends it, has misspelt its name.
+            let remedy = match role {
+                Role::Control => IS_IT_RIGHT.to_owned(),
+                Role::Producer | Role::Consumer => self.how_to_make(),
+            };
+            return Ok(Box::new(self.open_as(options, &remedy)?));
         };
         let device = disk.open(self.sector_size, &limits)?;
         Ok(Box::new(match bounds {
@@ -138,14 +143,13 @@ impl Address {
         self.not_the_output(UnixDevice::connect(socket, role)?)
     }
 
-    /// Opens the file or block device for this process alone. `remedy` says what makes a missing
-    /// file.
+    /// Opens the file or block device for this process alone. `remedy` is for a missing file.
     pub fn open_alone(&self, remedy: &str) -> Result<FileDevice, Failure> {
         self.not_the_output(self.open_as(self.options().exclusive(), remedy)?)
     }
 
     /// Returns what makes a missing ring, in words.
-    pub fn how_to_make(&self) -> String {
+    fn how_to_make(&self) -> String {
         format!("blockring create --size 8M {} makes a ring", self.name())
     }
 
@@ -190,6 +194,9 @@ impl Address {
 
 /// The name of standard output in the error about a ring that is also standard output.
 const OUTPUT: &str = "standard output";
+
+/// What to do about a ring that is not there, for commands that make none.
+pub const IS_IT_RIGHT: &str = "is the path right?";
 
 fn is_the_ring(name: &str, role: &str) -> String {
     format!("{name}: {role} is the ring itself (give another file, or a pipe)")

@@ -68,8 +68,9 @@ impl Diagnostics {
 
 fn table(facts: &Facts) -> String {
     let ring = &facts.ring;
-    let pid =
-        |pid: Option<i32>| pid.map_or_else(|| "none".to_owned(), |pid| format!("process {pid}"));
+    let pid = |pid: Option<i32>| {
+        pid.map_or_else(|| "no process".to_owned(), |pid| format!("process {pid}"))
+    };
     let items = |items: Option<u64>| items.map_or_else(|| "unknown".to_owned(), |n| n.to_string());
     let mut lines = vec![
         format!("device     {} sectors of {} bytes", ring.total_sectors, ring.sector_size),

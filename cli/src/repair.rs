@@ -1,6 +1,6 @@
 //! `blockring repair`.
 
-use super::address::{Address, KERNEL_ONLY, both_roles};
+use super::address::{Address, IS_IT_RIGHT, KERNEL_ONLY, both_roles};
 use super::failure::{Failure, Outcome};
 use super::output::{print, require_output};
 use serde::Serialize;
@@ -66,7 +66,7 @@ impl Repair {
                 Err(Failure::Corrupt(format!("{name}: damaged (repair it with --write)")))
             };
         }
-        let device = self.address.open_alone(&self.address.how_to_make())?;
+        let device = self.address.open_alone(IS_IT_RIGHT)?;
         let _alone = both_roles(&device)?;
         let plan = Plan::plan(&device).map_err(&about)?;
         report.fixes = fixes(&plan);

@@ -55,7 +55,7 @@ fn machine_without_proc_makes_and_uses_a_ring() {
         test "$(stat -c %a ring)" = 600
         echo one | "$RING" produce ring
         must 0 sound "$RING" check ring
-        must 0 "producer   8 (none)" "$RING" diagnostics ring
+        must 0 "producer   8 (no process)" "$RING" diagnostics ring
         test "$("$RING" consume ring)" = one
         printf 'two\n' > input
         test "$("$RING" journal --size 1M --exec cat journal < input)" = two"#,

@@ -11,7 +11,8 @@ use std::cell::Cell;
 const EXTENSION_BYTES: usize = EXTENSION.end - EXTENSION.start;
 
 impl<D: RingDevice> Consumer<D> {
-    /// Frees everything before `to`: those items are not delivered again.
+    /// Frees everything before `to`: those items are not delivered again. `to` may come from a
+    /// handle before this one, such as a position that a receiver has noted with its results.
     ///
     /// # Errors
     /// [`Error::InvalidAdvance`] for a position that is no end of an item between this consumer's
@@ -19,6 +20,10 @@ impl<D: RingDevice> Consumer<D> {
     /// lost and another handle has it; the device's.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
+        if to > self.verified.position && to != self.producer {
+            // This handle has not looked that far: the position was noted before a restart.
+            self.look()?;
+        }
         let (from, limit) = (self.done, self.verified.position);
         if to < from || (to > limit && to != self.producer) {
             return Err(Error::InvalidAdvance { to, from, limit });

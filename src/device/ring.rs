@@ -13,6 +13,8 @@ use std::time::Instant;
 /// What a ring asks of a [`BlockDevice`] beyond a disk's methods. A device that is only a disk
 /// leaves the implementation empty: `impl RingDevice for MyDisk {}`.
 ///
+/// A device that wraps another one has to forward what it wants to keep: see `CONTRIBUTING.md`.
+///
 /// The defaults lock nothing, copy what is read, and have waits poll. A device that other processes
 /// can open should return a [`lock_file`](Self::lock_file): without one nothing keeps two producers
 /// apart.

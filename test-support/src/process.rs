@@ -4,7 +4,8 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
-use std::process::{Child, ExitStatus, Output};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,24 @@ pub fn eventually_or(mut is_so: impl FnMut() -> bool, found: impl Fn() -> String
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {}", found());
         thread::sleep(PAUSE);
     }
+}
+
+/// Returns an example of the library, built. `cargo test --test` builds no examples; where they are
+/// built already this takes no time.
+///
+/// # Panics
+/// If it does not build.
+pub fn example(name: &str) -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    let target = this.ancestors().nth(3).unwrap();
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--locked", "--profile", "test", "--example", name, "--target-dir"])
+        .arg(target)
+        .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    target.join("debug/examples").join(name)
 }
 
 /// Writes the input, waits for the end of the process, and returns what it wrote.

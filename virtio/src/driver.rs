@@ -27,7 +27,7 @@ use std::os::fd::BorrowedFd;
 /// use virtio_blk_driver::{BlockDriver, Limits, Request, Shape, VhostUser, wait_readable};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let backend = VhostUser::connect("/run/disk.sock".as_ref())?;
+/// let backend = VhostUser::connect("/run/disk.sock")?;
 /// let mut driver = BlockDriver::over(backend, Shape::new(32, 4096), &Limits::default())?;
 ///
 /// let mut slot = driver.slot().expect("none of 32 requests is in flight");

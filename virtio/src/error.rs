@@ -253,6 +253,7 @@ impl From<Broken> for io::Error {
 
 /// Why a device that went away is not driven again.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ResumeError {
     /// The device is not there, or not yet able to serve: a later attempt may succeed.
     #[error(transparent)]

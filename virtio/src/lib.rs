@@ -9,6 +9,29 @@
 //! made within the package alone, of ranges of that memory. It is given back after the device has
 //! stopped, or not at all.
 //!
+//! ```no_run
+//! use virtio_blk_driver::{BlockDriver, Limits, Request, Shape, VhostUser};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let backend = VhostUser::connect("/run/disk.sock")?;
+//! let mut driver = BlockDriver::over(backend, Shape::new(1, 512), &Limits::default())?;
+//! let slot = driver.slot().expect("no request is in flight");
+//! slot.submit(Request::read(0, 512)); // unit 0, of 512 bytes
+//! driver.publish()?;
+//! let mut sector = [0; 512];
+//! loop {
+//!     if let Some(done) = driver.reap()? {
+//!         done.result()?;
+//!         done.read(&mut sector);
+//!         break;
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`BlockDriver`] shows how to wait without looking all the time.
+//!
 //! With the feature `ring`, `VirtioDevice` is a device of the crate `shared-block-ring` over such a
 //! driver.
 #![deny(missing_docs, missing_debug_implementations)]

@@ -55,7 +55,7 @@ impl VhostUser {
     ///
     /// # Errors
     /// As [`connect_within`](Self::connect_within).
-    pub fn connect(path: &Path) -> Result<Self, Error> {
+    pub fn connect(path: impl AsRef<Path>) -> Result<Self, Error> {
         Self::connect_within(path, &Limits::within(ANSWER_PATIENCE))
     }
 
@@ -66,7 +66,8 @@ impl VhostUser {
     /// [`Error::System`], whose source is of the kind [`TimedOut`](io::ErrorKind::TimedOut) or
     /// [`Interrupted`](io::ErrorKind::Interrupted) when the limits have ended the wait; a
     /// [`Refusal`] where the backend's device cannot be driven.
-    pub fn connect_within(path: &Path, limits: &Limits<'_>) -> Result<Self, Error> {
+    pub fn connect_within(path: impl AsRef<Path>, limits: &Limits<'_>) -> Result<Self, Error> {
+        let path = path.as_ref();
         let open = || Connection::open(path, WANTED, limits);
         let (connection, features, disk) = persist(limits, open, Error::system_error)?;
         let event = || EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC);
