@@ -18,6 +18,7 @@ Instead of fetching, files of your own can be named (all three, then nothing is 
   BLOCKRING_KERNEL    a kernel image
   BLOCKRING_MODULES   a folder with its modules (searched by name: virtio_blk.ko)
   BLOCKRING_BUSYBOX   a static busybox
+The nightly tool chain of scripts/sanitize.sh is installed by that script, where it can be had.
 CARGO_TARGET_DIR moves the target folder, as it does for cargo.
 TEXT
 }

@@ -14,6 +14,8 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds every
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
+  sanitize     tests under Miri, AddressSanitizer and ThreadSanitizer (see scripts/sanitize.sh --help); where Miri cannot be had, its
+               line says that it was not run, and nothing fails for that
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
 With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, virtio, cli, program, vhost), three programs at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
@@ -28,11 +30,11 @@ of its test programs failed. Fails if one of them failed.
 TEXT
 }
 
-long=0 quick=0
+long=0 quick=0 depth=()
 case "${1:-}" in
     "") ;;
     --quick) quick=1 ;;
-    --long) long=1 && export BLOCKRING_LONG=1 ;;
+    --long) long=1 depth=(--long) && export BLOCKRING_LONG=1 ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -70,6 +72,14 @@ build_programs() {
     release=$(scripts/build.sh --bench instructions)
     "$release/test-tools" boot-guest --prepare
     scripts/fuzz.sh --build
+    build_sanitized
+}
+
+# Without Miri (status 3) there is less to build, and the suite says so.
+build_sanitized() {
+    local status=0
+    scripts/sanitize.sh --build "${depth[@]}" || status=$?
+    [ "$status" = 0 ] || [ "$status" = 3 ]
 }
 
 # As tests and scripts ask for them. If one compiles anything, it would do so within a suite's budget.
@@ -163,6 +173,10 @@ suite() {
         124 | 137) verdict="FAILED: out of time" ;;
         *) verdict=FAILED ;;
     esac
+    if [ "$name $status" = "sanitize 3" ]; then
+        verdict="not run: no Miri here"
+        status=0
+    fi
     [ "$status" = 0 ] || failed=yes
     summary+=("$(printf '%-10s %5s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
     if [ -s "$BLOCKRING_FAILED" ]; then
@@ -211,6 +225,7 @@ suite bench 10 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 40 single_tests "$root/qemu-tests" 2
 suite fuzz 15 scripts/fuzz.sh --each 20
+suite sanitize "$((long ? 60 : 15))" scripts/sanitize.sh "${depth[@]}"
 if ((long)); then
     suite crashes 120 scripts/crash-campaign.sh
 else
