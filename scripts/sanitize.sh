@@ -7,14 +7,16 @@ usage() {
 usage: scripts/sanitize.sh [--long] [PART...]
        scripts/sanitize.sh --build [--long] [PART...]
 
-Runs tests under tools that find undefined behaviour, and fails where one finds something. Without PART it runs all parts:
+Runs tests under tools that find undefined behaviour, and fails where one finds something. Without PART it runs miri and thread, and
+with --long all parts:
   miri      an interpreter: the modules that use only memory of the process (format, reader, lending in place, mapped memory, both
             sides of the virtqueue), with far fewer repetitions; no file is mapped and no socket opened
-  address   AddressSanitizer: the unit tests of the library, ring-os, the virtio driver and the backend, and a ring in memory
-  thread    ThreadSanitizer: the unit tests of the library, ring-os and the virtio driver, and a ring in memory
+  thread    ThreadSanitizer: the unit tests of ring-os and the virtio driver
+  address   AddressSanitizer: the unit tests of the library, ring-os, the virtio driver and the backend, and a ring in memory. An
+            ordinary test run has the fuzz targets under it, which cover library and backend (see scripts/fuzz.sh --help)
 The ordinary run takes a minute or two on two processors, and each part several minutes of building the first time.
---long adds the slow tests of the same modules to miri, and to address tests of files, journals, lending, the executor, and whole
-backends; thread runs the same.
+--long adds the slow tests of the same modules to miri, the library and a ring in memory to thread, and to address tests of files,
+journals, lending, the executor, and whole backends.
 --build only builds.
 
 miri and thread need the nightly tool chain with the components miri and rust-src, which are installed with rustup where they are
@@ -45,7 +47,10 @@ while (($#)); do
     esac
     shift
 done
-((${#parts[@]})) || parts=(miri address thread)
+if ((!${#parts[@]})); then
+    parts=(miri thread)
+    ((!long)) || parts+=(address)
+fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
@@ -128,9 +133,10 @@ address() {
 }
 
 thread() {
-    local packages=(-p shared-block-ring -p ring-os -p virtio-blk-driver)
+    local tests=(-p ring-os -p virtio-blk-driver --lib)
+    ((!long)) || tests+=(-p shared-block-ring --test in_memory)
     TSAN_OPTIONS="suppressions=$PWD/scripts/sanitize-thread.txt" \
-        sanitized_tests thread +nightly test --locked -Zbuild-std --target "$host" "${packages[@]}" --lib --test in_memory
+        sanitized_tests thread +nightly test --locked -Zbuild-std --target "$host" "${tests[@]}"
 }
 
 nightly=yes
