@@ -147,6 +147,7 @@ fn memory_with_the_rings_removed_stops_the_queue_until_it_is_back() {
     guest.kick();
     eventually("the queue is stopped", || scene.counter("broken") == 1);
     guest.kick_and_wait();
+    eventually("it is logged", || scene.logged(BROKEN) > 0);
     assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (1, 1), "told once");
     // The memory is shared again, without a reset: nothing is lost.
     guest.set_memory();

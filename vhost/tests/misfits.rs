@@ -33,6 +33,7 @@ fn is_said_once_of(words: &str, come: impl Fn(&Scene)) {
         come(&scene);
     }
     FrontEnd::new(&scene).honest(&scene);
+    eventually("it is logged", || scene.logged(words) > 0);
     let log = std::fs::read_to_string(scene.path("log")).unwrap();
     assert_eq!(scene.logged(words), 1, "{words:?} in {log}");
     assert!(scene.logged("") < 10, "{log}");

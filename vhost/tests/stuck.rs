@@ -64,6 +64,9 @@ fn memory_on_fuse_is_refused_and_the_next_front_end_is_served() {
         drop(guest);
         FrontEnd::new(&scene).honest(&scene);
     }
+    eventually("it is logged", || {
+        scene.logged("lies in a file whose file system does not answer") > 0
+    });
     assert_eq!(scene.logged("lies in a file that another process or machine serves"), 1);
     assert_eq!(scene.logged("lies in a file whose file system does not answer"), 1);
     daemon.signal(Signal::SIGTERM);

@@ -230,19 +230,27 @@ impl UnixDevice {
             send(connection, &Request::Suspend(suspend), &[])
                 .and_then(|()| await_readable(connection, &limits))
                 .and_then(|()| receive_words(connection))
-                .map_err(|e| self.error(Operation::SetSuspend, e))
         };
-        let mut pauses = Pauses::default();
+        let kept = || {
+            let text = "another process keeps the lock for changes of sector 2";
+            self.error(Operation::Write, io::Error::new(io::ErrorKind::TimedOut, text))
+        };
+        let (mut pauses, mut busy) = (Pauses::default(), false);
         loop {
-            match ask()? {
+            let reply = match ask() {
+                // The time was up during a question instead of between two.
+                Err(e) if busy && e.kind() == io::ErrorKind::TimedOut => return Err(kept()),
+                reply => reply.map_err(|e| self.error(Operation::SetSuspend, e))?,
+            };
+            match reply {
                 Reply::Done => return Ok(()),
                 Reply::Failed(reason) => {
                     return Err(self.error(Operation::Write, io::Error::other(reason)));
                 }
-                Reply::Busy => limits.pause(pauses.pause()).map_err(|_| {
-                    let text = "another process keeps the lock for changes of sector 2";
-                    self.error(Operation::Write, io::Error::new(io::ErrorKind::TimedOut, text))
-                })?,
+                Reply::Busy => {
+                    busy = true;
+                    limits.pause(pauses.pause()).map_err(|_| kept())?;
+                }
             }
         }
     }
