@@ -66,7 +66,7 @@ fn run(ring: &str, output: &str, patience: Duration) -> Result<()> {
         })?;
         if !text.is_empty() {
             file.write_all(text.as_bytes())?;
-            // What is freed is gone: the file must survive a power cut first.
+            // Freed items cannot be had again, so the file must survive a power cut first.
             file.sync_data()?;
             consumer.advance(end)?;
             continue;

@@ -25,6 +25,10 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 triple=x86_64-unknown-linux-gnu
+if [ ! -e "$(cc -print-file-name=libc.a)" ]; then
+    echo "build.sh: the C library cannot be linked statically: libc.a is missing (Debian: apt-get install gcc libc6-dev)" >&2
+    exit 1
+fi
 unset CARGO_ENCODED_RUSTFLAGS CARGO_BUILD_TARGET
 export RUSTFLAGS='-C target-feature=+crt-static'
 cargo build --locked --release --target "$triple" --workspace \

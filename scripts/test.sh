@@ -14,8 +14,8 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds every
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
-  sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where Miri cannot be had, its
-               line says that it was not run, and nothing fails for that
+  sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
+               Miri cannot be had, its line says that it was not run, and nothing fails for that
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
 With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, virtio, cli, program, vhost), three programs at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.

@@ -44,8 +44,8 @@ impl Memory<'_> {
         match self.ends.iter().rposition(ours) {
             Some(index) if index + 1 == self.ends.len() => History::Ahead,
             Some(index) => History::Parted(self.ends[index]),
-            // What was published was in the ring when the other instance was made, and pointers do
-            // not go back.
+            // A copied instance starts with the pointer that this one had published, and pointers
+            // only grow: the other instance went on from there.
             None if ring > self.published.position => History::Parted(self.published),
             // The pointer has gone back: the ring is an older copy, too.
             None if ring < self.published.position && ring >= self.start.position => {

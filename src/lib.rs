@@ -2,9 +2,9 @@
 //!
 //! Published items survive the death of the producer, of the consumer and of the machine. They
 //! arrive in order, at least once, each with a position by which a receiver recognises an item that
-//! it has handled already. The device can be a file, a disk, memory that two processes share, or a ring that
-//! `vhost-device-blockring` hands over from a virtual machine. The bytes are compatible with those
-//! of the OCaml library `shared-block-ring`.
+//! it has handled already. The device can be a file, a disk, memory that two processes share, or a
+//! ring that `vhost-device-blockring` hands over from a virtual machine. The bytes are compatible
+//! with those of the OCaml library `shared-block-ring`.
 //!
 //! # Push and advance, pop and advance
 //!
@@ -33,11 +33,11 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //!
-//! A consumer that dies between `pop` and `advance` gets the item again. A receiver that must handle
-//! each item once stores [`next`](Popped::next) together with its result, in one transaction. After
-//! a restart it advances to the stored position, and what it has handled does not come again. The
-//! stored position belongs to one ring, which [`DebugInfo::uuid`] names. `examples/collector.rs`
-//! does all of this.
+//! A consumer that dies between `pop` and `advance` gets the item again. A receiver that must
+//! handle each item once stores [`next`](Popped::next) together with its result, in one
+//! transaction. After a restart it advances to the stored position, and what it has handled does
+//! not come again. The stored position belongs to one ring, which [`DebugInfo::uuid`] names.
+//! `examples/collector.rs` does all of this.
 //!
 //! # Batches
 //!

@@ -25,7 +25,7 @@ const HEADS: usize = 3;
 pub struct Fix {
     /// The sector that changes.
     pub sector: u64,
-    /// What is wrong, and what it becomes, in words.
+    /// Description of the damage and of its repair, for people.
     pub what: String,
 }
 

@@ -23,9 +23,8 @@ impl Sector0 {
         &self.0
     }
 
-    /// Asks whether the device is still there, see [`RingDevice::check_presence`], and whether sector
-    /// 0 is what it was: a file can be overwritten in place, with another ring or with anything
-    /// else.
+    /// Checks that the device is still there, see [`RingDevice::check_presence`], and that sector 0
+    /// is what it was: a file can be overwritten in place, with another ring or with anything else.
     ///
     /// A sector 0 that cannot be read counts as unchanged: the next operation on the ring meets the
     /// same error, and reports it.

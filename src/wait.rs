@@ -132,8 +132,8 @@ impl Wait {
     ///
     /// # Errors
     /// The device's; also [`Displaced`](crate::device::Displaced), within seconds of the ring's
-    /// removal or replacement. [`Producer::check_presence`](crate::Producer::check_presence) and its like
-    /// find that the ring was overwritten in place.
+    /// removal or replacement. That the ring was overwritten in place is found by
+    /// [`Producer::check_presence`](crate::Producer::check_presence) and its like.
     pub fn pause<D: RingDevice + ?Sized>(
         &mut self,
         device: &D,

@@ -55,7 +55,7 @@ fn damaged_items_are_reported_before_the_first_is_lent_and_can_be_skipped() {
             other => panic!("{other:?}"),
         }
     }
-    // What is damaged can be skipped as a whole, and not in part.
+    // A damaged span can be skipped as a whole, and not in part.
     let error = consumer.advance(at(12)).unwrap_err();
     assert!(matches!(error, Error::Format(FormatError::Span { .. })), "{error}");
     consumer.advance(at(24)).unwrap();

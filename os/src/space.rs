@@ -43,7 +43,8 @@ impl Allocation {
         Self::within(file, bytes, &Limits::default())
     }
 
-    /// Allocates like [`new`](Self::new), within limits: where they end the work, what was taken until then is given back.
+    /// Allocates like [`new`](Self::new), within limits: where they end the work, what was taken
+    /// until then is given back.
     ///
     /// # Errors
     /// Those of [`Limits::check_now`], too.
@@ -71,8 +72,8 @@ impl Drop for Allocation {
         let Some(file) = &self.file else { return };
         // Pages that were only read count as data until they have left the page cache.
         let _ = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
-        // What has data by now is somebody's: only what is still a hole, or reserved and never
-        // written, goes.
+        // Another process may have written to the file meanwhile. Only ranges that are still holes,
+        // or reserved and never written, are given back.
         let unused =
             self.holes.iter().flat_map(|hole| holes(file, hole.clone()).unwrap_or_default());
         for hole in unused {

@@ -16,9 +16,9 @@ impl<D: RingDevice> Consumer<D> {
     ///
     /// # Errors
     /// [`Error::InvalidAdvance`] for a position that is no end of an item between this consumer's
-    /// position and the producer's; [`Error::Format`] for items before `to` that are damaged, unless
-    /// `to` is the end of all that is published; [`Error::Superseded`]; [`Error::RoleTaken`] if the
-    /// role was lost and another handle has it; the device's.
+    /// position and the producer's; [`Error::Format`] for items before `to` that are damaged,
+    /// unless `to` is the end of all that is published; [`Error::Superseded`];
+    /// [`Error::RoleTaken`] if the role was lost and another handle has it; the device's.
     pub fn advance(&mut self, to: Position) -> Result<()> {
         self.handle.attached()?;
         if to > self.verified.position && to != self.producer {

@@ -50,8 +50,8 @@ impl<M: Memory> Announcement<M> {
         Self { page, sleeper }
     }
 
-    /// Announces that this side is about to sleep. Before it does, it has to look once more for what
-    /// it waits for.
+    /// Announces that this side is about to sleep. Before it does, it has to look once more for
+    /// what it waits for.
     pub fn announce(&self) {
         self.page.store_u64(self.sleeper.offset(), 1);
         self.page.fence();

@@ -205,9 +205,10 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
         }
     }
 
-    /// Checks that the journal is still where it was opened (see [`RingDevice::check_presence`]), and
-    /// that no other ring was written over it. Each push does so, too, at most once a second: a
-    /// program that waits for something else, or ends, checks here.
+    /// Checks that the journal is still where it was opened (see
+    /// [`RingDevice::check_presence`]), and that no other ring was written over it. Each push does
+    /// so, too, at most once a second: a program that waits for something else, or ends, checks
+    /// here.
     ///
     /// # Errors
     /// [`JournalError::Failed`] if it is not: the journal has ended.

@@ -42,9 +42,9 @@ pub(super) struct Link {
 }
 
 pub(super) struct Bells {
-    /// By which the backend wakes this process.
+    /// Wake-ups from the backend to this process.
     pub ours: Bell,
-    /// By which this process wakes the backend.
+    /// Wake-ups from this process to the backend.
     theirs: Bell,
 }
 

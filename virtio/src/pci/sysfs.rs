@@ -16,7 +16,8 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Returns whether it is a virtio block device, modern or transitional (virtio 1.3, 4.1.2 and 5.2.1).
+    /// Returns whether the device is a virtio block device, modern or transitional (virtio 1.3,
+    /// 4.1.2 and 5.2.1).
     pub fn is_virtio_blk(self) -> bool {
         const VIRTIO: u16 = 0x1af4;
         const MODERN: u16 = 0x1042;
@@ -137,7 +138,8 @@ impl Sysfs {
         self.device(address).join("config")
     }
 
-    /// Returns the name (`uio0`) of what `uio_pci_generic` has made of the device: a node in `/dev`.
+    /// Returns the name (`uio0`) of the node in `/dev` that `uio_pci_generic` has made for the
+    /// device.
     ///
     /// # Errors
     /// The operating system's.
@@ -145,7 +147,8 @@ impl Sysfs {
         Ok(entry_names(&self.device(address).join("uio"))?.pop())
     }
 
-    /// Returns the names (`vda`) of the disks that the kernel's virtio driver has made of the device.
+    /// Returns the names (`vda`) of the disks that the kernel's virtio driver has made of the
+    /// device.
     ///
     /// # Errors
     /// The operating system's.

@@ -129,7 +129,7 @@ const CREATING: libc::c_int = libc::O_CREAT | libc::O_TRUNC | libc::O_TMPFILE & 
 /// The filter cannot be compiled or installed.
 pub fn apply() -> Result<(), Failure> {
     let arch: TargetArch = std::env::consts::ARCH.try_into()?;
-    // Of two filters the stricter one decides.
+    // The kernel applies the stricter result of two filters.
     let clone3 = SeccompFilter::new(
         BTreeMap::from([(libc::SYS_clone3, vec![])]),
         SeccompAction::Allow,
