@@ -57,6 +57,10 @@ fn run(ring: &str, output: &str, patience: Duration) -> Result<()> {
     let mut consumer = Consumer::attach(OpenOptions::new().open(ring)?, "items", "collector")?;
     let mut file =
         File::options().read(true).write(true).create(true).truncate(false).open(output)?;
+    if !file.metadata()?.is_file() {
+        // A pipe or a device does not say after a restart what it has got.
+        return Err(format!("{output} is no regular file").into());
+    }
     reconcile(&mut consumer, &mut file)?;
     loop {
         let (end, text) = consumer.fold(consumer.position(), String::new(), |text, item| {

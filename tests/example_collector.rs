@@ -69,6 +69,14 @@ fn collector_keeps_each_item_once_however_often_it_is_killed() {
 }
 
 #[test]
+fn collector_refuses_an_output_that_is_no_regular_file() {
+    let ring = RingFile::new(64 * 512, 512);
+    let output = collector(&ring, Path::new("/dev/full"), "0").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no regular file"));
+}
+
+#[test]
 fn collector_refuses_the_file_of_another_ring() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("collected");
