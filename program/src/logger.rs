@@ -7,7 +7,7 @@ use env_logger::{Builder, Env, Target};
 use log::{Level, Log, Metadata, Record};
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 /// Largest number of bytes of a record's message.
 const MAX_WORDS: usize = 1000;
@@ -31,7 +31,8 @@ pub fn install(filter: &str) {
 }
 
 fn layout(line: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result<()> {
-    let (time, level, target) = (line.timestamp(), record.level(), record.target());
+    let time = humantime::format_rfc3339_seconds(SystemTime::now());
+    let (level, target) = (record.level(), record.target());
     let words = text::one_line(*record.args(), MAX_WORDS);
     writeln!(line, "[{time} {level:<5} {target}] {words}")
 }
