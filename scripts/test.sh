@@ -6,25 +6,26 @@ usage() {
     cat <<'TEXT'
 usage: scripts/test.sh [--quick | --long]
 
-Installs and fetches what is missing (see scripts/setup.sh --help), builds everything, and runs the suites
+Installs and fetches what is missing (see scripts/setup.sh --help), builds tests and programs, and runs the suites
   programs     all test programs but those below, two at a time: every crash of short programs on a simulated disk,
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
                and limits of the machine; the library, its micro-benchmarks, run once, and the virtio driver
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time
+  crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
                Miri cannot be had, its line says that it was not run, and nothing fails for that
-  crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
 With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, virtio, cli, program, vhost), three programs at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
 
-Builds have no budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing.
-A test that fails keeps no other from running. Ends with a line for each suite: passed or FAILED, the seconds it took, and which
-of its test programs failed. Fails if one of them failed.
+What the last two suites run is built beside the others, in the time that their waiting tests leave. Builds have no budget; a suite has
+several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails keeps no other from
+running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, and which of its test programs failed.
+Fails if one of them failed.
 
   BLOCKRING_ACCEL   QEMU's accelerator, instead of KVM where there is one
 TEXT
@@ -44,7 +45,8 @@ root=$PWD
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
-trap 'rm -rf "$work"' EXIT
+beside=
+trap 'end_beside; rm -rf "$work"' EXIT
 export BLOCKRING_TESTS=$work/programs BLOCKRING_FAILED=$work/failed
 
 # Everything that a suite runs, with one selection of packages for each profile: another selection would ask for other features of
@@ -71,8 +73,16 @@ build_programs() {
     local release
     release=$(scripts/build.sh --bench instructions)
     "$release/test-tools" boot-guest --prepare
+}
+
+# For the suites fuzz and sanitize. In folders of its own, so that no lock keeps another command of cargo waiting.
+build_instrumented() {
+    local start=$SECONDS
+    # Only what tests leave: a processor that a test wants is the test's at once.
+    renice -n 19 -p "$BASHPID" >/dev/null
     scripts/fuzz.sh --build
     build_sanitized
+    echo "$((SECONDS - start))" >"$work/instrumented.seconds"
 }
 
 # Without Miri (status 3) there is less to build, and the suite says so.
@@ -99,7 +109,34 @@ expect_nothing_to_build() {
 
 # FUNCTION: runs it as a process of its own, stopped by the first command that fails.
 in_the_background() {
-    (set -e && "$1") >"$work/$1.log" 2>&1 &
+    (set -e && "$1") >"$work/$1.log" 2>&1 </dev/null &
+}
+
+# Its group of processes is its own, so that it does not outlive this script: a shell lets what is in its background ignore SIGINT.
+start_beside() {
+    set -m
+    in_the_background build_instrumented
+    beside=$!
+    set +m
+}
+
+end_beside() {
+    [ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || true
+}
+
+# Waits for what is built beside the suites, and fails if it does not build.
+finish_beside() {
+    local start=$SECONDS status=0 verdict=FAILED
+    printf '\n== build of the fuzz targets and of the sanitized tests (its output is shown if it fails)\n'
+    finish_build build_instrumented "$beside" || status=1
+    beside=
+    if ((status)); then
+        failed=yes
+    else
+        verdict="passed, $(cat "$work/instrumented.seconds") s with what was beside the suites above"
+    fi
+    summary+=("$(printf '%-10s %5s s  %s: fuzz targets and sanitized tests' build "$((SECONDS - start))" "$verdict")")
+    return "$status"
 }
 
 finish_build() { # NAME PROCESS
@@ -216,19 +253,21 @@ summary+=("$(printf '%-10s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed
 [ "$failed" = no ] || finish
 # The helpers that boot guests need not ask cargo.
 export BLOCKRING_BUILT=1
+start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
-suite programs "$((long ? 120 : 20))" test_programs 2 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
+suite programs "$((long ? 120 : 15))" test_programs 2 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/virtio" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
-suite bench 10 test_programs 1 "$root/bench"
+suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
-suite qemu 40 single_tests "$root/qemu-tests" 2
-suite fuzz 15 scripts/fuzz.sh --each 20
-suite sanitize "$((long ? 60 : 15))" scripts/sanitize.sh "${depth[@]}"
+suite qemu 30 single_tests "$root/qemu-tests" 2
 if ((long)); then
     suite crashes 120 scripts/crash-campaign.sh
 else
-    suite crashes 20 scripts/crash-campaign.sh --short
+    suite crashes 10 scripts/crash-campaign.sh --short
 fi
+finish_beside || finish
+suite fuzz 7 scripts/fuzz.sh --each 20
+suite sanitize "$((long ? 60 : 10))" scripts/sanitize.sh "${depth[@]}"
 finish
