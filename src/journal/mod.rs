@@ -48,7 +48,7 @@ use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
-use worker::Worker;
+use worker::{PerformFn, Worker};
 
 /// The pause between looks of a push that waits for a suspended journal: the process that resumes
 /// the journal is another one, and wakes nobody.
@@ -123,14 +123,22 @@ impl<T: Encode + for<'a> Decode<'a> + 'static> Journal<T> {
     pub fn start<D, F, E>(
         device: D,
         options: JournalOptions,
-        perform: F,
+        mut perform: F,
     ) -> Result<Self, JournalError>
     where
         D: RingDevice + Sync + 'static,
         F: FnMut(&[T]) -> Result<(), E> + Send + 'static,
         E: Display + 'static,
     {
-        let device: Device = Arc::new(device);
+        let perform = move |entries: &[T]| perform(entries).map_err(|e| e.to_string());
+        Self::start_boxed(Arc::new(device), options, Box::new(perform))
+    }
+
+    fn start_boxed(
+        device: Device,
+        options: JournalOptions,
+        perform: PerformFn<T>,
+    ) -> Result<Self, JournalError> {
         // Before the look at the device: two journals that start at once must not both find it
         // empty.
         let roles = [take_role(&device, Side::Producer)?, take_role(&device, Side::Consumer)?];

@@ -9,9 +9,7 @@ use crate::error::{Error, Result};
 use crate::format::Position;
 use crate::item::Decode;
 use std::any::Any;
-use std::fmt::Display;
 use std::io;
-use std::marker::PhantomData;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,18 +18,21 @@ use std::time::Duration;
 /// once would take the whole of a processor.
 const SHORTEST_RETRY: Duration = Duration::from_millis(1);
 
+/// The caller's function, its errors as texts. Boxed, so that the worker is compiled once for each
+/// type of entry, and not once for each function: that costs an indirect call for each batch.
+pub(super) type PerformFn<T> = Box<dyn FnMut(&[T]) -> std::result::Result<(), String> + Send>;
+
 /// The worker of a journal.
-pub(super) struct Worker<T, F, E> {
+pub(super) struct Worker<T> {
     consumer: Consumer<Arc<dyn RingDevice + Sync>>,
     shared: Arc<Shared>,
     options: JournalOptions,
-    perform: F,
+    perform: PerformFn<T>,
     /// Failures in a row of the oldest entry by itself.
     failures: u32,
     /// The end of a batch that has failed: its entries are tried one by one, so that none counts
     /// the failures of another.
     alone_to: Position,
-    types: PhantomData<fn(T) -> E>,
 }
 
 /// The entries at the front of the journal.
@@ -41,20 +42,15 @@ enum Front<T> {
     Undecodable(Aside, Position),
 }
 
-impl<T, F, E> Worker<T, F, E>
-where
-    T: for<'a> Decode<'a>,
-    F: FnMut(&[T]) -> std::result::Result<(), E>,
-    E: Display,
-{
+impl<T: for<'a> Decode<'a>> Worker<T> {
     pub fn new(
         consumer: Consumer<Arc<dyn RingDevice + Sync>>,
         shared: Arc<Shared>,
         options: JournalOptions,
-        perform: F,
+        perform: PerformFn<T>,
     ) -> Self {
         let alone_to = consumer.position();
-        Self { consumer, shared, options, perform, failures: 0, alone_to, types: PhantomData }
+        Self { consumer, shared, options, perform, failures: 0, alone_to }
     }
 
     pub fn run(mut self) {
@@ -179,7 +175,7 @@ where
         // Unwind-safe in effect: `perform` must be able to take up what it has left half done, as
         // after a crash.
         caught(|| {
-            let performed = (self.perform)(&entries).map_err(|e| e.to_string());
+            let performed = (self.perform)(&entries);
             // Within, because this calls the user's code, too.
             drop(entries);
             performed
