@@ -6,13 +6,17 @@ use ring_test_support::RingFile;
 use ring_test_support::process::{PATIENCE, example};
 use shared_block_ring::Error;
 use shared_block_ring::wait::{Wait, Woken};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::Duration;
 
 const ITEMS: u32 = 20_000;
 const KILLS: u32 = 25;
+
+/// The program. Cargo is asked for it once, and not for each process.
+static COLLECTOR: LazyLock<PathBuf> = LazyLock::new(|| example("collector"));
 
 fn produce(ring: &RingFile) {
     let mut producer = ring.producer().unwrap();
@@ -33,7 +37,7 @@ fn produce(ring: &RingFile) {
 }
 
 fn collector(ring: &RingFile, file: &Path, seconds: &str) -> Command {
-    let mut command = Command::new(example("collector"));
+    let mut command = Command::new(&*COLLECTOR);
     command.arg(&ring.path).arg(file).arg(seconds).stdin(Stdio::null());
     command
 }
@@ -47,6 +51,8 @@ fn collector_keeps_each_item_once_however_often_it_is_killed() {
         std::env::var("BLOCKRING_SEED").map_or_else(|_| rand::random(), |s| s.parse().unwrap());
     println!("BLOCKRING_SEED={seed} again");
     let mut random = SmallRng::seed_from_u64(seed);
+    // Before the producer waits for it: a build may take longer than the producer's patience.
+    LazyLock::force(&COLLECTOR);
     thread::scope(|scope| {
         let producing = scope.spawn(|| produce(&ring));
         for _ in 0..KILLS {
