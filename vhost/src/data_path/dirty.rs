@@ -2,17 +2,18 @@
 //! migrates the guest or saves it to a file.
 
 use crate::data_path::fault::{Owner, Shared, Watched};
+use shared_block_ring::device::Mapping;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use vhost_user_backend::bitmap::{
-    AtomicBitmapMmap, BitmapMmapRegion, BitmapReplace, MemRegionBitmap, MmapLogReg,
-};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use vhost_user_backend::bitmap::BitmapReplace;
 use vm_memory::bitmap::{Bitmap, BitmapSlice, NewBitmap, WithBitmapSlice};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, MmapRegion};
 
-/// The most memory regions of a front end: the number that the vhost-user library answers to
-/// `GET_MAX_MEM_SLOTS`, without enforcing it. Each keeps a descriptor.
+/// The most memory regions of a front end, which is the answer to `GET_MAX_MEM_SLOTS`. Each keeps a
+/// descriptor.
 pub const MAX_REGIONS: usize = 509;
 
 /// Guest memory of a connection.
@@ -21,92 +22,149 @@ pub type GuestMemory = GuestMemoryMmap<Dirty>;
 /// The dirty bits of one region of guest memory: none until a front end asks for a log, and until
 /// then a write costs one load.
 #[derive(Debug, Clone, Default)]
-pub struct Dirty(Arc<Bits>);
-
-#[derive(Debug, Default)]
-struct Bits {
-    /// The region's part of the log, once there is one.
-    part: OnceLock<BitmapMmapRegion>,
-    /// The same memory, whose loss is survived.
-    watched: Mutex<Option<Watched<Pages>>>,
-    /// The log of the connection that the region belongs to.
-    log: OnceLock<DirtyLog>,
-}
+pub struct Dirty(Arc<OnceLock<RwLock<Part>>>);
 
 /// The log that a front end has asked for, kept for memory that it shares later. One for each
 /// connection.
 #[derive(Debug, Clone, Default)]
-pub struct DirtyLog(Arc<Mutex<Option<Arc<MmapLogReg>>>>);
+pub struct DirtyLog(Arc<Mutex<Option<Arc<Log>>>>);
 
 impl DirtyLog {
-    /// Attaches every region of `memory` to the log, if there is one, and to the one that the front
-    /// end asks for next.
+    /// Attaches every region of `memory` to `log`, in place of the one before. Called by the front
+    /// end's thread. A request that is carried out meanwhile is over before the front end's next
+    /// message, which sets `VHOST_F_LOG_ALL`, is answered: that one waits for the worker.
+    ///
+    /// # Errors
+    ///
+    /// `log` does not cover all of `memory`; nothing is changed then.
+    pub fn begin(&self, memory: &GuestMemory, log: Log) -> io::Result<()> {
+        let log = Arc::new(log);
+        let parts: Vec<_> =
+            memory.iter().map(|region| Part::new(region, &log)).collect::<io::Result<_>>()?;
+        for (region, part) in memory.iter().zip(parts) {
+            MmapRegion::bitmap(region).set(part);
+        }
+        *self.current() = Some(log);
+        Ok(())
+    }
+
+    /// Attaches every region of `memory` to the log, if there is one.
     ///
     /// # Errors
     ///
     /// The present log does not cover all of `memory`.
     pub fn cover(&self, memory: &GuestMemory) -> io::Result<()> {
+        let Some(log) = self.current().clone() else { return Ok(()) };
         for region in memory.iter() {
-            let bits = &MmapRegion::bitmap(region).0;
-            bits.log.get_or_init(|| self.clone());
-            if let (None, Some(log)) = (bits.part.get(), self.current().clone()) {
-                let part = Part::new(region, log).map_err(|e| {
-                    let start = region.start_addr().raw_value();
-                    let what = "the log of dirty pages does not cover the memory";
-                    io::Error::new(e.kind(), format!("{what} at {start:#x}"))
-                })?;
-                bits.set(part);
+            let bitmap = MmapRegion::bitmap(region);
+            if bitmap.0.get().is_none() {
+                bitmap.set(Part::new(region, &log)?);
             }
         }
         Ok(())
     }
 
-    fn current(&self) -> MutexGuard<'_, Option<Arc<MmapLogReg>>> {
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Log>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Bits {
-    fn set(&self, Part { bits, pages }: Part) {
-        let watched = Watched::new(pages, Owner::FrontEnd);
-        self.part.get_or_init(BitmapMmapRegion::default).replace(bits);
-        // The one before is not written to any more.
-        *self.watched.lock().unwrap_or_else(PoisonError::into_inner) = Some(watched);
-    }
-}
-
-/// One region's part of a log, with the pages of the log that it lies in.
-pub struct Part {
-    bits: AtomicBitmapMmap,
-    pages: Pages,
-}
-
-impl MemRegionBitmap for Part {
-    fn new<R: GuestMemoryRegion>(region: &R, log: Arc<MmapLogReg>) -> io::Result<Self> {
-        let bits = AtomicBitmapMmap::new(region, Arc::clone(&log))?;
-        // The log reaches that far, or there would be no part of it.
-        let last = region.last_addr().raw_value() / (LOG_PAGE * 8);
-        let last = usize::try_from(last).map_err(io::Error::other)?;
-        Ok(Self { bits, pages: Pages { log, last } })
+impl Dirty {
+    /// Marks in this part of a log from now on. The one before is not written to any more.
+    fn set(&self, part: Part) {
+        let mut part = Some(part);
+        let set = self.0.get_or_init(|| RwLock::new(part.take().expect("not set yet")));
+        if let Some(part) = part {
+            *set.write().unwrap_or_else(PoisonError::into_inner) = part;
+        }
     }
 }
 
 /// Bytes of guest memory that one bit of a log is about (vhost-user, "Migration").
 const LOG_PAGE: u64 = 4096;
 
+/// A log: one bit for each page of guest memory, from address 0 on.
+#[derive(Debug)]
+pub struct Log(Mapping);
+
+impl Log {
+    /// Maps the log that a front end shares in `file`.
+    ///
+    /// # Errors
+    ///
+    /// The file is shorter, or cannot be mapped.
+    pub fn new(file: File, offset: u64, len: u64) -> io::Result<Self> {
+        Mapping::part(file, offset, len).map(Self)
+    }
+
+    fn bytes(&self) -> u64 {
+        self.0.addresses().len() as u64
+    }
+}
+
+/// One region's part of a log. A loss of the log's memory is survived.
+#[derive(Debug)]
+struct Part {
+    bytes: Watched<Bytes>,
+    /// The region's first page, and number of pages.
+    first: u64,
+    pages: u64,
+}
+
+impl Part {
+    fn new(region: &impl GuestMemoryRegion, log: &Arc<Log>) -> io::Result<Self> {
+        let start = region.start_addr().raw_value();
+        let (first, last) = (start / LOG_PAGE, region.last_addr().raw_value() / LOG_PAGE);
+        let end = last / 8 + 1;
+        if end > log.bytes() {
+            let what = "the log of dirty pages does not cover the memory";
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{what} at {start:#x}"),
+            ));
+        }
+        let bytes = Bytes { log: Arc::clone(log), end };
+        Ok(Self { bytes: Watched::new(bytes, Owner::FrontEnd), first, pages: last - first + 1 })
+    }
+
+    /// The byte and the bit of the page at `offset` in the region.
+    fn place(&self, page: u64) -> (&AtomicU8, u8) {
+        let page = self.first + page;
+        (&self.bytes.log.0.words(page / 8, 1)[0], 1 << (page % 8))
+    }
+
+    fn mark(&self, offset: usize, len: usize) {
+        let Some(last) = len.checked_sub(1) else { return };
+        let [first, last] = [offset, offset.saturating_add(last)].map(|at| at as u64 / LOG_PAGE);
+        // What is behind the region is none of its pages.
+        for page in first..=last.min(self.pages - 1) {
+            let (byte, bit) = self.place(page);
+            byte.fetch_or(bit, Ordering::Relaxed);
+        }
+    }
+
+    fn is_marked(&self, offset: usize) -> bool {
+        let page = offset as u64 / LOG_PAGE;
+        page < self.pages && {
+            let (byte, bit) = self.place(page);
+            byte.load(Ordering::Relaxed) & bit != 0
+        }
+    }
+}
+
 /// A log, up to a byte of it.
 #[derive(Debug)]
-struct Pages {
-    log: Arc<MmapLogReg>,
-    last: usize,
+struct Bytes {
+    log: Arc<Log>,
+    end: u64,
 }
 
 // SAFETY: the log is one mapping, which lives as long as any part of it, and is accessed as atomic
 // bytes.
-unsafe impl Shared for Pages {
+unsafe impl Shared for Bytes {
     fn addresses(&self) -> impl Iterator<Item = Range<usize>> {
-        let [first, last] = [0, self.last].map(|at| (&raw const self.log[at]).addr());
-        std::iter::once(first..last + 1)
+        let start = self.log.0.addresses().start;
+        std::iter::once(start..start + usize::try_from(self.end).unwrap_or_default())
     }
 }
 
@@ -143,13 +201,15 @@ impl<'a> WithBitmapSlice<'a> for Dirty {
 
 impl Bitmap for Dirty {
     fn mark_dirty(&self, offset: usize, len: usize) {
-        if let Some(log) = self.0.part.get() {
-            log.mark_dirty(offset, len);
+        if let Some(part) = self.0.get() {
+            part.read().unwrap_or_else(PoisonError::into_inner).mark(offset, len);
         }
     }
 
     fn dirty_at(&self, offset: usize) -> bool {
-        self.0.part.get().is_some_and(|log| log.dirty_at(offset))
+        self.0.get().is_some_and(|part| {
+            part.read().unwrap_or_else(PoisonError::into_inner).is_marked(offset)
+        })
     }
 
     fn slice_at(&self, offset: usize) -> DirtySlice<'_> {
@@ -163,16 +223,10 @@ impl NewBitmap for Dirty {
     }
 }
 
+/// Such memory may also be served by the vhost-user library's own handler, as a disk of the tests
+/// is. Logs are not its part: it cannot make one.
 impl BitmapReplace for Dirty {
-    type InnerBitmap = Part;
+    type InnerBitmap = ();
 
-    /// Called by the front end's thread. A request that is carried out meanwhile is over before the
-    /// front end's next message, which sets `VHOST_F_LOG_ALL`, is answered: that one waits for the
-    /// worker.
-    fn replace(&self, part: Part) {
-        if let Some(connection) = self.0.log.get() {
-            *connection.current() = Some(Arc::clone(&part.pages.log));
-        }
-        self.0.set(part);
-    }
+    fn replace(&self, (): ()) {}
 }

@@ -1,6 +1,6 @@
 //! The device, as a vhost-user front end asks for it: features, configuration space, memory, queue.
 
-use crate::data_path::dirty::{Dirty, DirtyLog, MAX_REGIONS};
+use crate::data_path::dirty::{DirtyLog, Log, MAX_REGIONS};
 use crate::data_path::empty_kicks::HOW_TO_SHARE;
 use crate::data_path::fault;
 use crate::data_path::queue_thread::SharedWorker;
@@ -8,7 +8,7 @@ use crate::data_path::request::MAX_SEGMENTS;
 use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue};
 use crate::data_path::worker::Worker;
 use crate::front_end::backing;
-use crate::front_end::vring::{self, Vring};
+use crate::front_end::vring;
 use shared_block_ring::device::event::Signaller;
 use shared_block_ring::format::Geometry;
 use std::io;
@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost::vhost_user::Error;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
-use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
     VIRTIO_BLK_F_SEG_MAX,
@@ -26,7 +25,6 @@ use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend as _};
-use vmm_sys_util::epoll::EventSet;
 
 /// Queues of the device: one thread serves it in any case, so that judging and copying are one
 /// step.
@@ -203,19 +201,20 @@ impl Backend {
     }
 }
 
-impl VhostUserBackend for Backend {
-    type Bitmap = Dirty;
-    type Vring = Vring;
-
-    fn num_queues(&self) -> usize {
+/// The answers to messages, and their effects on the device.
+impl Backend {
+    /// Number of the device's queues.
+    pub fn num_queues(&self) -> usize {
         QUEUES.into()
     }
 
-    fn max_queue_size(&self) -> usize {
+    /// The largest queue of which a message is taken: see [`LIBRARY_QUEUE_SIZE`].
+    pub fn max_queue_size(&self) -> usize {
         LIBRARY_QUEUE_SIZE
     }
 
-    fn features(&self) -> u64 {
+    /// The features that are offered.
+    pub fn features(&self) -> u64 {
         self.front_end().heard = true;
         let read_only = if self.read_only { 1 << VIRTIO_BLK_F_RO } else { 0 };
         // QEMU migrates or saves a guest only if its backend can log the pages that it writes to.
@@ -235,14 +234,16 @@ impl VhostUserBackend for Backend {
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
-    fn acked_features(&self, features: u64) {
+    /// Takes note of the features that were negotiated.
+    pub fn acked_features(&self, features: u64) {
         let mut front_end = self.front_end();
         front_end.features = features;
         front_end.established = true;
         self.apply_cache_mode(&front_end);
     }
 
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+    /// The protocol's features that are offered.
+    pub fn protocol_features(&self) -> VhostUserProtocolFeatures {
         self.front_end().introduced = true;
         let log = if self.migratable {
             VhostUserProtocolFeatures::LOG_SHMFD
@@ -252,17 +253,17 @@ impl VhostUserBackend for Backend {
         log | VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
+            | VhostUserProtocolFeatures::INFLIGHT_SHMFD
             | VhostUserProtocolFeatures::REPLY_ACK
     }
 
-    fn reset_device(&self) {
+    /// Stops the device.
+    pub fn reset_device(&self) {
         self.worker().stop();
     }
 
-    /// The library has set it in the queue.
-    fn set_event_idx(&self, _enabled: bool) {}
-
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+    /// Returns a part of the configuration space; nothing if it does not lie there.
+    pub fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
         let mut space = [0; CONFIG_LIMIT];
         space[..CONFIG_BYTES].copy_from_slice(&self.config);
         let mut front_end = self.front_end();
@@ -278,7 +279,12 @@ impl VhostUserBackend for Backend {
             .unwrap_or_default()
     }
 
-    fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
+    /// Sets a part of the configuration space.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be set.
+    pub fn set_config(&self, offset: u32, bytes: &[u8]) -> io::Result<()> {
         if offset as usize != WRITEBACK_AT || bytes.len() != 1 {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
@@ -293,7 +299,11 @@ impl VhostUserBackend for Backend {
 
     /// Memory that is shared no longer is unmapped before this returns, when the turn that may be
     /// using it is over. New memory is added to the log before the worker can write to it.
-    fn update_memory(&self, memory: Memory) -> io::Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// The memory cannot be used, or the log of dirty pages does not cover it.
+    pub fn update_memory(&self, memory: &Memory) -> io::Result<()> {
         self.front_end().heard = true;
         let regions = memory.memory().num_regions();
         if regions > MAX_REGIONS {
@@ -303,22 +313,21 @@ impl VhostUserBackend for Backend {
         }
         backing::check(&memory.memory())?;
         self.front_end().log.cover(&memory.memory())?;
-        self.worker().set_memory(&memory);
+        self.worker().set_memory(memory);
         Ok(())
     }
 
-    /// No thread of the library's event loop: the queue's thread is ours.
-    fn queues_per_thread(&self) -> Vec<u64> {
-        Vec::new()
+    /// Marks the pages that are written to from now on in `log`.
+    ///
+    /// # Errors
+    ///
+    /// The log does not cover all of the memory.
+    pub fn begin_log(&self, memory: &Memory, log: Log) -> io::Result<()> {
+        self.front_end().log.begin(&memory.memory(), log)
     }
 
-    fn stop_vring(&self, _queue_index: u32) -> io::Result<()> {
+    /// Stops a queue, at `GET_VRING_BASE`.
+    pub fn stop_vring(&self, _queue_index: u32) {
         self.worker().stop();
-        Ok(())
-    }
-
-    /// Not called: there is no event loop.
-    fn handle_event(&self, _: u16, _: EventSet, _: &[Vring], _: usize) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -52,7 +52,12 @@ pub fn check(memory: &GuestMemory) -> io::Result<()> {
     memory.iter().filter_map(|region| region.file_offset()).try_for_each(|at| check_file(at.arc()))
 }
 
-fn check_file(file: &Arc<File>) -> io::Result<()> {
+/// Checks that no page of `file` depends on another process.
+///
+/// # Errors
+///
+/// The file depends on one. It must not be touched.
+pub fn check_file(file: &Arc<File>) -> io::Result<()> {
     // Only memfd, tmpfs and hugetlbfs know seals, and no other process is asked for the answer.
     if fcntl(file.as_ref(), FcntlArg::F_GET_SEALS).is_ok() {
         return Ok(());

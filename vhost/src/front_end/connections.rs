@@ -1,22 +1,22 @@
 //! Serving front ends, one connection after the other.
 
 use crate::data_path::counters::Counters;
-use crate::data_path::dirty::GuestMemory;
 use crate::data_path::fault::Faults;
 use crate::front_end::accept::{self, Arrival, ShutDown, accept};
 use crate::front_end::backend::Backend;
 use crate::front_end::failure::{Failure, system};
+use crate::front_end::handler::Handler;
 use ring_program::Pace;
 use ring_program::Stop;
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::wait::wait_readable;
 use std::io;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use vhost::vhost_user::{Error as VhostUserError, Listener};
-use vhost_user_backend::{Error as DaemonError, VhostUserDaemon};
-use vm_memory::GuestMemoryAtomic;
+use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError, Listener};
 
 /// How long a front end may take to ask for the disk's properties while another one waits. QEMU
 /// asks within milliseconds.
@@ -138,51 +138,65 @@ impl Connections {
 
     /// Serves one front end until it leaves, or has to be ended by us.
     fn connection(&self, come: impl FnOnce()) -> Result<(), Failure> {
-        let memory = GuestMemoryAtomic::new(GuestMemory::new());
         let backend = &self.backend;
-        let mut daemon = backend.connect(|| {
-            VhostUserDaemon::new("vhost-user".to_owned(), Arc::clone(backend), memory)
-        })?;
-        let start = move |listener: &mut Listener| daemon.start(listener).map(|()| daemon);
-        let started = accept(self.listening.as_fd(), self.stop.fd(), start);
-        let Some(started) = started.map_err(system("accept a front end"))? else { return Ok(()) };
-        let mut daemon = started?;
+        let handler = backend.connect(|| Handler::new(Arc::clone(backend)));
+        let handler =
+            Arc::new(Mutex::new(handler.map_err(|e| system("make a queue")(io::Error::other(e)))?));
+        let start = |listener: &mut Listener| loop {
+            // Not blocking, and nobody waits: the call is made again.
+            if let Some(stream) = listener.accept()? {
+                return Ok::<_, VhostUserError>(stream);
+            }
+        };
+        let accepted = accept(self.listening.as_fd(), self.stop.fd(), start);
+        let Some(stream) = accepted.map_err(system("accept a front end"))? else { return Ok(()) };
+        let stream = stream?;
         come();
         let over = new_event().map_err(|e| system("make an event")(e.into()))?;
-        let shutdown = daemon.shutdown_handle();
+        let connection = stream.try_clone().map_err(system("duplicate a descriptor"))?;
+        let ended = AtomicBool::new(false);
+        let end = || {
+            backend.close();
+            ended.store(true, Ordering::Release);
+            // Nothing to shut down if the front end has done so.
+            let _ = connection.shutdown(Shutdown::Both);
+        };
+        let mut messages = BackendReqHandler::from_stream(stream, handler);
         let outcome = std::thread::scope(|scope| {
             let watch = || {
-                if self.watch(over.as_fd())
-                    && let Some(shutdown) = &shutdown
-                {
-                    backend.close();
-                    shutdown.shutdown();
+                if self.watch(over.as_fd()) {
+                    end();
                 }
             };
             let watching = std::thread::Builder::new().name("front end".to_owned());
             let watching = watching.spawn_scoped(scope, watch);
-            if watching.is_err()
-                && let Some(shutdown) = &shutdown
-            {
+            if watching.is_err() {
                 // A stop would go unnoticed: this connection ends, and the front end may connect
                 // again.
-                backend.close();
-                shutdown.shutdown();
+                end();
             }
-            let outcome = daemon.wait();
+            // A thread of its own: a panic ends this connection alone.
+            let answer = || loop {
+                if let Err(e) = messages.handle_request() {
+                    return e;
+                }
+            };
+            let answering = std::thread::Builder::new().name("vhost-user".to_owned());
+            let answering = answering.spawn_scoped(scope, answer);
+            let outcome = answering
+                .and_then(|thread| thread.join().map_err(|_| io::Error::other("it has panicked")))
+                .map_err(system("answer a front end"));
             // The counter of a fresh event takes a one.
             let _ = nix::unistd::write(&over, &1u64.to_ne_bytes());
-            watching.map(|_| outcome).map_err(system("start a thread for a front end"))
+            watching.map_err(system("start a thread for a front end")).and(outcome)
         })?;
         match outcome {
-            // The usual end of a connection.
-            Err(DaemonError::HandleRequest(
-                VhostUserError::Disconnected | VhostUserError::PartialMessage,
-            )) => Ok(()),
-            Err(DaemonError::HandleRequest(e)) => Err(backend
-                .misfit(&e)
-                .map_or_else(|| DaemonError::HandleRequest(e).into(), Failure::Misfit)),
-            other => Ok(other?),
+            // The usual end of a connection, and the one that we have brought about.
+            VhostUserError::Disconnected
+            | VhostUserError::PartialMessage
+            | VhostUserError::SocketBroken(_) => Ok(()),
+            _ if ended.load(Ordering::Acquire) => Ok(()),
+            e => Err(backend.misfit(&e).map_or_else(|| e.into(), Failure::Misfit)),
         }
     }
 

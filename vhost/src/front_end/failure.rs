@@ -2,7 +2,7 @@
 
 use crate::front_end::accept;
 use std::io;
-use vhost_user_backend::Error as DaemonError;
+use vhost::vhost_user::Error as VhostUserError;
 
 /// Why a front end cannot be served any more.
 #[derive(Debug, thiserror::Error)]
@@ -21,13 +21,13 @@ pub enum Failure {
     /// The front end has asked for something that the disk does not offer.
     #[error("{0}")]
     Misfit(String),
-    /// The vhost-user library has failed.
+    /// A message could not be received or answered.
     #[error("vhost-user: {0}")]
-    VhostUser(DaemonError),
+    VhostUser(VhostUserError),
 }
 
-impl From<DaemonError> for Failure {
-    fn from(error: DaemonError) -> Self {
+impl From<VhostUserError> for Failure {
+    fn from(error: VhostUserError) -> Self {
         Self::VhostUser(error)
     }
 }

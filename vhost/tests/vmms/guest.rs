@@ -139,6 +139,11 @@ impl Guest {
         [self.batch.wrapping_mul(16).wrapping_add(u8::try_from(number).unwrap()); SECTOR]
     }
 
+    /// Returns the first descriptor of a request of the batch.
+    pub fn head(&self, number: usize) -> u16 {
+        self.waiting[number].head
+    }
+
     /// Offers a batch of requests, and kicks.
     pub fn submit_batch(&mut self) {
         assert!(self.waiting.is_empty());

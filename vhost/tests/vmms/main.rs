@@ -12,6 +12,7 @@ mod cloud_hypervisor;
 mod crosvm;
 mod firecracker;
 mod guest;
+mod inflight;
 mod kills;
 mod qemu;
 mod script;

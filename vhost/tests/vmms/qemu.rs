@@ -41,7 +41,7 @@ const START: &[Message] = &[
 
 const STOP: &[Message] = &[Each(&[Enable(false)]), Each(&[GetBase])];
 
-const QEMU: Vmm = Vmm {
+pub const QEMU: Vmm = Vmm {
     name: "QEMU 7.2",
     // It masks what it does not know of a disk, `IN_ORDER` among it.
     features: COMMON | DISK,

@@ -15,6 +15,8 @@ const ANY: &[libc::c_long] = &[
     // Requests and messages: descriptors that are open already, or come by a socket.
     libc::SYS_read,
     libc::SYS_preadv2,
+    libc::SYS_pread64,
+    libc::SYS_pwrite64,
     libc::SYS_write,
     libc::SYS_readv,
     libc::SYS_writev,
@@ -103,8 +105,12 @@ const FCNTL: &[libc::c_int] = &[
     libc::F_GETFL,
     libc::F_SETFL,
     libc::F_GET_SEALS,
+    libc::F_ADD_SEALS,
     libc::F_OFD_SETLK,
 ];
+
+/// Flags of the memory that a front end asks for.
+const INFLIGHT_REGION: libc::c_int = (libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING).cast_signed();
 
 /// Flags of `clone` that make a thread, and no process.
 const THREAD: libc::c_int = libc::CLONE_THREAD | libc::CLONE_VM | libc::CLONE_SIGHAND;
@@ -168,6 +174,8 @@ fn allowed() -> Result<BTreeMap<i64, Vec<SeccompRule>>, BackendError> {
     allow(libc::SYS_openat, &[(2, none_of(CREATING), 0)])?;
     // Removing our sockets at the end.
     allow(libc::SYS_unlinkat, &[(2, Eq, 0)])?;
+    // The in-flight region that a front end asks for: memory of the kernel's.
+    allow(libc::SYS_memfd_create, &[(1, Eq, INFLIGHT_REGION)])?;
     // No executable memory.
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         allow(call, &[(2, none_of(libc::PROT_EXEC), 0)])?;
