@@ -26,6 +26,7 @@ const V53: Vmm = Vmm {
     features: COMMON | DISK,
     protocol: Protocol::all(),
     acknowledged: true,
+    queues: 4,
     queue_size: 128,
     connect: CONNECT,
     start: START,

@@ -35,6 +35,7 @@ const CROSVM: Vmm = Vmm {
         .union(Protocol::DEVICE_STATE)
         .union(Protocol::REPLY_ACK),
     acknowledged: false,
+    queues: 4,
     queue_size: 256,
     connect: CONNECT,
     start: START,

@@ -19,6 +19,7 @@ const WRITEBACK: Vmm = Vmm {
     features: COMMON | 1 << VIRTIO_BLK_F_FLUSH,
     protocol: Protocol::CONFIG,
     acknowledged: false,
+    queues: 1,
     queue_size: 256,
     connect: CONNECT,
     start: START,

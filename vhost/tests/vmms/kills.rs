@@ -32,7 +32,7 @@ fn instructions(scene: &Scene, vmm: &Vmm, guest: &mut Guest) -> usize {
 /// must bring the rest of the batch, and nothing twice.
 pub fn within_requests(vmm: &Vmm) {
     let scene = Scene::new();
-    let mut guest = Guest::new(vmm.queue_size);
+    let mut guest = Guest::new(vmm.queues, vmm.queue_size);
     let steps = instructions(&scene, vmm, &mut guest);
     let points = if std::env::var_os("BLOCKRING_LONG").is_some() { MANY_POINTS } else { POINTS };
     let mut unfinished = 0;
@@ -77,11 +77,11 @@ pub fn within_requests(vmm: &Vmm) {
 /// Kills a backend behind each message of the handshake while requests wait.
 pub fn within_handshake(vmm: &Vmm) {
     let scene = Scene::new();
-    let mut guest = Guest::new(vmm.queue_size);
+    let mut guest = Guest::new(vmm.queues, vmm.queue_size);
     let mut backend = daemon(&scene);
     let mut connection = boot(&scene, vmm, &mut guest);
     guest.write_and_check(&scene);
-    let messages = vmm.messages();
+    let messages = vmm.messages(guest.queues.len());
     for sent in 0..=messages {
         drop((connection, backend));
         guest.reap();

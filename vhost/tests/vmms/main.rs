@@ -51,7 +51,7 @@ fn reconnect<'a>(scene: &Scene, vmm: &'a Vmm, guest: &mut Guest) -> Connection<'
 fn lives(vmm: &Vmm) {
     let scene = Scene::new();
     let mut backend = daemon(&scene);
-    let mut guest = Guest::new(vmm.queue_size);
+    let mut guest = Guest::new(vmm.queues, vmm.queue_size);
     let mut connection = boot(&scene, vmm, &mut guest);
     guest.write_and_check(&scene);
     if let Some(stop) = vmm.stop {
@@ -62,10 +62,10 @@ fn lives(vmm: &Vmm) {
     }
     if let Some((pause, resume)) = vmm.pause {
         connection.play(pause, &mut guest).unwrap();
-        let before = guest.used_index();
+        let before = guest.used_indices();
         guest.submit_batch();
         backend.queue_sleeps();
-        assert_eq!(guest.used_index(), before, "answered while disabled");
+        assert_eq!(guest.used_indices(), before, "answered while disabled");
         connection.play(resume, &mut guest).unwrap();
         guest.finish_batch(&scene);
     }

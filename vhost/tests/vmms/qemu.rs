@@ -47,6 +47,7 @@ pub const QEMU: Vmm = Vmm {
     features: COMMON | DISK,
     protocol: Protocol::all(),
     acknowledged: false,
+    queues: 4,
     queue_size: 128,
     connect: FIRST,
     start: START,

@@ -82,6 +82,8 @@ pub struct Vmm {
     pub protocol: VhostUserProtocolFeatures,
     /// Whether it asks for an answer to each message: otherwise only to those about memory.
     pub acknowledged: bool,
+    /// The queues that it uses, if the backend has as many.
+    pub queues: usize,
     pub queue_size: u16,
     pub connect: &'static [Message],
     /// When the guest's driver is ready.
@@ -96,21 +98,21 @@ pub struct Vmm {
 }
 
 impl Vmm {
-    /// Number of messages that it sends before its queues run again.
-    pub fn messages(&self) -> usize {
+    /// Number of messages that it sends before `queues` queues run again.
+    pub fn messages(&self, queues: usize) -> usize {
         let reconnect = self.reconnect.unwrap_or(self.connect);
-        reconnect.iter().chain(self.start).map(Message::count).sum()
+        reconnect.iter().chain(self.start).map(|message| message.count(queues)).sum()
     }
 }
 
 impl Message {
-    fn count(&self) -> usize {
-        match self {
-            Self::Each(messages) => messages.iter().map(Self::count).sum(),
-            _ => 1,
-        }
+    fn count(&self, queues: usize) -> usize {
+        if let Self::Each(messages) = self { messages.len() * queues } else { 1 }
     }
 }
+
+/// The most queues that a front end of these sets up.
+const QUEUES: u64 = 64;
 
 /// A connection on which messages are played.
 pub struct Connection<'a> {
@@ -126,7 +128,7 @@ pub struct Connection<'a> {
 impl<'a> Connection<'a> {
     pub fn open(scene: &Scene, vmm: &'a Vmm) -> Self {
         let stream = UnixStream::connect(scene.path(SOCKET)).unwrap();
-        let wire = Frontend::from_stream(stream, 1);
+        let wire = Frontend::from_stream(stream, QUEUES);
         wire.set_hdr_flags(VhostUserHeaderFlag::empty());
         Self { wire, vmm, offered: 0, protocol: vmm.protocol, has_memory: false, left: usize::MAX }
     }
@@ -138,14 +140,29 @@ impl<'a> Connection<'a> {
 
     pub fn play(&mut self, messages: &[Message], guest: &mut Guest) -> vhost::Result<()> {
         for message in messages {
-            if let Message::Each(messages) = message {
-                self.play(messages, guest)?;
-            } else if let Some(left) = self.left.checked_sub(1) {
-                self.left = left;
-                self.send(*message, guest)?;
+            match message {
+                Message::Each(messages) => {
+                    for queue in 0..guest.queues.len() {
+                        for message in *messages {
+                            self.send_within_limit(*message, queue, guest)?;
+                        }
+                    }
+                }
+                message => self.send_within_limit(*message, 0, guest)?,
             }
         }
         Ok(())
+    }
+
+    fn send_within_limit(
+        &mut self,
+        message: Message,
+        queue: usize,
+        guest: &mut Guest,
+    ) -> vhost::Result<()> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(()) };
+        self.left = left;
+        self.send(message, queue, guest)
     }
 
     fn features(&self) -> u64 {
@@ -156,7 +173,7 @@ impl<'a> Connection<'a> {
         self.protocol.contains(VhostUserProtocolFeatures::INFLIGHT_SHMFD)
     }
 
-    fn send(&mut self, message: Message, guest: &mut Guest) -> vhost::Result<()> {
+    fn send(&mut self, message: Message, queue: usize, guest: &mut Guest) -> vhost::Result<()> {
         match message {
             Message::Owner => self.wire.set_owner(),
             Message::GetFeatures => {
@@ -177,7 +194,9 @@ impl<'a> Connection<'a> {
                 Ok(())
             }
             Message::QueueNum => {
-                assert!(self.wire.get_queue_num()? >= 1);
+                let most = usize::try_from(self.wire.get_queue_num()?).unwrap();
+                assert!(most >= 1);
+                guest.queues.truncate(most);
                 Ok(())
             }
             Message::MemSlots => {
@@ -211,17 +230,18 @@ impl<'a> Connection<'a> {
             }
             Message::Inflight if self.tracks_inflight() => self.track_inflight(guest),
             Message::Inflight => Ok(()),
-            Message::Num => self.wire.set_vring_num(0, guest.rings.size),
-            Message::Address => self.wire.set_vring_addr(0, &self.addresses(guest)),
-            Message::Base => self.wire.set_vring_base(0, self.base(guest)),
-            Message::Call => self.wire.set_vring_call(0, &guest.call),
-            Message::MaskedCall => self.wire.set_vring_call(0, &guest.masked),
-            Message::Err => self.wire.set_vring_err(0, &guest.masked),
-            Message::Kick => self.wire.set_vring_kick(0, &guest.kick),
-            Message::Enable(enable) => self.wire.set_vring_enable(0, enable),
+            Message::Num => self.wire.set_vring_num(queue, guest.queues[queue].rings.size),
+            Message::Address => self.wire.set_vring_addr(queue, &self.addresses(queue, guest)),
+            Message::Base => self.wire.set_vring_base(queue, self.base(queue, guest)),
+            Message::Call => self.wire.set_vring_call(queue, &guest.queues[queue].call),
+            Message::MaskedCall => self.wire.set_vring_call(queue, &guest.queues[queue].masked),
+            Message::Err => self.wire.set_vring_err(queue, &guest.queues[queue].masked),
+            Message::Kick => self.wire.set_vring_kick(queue, &guest.queues[queue].kick),
+            Message::Enable(enable) => self.wire.set_vring_enable(queue, enable),
             Message::GetBase => {
-                guest.base = u16::try_from(self.wire.get_vring_base(0)?).unwrap();
-                assert_eq!(guest.base, guest.used_index(), "the base when the queue was stopped");
+                let base = u16::try_from(self.wire.get_vring_base(queue)?).unwrap();
+                assert_eq!(base, guest.used_index(queue), "the base when the queue was stopped");
+                guest.queues[queue].base = base;
                 Ok(())
             }
             Message::Each(_) => unreachable!("played one by one"),
@@ -238,31 +258,33 @@ impl<'a> Connection<'a> {
         });
     }
 
-    fn base(&self, guest: &Guest) -> u16 {
+    fn base(&self, queue: usize, guest: &Guest) -> u16 {
         let in_order = self.features() & IN_ORDER != 0 && !self.tracks_inflight();
         match guest.resumed {
-            Some(Base::Used) => guest.used_index(),
-            Some(Base::InOrder) if in_order => guest.used_index(),
-            Some(_) => guest.available_index(),
-            None => guest.base,
+            Some(Base::Used) => guest.used_index(queue),
+            Some(Base::InOrder) if in_order => guest.used_index(queue),
+            Some(_) => guest.queues[queue].available_index(),
+            None => guest.queues[queue].base,
         }
     }
 
-    fn addresses(&self, guest: &Guest) -> VringConfigData {
+    fn addresses(&self, queue: usize, guest: &Guest) -> VringConfigData {
+        let rings = guest.queues[queue].rings;
         VringConfigData {
             queue_max_size: self.vmm.queue_size,
-            queue_size: guest.rings.size,
+            queue_size: rings.size,
             flags: 0,
-            desc_table_addr: guest.user_address(guest.rings.descriptors),
-            used_ring_addr: guest.user_address(guest.rings.used),
-            avail_ring_addr: guest.user_address(guest.rings.available),
+            desc_table_addr: guest.user_address(rings.descriptors),
+            used_ring_addr: guest.user_address(rings.used),
+            avail_ring_addr: guest.user_address(rings.available),
             log_addr: None,
         }
     }
 
     fn track_inflight(&mut self, guest: &mut Guest) -> vhost::Result<()> {
         if guest.inflight.is_none() {
-            let asked = VhostUserInflight::new(0, 0, 1, guest.rings.size);
+            let queues = u16::try_from(guest.queues.len()).unwrap();
+            let asked = VhostUserInflight::new(0, 0, queues, self.vmm.queue_size);
             guest.inflight = Some(self.wire.get_inflight_fd(&asked)?);
         }
         let (about, file) = guest.inflight.as_ref().unwrap();
