@@ -8,7 +8,7 @@ use super::{boot, daemon, reconnect};
 
 /// Points of a batch of requests at which the backend is killed; with `BLOCKRING_LONG` set many
 /// more.
-const POINTS: usize = 16;
+const POINTS: usize = 8;
 const MANY_POINTS: usize = 1000;
 
 /// Returns the number of instructions in which the backend serves a batch.
