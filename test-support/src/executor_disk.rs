@@ -19,8 +19,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vhost_device_blockring::daemon::ring::{guest_side, unknown};
 use vhost_device_blockring::data_path::counters::Counters;
-use vhost_device_blockring::data_path::executor::{Executor, Service};
-use vhost_device_blockring::data_path::guard::{Guard, Reason};
+use vhost_device_blockring::data_path::executor::{Executor, Service, Told};
+use vhost_device_blockring::data_path::guard::{Guard, Judgement, Reason};
 use vhost_device_blockring::data_path::region::Region;
 use vhost_device_blockring::data_path::request::Request;
 use vhost_device_blockring::data_path::request_state::{Answer, RequestState};
@@ -49,6 +49,8 @@ pub struct Disk {
     /// The host's end of the bell that the executor rings.
     pub host: Bell,
     pub request: Request,
+    /// What the disk's one queue was told.
+    pub told: Told,
     pub mem: GuestMemoryMmap,
 }
 
@@ -100,8 +102,8 @@ impl Disk {
         let service = Service { read_only, guarded, serial };
         let executor = Executor::new(region, guard, service, Arc::clone(&counters), rung, state);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let request = Request::default();
-        Self { file, path, guest, geometry, executor, counters, host, request, mem }
+        let (request, told) = (Request::default(), Told::default());
+        Self { file, path, guest, geometry, executor, counters, host, request, told, mem }
     }
 
     pub fn run(
@@ -123,9 +125,25 @@ impl Disk {
             descriptor(STATUS_AT, 1, VRING_DESC_F_WRITE),
         ];
         match self.request.parse(&self.mem, chain.into_iter()) {
-            Ok(()) => self.executor.execute(&self.mem, &self.request, hold),
+            Ok(()) => {
+                let state = self.executor.execute(&self.mem, &self.request, &mut self.told, hold);
+                self.answered(state)
+            }
             Err(reason) => self.executor.refuse(reason),
         }
+    }
+
+    /// Goes on with a write whose items are not all walked.
+    pub fn resume(&mut self, judgement: Box<Judgement>) -> RequestState {
+        let state = self.executor.resume(&self.mem, &self.request, &self.told, judgement);
+        self.answered(state)
+    }
+
+    fn answered(&mut self, state: RequestState) -> RequestState {
+        if answer(&state).is_some() {
+            self.told.answered();
+        }
+        state
     }
 
     /// Returns why a request was refused; `None` if it was carried out.
@@ -211,6 +229,10 @@ impl Backend for Disk {
         Ok(bytes)
     }
 
+    fn restarts(&mut self, waiting: bool) {
+        self.told = Told::at_start(waiting);
+    }
+
     fn host_stores(&mut self, at: usize, bytes: &[u8]) {
         self.file.write_all_at(bytes, at as u64).unwrap();
     }
@@ -264,9 +286,9 @@ impl<'a> Driver<'a> {
         Self { distrusted: true, ..Self::new(disk, before) }
     }
 
-    /// Starts the queue again.
+    /// Starts the queue again, with a request that waits.
     pub fn restarted(&self) {
-        self.disk.lock().unwrap().executor.forget();
+        self.disk.lock().unwrap().told = Told::at_start(true);
     }
 
     fn disk(&self) -> MutexGuard<'_, &'a mut Disk> {
@@ -299,8 +321,7 @@ impl BlockDevice for &Driver<'_> {
         let bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         let mut state = disk.write(first, &bytes);
         while let RequestState::Walking(write) = state {
-            let disk = &mut **disk;
-            state = disk.executor.resume(&disk.mem, &disk.request, write);
+            state = disk.resume(write);
         }
         let done = is_ok(&state);
         if !done && self.distrusted {

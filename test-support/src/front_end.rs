@@ -43,13 +43,19 @@ pub const TABLE: u64 = 0x20_0000;
 
 pub const RINGS: Rings = Rings { size: 256, descriptors: 0x1000, available: 0x3000, used: 0x4000 };
 
+/// Rings of a queue in which nothing is offered.
+fn idle_rings(queue: usize) -> Rings {
+    let start = 0x30_0000 + 0x4000 * queue as u64;
+    Rings { size: 64, descriptors: start, available: start + 0x1000, used: start + 0x2000 }
+}
+
 /// Bytes of the ring's sectors.
 const SECTOR: usize = 512;
 
 /// A status that no device gives.
 const UNANSWERED: u8 = 0xaa;
 
-/// A front end with one queue.
+/// A front end that uses one of its queues.
 pub struct FrontEnd {
     pub wire: Frontend,
     pub memory: GuestMemoryMmap,
@@ -58,6 +64,8 @@ pub struct FrontEnd {
     /// The features that were negotiated.
     pub features: u64,
     pub rings: Rings,
+    /// The number of the queue.
+    queue: usize,
     available: u16,
     used: u16,
 }
@@ -80,7 +88,18 @@ pub fn described(region: &GuestRegionMmap) -> VhostUserMemoryRegionInfo {
 impl FrontEnd {
     /// Connects to the daemon in that folder, shares memory and starts the queue.
     pub fn new(folder: &impl AsRef<Path>) -> Self {
+        Self::on_queue(folder, 0)
+    }
+
+    /// Connects to the daemon in that folder, shares memory, and starts the queue of that number, which
+    /// is used, behind others in which nothing is ever offered.
+    pub fn on_queue(folder: &impl AsRef<Path>, queue: usize) -> Self {
         let mut front_end = Self::connect(folder);
+        for idle in 0..queue {
+            front_end.queue = idle;
+            front_end.start(idle_rings(idle));
+        }
+        front_end.queue = queue;
         front_end.start(RINGS);
         front_end
     }
@@ -100,7 +119,7 @@ impl FrontEnd {
     /// Negotiates over a connection, without some of the features that are offered, and shares
     /// memory.
     pub fn over(wire: UnixStream, unwanted: u64) -> Self {
-        let mut wire = Frontend::from_stream(wire, 1);
+        let mut wire = Frontend::from_stream(wire, 64);
         wire.set_owner().unwrap();
         let features = wire.get_features().unwrap() & !unwanted;
         wire.set_features(features).unwrap();
@@ -112,10 +131,16 @@ impl FrontEnd {
         let memory = GuestMemoryMmap::from_regions(vec![region(0, MEMORY)]).unwrap();
         let event = || EventFd::new(EFD_NONBLOCK).unwrap();
         let (kick_event, call) = (event(), event());
+        let (rings, queue, available, used) = (RINGS, 0, 0, 0);
         let front_end =
-            Self { wire, memory, kick_event, call, features, rings: RINGS, available: 0, used: 0 };
+            Self { wire, memory, kick_event, call, features, rings, queue, available, used };
         front_end.set_memory();
         front_end
+    }
+
+    /// The number of queues that were started.
+    pub fn queues(&self) -> u64 {
+        self.queue as u64 + 1
     }
 
     /// Shares the memory with the backend.
@@ -132,7 +157,7 @@ impl FrontEnd {
     /// Sets size and addresses of the rings.
     pub fn place(&mut self, rings: Rings) -> vhost::Result<()> {
         self.rings = rings;
-        self.wire.set_vring_num(0, rings.size)?;
+        self.wire.set_vring_num(self.queue, rings.size)?;
         self.address()
     }
 
@@ -140,14 +165,14 @@ impl FrontEnd {
     pub fn address(&self) -> vhost::Result<()> {
         let rings = self.rings;
         let config = VringConfigData {
-            queue_max_size: 256,
+            queue_max_size: 1024,
             queue_size: rings.size,
             desc_table_addr: self.user_address(rings.descriptors),
             used_ring_addr: self.user_address(rings.used),
             avail_ring_addr: self.user_address(rings.available),
             ..VringConfigData::default()
         };
-        self.wire.set_vring_addr(0, &config)
+        self.wire.set_vring_addr(self.queue, &config)
     }
 
     /// Starts the queue with empty rings.
@@ -163,16 +188,16 @@ impl FrontEnd {
 
     /// Starts the queue whose rings are placed, at that index.
     pub fn run_from(&mut self, base: u16) {
-        self.wire.set_vring_base(0, base).unwrap();
-        self.wire.set_vring_call(0, &self.call).unwrap();
-        self.wire.set_vring_kick(0, &self.kick_event).unwrap();
-        self.wire.set_vring_enable(0, true).unwrap();
+        self.wire.set_vring_base(self.queue, base).unwrap();
+        self.wire.set_vring_call(self.queue, &self.call).unwrap();
+        self.wire.set_vring_kick(self.queue, &self.kick_event).unwrap();
+        self.wire.set_vring_enable(self.queue, true).unwrap();
     }
 
     /// Stops the queue, as QEMU does when the guest resets the device. Returns the base.
     pub fn stop(&mut self) -> u32 {
-        self.wire.set_vring_enable(0, false).unwrap();
-        self.wire.get_vring_base(0).unwrap()
+        self.wire.set_vring_enable(self.queue, false).unwrap();
+        self.wire.get_vring_base(self.queue).unwrap()
     }
 
     /// Has the guest reset the device, and its driver begin anew.
@@ -183,7 +208,7 @@ impl FrontEnd {
 
     /// Sets the event for interrupts again, as QEMU does when the guest masks or unmasks one.
     pub fn change_call(&mut self) {
-        self.wire.set_vring_call(0, &self.call).unwrap();
+        self.wire.set_vring_call(self.queue, &self.call).unwrap();
     }
 
     /// Returns the number of interrupts since the last look.

@@ -12,8 +12,8 @@ pub struct Write<'a> {
     pub sector_size: usize,
     pub start: usize,
     pub bytes: &'a [u8],
-    /// Whether the guest has read from the region since its queue started.
-    pub has_read: bool,
+    /// Whether the write may be a repeated one.
+    pub may_repeat: bool,
 }
 
 /// Converts a device offset to an index of memory.
@@ -56,7 +56,7 @@ impl View for Write<'_> {
         Ok(self.part(&range) == &self.region[index(range.start)..index(range.end)])
     }
 
-    fn guest_has_read(&self) -> bool {
-        self.has_read
+    fn may_repeat(&self) -> bool {
+        self.may_repeat
     }
 }

@@ -58,7 +58,7 @@ impl Case {
         let Self { region, bytes, .. } = self;
         let range = self.guard.range(self.first as u64, bytes.len() as u64).unwrap();
         let start = index(range.start);
-        let write = Write { region, sector_size: SECTOR, start, bytes, has_read: true };
+        let write = Write { region, sector_size: SECTOR, start, bytes, may_repeat: false };
         let mut judgement = self.guard.begin(range, scratch);
         let grant = self.guard.judge(self.guest, &mut judgement, BUDGET, &write).unwrap();
         (grant.expect("no more items than the budget"), judgement)

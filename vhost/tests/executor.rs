@@ -10,6 +10,7 @@ use shared_block_ring::{Consumer, OpenOptions, Position, Producer, RingDevice};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
+use vhost_device_blockring::data_path::executor::Told;
 use vhost_device_blockring::data_path::guard::Reason;
 use vhost_device_blockring::data_path::request_state::{Answer, RequestState};
 use virtio_bindings::bindings::virtio_blk::{
@@ -318,7 +319,7 @@ fn idle_read_is_answered_with_news_and_held_without() {
     consumer.pop(Position::ZERO).unwrap();
     consumer.advance(at(12)).unwrap();
     assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole);
-    disk.executor.forget();
+    disk.told = Told::default();
     assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole, "a new front end has read nothing");
 }
 
@@ -331,7 +332,7 @@ fn long_batch_is_walked_over_several_turns() {
     let mut turns = 0;
     while let RequestState::Walking(write) = state {
         turns += 1;
-        state = disk.executor.resume(&disk.mem, &disk.request, write);
+        state = disk.resume(write);
     }
     assert!(is_ok(&state), "{state:?}");
     assert_eq!(turns, 4);

@@ -28,7 +28,7 @@ fn worker_sleeps_while_a_flush_is_under_way() {
         direct.set_write_through(write_through);
         direct.offer(kind, 8, 512, 1);
         assert_eq!(direct.turn(), TurnEnd::Sleep(None));
-        assert_eq!(direct.used(), 0, "not before it is durable");
+        assert_eq!(direct.used(0), 0, "not before it is durable");
         direct.offer(VIRTIO_BLK_T_IN, 8, 512, 3);
         // A worker that polled would not end its turn before the flush ends.
         let (ended, ends) = channel();
@@ -46,6 +46,6 @@ fn worker_sleeps_while_a_flush_is_under_way() {
         let time = PollTimeout::try_from(PATIENCE).unwrap();
         poll(&mut [PollFd::new(event.as_fd(), PollFlags::POLLIN)], time).unwrap();
         assert_eq!(direct.turn(), TurnEnd::Sleep(None));
-        assert_eq!(direct.used(), 4);
+        assert_eq!(direct.used(0), 4);
     }
 }

@@ -44,7 +44,7 @@ fn judge(
         sector_size: ring.size,
         start: first * UNIT,
         bytes,
-        has_read: ring.has_read,
+        may_repeat: ring.may_repeat,
     };
     let mut judgement = guard.begin(range, Box::new(Scratch::default()));
     let grant = loop {
@@ -90,7 +90,7 @@ impl Tried {
         let mut ring = ring(shape, consumer, producer);
         // Alternates; the other parts of a state have odd periods, so that every combination is
         // met.
-        ring.has_read = (consumer / 4 + producer / 4).is_multiple_of(2);
+        ring.may_repeat = (consumer / 4 + producer / 4).is_multiple_of(2);
         let guard = guard(&ring);
         writes::all(&ring, &mut |first, bytes| {
             let expected =

@@ -32,8 +32,8 @@ pub struct Ring {
     pub bytes: Vec<u8>,
     /// The guest's state as the backend knows it.
     pub known: Known,
-    /// Whether the guest has read anything since its queue started.
-    pub has_read: bool,
+    /// Whether the guest's next request may be a repeated one: it was waiting when its queue started.
+    pub may_repeat: bool,
     /// For each byte of the data area, whether it is published and not consumed.
     frozen: Vec<bool>,
 }
@@ -73,7 +73,7 @@ impl Ring {
     pub fn new(guest: Side, uuid: Option<[u8; 16]>, size: usize, bytes: Vec<u8>) -> Self {
         let nobody = Known { position: 0, flag: 0, claim: Claim::from_here(0) };
         let frozen = Vec::new();
-        let mut ring = Self { guest, uuid, size, bytes, known: nobody, has_read: false, frozen };
+        let mut ring = Self { guest, uuid, size, bytes, known: nobody, may_repeat: false, frozen };
         let stands = |side: Side| {
             let position = ring.position(&ring.bytes, side);
             let sector = ring.sector(&ring.bytes, sector_of(side));
@@ -203,7 +203,7 @@ impl Ring {
         let mut sector = new.to_vec();
         let flags = [1, 2].contains(&old[8]) && [1, 2].contains(&new[8]);
         let moves = number(&old[..8]) != number(&new[..8]);
-        if self.guest == Side::Consumer && flags && (moves || !self.has_read) {
+        if self.guest == Side::Consumer && flags && (moves || self.may_repeat) {
             sector[8] = old[8];
         }
         sector

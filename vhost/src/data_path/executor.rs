@@ -59,14 +59,32 @@ pub struct Executor {
     wake_pending: bool,
     /// The guest's side. Nobody else stores it.
     guest: GuestState,
-    /// The host's pointer sector as the last idle-class read of it returned it.
-    last_shown: Option<Vec<u8>>,
     /// The host's pointer sector as it was last looked at.
     host_sector: Vec<u8>,
     /// Memory for a judgement. `None` while there is one, and after one that ended in a refusal.
     scratch: Option<Box<Scratch>>,
-    /// Reads that had been answered when the queue started.
-    reads_at_start: u64,
+}
+
+/// What a queue's driver was told, and what it may be repeating.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// The host's pointer sector as the last idle-class read of it by this queue returned it.
+    host: Option<Vec<u8>>,
+    /// The next request may be a repeated one: a backend that was killed, or a stop, came between
+    /// its work and its answer. It is the first one that was waiting when the queue started.
+    may_repeat: bool,
+}
+
+impl Told {
+    /// Of a queue that starts. `waiting` says whether it has a request then.
+    pub fn at_start(waiting: bool) -> Self {
+        Self { host: None, may_repeat: waiting }
+    }
+
+    /// Notes that a request was answered: the next one is a new one.
+    pub fn answered(&mut self) {
+        self.may_repeat = false;
+    }
 }
 
 impl Executor {
@@ -90,17 +108,9 @@ impl Executor {
             host: Watched::new(host, Owner::Ring),
             wake_pending: false,
             guest,
-            last_shown: None,
             host_sector,
             scratch: None,
-            reads_at_start: 0,
         }
-    }
-
-    /// Forgets what the guest has read: a new front end, or a reset one, has read nothing.
-    pub fn forget(&mut self) {
-        self.last_shown = None;
-        self.reads_at_start = self.counters.reads.get();
     }
 
     /// Sets `suspend` in sector 2 on behalf of a process without a role. Returns false where
@@ -109,10 +119,10 @@ impl Executor {
         self.region.suspend(suspend)
     }
 
-    /// Whether the host's pointer sector differs from what the last idle-class read of it returned.
-    pub fn has_news(&mut self) -> bool {
+    /// Whether the host's pointer sector differs from what a queue's driver was told last.
+    pub fn has_news(&mut self, told: &Told) -> bool {
         self.region.read_control_sector(self.guard.host().sector(), &mut self.host_sector);
-        self.last_shown.as_ref() != Some(&self.host_sector)
+        told.host.as_ref() != Some(&self.host_sector)
     }
 
     /// Wakes the host if it sleeps and the guest's pointer sector has changed since the last call.
@@ -135,11 +145,12 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
+        told: &mut Told,
         hold: Option<Duration>,
     ) -> RequestState {
         let outcome = match request.kind() {
-            Kind::Read => self.read(mem, request, hold),
-            Kind::Write => self.write(mem, request),
+            Kind::Read => self.read(mem, request, told, hold),
+            Kind::Write => self.write(mem, request, told),
             Kind::Flush => Ok(RequestState::Done(Answer::ok(0))),
             Kind::GetId => self.get_id(mem, request),
             Kind::Unsupported => Ok(RequestState::Done(Answer::UNSUPPORTED)),
@@ -152,9 +163,10 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
+        told: &Told,
         judgement: Box<Judgement>,
     ) -> RequestState {
-        let outcome = self.judge(mem, request, *judgement);
+        let outcome = self.judge(mem, request, told, *judgement);
         self.state_after(request, outcome)
     }
 
@@ -177,6 +189,7 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
+        told: &mut Told,
         hold: Option<Duration>,
     ) -> Result<RequestState, Failure> {
         let range = self.guard.range(request.sector, request.data_len)?;
@@ -186,14 +199,14 @@ impl Executor {
             && range.start == self.region.geometry().pointer_start(host)
             && range.end == range.start + size
         {
-            if !self.has_news()
+            if !self.has_news(told)
                 && let Some(hold) = hold
             {
                 self.counters.held.count();
                 return Ok(RequestState::Held { until: Instant::now() + hold });
             }
             self.region.to_guest(mem, &request.data, range.start)?;
-            self.last_shown.get_or_insert_default().clone_from(&self.host_sector);
+            told.host.get_or_insert_default().clone_from(&self.host_sector);
         } else {
             self.region.to_guest(mem, &request.data, range.start)?;
         }
@@ -225,6 +238,7 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
+        told: &Told,
     ) -> Result<RequestState, Failure> {
         let range = self.guard.range(request.sector, request.data_len)?;
         if self.service.read_only {
@@ -234,16 +248,17 @@ impl Executor {
             return self.store_unjudged(mem, request, &range);
         }
         let judgement = self.guard.begin(range, self.scratch.take().unwrap_or_default());
-        self.judge(mem, request, judgement)
+        self.judge(mem, request, told, judgement)
     }
 
     fn judge<M: GuestMemoryBackend>(
         &mut self,
         mem: &M,
         request: &Request,
+        told: &Told,
         mut judgement: Judgement,
     ) -> Result<RequestState, Failure> {
-        let view = self.view(mem, request);
+        let view = RequestView { may_repeat: told.may_repeat, ..self.view(mem, request) };
         match self.guard.judge(self.guest, &mut judgement, WALK_BUDGET, &view)? {
             None => Ok(RequestState::Walking(Box::new(judgement))),
             Some(grant) => self.store(mem, request, &grant, judgement),
@@ -315,8 +330,7 @@ impl Executor {
     }
 
     fn view<'a, M>(&'a self, mem: &'a M, request: &'a Request) -> RequestView<'a, M> {
-        let Self { region, counters, reads_at_start, .. } = self;
-        RequestView { region, mem, request, counters, reads_at_start: *reads_at_start }
+        RequestView { region: &self.region, mem, request, may_repeat: false }
     }
 
     fn written(&self, request: &Request) -> RequestState {
@@ -338,8 +352,7 @@ struct RequestView<'a, M> {
     region: &'a Region,
     mem: &'a M,
     request: &'a Request,
-    counters: &'a Counters,
-    reads_at_start: u64,
+    may_repeat: bool,
 }
 
 impl<M> RequestView<'_, M> {
@@ -374,7 +387,7 @@ impl<M: GuestMemoryBackend> View for RequestView<'_, M> {
         self.region.same(self.mem, &self.request.data, self.part(&range), range.start)
     }
 
-    fn guest_has_read(&self) -> bool {
-        self.counters.reads.get() != self.reads_at_start
+    fn may_repeat(&self) -> bool {
+        self.may_repeat
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// The number of a requested flush.
+/// The number of a requested flush, which any number of requests may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ticket(u64);
 
@@ -18,12 +18,13 @@ pub struct Flusher {
     // An option, so that the channel can be closed before the thread is joined.
     requests: Option<Sender<Ticket>>,
     results: Receiver<(Ticket, io::Result<()>)>,
-    /// Flushes requested, and flushes whose result was received.
-    requested: u64,
-    received: u64,
-    /// The last result: whether everything stored before that flush is durable.
-    last: Option<(Ticket, bool)>,
-    failed: bool,
+    /// Flushes begun, and flushes whose result was received: at most one is under way.
+    begun: u64,
+    finished: u64,
+    /// Another flush was requested since the last one began.
+    wanted: bool,
+    /// The first flush that has failed.
+    failed: Option<u64>,
     done: OwnedFd,
     thread: Option<JoinHandle<()>>,
 }
@@ -62,56 +63,69 @@ impl Flusher {
         Ok(Self {
             requests: Some(requests),
             results,
-            requested: 0,
-            received: 0,
-            last: None,
-            failed: false,
+            begun: 0,
+            finished: 0,
+            wanted: false,
+            failed: None,
             done,
             thread: Some(thread),
         })
     }
 
-    /// Requests a flush of everything stored before.
+    /// Requests a flush of everything stored before. While one is under way, which may have begun
+    /// before some of that was stored, all requests share the next.
     pub fn request(&mut self) -> Ticket {
-        self.requested += 1;
-        let ticket = Ticket(self.requested);
+        if self.begun == self.finished {
+            self.begin();
+            return Ticket(self.begun);
+        }
+        self.wanted = true;
+        Ticket(self.begun + 1)
+    }
+
+    fn begin(&mut self) {
+        self.begun += 1;
+        let ticket = Ticket(self.begun);
         if self.requests.as_ref().is_none_or(|requests| requests.send(ticket).is_err()) {
             // Cannot be: the thread ends with us. If it did, an unanswered flush is the safe
             // answer.
             log::error!("cannot request a flush: its thread has ended");
         }
-        ticket
     }
 
-    /// Receives the results of flushes that have finished, also of those whose requests were given
-    /// back by a stop. No system call, and one comparison where none is under way.
+    /// Receives the result of a flush that has finished, also of one whose requests were given back
+    /// by a stop, and begins the next if one is wanted. No system call, and one comparison where
+    /// none is under way.
     pub fn poll(&mut self) {
-        while self.received != self.requested
+        while self.begun != self.finished
             && let Ok((ticket, result)) = self.results.try_recv()
         {
-            self.received += 1;
-            self.last = Some((ticket, result.is_ok()));
+            self.finished = ticket.0;
             if let Err(e) = result
-                && !std::mem::replace(&mut self.failed, true)
+                && self.failed.is_none()
             {
+                self.failed = Some(ticket.0);
                 log::error!(
                     "cannot make the region durable: {e}; writes and flushes fail from here on"
                 );
             }
+            if std::mem::take(&mut self.wanted) {
+                self.begin();
+            }
         }
     }
 
-    /// Whether everything is durable that was stored before `ticket`, the last one requested, was
-    /// given out; `None` while that flush has not finished. Counts what [`poll`](Self::poll)
-    /// received.
+    /// Whether everything is durable that was stored before `ticket` was given out; `None` while
+    /// that flush has not finished. Counts what [`poll`](Self::poll) received. A flush behind one
+    /// that has failed makes nothing durable: the write-back error is reported once.
     pub fn outcome(&self, ticket: Ticket) -> Option<bool> {
-        self.last.filter(|(finished, _)| *finished == ticket).map(|(_, durable)| durable)
+        (ticket.0 <= self.finished).then(|| self.failed.is_none_or(|failed| ticket.0 < failed))
     }
 
     /// Whether a flush has failed: nothing is known then about what is on the medium, and a second
     /// try would only hide it.
     pub fn has_failed(&self) -> bool {
-        self.failed
+        self.failed.is_some()
     }
 
     /// The event that is readable when a flush has finished.
@@ -127,5 +141,61 @@ impl Drop for Flusher {
             // A panic there has been reported on standard error.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use shared_block_ring::wait::wait_readable;
+
+    /// A flusher whose flushes end, well or not, as they are told to.
+    fn told() -> (Flusher, Sender<bool>) {
+        let (tell, told) = channel();
+        let sync = move || match told.recv() {
+            Ok(true) => Ok(()),
+            _ => Err(io::ErrorKind::Other.into()),
+        };
+        (Flusher::by(sync).unwrap(), tell)
+    }
+
+    fn finish(flusher: &mut Flusher, tell: &Sender<bool>, well: bool) {
+        tell.send(well).unwrap();
+        wait_readable(&[flusher.event()], None).unwrap();
+        shared_block_ring::device::event::drain(flusher.event()).unwrap();
+        flusher.poll();
+    }
+
+    #[test]
+    fn requests_during_a_flush_share_the_next() {
+        let (mut flusher, tell) = told();
+        let first = flusher.request();
+        let (second, third) = (flusher.request(), flusher.request());
+        assert!(first != second && second == third);
+        assert_eq!(flusher.outcome(first), None);
+        finish(&mut flusher, &tell, true);
+        assert_eq!((flusher.outcome(first), flusher.outcome(second)), (Some(true), None));
+        let fourth = flusher.request();
+        finish(&mut flusher, &tell, true);
+        assert_eq!((flusher.outcome(third), flusher.outcome(fourth)), (Some(true), None));
+        finish(&mut flusher, &tell, true);
+        assert_eq!(flusher.outcome(fourth), Some(true));
+        flusher.poll();
+        assert_eq!(flusher.begun, 3, "none that nobody wants");
+    }
+
+    #[test]
+    fn nothing_is_durable_from_a_failed_flush_on() {
+        let (mut flusher, tell) = told();
+        let first = flusher.request();
+        finish(&mut flusher, &tell, true);
+        let second = flusher.request();
+        let third = flusher.request();
+        finish(&mut flusher, &tell, false);
+        finish(&mut flusher, &tell, true);
+        let outcomes = [first, second, third].map(|ticket| flusher.outcome(ticket));
+        assert_eq!(outcomes, [Some(true), Some(false), Some(false)]);
+        assert!(flusher.has_failed());
     }
 }

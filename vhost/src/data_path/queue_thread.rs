@@ -1,19 +1,20 @@
-//! The thread that drives the queue of one front end after the other.
+//! The thread that drives the queues of one front end after the other.
 
 use crate::data_path::empty_kicks::EmptyKicks;
+use crate::data_path::kicks::Kicks;
+use crate::data_path::queue_set::QueueSet;
+use crate::data_path::shared_queue::Links;
 use crate::data_path::waiters::Waiters;
 use crate::data_path::worker::{TurnEnd, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use shared_block_ring::device::event::drain;
-use shared_block_ring::wait::wait_readable;
-use std::fs::File;
+use shared_block_ring::device::event::Signaller;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The pause after a wait that has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -22,8 +23,10 @@ const RETRY_PAUSE: Duration = Duration::from_millis(50);
 pub struct SharedWorker {
     worker: Mutex<Worker>,
     waiters: Waiters,
-    /// Readable when a flush has finished, and when the host has moved while a read is held.
-    events: [OwnedFd; 2],
+    kicks: Kicks,
+    /// Readable when a thread may have changed something, when a flush has finished, and when the
+    /// host has moved while a read is held.
+    events: [OwnedFd; 3],
     over: AtomicBool,
 }
 
@@ -35,14 +38,23 @@ impl SharedWorker {
     /// No event can be made.
     pub fn new(worker: Worker) -> io::Result<Self> {
         let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
-        let events = [own(worker.flusher().event())?, own(worker.bell().fd())?];
-        let (waiters, over) = (Waiters::new()?, AtomicBool::new(false));
-        Ok(Self { worker: Mutex::new(worker), waiters, events, over })
+        let (waiters, kicks) = (Waiters::new()?, Kicks::new()?);
+        let (flushed, moved) = (own(worker.flusher().event())?, own(worker.bell().fd())?);
+        let events = [own(waiters.changed())?, flushed, moved];
+        kicks.add_others(&events)?;
+        let (worker, over) = (Mutex::new(worker), AtomicBool::new(false));
+        Ok(Self { worker, waiters, kicks, events, over })
     }
 
     /// The threads that wait for the worker.
     pub fn waiters(&self) -> &Waiters {
         &self.waiters
+    }
+
+    /// What a queue needs so that this worker can serve it. Interrupts of the guest go by `signaller`.
+    pub fn links(&self, signaller: &Arc<Signaller>) -> Links {
+        let (waiters, kicks) = (self.waiters.clone(), self.kicks.clone());
+        Links { waiters, kicks, signaller: Arc::clone(signaller) }
     }
 
     /// Locks the worker, for any thread but the queue's. The worker gives way until the lock is
@@ -58,24 +70,23 @@ impl SharedWorker {
         self.worker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Drives the queue until [`finish`](Self::finish): a turn of the worker, then a sleep.
+    /// Drives the queues until [`finish`](Self::finish): a turn of the worker, then a sleep.
     fn drive(&self) {
-        let (mut kicked, mut empty_kicks) = (false, EmptyKicks::None);
+        let (mut kicked, mut empty_kicks) = (QueueSet::EMPTY, EmptyKicks::None);
         while !self.over.load(Ordering::Acquire) {
             self.waiters.give_way();
             let mut worker = self.lock_for_turn();
-            let end = worker.turn(&self.waiters);
-            let kick = worker.kick();
-            empty_kicks = empty_kicks.after_turn(kicked, || worker.is_untouched());
+            let end = worker.turn(&self.waiters, kicked);
+            empty_kicks = empty_kicks.after_turn(!kicked.is_empty(), || worker.is_untouched());
             drop(worker);
             kicked = match end {
-                TurnEnd::GiveWay => false,
+                TurnEnd::GiveWay => QueueSet::EMPTY,
                 TurnEnd::Sleep(until) => {
                     let until = until.into_iter().chain(empty_kicks.deadline()).min();
-                    self.sleep(kick.as_deref(), until).unwrap_or_else(|e| {
+                    self.kicks.wait(&self.events, until).unwrap_or_else(|e| {
                         log::error!("cannot wait for the guest's requests: {e}");
                         std::thread::sleep(RETRY_PAUSE);
-                        false
+                        QueueSet::EMPTY
                     })
                 }
             };
@@ -86,19 +97,6 @@ impl SharedWorker {
     fn finish(&self) {
         self.over.store(true, Ordering::Release);
         drop(self.waiters.enter());
-    }
-
-    /// Sleeps until an event, or until this time. Returns whether the event was a kick.
-    fn sleep(&self, kick: Option<&File>, until: Option<Instant>) -> io::Result<bool> {
-        let [flushed, moved] = &self.events;
-        let mut events = vec![self.waiters.changed(), flushed.as_fd(), moved.as_fd()];
-        events.extend(kick.map(AsFd::as_fd));
-        let timeout = until.map(|until| until.saturating_duration_since(Instant::now()));
-        let Some(first) = wait_readable(&events, timeout)? else { return Ok(false) };
-        // If more than one is readable, the next sleep ends at once. What an event stands for is
-        // looked at after this.
-        drain(events[first])?;
-        Ok(first == self.events.len() + 1)
     }
 }
 

@@ -7,6 +7,7 @@
 //! again.
 
 use crate::data_path::dirty::GuestMemory;
+use crate::data_path::kicks::{Kick, Kicks};
 use crate::data_path::waiters::Waiters;
 use shared_block_ring::device::event::Signaller;
 use std::fs::File;
@@ -22,17 +23,28 @@ use vm_memory::GuestMemoryAtomic;
 pub type Memory = GuestMemoryAtomic<GuestMemory>;
 
 /// The most descriptors in a queue.
-pub const QUEUE_SIZE: u16 = 256;
+pub const QUEUE_SIZE: u16 = 1024;
 
 /// A queue, by the crate's state of it and notes of our own.
 #[derive(Clone)]
 pub struct SharedQueue {
+    number: usize,
     state: VringMutex<Memory>,
-    waiters: Waiters,
-    signaller: Arc<Signaller>,
-    /// The event of the driver's kicks, for a worker that sleeps and holds no lock.
-    kick: Arc<Mutex<Option<Arc<File>>>>,
+    links: Links,
+    /// The event of the driver's kicks, in the set that the worker sleeps by.
+    kick: Arc<Mutex<Option<Kick>>>,
     notes: Arc<Notes>,
+}
+
+/// What all queues of one worker share.
+#[derive(Debug, Clone)]
+pub struct Links {
+    /// The threads that wait for the worker.
+    pub waiters: Waiters,
+    /// The events that wake the worker.
+    pub kicks: Kicks,
+    /// The way to interrupt the guest.
+    pub signaller: Arc<Signaller>,
 }
 
 /// Notes about a queue. They are read and written under the queue's lock, unless they say
@@ -61,20 +73,15 @@ pub fn give_back(queue: &mut Queue) {
 }
 
 impl SharedQueue {
-    /// Makes a stopped queue. Interrupts of the guest go by `signaller`.
+    /// Makes a stopped queue of that number.
     ///
     /// # Errors
     ///
     /// The crate takes no such size.
-    pub fn new(
-        mem: Memory,
-        max_size: u16,
-        waiters: Waiters,
-        signaller: Arc<Signaller>,
-    ) -> Result<Self, Error> {
+    pub fn new(number: usize, mem: Memory, max_size: u16, links: Links) -> Result<Self, Error> {
         let state = VringMutex::new(mem, max_size)?;
         let (kick, notes) = (Arc::default(), Arc::default());
-        Ok(Self { state, waiters, signaller, kick, notes })
+        Ok(Self { number, state, links, kick, notes })
     }
 
     /// Locks the queue for the worker, which checks by itself whether a thread waits.
@@ -84,29 +91,31 @@ impl SharedQueue {
 
     /// Locks the queue for any other thread. The worker gives way until the lock is taken.
     pub fn lock(&self) -> MutexGuard<'_, VringState<Memory>> {
-        let _waiter = self.waiters.enter();
+        let _waiter = self.links.waiters.enter();
         self.state.get_mut()
     }
 
     /// Calls `f` with the queue, for any thread but the worker's.
     pub fn with<T>(&self, f: impl FnOnce(&VringMutex<Memory>) -> T) -> T {
-        let _waiter = self.waiters.enter();
+        let _waiter = self.links.waiters.enter();
         f(&self.state)
     }
 
-    /// The event of the driver's kicks, if there is one.
-    pub fn kick(&self) -> Option<Arc<File>> {
-        self.kick.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Sets the event of the driver's kicks back to no kick, before the queue is looked at.
+    pub fn drain_kick(&self) {
+        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
+            kick.drain();
+        }
     }
 
     /// Sets the event of the driver's kicks.
     pub fn set_kick(&self, file: Option<File>) {
         let own = file.as_ref().and_then(|file| {
-            let own = file.try_clone();
+            let own = file.try_clone().and_then(|own| self.links.kicks.add(self.number, own));
             own.inspect_err(|e| log::error!("cannot receive the guest's kicks: {e}")).ok()
         });
         self.with(|state| {
-            *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = own.map(Arc::new);
+            *self.kick.lock().unwrap_or_else(PoisonError::into_inner) = own;
             state.set_kick(file);
         });
     }
@@ -142,7 +151,7 @@ impl SharedQueue {
     ///
     /// An address that the crate does not take.
     pub fn set_addresses(&self, descriptors: u64, available: u64, used: u64) -> Result<(), Error> {
-        let _waiter = self.waiters.enter();
+        let _waiter = self.links.waiters.enter();
         let mut state = self.state.get_mut();
         let queue = state.get_queue();
         let before = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
@@ -156,7 +165,7 @@ impl SharedQueue {
     /// Starts or stops the queue by `change`, and in the same step gives back the unfinished
     /// request of a queue that stops.
     pub fn switch(&self, change: impl FnOnce(&mut VringState<Memory>)) {
-        let _waiter = self.waiters.enter();
+        let _waiter = self.links.waiters.enter();
         let mut state = self.state.get_mut();
         let was_running = is_running(&state);
         change(&mut state);
@@ -168,7 +177,7 @@ impl SharedQueue {
 
     /// Sets up by `change` what is the worker's while the queue runs. Returns whether it was done.
     pub fn set_up(&self, change: impl FnOnce(&mut Queue)) -> bool {
-        let _waiter = self.waiters.enter();
+        let _waiter = self.links.waiters.enter();
         let mut state = self.state.get_mut();
         let may = !is_running(&state);
         if may {
@@ -205,6 +214,6 @@ impl SharedQueue {
         let Some(call) = state.get_call() else { return Ok(()) };
         // SAFETY: the descriptor is the queue's, which is borrowed for as long.
         let call = unsafe { BorrowedFd::borrow_raw(call.as_raw_fd()) };
-        Ok(self.signaller.signal(call)?)
+        Ok(self.links.signaller.signal(call)?)
     }
 }

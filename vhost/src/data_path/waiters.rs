@@ -7,7 +7,7 @@
 use shared_block_ring::device::bell::new_event;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,32 +15,40 @@ use std::time::Duration;
 /// given a processor.
 const GIVE_WAY: Duration = Duration::from_millis(20);
 
-/// The threads that wait for the worker, or for its queue, and the event that wakes the worker when
-/// one of them may have changed something.
+/// The threads that wait for the worker, or for one of its queues, and the event that wakes the
+/// worker when one of them may have changed something.
 #[derive(Debug, Clone)]
 pub struct Waiters(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Threads that wait, or hold what they waited for.
-    waiting: AtomicU32,
-    /// Threads that were served since the start.
-    served: AtomicU32,
+    /// In the lower half the threads that wait, or hold what they waited for; in the upper half
+    /// those that were served since the start. One number, so that the worker compares one.
+    threads: AtomicU64,
     /// Notified when a thread has been served.
     done: (Mutex<()>, Condvar),
     changed: OwnedFd,
 }
+
+/// A thread that waits.
+const WAITING: u64 = 1;
+
+/// A thread that was served.
+const SERVED: u64 = 1 << 32;
+
+/// The threads that had been served at some time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark(u64);
 
 /// A thread that waits, until it has what it waits for and is done with that.
 pub struct Waiter<'a>(&'a Shared);
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let Shared { waiting, served, done: (lock, done), changed } = self.0;
-        served.fetch_add(1, Ordering::Relaxed);
+        let Shared { threads, done: (lock, done), changed } = self.0;
+        threads.fetch_add(SERVED - WAITING, Ordering::Release);
         // A full counter means that the worker is about to wake up anyway.
         let _ = nix::unistd::write(changed, &1u64.to_ne_bytes());
-        waiting.fetch_sub(1, Ordering::Relaxed);
         // The lock: not between the worker's look and its wait, which would then miss this.
         drop(lock.lock());
         done.notify_all();
@@ -54,26 +62,35 @@ impl Waiters {
     ///
     /// No event can be made.
     pub fn new() -> io::Result<Self> {
-        let (waiting, served) = (AtomicU32::new(0), AtomicU32::new(0));
-        let (done, changed) = (Default::default(), new_event()?);
-        Ok(Self(Arc::new(Shared { waiting, served, done, changed })))
+        let (threads, done, changed) = (AtomicU64::new(0), Default::default(), new_event()?);
+        Ok(Self(Arc::new(Shared { threads, done, changed })))
     }
 
     /// Announces that this thread waits, until the result is dropped.
     pub fn enter(&self) -> Waiter<'_> {
-        self.0.waiting.fetch_add(1, Ordering::Relaxed);
+        self.0.threads.fetch_add(WAITING, Ordering::Relaxed);
         Waiter(&self.0)
     }
 
-    /// Whether a thread waits, so that the worker has to let go of what it holds. One load.
-    pub fn any(&self) -> bool {
-        self.0.waiting.load(Ordering::Relaxed) > 0
+    /// The threads that have been served up to now.
+    pub fn mark(&self) -> Mark {
+        Mark(self.0.threads.load(Ordering::Acquire) & !(SERVED - 1))
+    }
+
+    /// Whether a thread waits, so that the worker has to let go of what it holds, or was served since
+    /// `mark`. One load.
+    pub fn any_since(&self, mark: Mark) -> bool {
+        self.0.threads.load(Ordering::Relaxed) != mark.0
+    }
+
+    fn any(&self) -> bool {
+        self.0.threads.load(Ordering::Relaxed) & (SERVED - 1) != 0
     }
 
     /// The number of the thread that is served next, if one waits. The same number later means that
     /// none was served meanwhile.
-    pub fn first_in_line(&self) -> Option<u32> {
-        self.any().then(|| self.0.served.load(Ordering::Relaxed))
+    pub fn first_in_line(&self) -> Option<u64> {
+        self.any().then(|| self.mark().0)
     }
 
     /// Waits until no thread does, or `GIVE_WAY`. Called by the worker while it holds nothing.
@@ -106,11 +123,15 @@ mod tests {
         let start = Instant::now();
         waiters.give_way();
         assert!(start.elapsed() >= GIVE_WAY && waiters.any());
+        let mark = waiters.mark();
+        assert!(waiters.any_since(mark), "it waits");
         std::thread::scope(|scope| {
             scope.spawn(|| drop(waiter));
             while waiters.any() {
                 waiters.give_way();
             }
         });
+        assert!(waiters.any_since(mark), "it was served since");
+        assert!(!waiters.any_since(waiters.mark()));
     }
 }

@@ -3,6 +3,7 @@
 use crate::data_path::dirty::{DirtyLog, Log, MAX_REGIONS};
 use crate::data_path::empty_kicks::HOW_TO_SHARE;
 use crate::data_path::fault;
+use crate::data_path::queue_set::MAX_QUEUES;
 use crate::data_path::queue_thread::SharedWorker;
 use crate::data_path::request::MAX_SEGMENTS;
 use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue};
@@ -17,8 +18,8 @@ use vhost::vhost_user::Error;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 use virtio_bindings::bindings::virtio_blk::{
-    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_RO,
-    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_FLUSH, VIRTIO_BLK_F_MQ,
+    VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX,
 };
 use virtio_bindings::bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_VERSION_1};
 use virtio_bindings::bindings::virtio_ring::{
@@ -26,9 +27,10 @@ use virtio_bindings::bindings::virtio_ring::{
 };
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend as _};
 
-/// Queues of the device: one thread serves it in any case, so that judging and copying are one
-/// step.
-const QUEUES: u16 = 1;
+/// Queues of the device, of which a front end sets up as many as it wants. One thread serves them
+/// all, so that judging and copying are one step.
+const QUEUES: u16 = 64;
+const _: () = assert!(QUEUES as usize == MAX_QUEUES);
 
 /// The largest queue that the library lets through (virtio 1.3, 2.7). Ours is [`QUEUE_SIZE`], which
 /// we check ourselves, so that the log says what is wrong.
@@ -50,8 +52,8 @@ const EARLIER_CONNECTION: &str = "it goes on with what it set up on an earlier c
                                   before its driver used the disk? (QEMU 7.2 cannot do that: end this QEMU and start it again; replace a backend only \
                                   while its guest runs)";
 
-/// The device. Its messages are answered on the front end's thread; the queue is driven by the
-/// worker's.
+/// The device. Its messages are answered on the front end's thread; the queues are driven by
+/// the worker's.
 pub struct Backend {
     worker: Arc<SharedWorker>,
     /// The way to interrupt the guest.
@@ -111,12 +113,10 @@ impl Backend {
     }
 
     /// Calls `make`, which has the library make what it needs to serve a front end, and gives the
-    /// queue made there to the worker.
+    /// queues made there to the worker.
     pub fn connect<T>(&self, make: impl FnOnce() -> T) -> T {
-        let (value, queues) = vring::making(self.worker.waiters(), &self.signaller, make);
-        for queue in queues {
-            self.worker().connect(queue);
-        }
+        let (value, queues) = vring::making(self.worker.links(&self.signaller), make);
+        self.worker().connect(queues);
         value
     }
 
@@ -162,17 +162,18 @@ impl Backend {
     /// Returns why a message was refused.
     fn refused_message(&self, introduced: bool) -> String {
         let worker = self.worker();
-        match worker.queue().and_then(SharedQueue::asked_size) {
+        match worker.queues().iter().filter_map(SharedQueue::asked_size).max() {
             Some(size) if size > QUEUE_SIZE.into() => format!(
-                "its queue has {size} descriptors, this disk serves {QUEUE_SIZE} at most (QEMU: queue-size={QUEUE_SIZE} or less at the \
+                "a queue has {size} descriptors, this disk serves {QUEUE_SIZE} at most (QEMU: queue-size={QUEUE_SIZE} or less at the \
                  -device vhost-user-blk-pci; libvirt: queue_size at the disk's <driver>)"
             ),
             Some(_) if !worker.has_memory() && !introduced => EARLIER_CONNECTION.to_owned(),
             Some(_) if !worker.has_memory() => {
                 format!("it shares none of the guest's memory ({HOW_TO_SHARE})")
             }
-            _ => "it asks for what this disk does not offer: a feature, or more than one queue (QEMU: num-queues=1)"
-                .to_owned(),
+            _ => format!(
+                "it asks for what this disk does not offer: a feature, or more than {QUEUES} queues (QEMU: num-queues={QUEUES} or less)"
+            ),
         }
     }
 
@@ -231,6 +232,7 @@ impl Backend {
             | 1 << VIRTIO_BLK_F_BLK_SIZE
             | 1 << VIRTIO_BLK_F_FLUSH
             | 1 << VIRTIO_BLK_F_CONFIG_WCE
+            | 1 << VIRTIO_BLK_F_MQ
             | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits()
     }
 
@@ -259,7 +261,7 @@ impl Backend {
 
     /// Stops the device.
     pub fn reset_device(&self) {
-        self.worker().stop();
+        self.worker().stop_all();
     }
 
     /// Returns a part of the configuration space; nothing if it does not lie there.
@@ -327,7 +329,7 @@ impl Backend {
     }
 
     /// Stops a queue, at `GET_VRING_BASE`.
-    pub fn stop_vring(&self, _queue_index: u32) {
-        self.worker().stop();
+    pub fn stop_vring(&self, queue: u32) {
+        self.worker().stop(queue as usize);
     }
 }

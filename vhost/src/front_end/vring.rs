@@ -1,4 +1,4 @@
-//! The queue as the vhost-user library drives it by the front end's messages.
+//! A queue as the vhost-user library drives it by the front end's messages.
 //!
 //! Messages that set the indices or the size of a running queue are answered without effect: see
 //! [`SharedQueue`]. QEMU sends `SET_VRING_ADDR` to a running queue when a migration begins or
@@ -9,16 +9,14 @@
 //! Front ends that reconnect do not all know this: QEMU sets the used index, Cloud Hypervisor the
 //! available index, behind which the unanswered requests would be forgotten.
 
-use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue, is_running};
-use crate::data_path::waiters::Waiters;
+use crate::data_path::shared_queue::{Links, Memory, QUEUE_SIZE, SharedQueue, is_running};
 use crate::front_end::notifier::event;
-use shared_block_ring::device::event::Signaller;
 use std::cell::RefCell;
 use std::fs::File;
 use std::io;
 use std::num::Wrapping;
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, MutexGuard};
 use vhost_user_backend::{VringState, VringStateGuard, VringStateMutGuard, VringT};
 use virtio_queue::{Error, Queue, QueueT};
 use vm_memory::GuestAddressSpace;
@@ -30,20 +28,14 @@ thread_local! {
 }
 
 struct Making {
-    waiters: Waiters,
-    signaller: Arc<Signaller>,
+    links: Links,
     made: Vec<SharedQueue>,
 }
 
-/// Calls `make`, and returns with its result the queues that the library has made there. `waiters`
-/// are those of the worker that will serve them; their interrupts go by `signaller`.
-pub fn making<T>(
-    waiters: &Waiters,
-    signaller: &Arc<Signaller>,
-    make: impl FnOnce() -> T,
-) -> (T, Vec<SharedQueue>) {
-    let (waiters, signaller) = (waiters.clone(), Arc::clone(signaller));
-    MAKING.replace(Some(Making { waiters, signaller, made: Vec::new() }));
+/// Calls `make`, and returns with its result the queues that the library has made there, in their
+/// order. `links` are those of the worker that will serve them.
+pub fn making<T>(links: Links, make: impl FnOnce() -> T) -> (T, Vec<SharedQueue>) {
+    MAKING.replace(Some(Making { links, made: Vec::new() }));
     let value = make();
     let queues = MAKING.take().map(|making| making.made);
     (value, queues.unwrap_or_default())
@@ -95,11 +87,9 @@ impl<'a> VringStateMutGuard<'a, Memory> for Vring {
 impl VringT<Memory> for Vring {
     fn new(mem: Memory, max_queue_size: u16) -> Result<Self, Error> {
         MAKING.with_borrow_mut(|making| {
-            let Making { waiters, signaller, made } =
-                making.as_mut().ok_or(Error::QueueNotReady)?;
-            let (waiters, signaller) = (waiters.clone(), Arc::clone(signaller));
+            let Making { links, made } = making.as_mut().ok_or(Error::QueueNotReady)?;
             let memory = mem.clone();
-            let queue = SharedQueue::new(mem, max_queue_size, waiters, signaller)?;
+            let queue = SharedQueue::new(made.len(), mem, max_queue_size, links.clone())?;
             made.push(queue.clone());
             Ok(Self { queue, memory })
         })
@@ -216,19 +206,28 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::data_path::dirty::GuestMemory;
+    use crate::data_path::kicks::Kicks;
+    use crate::data_path::waiters::Waiters;
     use shared_block_ring::device::bell::new_event;
+    use shared_block_ring::device::event::Signaller;
+    use std::sync::Arc;
 
     #[test]
-    fn worker_learns_of_every_change_of_its_queue() {
+    fn worker_learns_of_every_change_of_its_queues() {
         let waiters = Waiters::new().unwrap();
+        let (kicks, signaller) = (Kicks::new().unwrap(), Arc::new(Signaller::new().unwrap()));
+        let links = Links { waiters: waiters.clone(), kicks: kicks.clone(), signaller };
         let new = || Vring::new(Memory::new(GuestMemory::new()), 256).unwrap();
-        let signaller = Arc::new(Signaller::new().unwrap());
-        let (vring, queues) = making(&waiters, &signaller, new);
-        assert_eq!(queues.len(), 1);
+        let (vrings, queues) = making(links, || [new(), new()]);
+        assert_eq!(queues.len(), 2);
         let woken = || nix::unistd::read(waiters.changed(), &mut [0; 8]).is_ok();
-        vring.set_kick(Some(File::from(new_event().unwrap())));
-        assert!(queues[0].kick().is_some() && woken());
-        vring.set_enabled(true);
+        let kick = new_event().unwrap();
+        vrings[1].set_kick(Some(File::from(kick.try_clone().unwrap())));
+        assert!(woken());
+        nix::unistd::write(&kick, &1u64.to_ne_bytes()).unwrap();
+        assert_eq!(kicks.wait(&[], None).unwrap().into_iter().collect::<Vec<_>>(), [1]);
+        vrings[0].set_enabled(true);
         assert!(queues[0].lock_for_turn().is_enabled() && woken() && !woken());
+        assert!(!queues[1].lock_for_turn().is_enabled());
     }
 }

@@ -7,15 +7,29 @@ use ring_test_support::split_ring::{linked, readable, writable};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
 
 /// What is said of a queue that is stopped.
-pub const BROKEN: &str = "the queue is broken";
+pub const BROKEN: &str = "is broken";
 
 /// A daemon, and a guest that it has served.
-pub fn start() -> (Scene, Daemon, FrontEnd) {
+pub type Served = (Scene, Daemon, FrontEnd);
+
+/// A daemon, and a guest that it has served, by its first queue.
+pub fn start() -> Served {
+    start_on(0)
+}
+
+fn start_on(queue: usize) -> Served {
     let scene = Scene::new();
     let daemon = scene.start(&[]);
-    let mut guest = FrontEnd::new(&scene);
+    let mut guest = FrontEnd::on_queue(&scene, queue);
     guest.honest(&scene);
     (scene, daemon, guest)
+}
+
+/// Runs a test with a guest that uses its only queue, and with one that uses the last of four.
+pub fn on_each_queue(test: impl Fn(Served)) {
+    for queue in [0, 3] {
+        test(start_on(queue));
+    }
 }
 
 /// The queue is stopped and reported; a kick changes nothing; after a reset it works.

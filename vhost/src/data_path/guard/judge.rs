@@ -36,9 +36,9 @@ pub trait View {
     /// Whether the request has for device bytes `range` what the region holds there.
     fn is_unchanged(&self, range: Range<u64>) -> Result<bool, Self::Fault>;
 
-    /// Whether the guest has read anything since its queue started. A write before its first read
-    /// may be a replayed one: the backend was killed before it could answer it.
-    fn guest_has_read(&self) -> bool;
+    /// Whether the write may be a repeated one: it was carried out before, and a kill of the backend
+    /// or a stop of the queue came before its answer.
+    fn may_repeat(&self) -> bool;
 }
 
 /// Memory for judging a request, passed on from one judgement to the next: nothing is allocated in
@@ -238,7 +238,7 @@ impl Guard {
     /// `suspend` in sector 2 can be set by the host too, while a guest consumer is between reading
     /// the sector and writing it. A write that moves the position is an `advance`, which never
     /// means to change the flag: it repeats the flag that was read. A flag that differs at the same
-    /// position is a `suspend` or `resume` of the guest's, unless the write may be a replayed
+    /// position is a `suspend` or `resume` of the guest's, unless the write may be a repeated
     /// `advance`.
     fn keeps_flag<V: View>(&self, current: &[u8], requested: &[u8], view: &V) -> bool {
         let is_flag = |sector: &[u8]| matches!(sector[FLAG_AT], 1 | 2);
@@ -247,7 +247,7 @@ impl Guard {
         }
         let deliberate =
             requested[..FLAG_AT] == current[..FLAG_AT] && requested[FLAG_AT] != current[FLAG_AT];
-        !(deliberate && view.guest_has_read())
+        !(deliberate && !view.may_repeat())
     }
 
     fn judge_data<V: View>(

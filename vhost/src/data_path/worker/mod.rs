@@ -1,10 +1,14 @@
-//! Driving one queue: chains in, answers out, strictly in the order of the available ring.
+//! Driving the queues of one ring: chains in, answers out, in each queue strictly in the order of its
+//! available ring.
 //!
-//! At most one request is unfinished at a time, and nothing behind it is carried out. The used
-//! index is published after every request, before the next change of the region: a backend that is
-//! killed anywhere resumes from the used index alone, and what is replayed then is idempotent. For
-//! the same reason a stop waits for nothing: the unfinished request returns to the available ring.
+//! Of each queue at most one request is unfinished at a time, and nothing behind it is carried out.
+//! Across queues every request is judged against the region as it is when its turn comes, one at a
+//! time. The used index is published after every request, before the next change of the region: a
+//! backend that is killed anywhere resumes from the used indices alone, and what is replayed then is
+//! idempotent. For the same reason a stop waits for nothing: the unfinished request returns to the
+//! available ring.
 
+mod session;
 mod step;
 
 use crate::data_path::counters::Counters;
@@ -13,17 +17,19 @@ use crate::data_path::executor::Executor;
 use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::flusher::Flusher;
 use crate::data_path::polling::{Poller, Polling};
-use crate::data_path::queue::{Broken, SplitQueue};
-use crate::data_path::request::Request;
-use crate::data_path::request_state::RequestState;
+use crate::data_path::queue::Broken;
+use crate::data_path::queue_set::QueueSet;
+use crate::data_path::rota::Rota;
 use crate::data_path::shared_queue::{Memory, SharedQueue, give_back, is_running};
-use crate::data_path::waiters::Waiters;
+use crate::data_path::waiters::{Mark, Waiters};
 use ring_program::Pace;
+use session::{Open, Session};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
+use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use step::Unfinished;
+use step::{Carrier, Progress};
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
@@ -31,6 +37,9 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 /// Answers between two interrupt decisions while there is more to do. One is also made when the
 /// queue is empty.
 const INTERRUPT_BATCH: u16 = 8;
+
+/// Steps of one queue before the others are looked at.
+const VISIT: usize = 16;
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,32 +50,39 @@ pub enum TurnEnd {
     Sleep(Option<Instant>),
 }
 
-/// The state of the queue's thread: one queue, and the ring behind it.
+/// How a visit to a queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Visit {
+    /// There was nothing to do.
+    Idle,
+    /// Everything there was is done.
+    Served,
+    /// There may be more.
+    CutShort,
+}
+
+/// The state of the queues' thread: the queues, and the ring behind them.
 pub struct Worker {
-    executor: Executor,
-    counters: Arc<Counters>,
-    flusher: Flusher,
+    carrier: Carrier,
     /// Signalled by the host when it has moved while a read is held.
     bell: Watched<Bell>,
-    /// The longest that a read is held.
-    hold: Duration,
     poller: Poller,
-    /// The parsed form of the unfinished request, or else of the last one.
-    request: Request,
-    unfinished: Option<Unfinished>,
-    /// Every write is durable before it is answered: FLUSH was not negotiated, or the guest's
-    /// driver has chosen it.
-    write_through: bool,
     broken_log: Pace,
     interrupt_log: Pace,
-    queue: Option<SharedQueue>,
+    queues: Arc<[SharedQueue]>,
+    /// How far each of them is.
+    progress: Vec<Progress>,
+    /// The queues that were running when they were last looked at.
+    running: QueueSet,
+    /// Those that have to be looked at in the next turn.
+    due: QueueSet,
+    /// Those with an unfinished request.
+    unfinished: QueueSet,
+    /// When `running` was found out.
+    looked_at: Option<Mark>,
     /// Guest memory. Replaced by [`set_memory`](Worker::set_memory) alone: the front end's thread
     /// prepares it first.
     memory: Option<Watched<Arc<GuestMemory>>>,
-    /// See [`SplitQueue::signalled`].
-    signalled: Option<u16>,
-    /// The queue's rings do not lie in guest memory, which was counted and logged.
-    rings_missing: bool,
     /// The connection is about to end.
     closed: bool,
 }
@@ -81,29 +97,27 @@ impl Worker {
         hold: Duration,
         polling: Polling,
     ) -> Self {
+        let (write_through, walking) = (false, None);
         Self {
-            executor,
-            counters,
-            flusher,
+            carrier: Carrier { executor, counters, flusher, hold, write_through, walking },
             bell: Watched::new(bell, Owner::Ring),
-            hold,
             poller: Poller::new(polling),
-            request: Request::default(),
-            unfinished: None,
-            write_through: false,
             broken_log: Pace::default(),
             interrupt_log: Pace::default(),
-            queue: None,
+            queues: Arc::default(),
+            progress: Vec::new(),
+            running: QueueSet::EMPTY,
+            due: QueueSet::EMPTY,
+            unfinished: QueueSet::EMPTY,
+            looked_at: None,
             memory: None,
-            signalled: None,
-            rings_missing: false,
             closed: false,
         }
     }
 
     /// The thread that makes the region durable. Its event tells when a flush has finished.
     pub fn flusher(&self) -> &Flusher {
-        &self.flusher
+        &self.carrier.flusher
     }
 
     /// The bell that the host rings when it has moved while a read is held.
@@ -114,69 +128,74 @@ impl Worker {
     /// Sets `suspend` in sector 2 on behalf of a process without a role. Returns false where
     /// another process edits that sector: to be tried again.
     pub fn suspend(&self, suspend: bool) -> Result<bool, DeviceError> {
-        self.executor.suspend(suspend)
+        self.carrier.executor.suspend(suspend)
     }
 
     /// Sets whether each write is durable before it is answered.
     pub fn set_write_through(&mut self, on: bool) {
-        self.write_through = on;
+        self.carrier.write_through = on;
     }
 
     /// Replaces guest memory by what the front end shares now.
     pub fn set_memory(&mut self, memory: &Memory) {
         // What was shared before may be used until here, and is watched for as long.
         self.memory = Some(Watched::new(memory.memory().into_inner(), Owner::FrontEnd));
+        self.looked_at = None;
     }
 
-    /// Takes the queue of a front end that has connected.
-    pub fn connect(&mut self, queue: SharedQueue) {
-        self.queue = Some(queue);
+    /// Takes the queues of a front end that has connected, at most
+    /// [`MAX_QUEUES`](crate::data_path::queue_set::MAX_QUEUES).
+    pub fn connect(&mut self, queues: Vec<SharedQueue>) {
+        self.progress = queues.iter().map(|_| Progress::default()).collect();
+        self.queues = queues.into();
+        self.looked_at = None;
     }
 
-    /// Gives the unfinished request back: after the queue's next start it is the first in the
-    /// available ring.
-    pub fn stop(&mut self) {
-        let was_unfinished = self.abandon_request();
-        if let Some(queue) = &self.queue {
-            let mut state = queue.lock_for_turn();
-            // If the queue was stopped already, the request was given back then, and the indices
-            // may be new ones.
-            if was_unfinished && !queue.take_restarted() {
-                give_back(state.get_queue_mut());
-            }
+    /// Stops a queue, and gives its unfinished request back: after the queue's next start it is the
+    /// first in the available ring.
+    pub fn stop(&mut self, number: usize) {
+        let queues = Arc::clone(&self.queues);
+        let Some(queue) = queues.get(number) else { return };
+        let was_unfinished = self.abandon_request(number);
+        let mut state = queue.lock_for_turn();
+        // If the queue was stopped already, the request was given back then, and the indices may be
+        // new ones.
+        if was_unfinished && !queue.take_restarted() {
+            give_back(state.get_queue_mut());
         }
-        self.forget_queue();
+        self.forget_queue(number);
     }
 
-    /// Forgets what is known of the queue but its indices.
-    fn forget_queue(&mut self) {
-        self.abandon_request();
-        (self.signalled, self.rings_missing) = (None, false);
-        self.executor.forget();
+    /// Stops all queues.
+    pub fn stop_all(&mut self) {
+        (0..self.queues.len()).for_each(|number| self.stop(number));
     }
 
-    /// Answers nothing more to this front end. It reads the used index when the connection ends,
+    /// Forgets what is known of a queue but its indices.
+    fn forget_queue(&mut self, number: usize) {
+        self.abandon_request(number);
+        self.progress[number].signalled = None;
+        self.progress[number].rings_missing = false;
+    }
+
+    /// Answers nothing more to this front end. It reads the used indices when the connection ends,
     /// and the next backend goes on from there: an answer after that reading would be given twice.
     pub fn close(&mut self) {
-        self.stop();
+        self.stop_all();
         self.closed = true;
     }
 
-    /// Drops queue and memory of a front end that is gone.
+    /// Drops queues and memory of a front end that is gone.
     pub fn disconnect(&mut self) {
-        self.stop();
-        (self.queue, self.memory) = (None, None);
+        self.stop_all();
+        self.connect(Vec::new());
+        self.memory = None;
         self.closed = false;
     }
 
-    /// The event that the driver kicks, if there is one.
-    pub fn kick(&self) -> Option<Arc<std::fs::File>> {
-        self.queue.as_ref().and_then(SharedQueue::kick)
-    }
-
-    /// The front end's queue.
-    pub fn queue(&self) -> Option<&SharedQueue> {
-        self.queue.as_ref()
+    /// The front end's queues.
+    pub fn queues(&self) -> &[SharedQueue] {
+        &self.queues
     }
 
     /// Whether the front end shares memory of the guest.
@@ -184,143 +203,264 @@ impl Worker {
         self.memory.as_ref().is_some_and(|memory| memory.num_regions() > 0)
     }
 
-    /// Whether the queue runs, and nothing was ever offered in it.
+    /// Whether a queue runs, and nothing was ever offered in any that does.
     pub fn is_untouched(&self) -> bool {
-        self.queue.as_ref().is_some_and(|queue| {
+        let mut running = self.queues.iter().filter_map(|queue| {
             let state = queue.lock_for_turn();
-            is_running(&state) && state.get_queue().next_avail() == 0
-        })
+            is_running(&state).then(|| state.get_queue().next_avail())
+        });
+        running.next().is_some_and(|first| first == 0) && running.all(|next| next == 0)
     }
 
     /// Serves requests, and polls for more as long as it may, until there is nothing to do or one
-    /// of `waiters` needs what the worker holds.
-    pub fn turn(&mut self, waiters: &Waiters) -> TurnEnd {
-        self.flusher.poll();
-        let (Some(queue), Some(memory)) = (self.queue.clone(), self.memory.as_deref().cloned())
-        else {
-            return TurnEnd::Sleep(None);
-        };
-        let mut state = queue.lock_for_turn();
-        if self.closed || !is_running(&state) {
-            return TurnEnd::Sleep(None);
+    /// of `waiters` needs what the worker holds. `kicked` are the queues whose drivers have kicked
+    /// since the last turn.
+    pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
+        self.carrier.flusher.poll();
+        let queues = Arc::clone(&self.queues);
+        for number in kicked.and(QueueSet::first(queues.len())) {
+            queues[number].drain_kick();
         }
-        if queue.take_restarted() {
-            self.forget_queue();
+        let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
+        if self.closed {
+            return TurnEnd::Sleep(None);
         }
         // `memory` is held for the whole turn: memory that the front end takes back is unmapped
         // when the turn ends, and the front end's thread waits for that.
-        let end = if queue.has_invalid_size() {
-            Err(Broken::Size)
-        } else {
-            SplitQueue::open(state.get_queue(), &memory, self.signalled).and_then(|mut split| {
-                self.rings_missing = false;
-                let end = self.serve(&mut split, &memory, waiters, &state);
-                split.close(state.get_queue_mut());
-                self.signalled = split.signalled();
-                end
-            })
-        };
-        end.unwrap_or_else(|broken| {
-            match broken {
-                Broken::Rings => self.wait_for_memory(&mut state),
-                broken => self.stop_broken(&mut state, broken),
+        let (open, tried) = (SmallVec::new(), QueueSet::EMPTY);
+        let mut session = Session { queues: &queues, memory: &memory, open, tried };
+        let mark = waiters.mark();
+        self.look_at_all(&queues, mark);
+        self.due |= kicked;
+        self.due |= self.unfinished;
+        if self.is_holding() {
+            self.bell.awake();
+        }
+        self.open(&mut session, self.due);
+        let end = self.serve(&mut session, waiters, mark);
+        self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
+        for open in session.open {
+            let number = open.number;
+            drop(open.close(&mut self.progress[number]));
+        }
+        end
+    }
+
+    /// Finds out which queues are running, unless nothing has changed since that was found out.
+    fn look_at_all(&mut self, queues: &[SharedQueue], mark: Mark) {
+        if self.looked_at.replace(mark) == Some(mark) {
+            return;
+        }
+        self.running = QueueSet::EMPTY;
+        for (number, queue) in queues.iter().enumerate() {
+            let state = queue.lock_for_turn();
+            if queue.take_restarted() {
+                self.forget_queue(number);
             }
-            TurnEnd::Sleep(None)
-        })
+            self.running.set(number, is_running(&state));
+        }
+        self.due = self.running;
+    }
+
+    /// Opens those of the running queues that are in `wanted` and were not opened in this turn.
+    fn open(&mut self, session: &mut Session<'_>, wanted: QueueSet) {
+        let wanted = wanted.and(self.running).without(session.tried);
+        session.tried |= wanted;
+        for number in wanted {
+            let shared = &session.queues[number];
+            let state = shared.lock_for_turn();
+            if shared.take_restarted() {
+                self.forget_queue(number);
+            }
+            if !is_running(&state) {
+                continue;
+            }
+            let progress = &mut self.progress[number];
+            match Open::new(number, shared, state, session.memory, progress) {
+                Ok(open) => {
+                    progress.rings_missing = false;
+                    session.open.push(open);
+                }
+                Err((broken, mut state)) => self.leave(number, &mut state, broken),
+            }
+        }
+    }
+
+    /// Leaves a queue that cannot be served.
+    fn leave(&mut self, number: usize, state: &mut VringState<Memory>, broken: Broken) {
+        match broken {
+            Broken::Rings => self.wait_for_memory(number, state),
+            broken => self.stop_broken(number, state, broken),
+        }
     }
 
     /// Waits for rings that are not in guest memory. A front end may take back the memory that they
     /// are in for a moment, to share it again in other pieces (`REM_MEM_REG`, `ADD_MEM_REG`): so
     /// the queue is looked at again whenever something has changed.
-    fn wait_for_memory(&mut self, state: &mut VringState<Memory>) {
-        if !std::mem::replace(&mut self.rings_missing, true) {
-            self.report_broken(
-                Broken::Rings,
-                "not served until the guest resets it or they are there",
-            );
+    fn wait_for_memory(&mut self, number: usize, state: &mut VringState<Memory>) {
+        if !std::mem::replace(&mut self.progress[number].rings_missing, true) {
+            let until = "not served until the guest resets it or they are there";
+            self.report_broken(number, Broken::Rings, until);
         }
-        if self.abandon_request() {
+        if self.abandon_request(number) {
             give_back(state.get_queue_mut());
         }
-        self.signalled = None;
+        self.progress[number].signalled = None;
     }
 
     /// Stops a queue whose addresses or indices no correct driver writes, until the guest resets
     /// it.
-    fn stop_broken(&mut self, state: &mut VringState<Memory>, broken: Broken) {
-        self.report_broken(broken, "stopped until the guest resets it");
-        self.abandon_request();
-        self.signalled = None;
+    fn stop_broken(&mut self, number: usize, state: &mut VringState<Memory>, broken: Broken) {
+        self.report_broken(number, broken, "stopped until the guest resets it");
+        self.abandon_request(number);
+        self.progress[number].signalled = None;
         give_back(state.get_queue_mut());
         state.get_queue_mut().set_ready(false);
     }
 
-    fn report_broken(&mut self, broken: Broken, until: &str) {
-        self.counters.broken.count();
+    fn report_broken(&mut self, number: usize, broken: Broken, until: &str) {
+        let times = &self.carrier.counters.broken;
+        times.count();
         if self.broken_log.due() {
-            let times = self.counters.broken.get();
-            log::error!("the queue is broken and {until}: {broken} ({times} so far)");
+            let times = times.get();
+            log::error!("queue {number} is broken and {until}: {broken} ({times} so far)");
         }
     }
 
-    /// The queue's loop: steps until there is nothing to do, then polls, then asks for a kick.
-    fn serve(
-        &mut self,
-        queue: &mut SplitQueue<'_>,
-        mem: &GuestMemory,
-        waiters: &Waiters,
-        state: &VringState<Memory>,
-    ) -> Result<TurnEnd, Broken> {
-        queue.suppress_kicks()?;
-        if self.is_holding() {
-            self.bell.awake();
-        }
+    /// The turn's loop: rounds of visits until there is nothing to do, then polls, then asks for
+    /// kicks.
+    fn serve(&mut self, session: &mut Session<'_>, waiters: &Waiters, mark: Mark) -> TurnEnd {
         self.poller.start_turn();
-        let end = loop {
-            let worked = self.step(queue, mem)?;
-            if waiters.any() {
-                break TurnEnd::GiveWay;
-            }
-            if worked {
-                self.poller.worked();
-                if queue.unsignalled() >= INTERRUPT_BATCH {
-                    self.interrupt(queue, state)?;
+        let mut rota = Rota::new();
+        loop {
+            match self.round(session, &mut rota, waiters, mark) {
+                Visit::CutShort => {}
+                _ if waiters.any_since(mark) => {}
+                _ if self.poller.polls_on() => {}
+                // What is unfinished may be able to go on since another queue was visited.
+                _ if !rota.visited_all() => {
+                    rota.visit_all();
+                    continue;
                 }
-                continue;
+                _ if self.may_sleep(session, &mut rota) => {
+                    self.poller.sleeps();
+                    return TurnEnd::Sleep(self.held_until());
+                }
+                _ => continue,
             }
-            self.interrupt(queue, state)?;
-            if self.poller.polls_on() {
-                continue;
+            if waiters.any_since(mark) {
+                return TurnEnd::GiveWay;
             }
-            // Behind a flush that is under way nothing is taken from the queue: there is no kick to
-            // wait for.
-            let has_more = !self.is_flushing() && queue.ask_for_kick()?;
-            if has_more || self.announce_sleep() {
-                queue.suppress_kicks()?;
-                continue;
-            }
-            self.poller.sleeps();
-            break TurnEnd::Sleep(self.held_until());
-        };
-        self.interrupt(queue, state)?;
-        Ok(end)
+            // The turn goes on, and nobody tells us meanwhile of kicks.
+            self.open(session, self.running);
+        }
     }
 
-    /// Interrupts the guest once for everything answered since the last decision, if its driver
-    /// wants that.
-    fn interrupt(
+    /// Visits open queues, as the rota says.
+    fn round(
         &mut self,
-        queue: &mut SplitQueue<'_>,
-        state: &VringState<Memory>,
-    ) -> Result<(), Broken> {
-        if queue.wants_interrupt()?
-            && let Some(shared) = &self.queue
-            && let Err(e) = shared.interrupt(state)
-            && self.interrupt_log.due()
-        {
-            log::warn!("cannot interrupt the guest: {e}");
+        session: &mut Session<'_>,
+        rota: &mut Rota,
+        waiters: &Waiters,
+        mark: Mark,
+    ) -> Visit {
+        let mut round = Visit::Idle;
+        for place in rota.round(session.open.len()) {
+            match self.visit(&mut session.open[place], session.memory, waiters, mark) {
+                Ok(Visit::Idle) => {}
+                Ok(visit) => {
+                    rota.worked(place);
+                    if round != Visit::CutShort {
+                        round = visit;
+                    }
+                }
+                Err(broken) => {
+                    self.drop_broken(session, place, broken);
+                    // The places have changed.
+                    rota.visit_all();
+                    return Visit::CutShort;
+                }
+            }
         }
-        Ok(())
+        if round != Visit::Idle {
+            self.poller.worked();
+        }
+        round
+    }
+
+    fn drop_broken(&mut self, session: &mut Session<'_>, place: usize, broken: Broken) {
+        let open = session.open.swap_remove(place);
+        let number = open.number;
+        let mut state = open.close(&mut self.progress[number]);
+        self.leave(number, &mut state, broken);
+    }
+
+    /// Takes steps in one queue, until there is nothing to do there or it is the others' turn, and
+    /// decides about its interrupts.
+    fn visit(
+        &mut self,
+        open: &mut Open<'_>,
+        memory: &GuestMemory,
+        waiters: &Waiters,
+        mark: Mark,
+    ) -> Result<Visit, Broken> {
+        let number = open.number;
+        let progress = &mut self.progress[number];
+        let mut visit = Visit::Idle;
+        for step in 1..=VISIT {
+            if !self.carrier.step(number, &mut open.split, progress, memory)? {
+                break;
+            }
+            if step == VISIT || waiters.any_since(mark) {
+                visit = Visit::CutShort;
+                break;
+            }
+            visit = Visit::Served;
+            if open.split.unsignalled() >= INTERRUPT_BATCH {
+                interrupt(open, &mut self.interrupt_log)?;
+            }
+        }
+        if visit != Visit::Idle {
+            self.unfinished.set(number, progress.unfinished.is_some());
+        }
+        interrupt(open, &mut self.interrupt_log)?;
+        Ok(visit)
+    }
+
+    /// Asks for kicks, and announces to the host that a read is held. Returns false if there is
+    /// something to do meanwhile.
+    fn may_sleep(&mut self, session: &mut Session<'_>, rota: &mut Rota) -> bool {
+        let is_quiet = !self.ask_for_kicks(session) && !self.announce_sleep();
+        if !is_quiet {
+            rota.visit_all();
+            self.suppress_kicks(session);
+        }
+        is_quiet
+    }
+
+    fn suppress_kicks(&mut self, session: &mut Session<'_>) {
+        for place in (0..session.open.len()).rev() {
+            if let Err(broken) = session.open[place].split.suppress_kicks() {
+                self.drop_broken(session, place, broken);
+            }
+        }
+    }
+
+    /// Asks the drivers of all open queues for kicks. Returns whether one has offered something
+    /// meanwhile, which may have come without a kick.
+    fn ask_for_kicks(&mut self, session: &mut Session<'_>) -> bool {
+        let mut has_more = false;
+        for place in (0..session.open.len()).rev() {
+            let open = &mut session.open[place];
+            if self.progress[open.number].is_blocked() {
+                continue;
+            }
+            match open.split.ask_for_kick() {
+                Ok(more) => has_more |= more,
+                Err(broken) => self.drop_broken(session, place, broken),
+            }
+        }
+        has_more
     }
 
     /// Announces to the host that a read is held and we are about to sleep, then looks once more:
@@ -330,34 +470,47 @@ impl Worker {
             return false;
         }
         self.bell.announce();
-        let news = self.executor.has_news();
+        let Self { carrier, progress, unfinished, .. } = self;
+        let news = (*unfinished).into_iter().map(|number| &progress[number]).any(|progress| {
+            progress.held_until().is_some() && carrier.executor.has_news(&progress.told)
+        });
         if news {
             self.bell.awake();
         }
         news
     }
 
-    /// Forgets the unfinished request. Returns whether there was one.
-    fn abandon_request(&mut self) -> bool {
-        if self.is_holding() {
+    /// Forgets a queue's unfinished request. Returns whether there was one.
+    fn abandon_request(&mut self, number: usize) -> bool {
+        let progress = &mut self.progress[number];
+        if progress.held_until().is_some() {
             self.bell.awake();
         }
-        self.unfinished.take().is_some()
-    }
-
-    fn is_flushing(&self) -> bool {
-        matches!(self.unfinished, Some(Unfinished { state: RequestState::Flushing { .. }, .. }))
+        if self.carrier.walking == Some(number) {
+            self.carrier.walking = None;
+        }
+        self.unfinished.set(number, false);
+        progress.unfinished.take().is_some()
     }
 
     fn is_holding(&self) -> bool {
         self.held_until().is_some()
     }
 
-    /// When the read that is held has to be answered.
+    /// When the first of the reads that are held has to be answered.
     fn held_until(&self) -> Option<Instant> {
-        match self.unfinished {
-            Some(Unfinished { state: RequestState::Held { until }, .. }) => Some(until),
-            _ => None,
-        }
+        self.unfinished.into_iter().filter_map(|number| self.progress[number].held_until()).min()
     }
+}
+
+/// Interrupts the guest once for everything answered in this queue since the last decision, if its
+/// driver wants that.
+fn interrupt(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
+    if open.split.wants_interrupt()?
+        && let Err(e) = open.shared.interrupt(&open.state)
+        && log.due()
+    {
+        log::warn!("cannot interrupt the guest: {e}");
+    }
+    Ok(())
 }

@@ -1,50 +1,104 @@
 //! One request, from its descriptor chain to its entry in the used ring.
 //!
-//! [`Worker::step`] is the whole way. What a request waits for in between is its
+//! [`Carrier::step`] is the whole way. What a request waits for in between is its
 //! [`RequestState`]; what is done with the ring's bytes is the [`Executor`]'s.
-//!
-//! [`Executor`]: crate::data_path::executor::Executor
 
-use super::Worker;
+use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
+use crate::data_path::executor::{Executor, Told};
 use crate::data_path::fault;
+use crate::data_path::flusher::Flusher;
 use crate::data_path::queue::{Broken, Chain, SplitQueue};
-use crate::data_path::request::Kind;
+use crate::data_path::request::{Kind, Request};
 use crate::data_path::request_state::{Answer, RequestState};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use vm_memory::Bytes;
 
-/// The one request of a queue that is not answered. Its parsed form is [`Worker`]'s `request`.
+/// What carries out the requests of all queues.
+pub(super) struct Carrier {
+    pub executor: Executor,
+    pub counters: Arc<Counters>,
+    pub flusher: Flusher,
+    /// The longest that a read is held.
+    pub hold: Duration,
+    /// Every write is durable before it is answered: FLUSH was not negotiated, or the guest's
+    /// driver has chosen it.
+    pub write_through: bool,
+    /// The queue with a write for which items are being walked. What the walk has seen must stay as it
+    /// is until that write is carried out or given up: the writes of other queues wait.
+    pub walking: Option<usize>,
+}
+
+/// How far a queue is.
+#[derive(Default)]
+pub(super) struct Progress {
+    /// The parsed form of the unfinished request, or else of the last one.
+    request: Request,
+    pub unfinished: Option<Unfinished>,
+    pub told: Told,
+    /// See [`SplitQueue::signalled`].
+    pub signalled: Option<u16>,
+    /// The queue's rings do not lie in guest memory, which was counted and logged.
+    pub rings_missing: bool,
+}
+
+/// The one request of a queue that is not answered.
 pub(super) struct Unfinished {
     /// The chain's first descriptor.
-    pub head: u16,
+    head: u16,
     pub state: RequestState,
 }
 
-impl Worker {
-    /// Takes the unfinished request one step further or, if there is none, the next one that the
-    /// driver has offered. Returns false if there is nothing to do now.
-    pub(super) fn step(
+impl Progress {
+    /// When the read that is held has to be answered.
+    pub fn held_until(&self) -> Option<Instant> {
+        match self.unfinished {
+            Some(Unfinished { state: RequestState::Held { until }, .. }) => Some(until),
+            _ => None,
+        }
+    }
+
+    /// Whether the unfinished request waits for something that no kick tells of: nothing is taken
+    /// from the queue until then.
+    pub fn is_blocked(&self) -> bool {
+        matches!(
+            self.unfinished,
+            Some(Unfinished { state: RequestState::Flushing { .. } | RequestState::Waiting, .. })
+        )
+    }
+}
+
+impl Carrier {
+    /// Takes the unfinished request of a queue one step further or, if there is none, the next one
+    /// that the driver has offered. Returns false if there is nothing to do now.
+    pub fn step(
         &mut self,
+        number: usize,
         queue: &mut SplitQueue<'_>,
+        progress: &mut Progress,
         mem: &GuestMemory,
     ) -> Result<bool, Broken> {
         self.flusher.poll();
-        if self.must_wait(queue)? {
+        if self.must_wait(queue, progress)? {
             return Ok(false);
         }
-        let (head, state) = match self.unfinished.take() {
-            Some(Unfinished { head, state }) => (head, self.go_on(mem, state)),
+        let (head, state) = match progress.unfinished.take() {
+            Some(Unfinished { head, state }) => (head, self.go_on(mem, progress, state)),
             None => match queue.next_chain()? {
-                Some(chain) => (chain.head(), self.start(mem, chain)),
+                Some(chain) => (chain.head(), self.start(mem, progress, chain)),
                 None => return Ok(false),
             },
         };
         let answered = match state {
-            RequestState::Done(answer) => self.answer(queue, mem, head, answer),
+            RequestState::Done(answer) => {
+                self.note_walk(number, false);
+                self.answer(queue, progress, mem, head, answer)
+            }
             state => {
-                self.unfinished = Some(Unfinished { head, state });
+                self.note_walk(number, matches!(state, RequestState::Walking(_)));
+                progress.unfinished = Some(Unfinished { head, state });
                 Ok(())
             }
         };
@@ -54,44 +108,81 @@ impl Worker {
         answered.map(|()| true)
     }
 
+    /// Notes whether this queue is the one with a walk.
+    fn note_walk(&mut self, number: usize, walks: bool) {
+        if walks {
+            self.walking = Some(number);
+        } else if self.walking == Some(number) {
+            self.walking = None;
+        }
+    }
+
     /// Whether the unfinished request, if there is one, waits for an event that has not happened.
-    fn must_wait(&mut self, queue: &mut SplitQueue<'_>) -> Result<bool, Broken> {
-        Ok(match &self.unfinished {
+    fn must_wait(
+        &mut self,
+        queue: &mut SplitQueue<'_>,
+        progress: &Progress,
+    ) -> Result<bool, Broken> {
+        Ok(match &progress.unfinished {
             Some(Unfinished { state: RequestState::Held { until }, .. }) => {
-                !self.executor.has_news() && !queue.has_next()? && Instant::now() < *until
+                !self.executor.has_news(&progress.told)
+                    && !queue.has_next()?
+                    && Instant::now() < *until
             }
             Some(Unfinished { state: RequestState::Flushing { ticket, .. }, .. }) => {
                 self.flusher.outcome(*ticket).is_none()
             }
+            Some(Unfinished { state: RequestState::Waiting, .. }) => self.walking.is_some(),
             _ => false,
         })
     }
 
     /// Parses a chain, and carries the request out as far as that goes now.
-    fn start(&mut self, mem: &GuestMemory, chain: Chain<'_>) -> RequestState {
-        if let Err(reason) = self.request.parse(mem, chain) {
+    fn start(
+        &mut self,
+        mem: &GuestMemory,
+        progress: &mut Progress,
+        chain: Chain<'_>,
+    ) -> RequestState {
+        if let Err(reason) = progress.request.parse(mem, chain) {
             return self.executor.refuse(reason);
         }
+        self.execute(mem, progress)
+    }
+
+    /// Carries a parsed request out as far as that goes now.
+    fn execute(&mut self, mem: &GuestMemory, progress: &mut Progress) -> RequestState {
         if fault::anything_lost() {
             return RequestState::Done(Answer::FAILED);
         }
-        let needs_medium = matches!(self.request.kind(), Kind::Write | Kind::Flush);
+        let Progress { request, told, .. } = progress;
+        let needs_medium = matches!(request.kind(), Kind::Write | Kind::Flush);
         if needs_medium && self.flusher.has_failed() {
             self.counters.failed.count();
             return RequestState::Done(Answer::FAILED);
         }
-        let state = self.executor.execute(mem, &self.request, Some(self.hold));
-        self.make_durable(state)
+        if self.walking.is_some() && request.kind() == Kind::Write {
+            return RequestState::Waiting;
+        }
+        let state = self.executor.execute(mem, request, told, Some(self.hold));
+        self.make_durable(request, state)
     }
 
     /// Goes on with a request whose wait is over.
-    fn go_on(&mut self, mem: &GuestMemory, state: RequestState) -> RequestState {
+    fn go_on(
+        &mut self,
+        mem: &GuestMemory,
+        progress: &mut Progress,
+        state: RequestState,
+    ) -> RequestState {
+        let Progress { request, told, .. } = progress;
         match state {
+            RequestState::Waiting => self.execute(mem, progress),
             RequestState::Walking(judgement) => {
-                let state = self.executor.resume(mem, &self.request, judgement);
-                self.make_durable(state)
+                let state = self.executor.resume(mem, request, told, judgement);
+                self.make_durable(request, state)
             }
-            RequestState::Held { .. } => self.executor.execute(mem, &self.request, None),
+            RequestState::Held { .. } => self.executor.execute(mem, request, told, None),
             RequestState::Flushing { ticket, answer } => match self.flusher.outcome(ticket) {
                 Some(true) => {
                     self.counters.flushes.count();
@@ -106,8 +197,8 @@ impl Worker {
 
     /// Begins the flush that a carried out request waits for, if it is one that waits: a FLUSH, and
     /// without that feature each write.
-    fn make_durable(&mut self, state: RequestState) -> RequestState {
-        let flushes = match self.request.kind() {
+    fn make_durable(&mut self, request: &Request, state: RequestState) -> RequestState {
+        let flushes = match request.kind() {
             Kind::Flush => true,
             Kind::Write => self.write_through,
             Kind::Read | Kind::GetId | Kind::Unsupported => false,
@@ -124,6 +215,7 @@ impl Worker {
     fn answer(
         &self,
         queue: &mut SplitQueue<'_>,
+        progress: &mut Progress,
         mem: &GuestMemory,
         head: u16,
         answer: Answer,
@@ -137,11 +229,12 @@ impl Worker {
             status = Answer::FAILED.status;
         }
         // An unfinished request is still in `request`: nothing else was parsed since.
-        if let Some(at) = self.request.status()
+        if let Some(at) = progress.request.status()
             && mem.store(status, at, Ordering::Relaxed).is_ok()
         {
             written += 1;
         }
+        progress.told.answered();
         queue.add_used(head, written)
     }
 }

@@ -1,0 +1,161 @@
+//! The events by which drivers kick their queues, and all others that wake the worker, in one epoll
+//! set: a sleep costs the same, however many queues there are.
+
+use crate::data_path::queue_set::{MAX_QUEUES, QueueSet};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use shared_block_ring::device::event::drain;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The set. A clone is the same set.
+#[derive(Debug, Clone)]
+pub struct Kicks(Arc<Epoll>);
+
+/// One queue's event in the set, until this is dropped.
+#[derive(Debug)]
+pub struct Kick {
+    kicks: Kicks,
+    file: File,
+}
+
+impl Kicks {
+    /// Makes an empty set.
+    ///
+    /// # Errors
+    ///
+    /// The kernel makes no such set.
+    pub fn new() -> io::Result<Self> {
+        Ok(Self(Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?)))
+    }
+
+    /// Adds the event of the queue of that number.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not take the event.
+    pub fn add(&self, queue: usize, file: File) -> io::Result<Kick> {
+        // By its edges: a kick that comes for a queue whose front end is gone, and which nobody
+        // reads, ends one sleep and not all.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.0.add(&file, EpollEvent::new(flags, queue as u64))?;
+        Ok(Kick { kicks: self.clone(), file })
+    }
+
+    /// Sleeps until one of the events, or until this time. Returns the queues that were kicked, and
+    /// empties the `others` that have happened.
+    ///
+    /// # Errors
+    ///
+    /// The kernel cannot wait.
+    pub fn wait(&self, others: &[OwnedFd], until: Option<Instant>) -> io::Result<QueueSet> {
+        let timeout = until.map_or(EpollTimeout::NONE, timeout);
+        let mut events = [EpollEvent::empty(); MAX_QUEUES];
+        let count = match self.0.wait(&mut events, timeout) {
+            Ok(count) => count,
+            Err(nix::errno::Errno::EINTR) => 0,
+            Err(e) => return Err(e.into()),
+        };
+        let mut kicked = QueueSet::EMPTY;
+        for event in &events[..count] {
+            let number = usize::try_from(event.data()).unwrap_or(usize::MAX);
+            if number < MAX_QUEUES {
+                kicked.set(number, true);
+            } else if let Some(other) = others.get(number - MAX_QUEUES) {
+                drain(other.as_fd())?;
+            }
+        }
+        Ok(kicked)
+    }
+
+    /// Adds the events that are no kicks, as [`wait`](Self::wait) is given them.
+    ///
+    /// # Errors
+    ///
+    /// The kernel does not take one.
+    pub fn add_others(&self, others: &[OwnedFd]) -> io::Result<()> {
+        for (number, other) in others.iter().enumerate() {
+            let number = (MAX_QUEUES + number) as u64;
+            self.0.add(other, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        }
+        Ok(())
+    }
+}
+
+/// Rounded up: a sleep that ends too early would only be followed by another.
+fn timeout(until: Instant) -> EpollTimeout {
+    let left = until.saturating_duration_since(Instant::now());
+    let up = left + Duration::from_micros(999);
+    i32::try_from(up.as_millis())
+        .ok()
+        .and_then(|left| EpollTimeout::try_from(left).ok())
+        .unwrap_or(EpollTimeout::MAX)
+}
+
+impl Kick {
+    /// Sets the event back to no kick.
+    pub fn drain(&self) {
+        if let Err(e) = drain(self.file.as_fd()) {
+            log::debug!("cannot read a kick: {e}");
+        }
+    }
+}
+
+impl Drop for Kick {
+    fn drop(&mut self) {
+        // The front end has duplicates of the event, so that closing ours takes it out of no set.
+        if let Err(e) = self.kicks.0.delete(&self.file) {
+            log::debug!("cannot forget a kick: {e}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use shared_block_ring::device::bell::new_event;
+
+    fn ring(event: &impl AsFd) {
+        nix::unistd::write(event, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn soon() -> Option<Instant> {
+        Some(Instant::now() + Duration::from_millis(1))
+    }
+
+    #[test]
+    fn wait_tells_all_queues_that_were_kicked() {
+        let kicks = Kicks::new().unwrap();
+        let other = [new_event().unwrap()];
+        kicks.add_others(&other).unwrap();
+        let events: Vec<_> = (0..3).map(|_| new_event().unwrap()).collect();
+        let add = |queue: usize| {
+            kicks.add(queue * 31, File::from(events[queue].try_clone().unwrap())).unwrap()
+        };
+        let mut added: Vec<_> = (0..3).map(add).collect();
+        assert!(kicks.wait(&other, soon()).unwrap().is_empty());
+        events.iter().for_each(ring);
+        ring(&other[0]);
+        assert_eq!(kicks.wait(&other, None).unwrap().into_iter().collect::<Vec<_>>(), [0, 31, 62]);
+        added.iter().for_each(Kick::drain);
+        assert!(kicks.wait(&other, soon()).unwrap().is_empty(), "all were emptied");
+        // One that nobody empties ends one sleep.
+        ring(&events[1]);
+        assert!(kicks.wait(&other, None).unwrap().contains(31));
+        assert!(kicks.wait(&other, soon()).unwrap().is_empty());
+        added.truncate(1);
+        ring(&events[1]);
+        assert!(kicks.wait(&other, soon()).unwrap().is_empty(), "it is in the set no more");
+    }
+
+    #[test]
+    fn sleep_ends_no_earlier_than_asked() {
+        let kicks = Kicks::new().unwrap();
+        let until = Instant::now() + Duration::from_micros(1500);
+        kicks.wait(&[], Some(until)).unwrap();
+        assert!(Instant::now() >= until);
+    }
+}

@@ -1,0 +1,286 @@
+//! Several queues of one worker: each keeps its order, and every request is judged by what all of
+//! them have done before.
+#![allow(clippy::unwrap_used)]
+
+use ring_test_support::executor_disk::{Disk, IDLE, open};
+use ring_test_support::worker_disk::{Direct, Payload, Place};
+use shared_block_ring::format::{FLAG_AT, PointerSector, Side};
+use shared_block_ring::{Control, MappedDevice, Position, Producer};
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use vhost_device_blockring::data_path::flusher::Flusher;
+use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
+use vhost_device_blockring::data_path::worker::TurnEnd;
+
+const OK: Option<u8> = Some(0);
+const REFUSED: Option<u8> = Some(1);
+
+/// The first sector of the data.
+const DATA: u64 = 3;
+
+fn with_queues(disk: Disk, queues: usize) -> Direct {
+    let flusher = Flusher::start(open(&disk.path)).unwrap();
+    Direct::with_queues(disk, queues, flusher)
+}
+
+/// A producer's pointer sector without identity slots.
+fn pointer(position: u64) -> Vec<u8> {
+    let mut sector = vec![0; 512];
+    let position = Position::new(position).unwrap();
+    PointerSector { position, flag: false }.encode(Side::Producer, None, &mut sector);
+    sector
+}
+
+/// A ring for a batch of 300,000 empty items, whose walk takes five steps.
+fn for_a_long_walk() -> (Disk, Vec<u8>) {
+    let sectors = 3 + 300_000 * 4 / 512 + 1;
+    (Disk::with(Side::Producer, false, sectors, |_| ()), pointer(1_200_000))
+}
+
+#[test]
+fn every_queue_is_served_and_keeps_its_order() {
+    let direct = with_queues(Disk::new(Side::Producer), MAX_QUEUES);
+    let mut reads = Vec::new();
+    for round in 0..8u8 {
+        for queue in 0..MAX_QUEUES {
+            // What a read finds was written in front of it, by its own queue or another.
+            let byte = u8::try_from(queue).unwrap() | round << 6;
+            direct.put(queue, 0, DATA, Payload::Write(&[byte; 512]));
+            reads.push(direct.put(queue, 0, DATA, Payload::Read(512)));
+        }
+    }
+    assert_eq!(direct.turn(), TurnEnd::Sleep(None));
+    for queue in 0..MAX_QUEUES {
+        assert_eq!(direct.used(queue), 16, "queue {queue}");
+    }
+    // The worker goes from queue to queue, sixteen requests at a time.
+    for (number, place) in reads.iter().enumerate() {
+        let byte = u8::try_from(place.queue).unwrap() | u8::try_from(number / 64).unwrap() << 6;
+        assert_eq!(direct.status(*place), OK);
+        assert!(direct.data(*place, 512) == [byte; 512], "read {number}");
+    }
+}
+
+#[test]
+fn queue_that_was_not_kicked_is_served_when_the_turn_goes_on() {
+    let direct = with_queues(Disk::new(Side::Producer), 8);
+    direct.turn();
+    let others = (1..8).map(|queue| direct.put(queue, 0, DATA, Payload::Read(512)));
+    let others: Vec<_> = others.collect();
+    let kicked = direct.put(0, 0, DATA, Payload::Read(512));
+    direct.turn_after(QueueSet::one(0));
+    assert_eq!(direct.status(kicked), OK);
+    assert!(others.iter().all(|place| direct.status(*place).is_none()), "no kick has told of them");
+    // Sixteen requests are a visit: the others are looked at behind it, kick or not.
+    let many: Vec<_> = (0..16).map(|_| direct.put(0, 0, DATA, Payload::Read(512))).collect();
+    direct.turn_after(QueueSet::one(0));
+    assert!(many.iter().chain(&others).all(|place| direct.status(*place) == OK));
+}
+
+#[test]
+fn walk_holds_the_writes_of_other_queues_and_nothing_else() {
+    let (disk, sector) = for_a_long_walk();
+    let direct = with_queues(disk, 4);
+    let long = direct.put(0, 0, 1, Payload::Write(&sector));
+    // Items under the new position, which would be framed otherwise then.
+    let write = direct.put(1, 0, DATA + 2300, Payload::Write(&[0xff; 512]));
+    let read = direct.put(2, 0, DATA, Payload::Read(512));
+    let flush = direct.put(3, 0, 0, Payload::Flush);
+    assert_eq!(direct.round(), TurnEnd::GiveWay);
+    assert_eq!((direct.status(long), direct.status(write)), (None, None));
+    assert_eq!(direct.status(read), OK, "a read changes nothing");
+    let mut rounds = 1;
+    while direct.status(long).is_none() {
+        assert_eq!(direct.status(write), None);
+        direct.round();
+        rounds += 1;
+    }
+    assert!(rounds > 3, "{rounds}");
+    while direct.status(write).is_none() || direct.status(flush).is_none() {
+        direct.turn();
+    }
+    assert_eq!(direct.status(long), OK);
+    assert_eq!(direct.status(write), REFUSED, "those bytes are published now");
+    assert_eq!(direct.status(flush), OK);
+}
+
+#[test]
+fn writes_go_on_when_the_queue_with_the_walk_is_stopped() {
+    for by_disabling in [false, true] {
+        let (disk, sector) = for_a_long_walk();
+        let direct = with_queues(disk, 2);
+        let long = direct.put(0, 0, 1, Payload::Write(&sector));
+        let write = direct.put(1, 0, DATA + 2300, Payload::Write(&[0xff; 512]));
+        direct.round();
+        assert_eq!((direct.status(long), direct.status(write)), (None, None));
+        if by_disabling {
+            direct.enable(0, false);
+        } else {
+            assert_eq!(direct.stop(0), 0, "it was given back");
+        }
+        direct.turn();
+        assert_eq!((direct.status(long), direct.status(write)), (None, OK));
+        if by_disabling {
+            direct.enable(0, true);
+        } else {
+            direct.start(0);
+        }
+        direct.turn();
+        assert_eq!(direct.status(long), REFUSED, "its items are others by now");
+    }
+}
+
+/// A flusher whose flushes end when they are told to, and the number of those that have begun.
+fn told() -> (Flusher, Sender<()>, Arc<AtomicU64>) {
+    let (go_on, goes_on) = channel();
+    let begun = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&begun);
+    let sync = move || {
+        count.fetch_add(1, Ordering::SeqCst);
+        goes_on.recv().unwrap();
+        Ok(())
+    };
+    (Flusher::by(sync).unwrap(), go_on, begun)
+}
+
+#[test]
+fn flush_answers_for_writes_of_all_queues_and_is_shared() {
+    let (flusher, go_on, begun) = told();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 6, flusher);
+    let first = direct.put(0, 0, 0, Payload::Flush);
+    direct.turn();
+    // That flush may have begun: it answers for none of these.
+    let write = direct.put(1, 0, DATA, Payload::Write(&[7; 512]));
+    let flushes: Vec<Place> = (2..6).map(|queue| direct.put(queue, 0, 0, Payload::Flush)).collect();
+    direct.turn();
+    assert_eq!((direct.status(first), direct.status(write)), (None, OK));
+    go_on.send(()).unwrap();
+    while direct.status(first).is_none() {
+        direct.turn();
+    }
+    assert!(flushes.iter().all(|flush| direct.status(*flush).is_none()));
+    go_on.send(()).unwrap();
+    while flushes.iter().any(|flush| direct.status(*flush).is_none()) {
+        direct.turn();
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2, "one for the four of them");
+}
+
+#[test]
+fn write_through_costs_one_flush_for_the_writes_that_wait() {
+    let (flusher, go_on, begun) = told();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 16, flusher);
+    direct.set_write_through(true);
+    let writes: Vec<_> =
+        (0..16).map(|queue| direct.put(queue, 0, DATA, Payload::Write(&[7; 512]))).collect();
+    direct.turn();
+    for _ in 0..2 {
+        go_on.send(()).unwrap();
+    }
+    while writes.iter().any(|write| direct.status(*write).is_none()) {
+        direct.turn();
+    }
+    assert_eq!(begun.load(Ordering::SeqCst), 2, "one for the first, one for all others");
+}
+
+/// An idle-class read of the host's pointer sector.
+fn idle_read(direct: &Direct, queue: usize) -> Place {
+    direct.put(queue, IDLE, 2, Payload::Read(512))
+}
+
+#[test]
+fn read_is_held_by_its_own_queue() {
+    let disk = Disk::new(Side::Producer);
+    let host = disk.outside()();
+    let direct = with_queues(disk, 3);
+    let told = [idle_read(&direct, 0), idle_read(&direct, 1)];
+    direct.turn();
+    assert_eq!(told.map(|place| direct.status(place)), [OK, OK], "each for itself");
+    let held = [idle_read(&direct, 0), idle_read(&direct, 1)];
+    let end = direct.turn();
+    let answered = held.map(|place| direct.status(place));
+    assert!(matches!(end, TurnEnd::Sleep(Some(_))), "{end:?}, {answered:?}");
+    let other = direct.put(2, 0, DATA, Payload::Read(512));
+    direct.turn();
+    assert_eq!(direct.status(other), OK);
+    assert_eq!(held.map(|place| direct.status(place)), [None, None]);
+    // A request of the same queue ends the wait there alone.
+    let behind = direct.put(0, 0, DATA, Payload::Read(512));
+    direct.turn();
+    assert_eq!([held[0], behind, held[1]].map(|place| direct.status(place)), [OK, OK, None]);
+    let again = idle_read(&direct, 0);
+    direct.turn();
+    assert_eq!((direct.status(again), direct.status(held[1])), (None, None));
+    suspend(host);
+    direct.turn();
+    assert_eq!((direct.status(again), direct.status(held[1])), (OK, OK), "the host has moved");
+}
+
+/// Changes the host's pointer sector.
+fn suspend(device: MappedDevice) {
+    Control::open(device).unwrap().suspend().unwrap();
+}
+
+#[test]
+fn stop_of_a_queue_gives_back_its_request_alone() {
+    let direct = with_queues(Disk::new(Side::Producer), 2);
+    let told = [idle_read(&direct, 0), idle_read(&direct, 1)];
+    direct.turn();
+    assert_eq!(told.map(|place| direct.status(place)), [OK, OK]);
+    let held = [idle_read(&direct, 0), idle_read(&direct, 1)];
+    direct.turn();
+    assert_eq!(direct.stop(0), 1, "behind the one that was answered");
+    direct.turn();
+    assert_eq!(held.map(|place| direct.status(place)), [None, None]);
+    direct.start(0);
+    direct.turn();
+    assert_eq!(direct.status(held[0]), OK, "a queue that starts was told nothing");
+    assert_eq!(direct.status(held[1]), None);
+}
+
+#[test]
+fn disabled_queue_answers_nothing_and_forgets_nothing() {
+    let direct = with_queues(Disk::new(Side::Producer), 2);
+    direct.turn();
+    direct.enable(1, false);
+    let parked = direct.put(1, 0, DATA, Payload::Write(&[9; 512]));
+    let other = direct.put(0, 0, DATA, Payload::Read(512));
+    direct.turn();
+    assert_eq!((direct.status(parked), direct.status(other)), (None, OK));
+    direct.enable(1, true);
+    direct.turn();
+    assert_eq!(direct.status(parked), OK);
+}
+
+/// A guest consumer's flag at an unchanged position is meant, unless the write was waiting when its
+/// queue started: then it may repeat an `advance` that was carried out.
+#[test]
+fn only_a_queues_first_request_may_be_a_repeated_one() {
+    let disk = Disk::new(Side::Consumer);
+    let (outside, at) = (disk.outside(), 2 * 512 + FLAG_AT as u64);
+    drop(Producer::attach(outside(), "queue", "host").unwrap());
+    let start = disk.bytes()[2 * 512..3 * 512].to_vec();
+    let suspended = {
+        let mut sector = start.clone();
+        sector[FLAG_AT] = 1;
+        sector
+    };
+    let ring = open(&disk.path);
+    let flag = || {
+        let mut byte = [0];
+        ring.read_exact_at(&mut byte, at).unwrap();
+        byte[0]
+    };
+    let direct = with_queues(disk, 2);
+    let waiting = direct.put(0, 0, 2, Payload::Write(&suspended));
+    direct.turn();
+    assert_eq!((direct.status(waiting), flag()), (OK, 2), "not stored");
+    let first = direct.put(1, 0, 2, Payload::Write(&suspended));
+    direct.turn();
+    assert_eq!((direct.status(first), flag()), (OK, 1), "nothing was waiting there");
+    let meant = direct.put(0, 0, 2, Payload::Write(&start));
+    direct.turn();
+    assert_eq!((direct.status(meant), flag()), (OK, 2));
+}
