@@ -96,7 +96,14 @@ impl Flusher {
     /// Receives the result of a flush that has finished, also of one whose requests were given back
     /// by a stop, and begins the next if one is wanted. No system call, and one comparison where
     /// none is under way.
+    #[inline]
     pub fn poll(&mut self) {
+        if self.begun != self.finished {
+            self.receive();
+        }
+    }
+
+    fn receive(&mut self) {
         while self.begun != self.finished
             && let Ok((ticket, result)) = self.results.try_recv()
         {

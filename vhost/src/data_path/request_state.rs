@@ -13,9 +13,9 @@ use virtio_bindings::bindings::virtio_blk::{
 pub enum RequestState {
     /// Carried out, or refused: only its answer is left.
     Done(Answer),
-    /// A write that nothing was done for: the items under a new position are being walked for a write
-    /// of another queue, and stay as they are until that is over.
-    Waiting,
+    /// Parsed, and nothing was done for it yet. A write stays so while the items under a new position
+    /// are being walked for a write of another queue: what that walk has seen may not change.
+    Parsed,
     /// A write of the guest's pointer whose new items the guard has not all looked at.
     Walking(Box<Judgement>),
     /// Carried out, and answered once everything stored so far is durable.

@@ -138,6 +138,7 @@ impl<'m> SplitQueue<'m> {
 
     /// Returns a chain to the driver by the used ring, and publishes the used index: the driver may
     /// reuse its memory from then on. `len` bytes were written to it.
+    #[inline]
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), Broken> {
         let slot = usize::from(self.next_used & (self.size - 1));
         let mut entry = [0; USED_BYTES];

@@ -26,7 +26,6 @@ use ring_program::Pace;
 use session::{Open, Session};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
-use smallvec::SmallVec;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::{Carrier, Progress};
@@ -212,23 +211,26 @@ impl Worker {
         running.next().is_some_and(|first| first == 0) && running.all(|next| next == 0)
     }
 
+    /// Sets these queues back to no kick, before a turn that looks at them.
+    pub fn drain_kicks(&self, kicked: QueueSet) {
+        for number in kicked.and(QueueSet::first(self.queues.len())) {
+            self.queues[number].drain_kick();
+        }
+    }
+
     /// Serves requests, and polls for more as long as it may, until there is nothing to do or one
     /// of `waiters` needs what the worker holds. `kicked` are the queues whose drivers have kicked
     /// since the last turn.
     pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
         self.carrier.flusher.poll();
         let queues = Arc::clone(&self.queues);
-        for number in kicked.and(QueueSet::first(queues.len())) {
-            queues[number].drain_kick();
-        }
         let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
         if self.closed {
             return TurnEnd::Sleep(None);
         }
         // `memory` is held for the whole turn: memory that the front end takes back is unmapped
         // when the turn ends, and the front end's thread waits for that.
-        let (open, tried) = (SmallVec::new(), QueueSet::EMPTY);
-        let mut session = Session { queues: &queues, memory: &memory, open, tried };
+        let mut session = Session::new(&queues, &memory);
         let mark = waiters.mark();
         self.look_at_all(&queues, mark);
         self.due |= kicked;
@@ -239,9 +241,8 @@ impl Worker {
         self.open(&mut session, self.due);
         let end = self.serve(&mut session, waiters, mark);
         self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
-        for open in session.open {
-            let number = open.number;
-            drop(open.close(&mut self.progress[number]));
+        for open in session.iter_mut() {
+            open.close(&mut self.progress[open.number]);
         }
         end
     }
@@ -268,7 +269,7 @@ impl Worker {
         session.tried |= wanted;
         for number in wanted {
             let shared = &session.queues[number];
-            let state = shared.lock_for_turn();
+            let mut state = shared.lock_for_turn();
             if shared.take_restarted() {
                 self.forget_queue(number);
             }
@@ -276,12 +277,12 @@ impl Worker {
                 continue;
             }
             let progress = &mut self.progress[number];
-            match Open::new(number, shared, state, session.memory, progress) {
-                Ok(open) => {
+            match session::open(shared, &state, session.memory, progress) {
+                Ok(split) => {
                     progress.rings_missing = false;
-                    session.open.push(open);
+                    session.push(Open { number, shared, state, split });
                 }
-                Err((broken, mut state)) => self.leave(number, &mut state, broken),
+                Err(broken) => self.leave(number, &mut state, broken),
             }
         }
     }
@@ -365,8 +366,10 @@ impl Worker {
         mark: Mark,
     ) -> Visit {
         let mut round = Visit::Idle;
-        for place in rota.round(session.open.len()) {
-            match self.visit(&mut session.open[place], session.memory, waiters, mark) {
+        for place in rota.round(session.len()) {
+            let memory = session.memory;
+            let Some(open) = session.get_mut(place) else { break };
+            match self.visit(open, memory, waiters, mark) {
                 Ok(Visit::Idle) => {}
                 Ok(visit) => {
                     rota.worked(place);
@@ -389,10 +392,9 @@ impl Worker {
     }
 
     fn drop_broken(&mut self, session: &mut Session<'_>, place: usize, broken: Broken) {
-        let open = session.open.swap_remove(place);
-        let number = open.number;
-        let mut state = open.close(&mut self.progress[number]);
-        self.leave(number, &mut state, broken);
+        let Some(mut open) = session.take(place) else { return };
+        open.close(&mut self.progress[open.number]);
+        self.leave(open.number, &mut open.state, broken);
     }
 
     /// Takes steps in one queue, until there is nothing to do there or it is the others' turn, and
@@ -439,8 +441,9 @@ impl Worker {
     }
 
     fn suppress_kicks(&mut self, session: &mut Session<'_>) {
-        for place in (0..session.open.len()).rev() {
-            if let Err(broken) = session.open[place].split.suppress_kicks() {
+        for place in (0..session.len()).rev() {
+            let suppressed = session.get_mut(place).map(|open| open.split.suppress_kicks());
+            if let Some(Err(broken)) = suppressed {
                 self.drop_broken(session, place, broken);
             }
         }
@@ -450,8 +453,8 @@ impl Worker {
     /// meanwhile, which may have come without a kick.
     fn ask_for_kicks(&mut self, session: &mut Session<'_>) -> bool {
         let mut has_more = false;
-        for place in (0..session.open.len()).rev() {
-            let open = &mut session.open[place];
+        for place in (0..session.len()).rev() {
+            let Some(open) = session.get_mut(place) else { continue };
             if self.progress[open.number].is_blocked() {
                 continue;
             }

@@ -9,12 +9,8 @@ use crate::data_path::executor::Told;
 use crate::data_path::queue::{Broken, SplitQueue};
 use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::{Memory, SharedQueue};
-use smallvec::SmallVec;
 use std::sync::MutexGuard;
 use vhost_user_backend::VringState;
-
-/// Open queues without an allocation: more vCPUs than most guests have.
-const FEW: usize = 4;
 
 /// One open queue.
 pub(super) struct Open<'a> {
@@ -25,42 +21,33 @@ pub(super) struct Open<'a> {
     pub split: SplitQueue<'a>,
 }
 
-impl<'a> Open<'a> {
-    /// Opens a running queue whose lock is `state`.
-    ///
-    /// # Errors
-    ///
-    /// It cannot be served.
-    pub fn new(
-        number: usize,
-        shared: &'a SharedQueue,
-        state: MutexGuard<'a, VringState<Memory>>,
-        memory: &'a GuestMemory,
-        progress: &mut Progress,
-    ) -> Result<Self, (Broken, MutexGuard<'a, VringState<Memory>>)> {
-        let opened = if shared.has_invalid_size() {
-            Err(Broken::Size)
-        } else {
-            SplitQueue::open(state.get_queue(), memory, progress.signalled)
-        };
-        let ready = opened.and_then(|mut split| {
-            if progress.signalled.is_none() {
-                progress.told = Told::at_start(split.has_next()?);
-            }
-            split.suppress_kicks()?;
-            Ok(split)
-        });
-        match ready {
-            Ok(split) => Ok(Self { number, shared, state, split }),
-            Err(broken) => Err((broken, state)),
-        }
+/// Opens a running queue.
+///
+/// # Errors
+///
+/// It cannot be served.
+pub(super) fn open<'a>(
+    shared: &SharedQueue,
+    state: &VringState<Memory>,
+    memory: &'a GuestMemory,
+    progress: &mut Progress,
+) -> Result<SplitQueue<'a>, Broken> {
+    if shared.has_invalid_size() {
+        return Err(Broken::Size);
     }
+    let mut split = SplitQueue::open(state.get_queue(), memory, progress.signalled)?;
+    if progress.signalled.is_none() {
+        progress.told = Told::at_start(split.has_next()?);
+    }
+    split.suppress_kicks()?;
+    Ok(split)
+}
 
+impl Open<'_> {
     /// Ends the use of the queue in this turn.
-    pub fn close(mut self, progress: &mut Progress) -> MutexGuard<'a, VringState<Memory>> {
+    pub fn close(&mut self, progress: &mut Progress) {
         self.split.close(self.state.get_queue_mut());
         progress.signalled = self.split.signalled();
-        self.state
     }
 }
 
@@ -68,7 +55,52 @@ impl<'a> Open<'a> {
 pub(super) struct Session<'a> {
     pub queues: &'a [SharedQueue],
     pub memory: &'a GuestMemory,
-    pub open: SmallVec<[Open<'a>; FEW]>,
     /// The queues that were opened, or could not be.
     pub tried: QueueSet,
+    /// Alone in most turns, and so without an allocation.
+    first: Option<Open<'a>>,
+    others: Vec<Open<'a>>,
+}
+
+impl<'a> Session<'a> {
+    /// Without an open queue.
+    pub fn new(queues: &'a [SharedQueue], memory: &'a GuestMemory) -> Self {
+        let (tried, first, others) = (QueueSet::EMPTY, None, Vec::new());
+        Self { queues, memory, tried, first, others }
+    }
+
+    /// The number of open queues.
+    pub fn len(&self) -> usize {
+        usize::from(self.first.is_some()) + self.others.len()
+    }
+
+    /// Adds an open queue in the last place.
+    pub fn push(&mut self, open: Open<'a>) {
+        if self.first.is_none() {
+            self.first = Some(open);
+        } else {
+            self.others.push(open);
+        }
+    }
+
+    /// The open queue in a place, if it has one.
+    pub fn get_mut(&mut self, place: usize) -> Option<&mut Open<'a>> {
+        match place.checked_sub(1) {
+            None => self.first.as_mut(),
+            Some(place) => self.others.get_mut(place),
+        }
+    }
+
+    /// Takes out the open queue in a place, which the last one then has.
+    pub fn take(&mut self, place: usize) -> Option<Open<'a>> {
+        match place.checked_sub(1) {
+            None => std::mem::replace(&mut self.first, self.others.pop()),
+            Some(place) => (place < self.others.len()).then(|| self.others.swap_remove(place)),
+        }
+    }
+
+    /// All open queues.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Open<'a>> {
+        self.first.iter_mut().chain(&mut self.others)
+    }
 }

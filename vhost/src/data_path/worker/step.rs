@@ -60,12 +60,18 @@ impl Progress {
         }
     }
 
+    /// Leaves a request unfinished: there is nothing to do for it now.
+    fn wait<T>(&mut self, head: u16, state: RequestState) -> Option<T> {
+        self.unfinished = Some(Unfinished { head, state });
+        None
+    }
+
     /// Whether the unfinished request waits for something that no kick tells of: nothing is taken
     /// from the queue until then.
     pub fn is_blocked(&self) -> bool {
         matches!(
             self.unfinished,
-            Some(Unfinished { state: RequestState::Flushing { .. } | RequestState::Waiting, .. })
+            Some(Unfinished { state: RequestState::Flushing { .. } | RequestState::Parsed, .. })
         )
     }
 }
@@ -81,23 +87,16 @@ impl Carrier {
         mem: &GuestMemory,
     ) -> Result<bool, Broken> {
         self.flusher.poll();
-        if self.must_wait(queue, progress)? {
-            return Ok(false);
-        }
-        let (head, state) = match progress.unfinished.take() {
-            Some(Unfinished { head, state }) => (head, self.go_on(mem, progress, state)),
-            None => match queue.next_chain()? {
-                Some(chain) => (chain.head(), self.start(mem, progress, chain)),
-                None => return Ok(false),
-            },
+        let taken = if progress.unfinished.is_some() {
+            self.go_on(queue, progress, mem)?
+        } else {
+            queue.next_chain()?.map(|chain| (chain.head(), self.start(mem, progress, chain)))
         };
+        let Some((head, state)) = taken else { return Ok(false) };
+        self.note_walk(number, &state);
         let answered = match state {
-            RequestState::Done(answer) => {
-                self.note_walk(number, false);
-                self.answer(queue, progress, mem, head, answer)
-            }
+            RequestState::Done(answer) => self.answer(queue, progress, mem, head, answer),
             state => {
-                self.note_walk(number, matches!(state, RequestState::Walking(_)));
                 progress.unfinished = Some(Unfinished { head, state });
                 Ok(())
             }
@@ -109,32 +108,12 @@ impl Carrier {
     }
 
     /// Notes whether this queue is the one with a walk.
-    fn note_walk(&mut self, number: usize, walks: bool) {
-        if walks {
+    fn note_walk(&mut self, number: usize, state: &RequestState) {
+        if matches!(state, RequestState::Walking(_)) {
             self.walking = Some(number);
         } else if self.walking == Some(number) {
             self.walking = None;
         }
-    }
-
-    /// Whether the unfinished request, if there is one, waits for an event that has not happened.
-    fn must_wait(
-        &mut self,
-        queue: &mut SplitQueue<'_>,
-        progress: &Progress,
-    ) -> Result<bool, Broken> {
-        Ok(match &progress.unfinished {
-            Some(Unfinished { state: RequestState::Held { until }, .. }) => {
-                !self.executor.has_news(&progress.told)
-                    && !queue.has_next()?
-                    && Instant::now() < *until
-            }
-            Some(Unfinished { state: RequestState::Flushing { ticket, .. }, .. }) => {
-                self.flusher.outcome(*ticket).is_none()
-            }
-            Some(Unfinished { state: RequestState::Waiting, .. }) => self.walking.is_some(),
-            _ => false,
-        })
     }
 
     /// Parses a chain, and carries the request out as far as that goes now.
@@ -144,13 +123,14 @@ impl Carrier {
         progress: &mut Progress,
         chain: Chain<'_>,
     ) -> RequestState {
-        if let Err(reason) = progress.request.parse(mem, chain) {
-            return self.executor.refuse(reason);
+        match progress.request.parse(mem, chain) {
+            Ok(()) => self.execute(mem, progress),
+            Err(reason) => self.executor.refuse(reason),
         }
-        self.execute(mem, progress)
     }
 
     /// Carries a parsed request out as far as that goes now.
+    #[inline]
     fn execute(&mut self, mem: &GuestMemory, progress: &mut Progress) -> RequestState {
         if fault::anything_lost() {
             return RequestState::Done(Answer::FAILED);
@@ -162,37 +142,47 @@ impl Carrier {
             return RequestState::Done(Answer::FAILED);
         }
         if self.walking.is_some() && request.kind() == Kind::Write {
-            return RequestState::Waiting;
+            return RequestState::Parsed;
         }
         let state = self.executor.execute(mem, request, told, Some(self.hold));
         self.make_durable(request, state)
     }
 
-    /// Goes on with a request whose wait is over.
+    /// Takes the unfinished request, if its wait is over, and goes on with it.
     fn go_on(
         &mut self,
-        mem: &GuestMemory,
+        queue: &mut SplitQueue<'_>,
         progress: &mut Progress,
-        state: RequestState,
-    ) -> RequestState {
+        mem: &GuestMemory,
+    ) -> Result<Option<(u16, RequestState)>, Broken> {
+        let Some(Unfinished { head, state }) = progress.unfinished.take() else { return Ok(None) };
         let Progress { request, told, .. } = progress;
-        match state {
-            RequestState::Waiting => self.execute(mem, progress),
-            RequestState::Walking(judgement) => {
-                let state = self.executor.resume(mem, request, told, judgement);
-                self.make_durable(request, state)
+        let state = match state {
+            RequestState::Held { until } => {
+                if !self.executor.has_news(told) && !queue.has_next()? && Instant::now() < until {
+                    return Ok(progress.wait(head, RequestState::Held { until }));
+                }
+                self.executor.execute(mem, request, told, None)
             }
-            RequestState::Held { .. } => self.executor.execute(mem, request, told, None),
             RequestState::Flushing { ticket, answer } => match self.flusher.outcome(ticket) {
                 Some(true) => {
                     self.counters.flushes.count();
                     RequestState::Done(answer)
                 }
                 Some(false) => RequestState::Done(Answer::FAILED),
-                None => RequestState::Flushing { ticket, answer },
+                None => return Ok(progress.wait(head, RequestState::Flushing { ticket, answer })),
             },
+            RequestState::Parsed if self.walking.is_some() => {
+                return Ok(progress.wait(head, RequestState::Parsed));
+            }
+            RequestState::Parsed => self.execute(mem, progress),
+            RequestState::Walking(judgement) => {
+                let state = self.executor.resume(mem, request, told, judgement);
+                self.make_durable(request, state)
+            }
             done @ RequestState::Done(_) => done,
-        }
+        };
+        Ok(Some((head, state)))
     }
 
     /// Begins the flush that a carried out request waits for, if it is one that waits: a FLUSH, and
