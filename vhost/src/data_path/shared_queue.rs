@@ -85,6 +85,7 @@ impl SharedQueue {
     }
 
     /// Locks the queue for the worker, which checks by itself whether a thread waits.
+    #[inline]
     pub fn lock_for_turn(&self) -> MutexGuard<'_, VringState<Memory>> {
         self.state.get_mut()
     }

@@ -73,6 +73,7 @@ impl<'m> SplitQueue<'m> {
     /// # Errors
     ///
     /// [`Broken::Size`] and [`Broken::Rings`].
+    #[inline]
     pub fn open(
         queue: &Queue,
         mem: &'m GuestMemory,
@@ -189,6 +190,7 @@ impl<'m> SplitQueue<'m> {
 
     /// Asks for a kick at the next chain. Returns whether there is one already, which may have come
     /// without a kick.
+    #[inline]
     pub fn ask_for_kick(&mut self) -> Result<bool, Broken> {
         if self.event_idx {
             let at = ENTRIES + USED_BYTES * usize::from(self.size);

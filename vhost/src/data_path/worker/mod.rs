@@ -241,9 +241,7 @@ impl Worker {
         self.open(&mut session, self.due);
         let end = self.serve(&mut session, waiters, mark);
         self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
-        for open in session.iter_mut() {
-            open.close(&mut self.progress[open.number]);
-        }
+        session.close(&mut self.progress);
         end
     }
 
@@ -345,7 +343,8 @@ impl Worker {
                 }
                 _ if self.may_sleep(session, &mut rota) => {
                     self.poller.sleeps();
-                    return TurnEnd::Sleep(self.held_until());
+                    let nothing = self.unfinished.is_empty();
+                    return TurnEnd::Sleep(if nothing { None } else { self.held_until() });
                 }
                 _ => continue,
             }
@@ -497,7 +496,7 @@ impl Worker {
     }
 
     fn is_holding(&self) -> bool {
-        self.held_until().is_some()
+        !self.unfinished.is_empty() && self.held_until().is_some()
     }
 
     /// When the first of the reads that are held has to be answered.

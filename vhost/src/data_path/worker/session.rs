@@ -26,6 +26,7 @@ pub(super) struct Open<'a> {
 /// # Errors
 ///
 /// It cannot be served.
+#[inline]
 pub(super) fn open<'a>(
     shared: &SharedQueue,
     state: &VringState<Memory>,
@@ -59,27 +60,28 @@ pub(super) struct Session<'a> {
     pub tried: QueueSet,
     /// Alone in most turns, and so without an allocation.
     first: Option<Open<'a>>,
-    others: Vec<Open<'a>>,
+    others: Option<Vec<Open<'a>>>,
 }
 
 impl<'a> Session<'a> {
     /// Without an open queue.
     pub fn new(queues: &'a [SharedQueue], memory: &'a GuestMemory) -> Self {
-        let (tried, first, others) = (QueueSet::EMPTY, None, Vec::new());
+        let (tried, first, others) = (QueueSet::EMPTY, None, None);
         Self { queues, memory, tried, first, others }
     }
 
     /// The number of open queues.
     pub fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.others.len()
+        usize::from(self.first.is_some()) + self.others.as_ref().map_or(0, Vec::len)
     }
 
     /// Adds an open queue in the last place.
+    #[inline]
     pub fn push(&mut self, open: Open<'a>) {
         if self.first.is_none() {
             self.first = Some(open);
         } else {
-            self.others.push(open);
+            self.others.get_or_insert_default().push(open);
         }
     }
 
@@ -87,20 +89,29 @@ impl<'a> Session<'a> {
     pub fn get_mut(&mut self, place: usize) -> Option<&mut Open<'a>> {
         match place.checked_sub(1) {
             None => self.first.as_mut(),
-            Some(place) => self.others.get_mut(place),
+            Some(place) => self.others.as_mut()?.get_mut(place),
         }
     }
 
     /// Takes out the open queue in a place, which the last one then has.
     pub fn take(&mut self, place: usize) -> Option<Open<'a>> {
-        match place.checked_sub(1) {
-            None => std::mem::replace(&mut self.first, self.others.pop()),
-            Some(place) => (place < self.others.len()).then(|| self.others.swap_remove(place)),
+        let last = self.others.as_mut().and_then(Vec::pop);
+        match self.get_mut(place) {
+            Some(open) => match last {
+                Some(last) => Some(std::mem::replace(open, last)),
+                None => self.first.take(),
+            },
+            None => last,
         }
     }
 
-    /// All open queues.
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Open<'a>> {
-        self.first.iter_mut().chain(&mut self.others)
+    /// Ends the use of the open queues.
+    pub fn close(&mut self, progress: &mut [Progress]) {
+        if let Some(open) = &mut self.first {
+            open.close(&mut progress[open.number]);
+        }
+        for open in self.others.iter_mut().flatten() {
+            open.close(&mut progress[open.number]);
+        }
     }
 }
