@@ -63,9 +63,7 @@ impl Disk {
             Self::VhostUser { socket, reconnect, options } => {
                 let again = if *reconnect { ",reconnect=1" } else { "" };
                 let source = format!("socket,id=c{index},path={}{again}", quote(socket));
-                // Without the number QEMU asks for a queue for each processor, and the backend
-                // serves one.
-                let device = format!("vhost-user-blk-pci,chardev=c{index},num-queues=1");
+                let device = format!("vhost-user-blk-pci,chardev=c{index}");
                 ("-chardev", source, device, options)
             }
             Self::File { path, serial, options } => {

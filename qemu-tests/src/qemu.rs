@@ -66,7 +66,7 @@ impl GuestBuilder {
         self
     }
 
-    /// Sets the number of processors. Disks have one queue all the same.
+    /// Sets the number of processors. QEMU gives each disk of a vhost-user back end as many queues.
     #[must_use]
     pub fn processors(mut self, count: u32) -> Self {
         self.processors = count;

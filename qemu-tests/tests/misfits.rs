@@ -22,13 +22,6 @@ fn is_said_once(words: &str, guest: impl FnOnce(Disk) -> GuestBuilder) -> Result
 }
 
 #[test]
-fn queue_size_that_is_too_large_is_named_once() -> Result<()> {
-    is_said_once("queue-size=256 or less", |disk| {
-        GuestBuilder::new().disk(disk.options("queue-size=1024,num-queues=1"))
-    })
-}
-
-#[test]
 fn memory_that_is_not_shared_is_named_once() -> Result<()> {
     let private =
         ["-object", "memory-backend-ram,id=own,size=256M", "-machine", "memory-backend=own"];

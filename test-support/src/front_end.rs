@@ -119,7 +119,8 @@ impl FrontEnd {
     /// Negotiates over a connection, without some of the features that are offered, and shares
     /// memory.
     pub fn over(wire: UnixStream, unwanted: u64) -> Self {
-        let mut wire = Frontend::from_stream(wire, 64);
+        // One more than there are, so that a test can ask for it.
+        let mut wire = Frontend::from_stream(wire, 65);
         wire.set_owner().unwrap();
         let features = wire.get_features().unwrap() & !unwanted;
         wire.set_features(features).unwrap();

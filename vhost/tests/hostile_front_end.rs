@@ -83,11 +83,11 @@ fn queue_of_an_invalid_size_or_number_is_refused() {
         |guest| guest.wire.set_vring_num(0, 0).is_ok(),
         |guest| {
             guest.stop();
-            guest.place(Rings { size: 512, ..RINGS }).is_ok()
+            guest.place(Rings { size: 2048, ..RINGS }).is_ok()
         },
-        |guest| guest.wire.set_vring_num(1, 16).is_ok(),
-        |guest| guest.wire.set_vring_base(1, 0).is_ok(),
-        |guest| guest.wire.set_vring_enable(1, true).is_ok(),
+        |guest| guest.wire.set_vring_num(64, 16).is_ok(),
+        |guest| guest.wire.set_vring_base(64, 0).is_ok(),
+        |guest| guest.wire.set_vring_enable(64, true).is_ok(),
     ];
     for message in messages {
         let mut guest = FrontEnd::new(&scene);

@@ -47,9 +47,9 @@ fn is_said_once_of(words: &str, come: impl Fn(&Scene)) {
 #[test]
 fn queue_that_is_too_large_is_named_once() {
     is_said_once(
-        "its queue has 1024 descriptors, this disk serves 256 at most (QEMU: queue-size=256",
+        "a queue has 2048 descriptors, this disk serves 1024 at most (QEMU: queue-size=1024",
         |guest| {
-            assert!(guest.place(Rings { size: 1024, ..RINGS }).is_err());
+            assert!(guest.place(Rings { size: 2048, ..RINGS }).is_err());
         },
     );
 }

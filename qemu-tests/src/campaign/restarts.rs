@@ -184,7 +184,7 @@ impl Rig {
         }
         let (driver, id) = ("vhost-user-blk-pci", DISK);
         let device = json!({
-            "driver": driver, "id": id, "chardev": CHARDEV, "num-queues": 1, "bus": SLOT
+            "driver": driver, "id": id, "chardev": CHARDEV, "bus": SLOT
         });
         patiently(guest, "device_add", &device)?;
         // The kernel's messages about a removed disk are no errors.

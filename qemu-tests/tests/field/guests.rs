@@ -22,8 +22,10 @@ fn in_a_guest(program: Program, backend: Cell, ends: Cell) -> Cell {
 }
 
 fn processors(program: Program) -> Cell {
-    let documented =
-        Tested("tests/documented_commands.rs", "disk_of_a_documented_guest_has_one_queue");
+    let documented = Tested(
+        "tests/documented_commands.rs",
+        "disk_of_a_documented_guest_has_the_vmms_number_of_queues",
+    );
     // All tests' guests have two processors.
     let stream =
         Tested("qemu-tests/tests/stream.rs", "hundred_thousand_random_items_leave_the_guest");

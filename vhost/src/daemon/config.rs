@@ -14,7 +14,7 @@ Examples:
 
   qemu-system-x86_64 … \\
       -object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem \\
-      -chardev socket,id=ring,path=vm1.sock,reconnect=1 -device vhost-user-blk-pci,chardev=ring,num-queues=1
+      -chardev socket,id=ring,path=vm1.sock,reconnect=1 -device vhost-user-blk-pci,chardev=ring
 
   blockring consume --follow unix:vm1.out
 
