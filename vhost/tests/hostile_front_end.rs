@@ -83,7 +83,7 @@ fn queue_of_an_invalid_size_or_number_is_refused() {
         |guest| guest.wire.set_vring_num(0, 0).is_ok(),
         |guest| {
             guest.stop();
-            guest.place(Rings { size: 2048, ..RINGS }).is_ok()
+            guest.place(Rings { size: 32_769, ..RINGS }).is_ok()
         },
         |guest| guest.wire.set_vring_num(64, 16).is_ok(),
         |guest| guest.wire.set_vring_base(64, 0).is_ok(),
@@ -95,6 +95,17 @@ fn queue_of_an_invalid_size_or_number_is_refused() {
         drop(guest);
         FrontEnd::new(&scene).honest(&scene);
     }
+}
+
+/// crosvm's queues are as large unless it is told otherwise.
+#[test]
+fn queue_may_have_as_many_descriptors_as_virtio_allows() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&[]);
+    let mut guest = FrontEnd::connect(&scene);
+    let (size, descriptors) = (32_768, 0x30_0000);
+    guest.start(Rings { size, descriptors, available: 0x38_0000, used: 0x3a_0000 });
+    guest.honest(&scene);
 }
 
 #[test]

@@ -153,16 +153,16 @@ fn flush_answers_for_writes_of_all_queues_and_is_shared() {
     direct.turn();
     // That flush may have begun: it answers for none of these.
     let write = direct.put(1, 0, DATA, Payload::Write(&[7; 512]));
-    let flushes: Vec<Place> = (2..6).map(|queue| direct.put(queue, 0, 0, Payload::Flush)).collect();
+    let waiting: Vec<Place> = (2..6).map(|queue| direct.put(queue, 0, 0, Payload::Flush)).collect();
     direct.turn();
     assert_eq!((direct.status(first), direct.status(write)), (None, OK));
     go_on.send(()).unwrap();
     while direct.status(first).is_none() {
         direct.turn();
     }
-    assert!(flushes.iter().all(|flush| direct.status(*flush).is_none()));
+    assert!(waiting.iter().all(|flush| direct.status(*flush).is_none()));
     go_on.send(()).unwrap();
-    while flushes.iter().any(|flush| direct.status(*flush).is_none()) {
+    while waiting.iter().any(|flush| direct.status(*flush).is_none()) {
         direct.turn();
     }
     assert_eq!(begun.load(Ordering::SeqCst), 2, "one for the four of them");

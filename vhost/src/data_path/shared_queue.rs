@@ -13,7 +13,7 @@ use shared_block_ring::device::event::Signaller;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use vhost_user_backend::{VringMutex, VringState, VringT};
 use virtio_queue::{Error, Queue, QueueT};
@@ -22,8 +22,9 @@ use vm_memory::GuestMemoryAtomic;
 /// Guest memory, replaced as a whole when the front end changes it.
 pub type Memory = GuestMemoryAtomic<GuestMemory>;
 
-/// The most descriptors in a queue.
-pub const QUEUE_SIZE: u16 = 1024;
+/// The most descriptors in a queue: as many as a split virtqueue can have (virtio 1.3, 2.7). crosvm
+/// sets that many unless it is told otherwise.
+pub const QUEUE_SIZE: u16 = 32_768;
 
 /// A queue, by the crate's state of it and notes of our own.
 #[derive(Clone)]
@@ -51,8 +52,8 @@ pub struct Links {
 /// otherwise.
 #[derive(Debug, Default)]
 struct Notes {
-    /// The size that the front end has asked for.
-    asked_size: AtomicU32,
+    /// The front end has set the size.
+    sized: AtomicBool,
     /// The front end has asked for a size that no split queue can have.
     invalid_size: AtomicBool,
     /// The queue was stopped or set up since the worker's last turn.
@@ -121,9 +122,9 @@ impl SharedQueue {
         });
     }
 
-    /// The size that the front end has asked for, if it has.
-    pub fn asked_size(&self) -> Option<u32> {
-        Some(self.notes.asked_size.load(Ordering::Relaxed)).filter(|size| *size > 0)
+    /// Whether the front end has set the queue's size.
+    pub fn has_size(&self) -> bool {
+        self.notes.sized.load(Ordering::Relaxed)
     }
 
     /// Whether the front end has asked for a size that this queue cannot have (virtio 1.3, 2.7: a
@@ -135,8 +136,8 @@ impl SharedQueue {
     /// Sets the size. Returns false for a running queue of another size.
     pub fn set_size(&self, size: u16) -> bool {
         let set = self.set_up(|queue| {
-            self.notes.asked_size.store(size.into(), Ordering::Relaxed);
-            let fits = size.is_power_of_two() && size <= QUEUE_SIZE;
+            self.notes.sized.store(true, Ordering::Relaxed);
+            let fits = size.is_power_of_two();
             self.notes.invalid_size.store(!fits, Ordering::Relaxed);
             if fits {
                 queue.set_size(size);

@@ -32,10 +32,6 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend as _};
 const QUEUES: u16 = 64;
 const _: () = assert!(QUEUES as usize == MAX_QUEUES);
 
-/// The largest queue that the library lets through (virtio 1.3, 2.7). Ours is [`QUEUE_SIZE`], which
-/// we check ourselves, so that the log says what is wrong.
-const LIBRARY_QUEUE_SIZE: usize = 32_768;
-
 /// Bytes of `struct virtio_blk_config` that this device fills (virtio 1.3, 5.2.4); what lies behind
 /// reads as zero.
 const CONFIG_BYTES: usize = 36;
@@ -162,17 +158,14 @@ impl Backend {
     /// Returns why a message was refused.
     fn refused_message(&self, introduced: bool) -> String {
         let worker = self.worker();
-        match worker.queues().iter().filter_map(SharedQueue::asked_size).max() {
-            Some(size) if size > QUEUE_SIZE.into() => format!(
-                "a queue has {size} descriptors, this disk serves {QUEUE_SIZE} at most (QEMU: queue-size={QUEUE_SIZE} or less at the \
-                 -device vhost-user-blk-pci; libvirt: queue_size at the disk's <driver>)"
-            ),
-            Some(_) if !worker.has_memory() && !introduced => EARLIER_CONNECTION.to_owned(),
-            Some(_) if !worker.has_memory() => {
+        match worker.queues().iter().any(SharedQueue::has_size) {
+            true if !worker.has_memory() && !introduced => EARLIER_CONNECTION.to_owned(),
+            true if !worker.has_memory() => {
                 format!("it shares none of the guest's memory ({HOW_TO_SHARE})")
             }
             _ => format!(
-                "it asks for what this disk does not offer: a feature, or more than {QUEUES} queues (QEMU: num-queues={QUEUES} or less)"
+                "it asks for what this disk does not offer: a feature, more than {QUEUES} queues (QEMU: num-queues={QUEUES} or less), \
+                 or a queue of more than {QUEUE_SIZE} descriptors"
             ),
         }
     }
@@ -209,9 +202,9 @@ impl Backend {
         QUEUES.into()
     }
 
-    /// The largest queue of which a message is taken: see [`LIBRARY_QUEUE_SIZE`].
-    pub fn max_queue_size(&self) -> usize {
-        LIBRARY_QUEUE_SIZE
+    /// The most descriptors in a queue.
+    pub fn max_queue_size(&self) -> u16 {
+        QUEUE_SIZE
     }
 
     /// The features that are offered.

@@ -75,7 +75,7 @@ impl Handler {
     /// The queues cannot be made.
     pub fn new(backend: Arc<Backend>) -> std::result::Result<Self, virtio_queue::Error> {
         let memory = Memory::new(GuestMemory::new());
-        let size = u16::try_from(backend.max_queue_size()).unwrap_or(u16::MAX);
+        let size = backend.max_queue_size();
         let new = |_| Vring::new(memory.clone(), size);
         let vrings = (0..backend.num_queues()).map(new).collect::<std::result::Result<_, _>>()?;
         Ok(Self {
@@ -196,7 +196,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let vring = self.vring(index)?;
         let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
-        if size == 0 || usize::from(size) > self.backend.max_queue_size() {
+        if size == 0 || size > self.backend.max_queue_size() {
             return Err(Error::InvalidParam);
         }
         vring.set_queue_size(size);

@@ -9,7 +9,7 @@
 //! Front ends that reconnect do not all know this: QEMU sets the used index, Cloud Hypervisor the
 //! available index, behind which the unanswered requests would be forgotten.
 
-use crate::data_path::shared_queue::{Links, Memory, QUEUE_SIZE, SharedQueue, is_running};
+use crate::data_path::shared_queue::{Links, Memory, SharedQueue, is_running};
 use crate::front_end::notifier::event;
 use std::cell::RefCell;
 use std::fs::File;
@@ -127,17 +127,12 @@ impl VringT<Memory> for Vring {
         self.switch(|state| state.set_enabled(enabled));
     }
 
-    /// Refused for a queue that is too large: the library answers this message, and so the front
-    /// end learns of it.
     fn set_queue_info(
         &self,
         desc_table: u64,
         avail_ring: u64,
         used_ring: u64,
     ) -> Result<(), Error> {
-        if self.queue.asked_size() > Some(QUEUE_SIZE.into()) {
-            return Err(Error::InvalidSize);
-        }
         self.queue.set_addresses(desc_table, avail_ring, used_ring)
     }
 

@@ -247,7 +247,7 @@ impl Guard {
         }
         let deliberate =
             requested[..FLAG_AT] == current[..FLAG_AT] && requested[FLAG_AT] != current[FLAG_AT];
-        !(deliberate && !view.may_repeat())
+        !deliberate || view.may_repeat()
     }
 
     fn judge_data<V: View>(

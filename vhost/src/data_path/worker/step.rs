@@ -95,7 +95,7 @@ impl Carrier {
         let Some((head, state)) = taken else { return Ok(false) };
         self.note_walk(number, &state);
         let answered = match state {
-            RequestState::Done(answer) => self.answer(queue, progress, mem, head, answer),
+            RequestState::Done(answer) => answer_request(queue, progress, mem, head, answer),
             state => {
                 progress.unfinished = Some(Unfinished { head, state });
                 Ok(())
@@ -200,31 +200,30 @@ impl Carrier {
             state => state,
         }
     }
+}
 
-    /// Writes the status byte and the used ring's entry.
-    fn answer(
-        &self,
-        queue: &mut SplitQueue<'_>,
-        progress: &mut Progress,
-        mem: &GuestMemory,
-        head: u16,
-        answer: Answer,
-    ) -> Result<(), Broken> {
-        let Answer { mut status, mut written } = answer;
-        // A loss may have been met while the request was carried out.
-        if fault::anything_lost() {
-            if fault::guest_lost() {
-                return Err(Broken::Memory);
-            }
-            status = Answer::FAILED.status;
+/// Writes the status byte and the used ring's entry.
+fn answer_request(
+    queue: &mut SplitQueue<'_>,
+    progress: &mut Progress,
+    mem: &GuestMemory,
+    head: u16,
+    answer: Answer,
+) -> Result<(), Broken> {
+    let Answer { mut status, mut written } = answer;
+    // A loss may have been met while the request was carried out.
+    if fault::anything_lost() {
+        if fault::guest_lost() {
+            return Err(Broken::Memory);
         }
-        // An unfinished request is still in `request`: nothing else was parsed since.
-        if let Some(at) = progress.request.status()
-            && mem.store(status, at, Ordering::Relaxed).is_ok()
-        {
-            written += 1;
-        }
-        progress.told.answered();
-        queue.add_used(head, written)
+        status = Answer::FAILED.status;
     }
+    // An unfinished request is still in `request`: nothing else was parsed since.
+    if let Some(at) = progress.request.status()
+        && mem.store(status, at, Ordering::Relaxed).is_ok()
+    {
+        written += 1;
+    }
+    progress.told.answered();
+    queue.add_used(head, written)
 }
