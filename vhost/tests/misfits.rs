@@ -45,9 +45,9 @@ fn is_said_once_of(words: &str, come: impl Fn(&Scene)) {
 }
 
 #[test]
-fn queue_that_is_too_large_is_named_once() {
-    is_said_once("or a queue of more than 32768 descriptors", |guest| {
-        assert!(guest.place(Rings { size: 32_769, ..RINGS }).is_err());
+fn number_of_queues_that_is_too_large_is_named_once() {
+    is_said_once("more than 64 queues (QEMU: num-queues=64 or less)", |guest| {
+        assert!(guest.wire.set_vring_num(64, 16).is_err());
     });
 }
 

@@ -37,6 +37,7 @@ pub fn broken(scene: &Scene, guest: &mut FrontEnd) {
     eventually("the queue is stopped", || scene.counter("broken") == 1);
     let used = guest.used_index();
     guest.kick_and_wait();
+    eventually("it is logged", || scene.logged(BROKEN) > 0);
     assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (1, 1));
     assert_eq!(guest.used_index(), used);
     guest.reset();
