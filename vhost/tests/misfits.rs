@@ -7,7 +7,6 @@ mod common;
 use common::daemon::Scene;
 use ring_test_support::front_end::{FrontEnd, RINGS, described, region};
 use ring_test_support::process::{PATIENCE, eventually};
-use ring_test_support::split_ring::Rings;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
