@@ -120,6 +120,15 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Closes the file, which the mapping does not need: to close one that another process serves
+    /// may wait for that process, and at the end of this process nothing bounds that wait.
+    #[must_use]
+    pub fn without_file(self) -> Self {
+        let mut mapping = self;
+        mapping.file = None;
+        mapping
+    }
+
     /// Makes `len` bytes of memory without a file, all zero: for both ends of a ring in one
     /// process, and for tests. Processes that this one forks share it.
     ///

@@ -94,7 +94,7 @@ impl Log {
     ///
     /// The file is shorter, or cannot be mapped.
     pub fn new(file: File, offset: u64, len: u64) -> io::Result<Self> {
-        Mapping::part(file, offset, len).map(Self)
+        Mapping::part(file, offset, len).map(|mapping| Self(mapping.without_file()))
     }
 
     fn bytes(&self) -> u64 {
