@@ -9,6 +9,8 @@ use shared_block_ring::device::event::Signaller;
 use shared_block_ring::format::Geometry;
 use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{IoSlice, IoSliceMut};
+use std::ops::Deref;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use vhost_device_blockring::data_path::dirty::GuestMemory;
@@ -16,11 +18,11 @@ use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::kicks::Kicks;
 use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
+use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
 use vhost_device_blockring::data_path::shared_queue::{Links, Memory};
 use vhost_device_blockring::data_path::waiters::Waiters;
 use vhost_device_blockring::data_path::worker::{TurnEnd, Worker};
-use vhost_device_blockring::front_end::vring::{Vring, making};
-use vhost_user_backend::VringT;
+use vhost_device_blockring::front_end::vring::Vring;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
 };
@@ -49,17 +51,41 @@ pub type Watch = Box<dyn Fn(u32, u64, &mut dyn FnMut()) + Send + Sync>;
 /// A guest's disk whose queues one thread drives on both sides.
 pub struct Direct {
     geometry: Geometry,
-    mem: GuestMemory,
+    guest: Guest,
     waiters: Waiters,
     vrings: Vec<Vring>,
     watch: Watch,
-    state: Mutex<State>,
+    worker: Mutex<Worker>,
 }
 
-struct State {
-    worker: Worker,
+/// A guest's disk whose queues a thread of the backend drives, as in the daemon.
+pub struct Running {
+    guest: Guest,
+    kicks: Vec<OwnedFd>,
+    _thread: QueueThread,
+}
+
+/// The guest's side of the queues.
+pub struct Guest {
+    mem: GuestMemory,
     /// The available index of each queue.
-    offered: Vec<u16>,
+    offered: Mutex<Vec<u16>>,
+}
+
+impl Deref for Direct {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl Deref for Running {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
 }
 
 /// One request of several: its queue, and its place there.
@@ -124,29 +150,15 @@ impl Direct {
 
     /// A disk with several queues, all of them running.
     pub fn with_queues(disk: Disk, queues: usize, flusher: Flusher) -> Self {
-        let mem = GuestMemory::from_ranges(&[(GuestAddress(0), queues << 20)]).unwrap();
-        let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Backend).unwrap();
-        let (polling, hold) = (Polling::For(Duration::ZERO), Duration::from_secs(1));
-        let counters = Arc::clone(&disk.counters);
-        let mut worker = Worker::new(disk.executor, counters, flusher, bell, hold, polling);
+        let guest = Guest::new(queues);
+        let geometry = disk.geometry;
+        let mut worker = worker(disk, flusher, Polling::For(Duration::ZERO));
         let waiters = Waiters::new().unwrap();
         let (kicks, signaller) = (Kicks::new().unwrap(), Arc::new(Signaller::new().unwrap()));
         let links = Links { waiters: waiters.clone(), kicks, signaller };
-        let memory = Memory::new(mem.clone());
-        let new = |_| Vring::new(memory.clone(), DESCRIPTORS).unwrap();
-        let (vrings, made) = making(links, || (0..queues).map(new).collect::<Vec<_>>());
-        for (queue, vring) in vrings.iter().enumerate() {
-            let rings = rings(queue);
-            vring.set_queue_size(DESCRIPTORS);
-            vring.set_queue_info(rings.descriptors, rings.available, rings.used).unwrap();
-            vring.set_queue_ready(true);
-            vring.set_enabled(true);
-        }
-        worker.connect(made);
-        worker.set_memory(&memory);
-        let state = Mutex::new(State { worker, offered: vec![0; queues] });
+        let vrings = guest.connect(&mut worker, &links, queues);
         let watch: Watch = Box::new(|_, _, turn: &mut dyn FnMut()| turn());
-        Self { geometry: disk.geometry, mem, waiters, vrings, watch, state }
+        Self { geometry, guest, waiters, vrings, watch, worker: Mutex::new(worker) }
     }
 
     /// Has one request carried out in the first queue.
@@ -166,7 +178,7 @@ impl Direct {
 
     /// Sets whether the front end has negotiated write-through.
     pub fn set_write_through(&self, on: bool) {
-        self.state.lock().unwrap().worker.set_write_through(on);
+        self.worker.lock().unwrap().set_write_through(on);
     }
 
     /// Runs one turn of the worker, after kicks of all queues.
@@ -176,7 +188,7 @@ impl Direct {
 
     /// Runs one turn of the worker, after kicks of these queues.
     pub fn turn_after(&self, kicked: QueueSet) -> TurnEnd {
-        self.state.lock().unwrap().worker.turn(&self.waiters, kicked)
+        self.worker.lock().unwrap().turn(&self.waiters, kicked)
     }
 
     /// Runs one round of the worker: another thread waits for it.
@@ -192,14 +204,67 @@ impl Direct {
 
     /// Stops a queue, as a front end does by `GET_VRING_BASE`. Returns its base.
     pub fn stop(&self, queue: usize) -> u16 {
-        self.vrings[queue].set_queue_ready(false);
-        self.state.lock().unwrap().worker.stop(queue);
-        self.vrings[queue].queue_next_avail()
+        self.vrings[queue].set_ready(false);
+        self.worker.lock().unwrap().stop(queue);
+        self.vrings[queue].base()
     }
 
     /// Starts a stopped queue.
     pub fn start(&self, queue: usize) {
-        self.vrings[queue].set_queue_ready(true);
+        self.vrings[queue].set_ready(true);
+    }
+}
+
+fn worker(disk: Disk, flusher: Flusher, polling: Polling) -> Worker {
+    let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Backend).unwrap();
+    let hold = Duration::from_secs(1);
+    Worker::new(disk.executor, disk.counters, flusher, bell, hold, polling)
+}
+
+impl Running {
+    /// Starts the backend's thread for a disk with so many running queues.
+    pub fn start(disk: Disk, queues: usize, flusher: Flusher, polling: Polling) -> Self {
+        let guest = Guest::new(queues);
+        let worker = Arc::new(SharedWorker::new(worker(disk, flusher, polling)).unwrap());
+        let links = worker.links(&Arc::new(Signaller::new().unwrap()));
+        let vrings = guest.connect(&mut worker.lock(), &links, queues);
+        let kick = |vring: &Vring| {
+            let event = new_event().unwrap();
+            vring.set_kick(Some(event.try_clone().unwrap().into()));
+            event
+        };
+        let kicks = vrings.iter().map(kick).collect();
+        Self { guest, kicks, _thread: QueueThread::start(worker, None).unwrap() }
+    }
+
+    /// The event by which the driver kicks a queue.
+    pub fn kick(&self, queue: usize) -> &OwnedFd {
+        &self.kicks[queue]
+    }
+}
+
+impl Guest {
+    fn new(queues: usize) -> Self {
+        let mem = GuestMemory::from_ranges(&[(GuestAddress(0), queues << 20)]).unwrap();
+        Self { mem, offered: Mutex::new(vec![0; queues]) }
+    }
+
+    /// Has `worker` serve the queues.
+    fn connect(&self, worker: &mut Worker, links: &Links, queues: usize) -> Vec<Vring> {
+        let memory = Memory::new(self.mem.clone());
+        let new = |queue| {
+            let vring = Vring::new(queue, memory.clone(), DESCRIPTORS, links.clone()).unwrap();
+            let rings = rings(queue);
+            vring.set_size(DESCRIPTORS);
+            vring.set_addresses(rings.descriptors, rings.available, rings.used).unwrap();
+            vring.set_ready(true);
+            vring.set_enabled(true);
+            vring
+        };
+        let vrings: Vec<_> = (0..queues).map(new).collect();
+        worker.connect(vrings.iter().map(|vring| vring.queue().clone()).collect());
+        worker.set_memory(&memory);
+        vrings
     }
 
     /// Returns a queue's used index.
@@ -220,9 +285,9 @@ impl Direct {
         bytes
     }
 
-    /// Puts a request into a queue without a turn.
+    /// Puts a request into a queue without a kick.
     pub fn put(&self, queue: usize, priority: u32, first: u64, payload: Payload<'_>) -> Place {
-        let State { offered, .. } = &mut *self.state.lock().unwrap();
+        let mut offered = self.offered.lock().unwrap();
         let place = Place { queue, slot: offered[queue] % SIZE };
         let at = place.data().0;
         let (kind, data) = match payload {
@@ -255,7 +320,7 @@ impl Direct {
         rings(place.queue).describe(&self.mem, first, &linked(first, &chain));
     }
 
-    /// Puts the same request into the first queue `count` times, without a turn. Returns the
+    /// Puts the same request into the first queue `count` times, without a kick. Returns the
     /// available index behind them.
     pub fn offer(&self, kind: u32, first: u64, len: usize, count: u16) -> u16 {
         let place = Place { queue: 0, slot: 0 };
@@ -263,7 +328,7 @@ impl Direct {
         let (at, len) = (place.data().0, u32::try_from(len).unwrap());
         let data = if kind == VIRTIO_BLK_T_IN { writable(at, len) } else { readable(at, len) };
         self.describe(place, Some(data));
-        let State { offered, .. } = &mut *self.state.lock().unwrap();
+        let mut offered = self.offered.lock().unwrap();
         for _ in 0..count {
             RINGS.offer(&self.mem, offered[0], 0);
             offered[0] = offered[0].wrapping_add(1);
@@ -285,7 +350,7 @@ impl BlockDevice for &Direct {
     fn read(&self, mut first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         for buf in bufs {
             self.request(VIRTIO_BLK_T_IN, first, buf.len());
-            self.mem.read_slice(buf, GuestAddress(DATA)).unwrap();
+            self.guest.mem.read_slice(buf, GuestAddress(DATA)).unwrap();
             first += buf.len() as u64 / 512;
         }
         Ok(())
@@ -293,7 +358,7 @@ impl BlockDevice for &Direct {
 
     fn write(&self, mut first: u64, bufs: &[IoSlice<'_>]) -> Result<(), DeviceError> {
         for buf in bufs {
-            self.mem.write_slice(buf, GuestAddress(DATA)).unwrap();
+            self.guest.mem.write_slice(buf, GuestAddress(DATA)).unwrap();
             self.request(VIRTIO_BLK_T_OUT, first, buf.len());
             first += buf.len() as u64 / 512;
         }

@@ -6,13 +6,15 @@
 //! case runs once, which counts nothing.
 #![allow(missing_docs, clippy::unwrap_used)]
 
-use ring_test_support::executor_disk::Disk;
-use ring_test_support::worker_disk::{Direct, SIZE};
+use ring_test_support::executor_disk::{Disk, open};
+use ring_test_support::worker_disk::{Direct, Payload, SIZE};
 use shared_block_ring::format::Side;
 use shared_block_ring::{
     Consumer, Durability, MappedDevice, Popped, Position, Producer, RingDevice,
 };
 use std::hint::black_box;
+use vhost_device_blockring::data_path::flusher::Flusher;
+use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
 
 /// Sectors: a data area of 128 KiB.
@@ -25,8 +27,9 @@ const DATA: u64 = 3;
 const ITEMS: usize = 64;
 const ITEM: [u8; 64] = [7; 64];
 
-const CASES: [&str; 9] = [
+const CASES: [&str; 10] = [
     "write-512",
+    "write-512-beside-63",
     "write-512-of-16",
     "write-4K",
     "write-4K-of-16",
@@ -52,6 +55,7 @@ fn main() {
 fn run(case: &str, times: usize) {
     match case {
         "write-512" => write(512, 1, times),
+        "write-512-beside-63" => write_beside_idle_queues(times),
         "write-512-of-16" => write(512, SIZE, times),
         "write-4K" => write(4096, 1, times),
         "write-4K-of-16" => write(4096, SIZE, times),
@@ -77,6 +81,21 @@ fn run(case: &str, times: usize) {
 #[inline(never)]
 fn counted_here(work: &mut dyn FnMut()) {
     work();
+}
+
+/// Writes by one queue of as many as there can be; nothing was ever offered in the others.
+fn write_beside_idle_queues(times: usize) {
+    let disk = Disk::with(Side::Producer, false, SECTORS, |_| ());
+    let flusher = Flusher::start(open(&disk.path)).unwrap();
+    let direct = Direct::with_queues(disk, MAX_QUEUES, flusher);
+    direct.turn();
+    for _ in 0..times {
+        let place = direct.put(0, 0, DATA, Payload::Write(&[7; 512]));
+        counted_here(&mut || {
+            direct.turn_after(QueueSet::one(0));
+        });
+        assert_eq!(direct.status(place), Some(0));
+    }
 }
 
 /// Parse, guard, copy, used: the worker's part of requests of that many bytes, so many in a turn.

@@ -185,6 +185,72 @@ fn write_through_costs_one_flush_for_the_writes_that_wait() {
     assert_eq!(begun.load(Ordering::SeqCst), 2, "one for the first, one for all others");
 }
 
+#[test]
+fn write_through_costs_one_flush_for_the_writes_that_wait_in_a_queue() {
+    let (flusher, go_on, begun) = told();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 1, flusher);
+    direct.set_write_through(true);
+    let write = |byte| direct.put(0, 0, DATA, Payload::Write(&[byte; 512]));
+    let writes: Vec<_> = (0..5).map(write).collect();
+    // What is no write of data is answered behind them, and needs a flush of its own only if it is
+    // a write or a flush.
+    let read = direct.put(0, 0, DATA, Payload::Read(512));
+    let refused = direct.put(0, 0, 0, Payload::Write(&[1; 512]));
+    let later = [write(8), write(9)];
+    let flush = direct.put(0, 0, 0, Payload::Flush);
+    direct.turn();
+    let all = || writes.iter().chain([&read, &refused]).chain(&later).chain([&flush]);
+    assert!(all().all(|place| direct.status(*place).is_none()), "nothing is durable yet");
+    assert_eq!(direct.used(0), 0);
+    go_on.send(()).unwrap();
+    while direct.status(read).is_none() || direct.status(refused).is_none() {
+        direct.turn();
+    }
+    assert!(writes.iter().all(|place| direct.status(*place) == OK));
+    assert_eq!((direct.status(read), direct.status(refused)), (OK, REFUSED));
+    assert!(direct.data(read, 512) == [4; 512]);
+    assert_eq!(later.map(|place| direct.status(place)), [None, None]);
+    go_on.send(()).unwrap();
+    while direct.status(flush).is_none() {
+        direct.turn();
+    }
+    assert_eq!(later.map(|place| direct.status(place)), [OK, OK]);
+    assert_eq!((begun.load(Ordering::SeqCst), direct.used(0)), (2, 10));
+}
+
+#[test]
+fn stop_gives_back_all_writes_that_wait_for_a_flush() {
+    let (flusher, go_on, _) = told();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 1, flusher);
+    direct.set_write_through(true);
+    let writes: Vec<_> =
+        (0..5).map(|byte| direct.put(0, 0, DATA, Payload::Write(&[byte; 512]))).collect();
+    direct.turn();
+    assert_eq!(direct.stop(0), 0);
+    go_on.send(()).unwrap();
+    direct.turn();
+    assert!(writes.iter().all(|place| direct.status(*place).is_none()));
+    direct.start(0);
+    go_on.send(()).unwrap();
+    while direct.used(0) < 5 {
+        direct.turn();
+    }
+    assert!(writes.iter().all(|place| direct.status(*place) == OK));
+}
+
+#[test]
+fn writes_that_share_a_failed_flush_all_fail() {
+    let flusher = Flusher::by(|| Err(std::io::ErrorKind::Other.into())).unwrap();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 1, flusher);
+    direct.set_write_through(true);
+    let writes: Vec<_> =
+        (0..5).map(|byte| direct.put(0, 0, DATA, Payload::Write(&[byte; 512]))).collect();
+    while direct.used(0) < 5 {
+        direct.turn();
+    }
+    assert!(writes.iter().all(|place| direct.status(*place) == REFUSED));
+}
+
 /// An idle-class read of the host's pointer sector.
 fn idle_read(direct: &Direct, queue: usize) -> Place {
     direct.put(queue, IDLE, 2, Payload::Read(512))

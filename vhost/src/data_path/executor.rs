@@ -125,6 +125,11 @@ impl Executor {
         told.host.as_ref() != Some(&self.host_sector)
     }
 
+    /// Whether a request concerns no control sector.
+    pub fn is_data(&self, request: &Request) -> bool {
+        request.sector >= self.region.geometry().data_start() / SECTOR_UNIT
+    }
+
     /// Wakes the host if it sleeps and the guest's pointer sector has changed since the last call.
     pub fn wake_host(&mut self) {
         if std::mem::take(&mut self.wake_pending) && self.host.ring() {

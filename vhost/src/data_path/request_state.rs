@@ -18,6 +18,9 @@ pub enum RequestState {
     Parsed,
     /// A write of the guest's pointer whose new items the guard has not all looked at.
     Walking(Box<Judgement>),
+    /// A write of data, carried out. It is answered with those that are waiting behind it, by one
+    /// flush.
+    Stored(Answer),
     /// Carried out, and answered once everything stored so far is durable.
     Flushing {
         /// The flush that is waited for.

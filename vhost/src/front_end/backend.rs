@@ -6,10 +6,9 @@ use crate::data_path::fault;
 use crate::data_path::queue_set::MAX_QUEUES;
 use crate::data_path::queue_thread::SharedWorker;
 use crate::data_path::request::MAX_SEGMENTS;
-use crate::data_path::shared_queue::{Memory, QUEUE_SIZE, SharedQueue};
+use crate::data_path::shared_queue::{Links, Memory, QUEUE_SIZE, SharedQueue};
 use crate::data_path::worker::Worker;
 use crate::front_end::backing;
-use crate::front_end::vring;
 use shared_block_ring::device::event::Signaller;
 use shared_block_ring::format::Geometry;
 use std::io;
@@ -69,8 +68,8 @@ struct FrontEnd {
     heard: bool,
     /// It has asked for the disk's properties, or set something.
     established: bool,
-    /// It has asked for the protocol's features, which a front end does first on a connection that
-    /// it knows to be new.
+    /// It has said that it owns the device, or asked for the protocol's features, which a front end
+    /// does first on a connection that it knows to be new.
     introduced: bool,
     /// The log of the pages of the guest's memory that the device writes to.
     log: DirtyLog,
@@ -108,12 +107,14 @@ impl Backend {
         Self { worker, signaller, front_end, config, read_only, migratable }
     }
 
-    /// Calls `make`, which has the library make what it needs to serve a front end, and gives the
-    /// queues made there to the worker.
-    pub fn connect<T>(&self, make: impl FnOnce() -> T) -> T {
-        let (value, queues) = vring::making(self.worker.links(&self.signaller), make);
+    /// What the queues of a connection need so that they can be served.
+    pub fn links(&self) -> Links {
+        self.worker.links(&self.signaller)
+    }
+
+    /// Gives the worker the queues of a connection.
+    pub fn connect(&self, queues: Vec<SharedQueue>) {
         self.worker().connect(queues);
-        value
     }
 
     /// Sets `suspend` in sector 2 on behalf of a process without a role. A held read is answered:
@@ -237,9 +238,14 @@ impl Backend {
         self.apply_cache_mode(&front_end);
     }
 
+    /// Notes that the front end knows this connection to be a new one.
+    pub fn introduce(&self) {
+        self.front_end().introduced = true;
+    }
+
     /// The protocol's features that are offered.
     pub fn protocol_features(&self) -> VhostUserProtocolFeatures {
-        self.front_end().introduced = true;
+        self.introduce();
         let log = if self.migratable {
             VhostUserProtocolFeatures::LOG_SHMFD
         } else {

@@ -139,7 +139,7 @@ impl Connections {
     /// Serves one front end until it leaves, or has to be ended by us.
     fn connection(&self, come: impl FnOnce()) -> Result<(), Failure> {
         let backend = &self.backend;
-        let handler = backend.connect(|| Handler::new(Arc::clone(backend)));
+        let handler = Handler::new(Arc::clone(backend));
         let handler =
             Arc::new(Mutex::new(handler.map_err(|e| system("make a queue")(io::Error::other(e)))?));
         let start = |listener: &mut Listener| loop {

@@ -21,7 +21,6 @@ use vhost::vhost_user::message::{
     VhostUserVringAddrFlags, VhostUserVringState,
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
-use vhost_user_backend::VringT;
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestRegionMmap};
@@ -66,8 +65,7 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<Dir
 }
 
 impl Handler {
-    /// Makes the handler of a connection, and its queues, of which the backend is told by whoever
-    /// calls this ([`Backend::connect`]).
+    /// Makes the handler of a connection, and its queues, which the worker serves from then on.
     ///
     /// # Errors
     ///
@@ -75,8 +73,11 @@ impl Handler {
     pub fn new(backend: Arc<Backend>) -> std::result::Result<Self, virtio_queue::Error> {
         let memory = Memory::new(GuestMemory::new());
         let size = backend.max_queue_size();
-        let new = |_| Vring::new(memory.clone(), size);
-        let vrings = (0..backend.num_queues()).map(new).collect::<std::result::Result<_, _>>()?;
+        let links = backend.links();
+        let new = |number| Vring::new(number, memory.clone(), size, links.clone());
+        let vrings: Vec<_> =
+            (0..backend.num_queues()).map(new).collect::<std::result::Result<_, _>>()?;
+        backend.connect(vrings.iter().map(|vring| vring.queue().clone()).collect());
         Ok(Self {
             backend,
             memory,
@@ -106,14 +107,14 @@ impl Handler {
     fn start(&self, index: u8) -> Result<()> {
         let vring = self.vring(index)?;
         let is_due = {
-            let state = vring.get_ref();
+            let state = vring.state();
             !state.get_queue().ready() && state.get_kick().is_some()
         };
         if is_due {
-            if vring.get_ref().is_enabled() {
+            if vring.state().is_enabled() {
                 self.take_over(index.into())?;
             }
-            vring.set_queue_ready(true);
+            vring.set_ready(true);
         }
         Ok(())
     }
@@ -122,7 +123,7 @@ impl Handler {
     fn take_over(&self, index: u32) -> Result<()> {
         let Some(inflight) = &self.inflight else { return Ok(()) };
         let (used, available, size) = {
-            let state = self.vring(index)?.get_ref();
+            let state = self.vring(index)?.state();
             let queue = state.get_queue();
             let used = queue.used_idx(&*self.memory.memory(), Ordering::Acquire);
             // Rings that are not in memory are the worker's to find.
@@ -143,6 +144,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if std::mem::replace(&mut self.owned, true) {
             return Err(Error::InvalidOperation("already claimed"));
         }
+        self.backend.introduce();
         Ok(())
     }
 
@@ -173,7 +175,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
             self.vrings.iter().for_each(|vring| vring.set_enabled(true));
         }
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-        self.vrings.iter().for_each(|vring| vring.set_queue_event_idx(event_idx));
+        self.vrings.iter().for_each(|vring| vring.set_event_idx(event_idx));
         self.backend.acked_features(features);
         Ok(())
     }
@@ -198,7 +200,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if size == 0 || size > self.backend.max_queue_size() {
             return Err(Error::InvalidParam);
         }
-        vring.set_queue_size(size);
+        vring.set_size(size);
         Ok(())
     }
 
@@ -217,24 +219,22 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         let [descriptors, available, used] =
             [descriptors, available, used].map(|user| self.guest_address(user));
-        vring.set_queue_info(descriptors?, available?, used?).map_err(|_| Error::InvalidParam)?;
+        vring.set_addresses(descriptors?, available?, used?).map_err(|_| Error::InvalidParam)?;
         // A queue that starts goes on at this index, which it then reads again.
-        let used = vring.queue_used_idx().map_err(|_| Error::BackendInternalError)?;
-        vring.set_queue_next_used(used);
-        Ok(())
+        vring.find_used_index().map_err(|_| Error::BackendInternalError)
     }
 
     #[allow(clippy::cast_possible_truncation)] // an index of a split ring has 16 bits
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        self.vring(index)?.set_queue_next_avail(base as u16);
+        self.vring(index)?.set_base(base as u16);
         Ok(())
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let vring = self.vring(index)?;
-        vring.set_queue_ready(false);
+        vring.set_ready(false);
         self.backend.stop_vring(index);
-        let base = vring.queue_next_avail();
+        let base = vring.base();
         vring.set_kick(None);
         vring.set_call(None);
         Ok(VhostUserVringState::new(index, base.into()))
@@ -270,7 +270,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let vring = self.vring(index)?;
         let begins = {
-            let state = vring.get_ref();
+            let state = vring.state();
             enable && !state.is_enabled() && state.get_queue().ready()
         };
         if begins {

@@ -422,7 +422,7 @@ impl Worker {
             }
         }
         if visit != Visit::Idle {
-            self.unfinished.set(number, progress.unfinished.is_some());
+            self.unfinished.set(number, progress.is_unfinished());
         }
         interrupt(open, &mut self.interrupt_log)?;
         Ok(visit)
@@ -492,7 +492,7 @@ impl Worker {
             self.carrier.walking = None;
         }
         self.unfinished.set(number, false);
-        progress.unfinished.take().is_some()
+        progress.abandon()
     }
 
     fn is_holding(&self) -> bool {

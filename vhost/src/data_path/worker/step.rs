@@ -7,14 +7,14 @@ use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::executor::{Executor, Told};
 use crate::data_path::fault;
-use crate::data_path::flusher::Flusher;
+use crate::data_path::flusher::{Flusher, Ticket};
 use crate::data_path::queue::{Broken, Chain, SplitQueue};
 use crate::data_path::request::{Kind, Request};
 use crate::data_path::request_state::{Answer, RequestState};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use vm_memory::Bytes;
+use vm_memory::{Bytes, GuestAddress};
 
 /// What carries out the requests of all queues.
 pub(super) struct Carrier {
@@ -31,12 +31,21 @@ pub(super) struct Carrier {
     pub walking: Option<usize>,
 }
 
+/// The most writes that share a flush in one queue.
+const SHARED_FLUSH: usize = 64;
+
 /// How far a queue is.
 #[derive(Default)]
 pub(super) struct Progress {
     /// The parsed form of the unfinished request, or else of the last one.
     request: Request,
     pub unfinished: Option<Unfinished>,
+    /// Writes of data in front of the unfinished request that are carried out, and not answered. If a
+    /// backend is killed they are all carried out again, in their order, which changes nothing: no
+    /// pointer moves between them.
+    stored: Vec<Stored>,
+    /// The flush that those are answered after, once it is requested.
+    ticket: Option<Ticket>,
     pub told: Told,
     /// See [`SplitQueue::signalled`].
     pub signalled: Option<u16>,
@@ -44,7 +53,15 @@ pub(super) struct Progress {
     pub rings_missing: bool,
 }
 
-/// The one request of a queue that is not answered.
+/// A write that is carried out, and not answered.
+struct Stored {
+    /// The chain's first descriptor.
+    head: u16,
+    status: Option<GuestAddress>,
+    answer: Answer,
+}
+
+/// The one request of a queue that is not carried out, or not answered.
 pub(super) struct Unfinished {
     /// The chain's first descriptor.
     head: u16,
@@ -60,6 +77,20 @@ impl Progress {
         }
     }
 
+    /// Whether there is a request that was taken and is not answered.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished.is_some() || !self.stored.is_empty()
+    }
+
+    /// Forgets what was taken and is not answered. Returns whether there was anything.
+    pub fn abandon(&mut self) -> bool {
+        let was_unfinished = self.is_unfinished();
+        self.unfinished = None;
+        self.stored.clear();
+        self.ticket = None;
+        was_unfinished
+    }
+
     /// Leaves a request unfinished: there is nothing to do for it now.
     fn wait<T>(&mut self, head: u16, state: RequestState) -> Option<T> {
         self.unfinished = Some(Unfinished { head, state });
@@ -69,10 +100,11 @@ impl Progress {
     /// Whether the unfinished request waits for something that no kick tells of: nothing is taken
     /// from the queue until then.
     pub fn is_blocked(&self) -> bool {
-        matches!(
+        let by_state = matches!(
             self.unfinished,
             Some(Unfinished { state: RequestState::Flushing { .. } | RequestState::Parsed, .. })
-        )
+        );
+        by_state || self.ticket.is_some()
     }
 }
 
@@ -87,6 +119,9 @@ impl Carrier {
         mem: &GuestMemory,
     ) -> Result<bool, Broken> {
         self.flusher.poll();
+        if let Some(ticket) = progress.ticket {
+            return self.answer_stored(queue, progress, mem, ticket);
+        }
         let taken = if progress.unfinished.is_some() {
             self.go_on(queue, progress, mem)?
         } else {
@@ -95,7 +130,26 @@ impl Carrier {
         let Some((head, state)) = taken else { return Ok(false) };
         self.note_walk(number, &state);
         let answered = match state {
-            RequestState::Done(answer) => answer_request(queue, progress, mem, head, answer),
+            RequestState::Stored(answer) => {
+                progress.stored.push(Stored { head, status: progress.request.status(), answer });
+                if progress.stored.len() == SHARED_FLUSH || !queue.has_next()? {
+                    progress.ticket = Some(self.flusher.request());
+                }
+                Ok(())
+            }
+            state if !progress.stored.is_empty() => {
+                progress.ticket = Some(match state {
+                    RequestState::Flushing { ticket, .. } => ticket,
+                    _ => self.flusher.request(),
+                });
+                progress.unfinished = Some(Unfinished { head, state });
+                Ok(())
+            }
+            RequestState::Done(answer) => {
+                progress.told.answered();
+                // An unfinished request is still in `request`: nothing else was parsed since.
+                answer_request(queue, mem, head, progress.request.status(), answer)
+            }
             state => {
                 progress.unfinished = Some(Unfinished { head, state });
                 Ok(())
@@ -105,6 +159,25 @@ impl Carrier {
         // Whatever became of that answer, the host has to learn that the pointer has moved.
         self.executor.wake_host();
         answered.map(|()| true)
+    }
+
+    /// Answers the writes that share a flush, when it has finished.
+    fn answer_stored(
+        &mut self,
+        queue: &mut SplitQueue<'_>,
+        progress: &mut Progress,
+        mem: &GuestMemory,
+        ticket: Ticket,
+    ) -> Result<bool, Broken> {
+        let Some(durable) = self.flusher.outcome(ticket) else { return Ok(false) };
+        progress.ticket = None;
+        progress.told.answered();
+        for Stored { head, status, answer } in progress.stored.drain(..) {
+            self.counters.flushes.add(u64::from(durable));
+            let answer = if durable { answer } else { Answer::FAILED };
+            answer_request(queue, mem, head, status, answer)?;
+        }
+        Ok(true)
     }
 
     /// Notes whether this queue is the one with a walk.
@@ -180,7 +253,7 @@ impl Carrier {
                 let state = self.executor.resume(mem, request, told, judgement);
                 self.make_durable(request, state)
             }
-            done @ RequestState::Done(_) => done,
+            done @ (RequestState::Done(_) | RequestState::Stored(_)) => done,
         };
         Ok(Some((head, state)))
     }
@@ -194,6 +267,14 @@ impl Carrier {
             Kind::Read | Kind::GetId | Kind::Unsupported => false,
         };
         match state {
+            RequestState::Done(answer)
+                if flushes
+                    && answer.is_ok()
+                    && request.kind() == Kind::Write
+                    && self.executor.is_data(request) =>
+            {
+                RequestState::Stored(answer)
+            }
             RequestState::Done(answer) if flushes && answer.is_ok() => {
                 RequestState::Flushing { ticket: self.flusher.request(), answer }
             }
@@ -205,9 +286,9 @@ impl Carrier {
 /// Writes the status byte and the used ring's entry.
 fn answer_request(
     queue: &mut SplitQueue<'_>,
-    progress: &mut Progress,
     mem: &GuestMemory,
     head: u16,
+    status_at: Option<GuestAddress>,
     answer: Answer,
 ) -> Result<(), Broken> {
     let Answer { mut status, mut written } = answer;
@@ -218,12 +299,10 @@ fn answer_request(
         }
         status = Answer::FAILED.status;
     }
-    // An unfinished request is still in `request`: nothing else was parsed since.
-    if let Some(at) = progress.request.status()
+    if let Some(at) = status_at
         && mem.store(status, at, Ordering::Relaxed).is_ok()
     {
         written += 1;
     }
-    progress.told.answered();
     queue.add_used(head, written)
 }
