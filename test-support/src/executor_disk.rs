@@ -126,7 +126,7 @@ impl Disk {
         ];
         match self.request.parse(&self.mem, chain.into_iter()) {
             Ok(()) => {
-                let state = self.executor.execute(&self.mem, &self.request, &mut self.told, hold);
+                let state = self.executor.execute(&self.mem, &self.request, &self.told, hold);
                 self.answered(state)
             }
             Err(reason) => self.executor.refuse(reason),

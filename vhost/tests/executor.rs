@@ -10,7 +10,6 @@ use shared_block_ring::{Consumer, OpenOptions, Position, Producer, RingDevice};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vhost_device_blockring::data_path::executor::Told;
 use vhost_device_blockring::data_path::guard::Reason;
 use vhost_device_blockring::data_path::request_state::{Answer, RequestState};
 use virtio_bindings::bindings::virtio_blk::{
@@ -319,7 +318,7 @@ fn idle_read_is_answered_with_news_and_held_without() {
     consumer.pop(Position::ZERO).unwrap();
     consumer.advance(at(12)).unwrap();
     assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole);
-    disk.told = Told::default();
+    disk.executor.forget();
     assert_eq!(answer(&idle(&mut disk, Some(HOLD))), whole, "a new front end has read nothing");
 }
 

@@ -19,7 +19,7 @@ pub const ROWS: &[Row] = &[
     ),
     Row::new("machine", "few descriptors", "ulimit -n 4; exec \"$@\"", few_descriptors),
     Row::new("machine", "little memory", "ulimit -v 60000; exec \"$@\"", any_documented),
-    Row::new("machine", "hardly any memory", "ulimit -v 8000; exec \"$@\"", hardly_any),
+    Row::new("machine", "hardly any memory", "ulimit -v 9000; exec \"$@\"", hardly_any),
     Row::new("machine", "hardly any memory for data", "ulimit -d 300; exec \"$@\"", hardly_any),
     Row::new("machine", "a file size limit", "ulimit -f 1; exec \"$@\"", file_size),
     Row::new(

@@ -59,17 +59,18 @@ pub struct Executor {
     wake_pending: bool,
     /// The guest's side. Nobody else stores it.
     guest: GuestState,
+    /// The host's pointer sector as the last idle-class read of it returned it, by any queue: a
+    /// process that waits in the guest may run on one processor after the other.
+    last_shown: Option<Vec<u8>>,
     /// The host's pointer sector as it was last looked at.
     host_sector: Vec<u8>,
     /// Memory for a judgement. `None` while there is one, and after one that ended in a refusal.
     scratch: Option<Box<Scratch>>,
 }
 
-/// What a queue's driver was told, and what it may be repeating.
+/// What a queue's driver may be repeating.
 #[derive(Debug, Default)]
 pub struct Told {
-    /// The host's pointer sector as the last idle-class read of it by this queue returned it.
-    host: Option<Vec<u8>>,
     /// The next request may be a repeated one: a backend that was killed, or a stop, came between
     /// its work and its answer. It is the first one that was waiting when the queue started.
     may_repeat: bool,
@@ -78,7 +79,7 @@ pub struct Told {
 impl Told {
     /// Of a queue that starts. `waiting` says whether it has a request then.
     pub fn at_start(waiting: bool) -> Self {
-        Self { host: None, may_repeat: waiting }
+        Self { may_repeat: waiting }
     }
 
     /// Notes that a request was answered: the next one is a new one.
@@ -108,6 +109,7 @@ impl Executor {
             host: Watched::new(host, Owner::Ring),
             wake_pending: false,
             guest,
+            last_shown: None,
             host_sector,
             scratch: None,
         }
@@ -119,10 +121,15 @@ impl Executor {
         self.region.suspend(suspend)
     }
 
-    /// Whether the host's pointer sector differs from what a queue's driver was told last.
-    pub fn has_news(&mut self, told: &Told) -> bool {
+    /// Forgets what the guest has read: a new front end, or a reset one, has read nothing.
+    pub fn forget(&mut self) {
+        self.last_shown = None;
+    }
+
+    /// Whether the host's pointer sector differs from what the last idle-class read of it returned.
+    pub fn has_news(&mut self) -> bool {
         self.region.read_control_sector(self.guard.host().sector(), &mut self.host_sector);
-        told.host.as_ref() != Some(&self.host_sector)
+        self.last_shown.as_ref() != Some(&self.host_sector)
     }
 
     /// Whether a request concerns no control sector.
@@ -150,11 +157,11 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        told: &mut Told,
+        told: &Told,
         hold: Option<Duration>,
     ) -> RequestState {
         let outcome = match request.kind() {
-            Kind::Read => self.read(mem, request, told, hold),
+            Kind::Read => self.read(mem, request, hold),
             Kind::Write => self.write(mem, request, told),
             Kind::Flush => Ok(RequestState::Done(Answer::ok(0))),
             Kind::GetId => self.get_id(mem, request),
@@ -194,7 +201,6 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        told: &mut Told,
         hold: Option<Duration>,
     ) -> Result<RequestState, Failure> {
         let range = self.guard.range(request.sector, request.data_len)?;
@@ -204,14 +210,14 @@ impl Executor {
             && range.start == self.region.geometry().pointer_start(host)
             && range.end == range.start + size
         {
-            if !self.has_news(told)
+            if !self.has_news()
                 && let Some(hold) = hold
             {
                 self.counters.held.count();
                 return Ok(RequestState::Held { until: Instant::now() + hold });
             }
             self.region.to_guest(mem, &request.data, range.start)?;
-            told.host.get_or_insert_default().clone_from(&self.host_sector);
+            self.last_shown.get_or_insert_default().clone_from(&self.host_sector);
         } else {
             self.region.to_guest(mem, &request.data, range.start)?;
         }

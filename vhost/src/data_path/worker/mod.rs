@@ -98,7 +98,15 @@ impl Worker {
     ) -> Self {
         let (write_through, walking) = (false, None);
         Self {
-            carrier: Carrier { executor, counters, flusher, hold, write_through, walking },
+            carrier: Carrier {
+                executor,
+                counters,
+                flusher,
+                hold,
+                write_through,
+                arrivals: 0,
+                walking,
+            },
             bell: Watched::new(bell, Owner::Ring),
             poller: Poller::new(polling),
             broken_log: Pace::default(),
@@ -175,6 +183,7 @@ impl Worker {
         self.abandon_request(number);
         self.progress[number].signalled = None;
         self.progress[number].rings_missing = false;
+        self.carrier.executor.forget();
     }
 
     /// Answers nothing more to this front end. It reads the used indices when the connection ends,
@@ -474,7 +483,8 @@ impl Worker {
         self.bell.announce();
         let Self { carrier, progress, unfinished, .. } = self;
         let news = (*unfinished).into_iter().map(|number| &progress[number]).any(|progress| {
-            progress.held_until().is_some() && carrier.executor.has_news(&progress.told)
+            progress.held_until().is_some()
+                && (!progress.is_last(carrier.arrivals) || carrier.executor.has_news())
         });
         if news {
             self.bell.awake();

@@ -26,6 +26,9 @@ pub(super) struct Carrier {
     /// Every write is durable before it is answered: FLUSH was not negotiated, or the guest's
     /// driver has chosen it.
     pub write_through: bool,
+    /// Requests taken so far. A read that is held is answered when another comes, by any queue: who
+    /// makes it may wait for what a process holds that was killed in the read.
+    pub arrivals: u64,
     /// The queue with a write for which items are being walked. What the walk has seen must stay as it
     /// is until that write is carried out or given up: the writes of other queues wait.
     pub walking: Option<usize>,
@@ -40,6 +43,8 @@ pub(super) struct Progress {
     /// The parsed form of the unfinished request, or else of the last one.
     request: Request,
     pub unfinished: Option<Unfinished>,
+    /// Requests taken when the unfinished one was.
+    arrived: u64,
     /// Writes of data in front of the unfinished request that are carried out, and not answered. If a
     /// backend is killed they are all carried out again, in their order, which changes nothing: no
     /// pointer moves between them.
@@ -75,6 +80,11 @@ impl Progress {
             Some(Unfinished { state: RequestState::Held { until }, .. }) => Some(until),
             _ => None,
         }
+    }
+
+    /// Whether the unfinished request is the last that was taken.
+    pub fn is_last(&self, arrivals: u64) -> bool {
+        self.arrived == arrivals
     }
 
     /// Whether there is a request that was taken and is not answered.
@@ -196,6 +206,8 @@ impl Carrier {
         progress: &mut Progress,
         chain: Chain<'_>,
     ) -> RequestState {
+        self.arrivals = self.arrivals.wrapping_add(1);
+        progress.arrived = self.arrivals;
         match progress.request.parse(mem, chain) {
             Ok(()) => self.execute(mem, progress),
             Err(reason) => self.executor.refuse(reason),
@@ -229,10 +241,11 @@ impl Carrier {
         mem: &GuestMemory,
     ) -> Result<Option<(u16, RequestState)>, Broken> {
         let Some(Unfinished { head, state }) = progress.unfinished.take() else { return Ok(None) };
-        let Progress { request, told, .. } = progress;
+        let Progress { request, told, arrived, .. } = progress;
         let state = match state {
             RequestState::Held { until } => {
-                if !self.executor.has_news(told) && !queue.has_next()? && Instant::now() < until {
+                let is_last = *arrived == self.arrivals && !queue.has_next()?;
+                if is_last && !self.executor.has_news() && Instant::now() < until {
                     return Ok(progress.wait(head, RequestState::Held { until }));
                 }
                 self.executor.execute(mem, request, told, None)
