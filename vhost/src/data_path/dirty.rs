@@ -202,7 +202,7 @@ impl<'a> WithBitmapSlice<'a> for Dirty {
 impl Bitmap for Dirty {
     fn mark_dirty(&self, offset: usize, len: usize) {
         if let Some(part) = self.0.get() {
-            part.read().unwrap_or_else(PoisonError::into_inner).mark(offset, len);
+            mark(part, offset, len);
         }
     }
 
@@ -215,6 +215,12 @@ impl Bitmap for Dirty {
     fn slice_at(&self, offset: usize) -> DirtySlice<'_> {
         DirtySlice { whole: self, start: offset }
     }
+}
+
+/// Out of the way of guests that nobody migrates.
+#[cold]
+fn mark(part: &RwLock<Part>, offset: usize, len: usize) {
+    part.read().unwrap_or_else(PoisonError::into_inner).mark(offset, len);
 }
 
 impl NewBitmap for Dirty {

@@ -140,21 +140,8 @@ impl Carrier {
         let Some((head, state)) = taken else { return Ok(false) };
         self.note_walk(number, &state);
         let answered = match state {
-            RequestState::Stored(answer) => {
-                progress.stored.push(Stored { head, status: progress.request.status(), answer });
-                if progress.stored.len() == SHARED_FLUSH || !queue.has_next()? {
-                    progress.ticket = Some(self.flusher.request());
-                }
-                Ok(())
-            }
-            state if !progress.stored.is_empty() => {
-                progress.ticket = Some(match state {
-                    RequestState::Flushing { ticket, .. } => ticket,
-                    _ => self.flusher.request(),
-                });
-                progress.unfinished = Some(Unfinished { head, state });
-                Ok(())
-            }
+            RequestState::Stored(_) => self.set_aside(queue, progress, head, state),
+            _ if !progress.stored.is_empty() => self.set_aside(queue, progress, head, state),
             RequestState::Done(answer) => {
                 progress.told.answered();
                 // An unfinished request is still in `request`: nothing else was parsed since.
@@ -171,7 +158,36 @@ impl Carrier {
         answered.map(|()| true)
     }
 
+    /// Keeps a request behind, or among, the writes that share a flush, and requests that flush when
+    /// no more of them can come.
+    #[cold]
+    fn set_aside(
+        &mut self,
+        queue: &mut SplitQueue<'_>,
+        progress: &mut Progress,
+        head: u16,
+        state: RequestState,
+    ) -> Result<(), Broken> {
+        match state {
+            RequestState::Stored(answer) => {
+                progress.stored.push(Stored { head, status: progress.request.status(), answer });
+                if progress.stored.len() == SHARED_FLUSH || !queue.has_next()? {
+                    progress.ticket = Some(self.flusher.request());
+                }
+            }
+            state => {
+                progress.ticket = Some(match state {
+                    RequestState::Flushing { ticket, .. } => ticket,
+                    _ => self.flusher.request(),
+                });
+                progress.unfinished = Some(Unfinished { head, state });
+            }
+        }
+        Ok(())
+    }
+
     /// Answers the writes that share a flush, when it has finished.
+    #[cold]
     fn answer_stored(
         &mut self,
         queue: &mut SplitQueue<'_>,
@@ -234,6 +250,7 @@ impl Carrier {
     }
 
     /// Takes the unfinished request, if its wait is over, and goes on with it.
+    #[cold]
     fn go_on(
         &mut self,
         queue: &mut SplitQueue<'_>,
@@ -297,6 +314,7 @@ impl Carrier {
 }
 
 /// Writes the status byte and the used ring's entry.
+#[inline]
 fn answer_request(
     queue: &mut SplitQueue<'_>,
     mem: &GuestMemory,
