@@ -70,13 +70,16 @@ fn main() {
         ("always polling", Polling::Always),
     ] {
         let rows = [
-            ("one queue", Guest::new(polling, 1, false)),
-            ("64 queues, one in use", Guest::new(polling, MAX_QUEUES, false)),
-            ("64 queues, 63 kicked in a storm", Guest::new(polling, MAX_QUEUES, true)),
+            ("one queue", 1, false),
+            ("64 queues, one in use", MAX_QUEUES, false),
+            ("64 queues, 63 kicked in a storm", MAX_QUEUES, true),
         ];
         let mut figures = rows.each_ref().map(|_| Vec::new());
         for _ in 0..ROUNDS {
-            for ((_, guest), figures) in rows.iter().zip(&mut figures) {
+            for ((_, queues, storm), figures) in rows.iter().zip(&mut figures) {
+                // One at a time: a worker that polls takes a processor.
+                let guest = Guest::new(polling, *queues, *storm);
+                guest.writes(times / 10);
                 figures.push(guest.writes(times));
             }
         }
@@ -84,7 +87,7 @@ fn main() {
             figures.sort_unstable();
             figures[ROUNDS / 2]
         });
-        for ((row, _), median) in rows.iter().zip(medians) {
+        for ((row, ..), median) in rows.iter().zip(medians) {
             let ratio = median.as_secs_f64() / medians[0].as_secs_f64();
             println!("{name:<18} {row:<32} {:>8.2} us {ratio:>6.2}", median.as_secs_f64() * 1e6);
         }
