@@ -69,10 +69,12 @@ fn refused(why: String) -> io::Error {
 ///
 /// # Errors
 ///
-/// No queue is that large, or there is no memory.
+/// There is no queue, none is that large, or there is no memory.
 pub fn make(queues: u16, size: u16) -> io::Result<(VhostUserInflight, File)> {
-    if !size.is_power_of_two() || size > MAX_SIZE {
-        return Err(refused(format!("no queue has {size} descriptors")));
+    if queues == 0 || !size.is_power_of_two() || size > MAX_SIZE {
+        return Err(refused(format!(
+            "there is no record for {queues} queues of {size} descriptors"
+        )));
     }
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let file = File::from(memfd_create(c"inflight", flags)?);
@@ -235,6 +237,7 @@ mod tests {
         ] {
             assert!(refused(VhostUserInflight::new(size, offset, queues, length)));
         }
+        assert!(make(0, SIZE).is_err());
         assert!(make(1, 3).is_err() && make(1, 0).is_err() && make(1, 65_535).is_err());
         // Made by the front end, and empty.
         let (pipe, _writer) = io::pipe().unwrap();
