@@ -23,7 +23,8 @@ fn lines_with(words: &str) -> Vec<String> {
     lines.collect()
 }
 
-/// The backend serves as many queues as VMMs ask for by default: one for each processor of the guest.
+/// The backend serves as many queues as VMMs ask for by default: one for each processor of the
+/// guest.
 #[test]
 fn disk_of_a_documented_guest_has_the_vmms_number_of_queues() {
     let by_command_line = lines_with("-device vhost-user-blk-pci");

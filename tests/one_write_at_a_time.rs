@@ -20,7 +20,7 @@ const ENTRIES: usize = 100;
 /// A device that panics if an end writes to it while an earlier write of that end is under way.
 struct OneAtATime<D> {
     device: D,
-    /// Of the producer, and of the consumer.
+    /// Whether the producer writes, and whether the consumer does.
     writing: [AtomicBool; 2],
     writes: Arc<AtomicU64>,
 }

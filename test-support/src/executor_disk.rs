@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use vhost_device_blockring::daemon::ring::{guest_side, unknown};
 use vhost_device_blockring::data_path::counters::Counters;
-use vhost_device_blockring::data_path::executor::{Executor, Service, Told};
+use vhost_device_blockring::data_path::executor::{Executor, Replay, Service};
 use vhost_device_blockring::data_path::guard::{Guard, Judgement, Reason};
 use vhost_device_blockring::data_path::region::Region;
 use vhost_device_blockring::data_path::request::Request;
@@ -49,8 +49,8 @@ pub struct Disk {
     /// The host's end of the bell that the executor rings.
     pub host: Bell,
     pub request: Request,
-    /// What the disk's one queue was told.
-    pub told: Told,
+    /// Whether the next request of the disk's one queue may be a replayed one.
+    pub replay: Replay,
     pub mem: GuestMemoryMmap,
 }
 
@@ -102,8 +102,8 @@ impl Disk {
         let service = Service { read_only, guarded, serial };
         let executor = Executor::new(region, guard, service, Arc::clone(&counters), rung, state);
         let mem = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-        let (request, told) = (Request::default(), Told::default());
-        Self { file, path, guest, geometry, executor, counters, host, request, told, mem }
+        let (request, replay) = (Request::default(), Replay::default());
+        Self { file, path, guest, geometry, executor, counters, host, request, replay, mem }
     }
 
     pub fn run(
@@ -126,7 +126,7 @@ impl Disk {
         ];
         match self.request.parse(&self.mem, chain.into_iter()) {
             Ok(()) => {
-                let state = self.executor.execute(&self.mem, &self.request, &self.told, hold);
+                let state = self.executor.execute(&self.mem, &self.request, &self.replay, hold);
                 self.answered(state)
             }
             Err(reason) => self.executor.refuse(reason),
@@ -135,13 +135,13 @@ impl Disk {
 
     /// Goes on with a write whose items are not all walked.
     pub fn resume(&mut self, judgement: Box<Judgement>) -> RequestState {
-        let state = self.executor.resume(&self.mem, &self.request, &self.told, judgement);
+        let state = self.executor.resume(&self.mem, &self.request, &self.replay, judgement);
         self.answered(state)
     }
 
     fn answered(&mut self, state: RequestState) -> RequestState {
         if answer(&state).is_some() {
-            self.told.answered();
+            self.replay.answered();
         }
         state
     }
@@ -230,7 +230,7 @@ impl Backend for Disk {
     }
 
     fn restarts(&mut self, waiting: bool) {
-        self.told = Told::at_start(waiting);
+        self.replay = Replay::at_start(waiting);
     }
 
     fn host_stores(&mut self, at: usize, bytes: &[u8]) {
@@ -288,7 +288,7 @@ impl<'a> Driver<'a> {
 
     /// Starts the queue again, with a request that waits.
     pub fn restarted(&self) {
-        self.disk.lock().unwrap().told = Told::at_start(true);
+        self.disk.lock().unwrap().replay = Replay::at_start(true);
     }
 
     fn disk(&self) -> MutexGuard<'_, &'a mut Disk> {

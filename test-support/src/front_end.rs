@@ -91,8 +91,8 @@ impl FrontEnd {
         Self::on_queue(folder, 0)
     }
 
-    /// Connects to the daemon in that folder, shares memory, and starts the queue of that number, which
-    /// is used, behind others in which nothing is ever offered.
+    /// Connects to the daemon in that folder, shares memory, and starts the queue of that number,
+    /// which is used, behind others in which nothing is ever offered.
     pub fn on_queue(folder: &impl AsRef<Path>, queue: usize) -> Self {
         let mut front_end = Self::connect(folder);
         for idle in 0..queue {

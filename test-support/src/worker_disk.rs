@@ -1,5 +1,5 @@
-//! A guest's disk over the backend's worker: the calling thread drives both sides of its queues, and
-//! there is no front end.
+//! A guest's disk over the backend's worker: the calling thread drives both sides of its queues,
+//! and there is no front end.
 
 use crate::executor_disk::{Disk, open};
 use crate::split_ring::{Desc, Rings, linked, put_header, readable, writable};

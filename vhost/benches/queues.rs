@@ -29,7 +29,7 @@ fn signal(event: &OwnedFd) {
 /// A guest with so many running queues.
 struct Guest {
     running: Running,
-    /// What is signalled beside each write.
+    /// The other events, of which one is signalled with each write.
     others: Vec<OwnedFd>,
 }
 

@@ -232,7 +232,8 @@ fn descriptors_that_change_during_a_request_harm_nothing() {
             linked(0, &[readable(HEADER, 16), readable(MEMORY - 8, 1 << 20), writable(STATUS, 1)]);
         guest.header(VIRTIO_BLK_T_OUT, 20);
         guest.describe(RINGS.descriptors, 0, &good);
-        // Address and length of the second descriptor, as another processor of the guest writes them.
+        // Address and length of the second descriptor, as another processor of the guest writes
+        // them.
         let memory = guest.memory.clone();
         let racing = || {
             for chain in [&good, &bad] {

@@ -14,7 +14,7 @@ use shared_block_ring::{
 };
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use vhost_device_blockring::data_path::executor::Told;
+use vhost_device_blockring::data_path::executor::Replay;
 use virtio_blk_driver::VirtioDevice;
 
 /// Runs `work` in front of each write of sector 2: between its reading and its writing.
@@ -124,7 +124,7 @@ fn host_suspend_survives_an_advance_that_is_repeated_after_a_kill() {
         let written = sector(&disk);
         if suspended { host(&disk).suspend() } else { host(&disk).resume() }.unwrap();
         let mut disk = next_backend(&disk);
-        disk.told = Told::at_start(true);
+        disk.replay = Replay::at_start(true);
         let before = disk.bytes();
         assert_ne!(written[FLAG_AT], sector(&disk)[FLAG_AT]);
         assert!(is_ok(&disk.write(2, &written)));

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_test_support::executor_disk::{Disk, IDLE, open};
+use ring_test_support::process::PATIENCE;
 use ring_test_support::worker_disk::{Direct, Payload, Place};
 use shared_block_ring::format::{FLAG_AT, PointerSector, Side};
 use shared_block_ring::{Control, MappedDevice, Position, Producer};
@@ -192,8 +193,7 @@ fn write_through_costs_one_flush_for_the_writes_that_wait_in_a_queue() {
     direct.set_write_through(true);
     let write = |byte| direct.put(0, 0, DATA, Payload::Write(&[byte; 512]));
     let writes: Vec<_> = (0..5).map(write).collect();
-    // What is no write of data is answered behind them, and needs a flush of its own only if it is
-    // a write or a flush.
+    // A read and a refused write are answered behind them, and end what shares the flush.
     let read = direct.put(0, 0, DATA, Payload::Read(512));
     let refused = direct.put(0, 0, 0, Payload::Write(&[1; 512]));
     let later = [write(8), write(9)];
@@ -278,6 +278,34 @@ fn read_is_held_until_the_host_moves_or_any_queue_has_a_request() {
     suspend(host);
     direct.turn();
     assert_eq!(direct.status(again), OK, "the host has moved");
+}
+
+/// Other queues' requests end a held read, but not before the writes in front of it are durable.
+#[test]
+fn worker_sleeps_while_a_held_read_waits_behind_a_flush() {
+    let (flusher, go_on, _) = told();
+    let direct = Direct::with_queues(Disk::new(Side::Producer), 2, flusher);
+    direct.set_write_through(true);
+    let first = idle_read(&direct, 0);
+    direct.turn();
+    assert_eq!(direct.status(first), OK);
+    let write = direct.put(0, 0, DATA, Payload::Write(&[7; 512]));
+    let second = direct.put(0, 0, DATA, Payload::Write(&[8; 512]));
+    let held = idle_read(&direct, 0);
+    let other = direct.put(1, 0, DATA, Payload::Read(512));
+    let (ended, ends) = channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| ended.send(direct.turn()).unwrap());
+        let end = ends.recv_timeout(PATIENCE);
+        let answered = [write, second, held, other].map(|place| direct.status(place));
+        go_on.send(()).unwrap();
+        assert_eq!(end, Ok(TurnEnd::Sleep(None)));
+        assert_eq!(answered, [None, None, None, OK]);
+    });
+    while direct.status(held).is_none() {
+        direct.turn();
+    }
+    assert_eq!([write, second, held].map(|place| direct.status(place)), [OK; 3]);
 }
 
 /// Changes the host's pointer sector.

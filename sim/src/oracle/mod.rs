@@ -32,7 +32,8 @@ pub struct Ring {
     pub bytes: Vec<u8>,
     /// The guest's state as the backend knows it.
     pub known: Known,
-    /// Whether the guest's next request may be a repeated one: it was waiting when its queue started.
+    /// Whether the guest's next request may be a repeated one: it was waiting when its queue
+    /// started.
     pub may_repeat: bool,
     /// For each byte of the data area, whether it is published and not consumed.
     frozen: Vec<bool>,

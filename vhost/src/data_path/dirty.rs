@@ -136,7 +136,7 @@ impl Part {
     fn mark(&self, offset: usize, len: usize) {
         let Some(last) = len.checked_sub(1) else { return };
         let [first, last] = [offset, offset.saturating_add(last)].map(|at| at as u64 / LOG_PAGE);
-        // What is behind the region is none of its pages.
+        // The range may end behind the region, whose pages these are not.
         for page in first..=last.min(self.pages - 1) {
             let (byte, bit) = self.place(page);
             byte.fetch_or(bit, Ordering::Relaxed);

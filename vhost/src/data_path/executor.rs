@@ -68,16 +68,16 @@ pub struct Executor {
     scratch: Option<Box<Scratch>>,
 }
 
-/// What a queue's driver may be repeating.
+/// Whether a queue's next request may be a replayed one.
 #[derive(Debug, Default)]
-pub struct Told {
+pub struct Replay {
     /// The next request may be a repeated one: a backend that was killed, or a stop, came between
     /// its work and its answer. It is the first one that was waiting when the queue started.
     may_repeat: bool,
 }
 
-impl Told {
-    /// Of a queue that starts. `waiting` says whether it has a request then.
+impl Replay {
+    /// The state at a queue's start. `waiting` says whether a request is in the queue then.
     pub fn at_start(waiting: bool) -> Self {
         Self { may_repeat: waiting }
     }
@@ -157,12 +157,12 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        told: &Told,
+        replay: &Replay,
         hold: Option<Duration>,
     ) -> RequestState {
         let outcome = match request.kind() {
             Kind::Read => self.read(mem, request, hold),
-            Kind::Write => self.write(mem, request, told),
+            Kind::Write => self.write(mem, request, replay),
             Kind::Flush => Ok(RequestState::Done(Answer::ok(0))),
             Kind::GetId => self.get_id(mem, request),
             Kind::Unsupported => Ok(RequestState::Done(Answer::UNSUPPORTED)),
@@ -175,10 +175,10 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        told: &Told,
+        replay: &Replay,
         judgement: Box<Judgement>,
     ) -> RequestState {
-        let outcome = self.judge(mem, request, told, *judgement);
+        let outcome = self.judge(mem, request, replay, *judgement);
         self.state_after(request, outcome)
     }
 
@@ -249,7 +249,7 @@ impl Executor {
         &mut self,
         mem: &M,
         request: &Request,
-        told: &Told,
+        replay: &Replay,
     ) -> Result<RequestState, Failure> {
         let range = self.guard.range(request.sector, request.data_len)?;
         if self.service.read_only {
@@ -259,17 +259,17 @@ impl Executor {
             return self.store_unjudged(mem, request, &range);
         }
         let judgement = self.guard.begin(range, self.scratch.take().unwrap_or_default());
-        self.judge(mem, request, told, judgement)
+        self.judge(mem, request, replay, judgement)
     }
 
     fn judge<M: GuestMemoryBackend>(
         &mut self,
         mem: &M,
         request: &Request,
-        told: &Told,
+        replay: &Replay,
         mut judgement: Judgement,
     ) -> Result<RequestState, Failure> {
-        let view = RequestView { may_repeat: told.may_repeat, ..self.view(mem, request) };
+        let view = RequestView { may_repeat: replay.may_repeat, ..self.view(mem, request) };
         match self.guard.judge(self.guest, &mut judgement, WALK_BUDGET, &view)? {
             None => Ok(RequestState::Walking(Box::new(judgement))),
             Some(grant) => self.store(mem, request, &grant, judgement),

@@ -51,7 +51,8 @@ impl SharedWorker {
         &self.waiters
     }
 
-    /// What a queue needs so that this worker can serve it. Interrupts of the guest go by `signaller`.
+    /// What a queue needs so that this worker can serve it. Interrupts of the guest go by
+    /// `signaller`.
     pub fn links(&self, signaller: &Arc<Signaller>) -> Links {
         let (waiters, kicks) = (self.waiters.clone(), self.kicks.clone());
         Links { waiters, kicks, signaller: Arc::clone(signaller) }

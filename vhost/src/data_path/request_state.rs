@@ -8,13 +8,14 @@ use virtio_bindings::bindings::virtio_blk::{
 };
 
 /// The state of a request. Of one queue at most one request is unfinished: everything but
-/// [`Done`](Self::Done).
+/// [`Done`](Self::Done), and [`Stored`](Self::Stored), of which several may wait.
 #[derive(Debug)]
 pub enum RequestState {
     /// Carried out, or refused: only its answer is left.
     Done(Answer),
-    /// Parsed, and nothing was done for it yet. A write stays so while the items under a new position
-    /// are being walked for a write of another queue: what that walk has seen may not change.
+    /// Parsed, and nothing was done for it yet. A write stays so while the items under a new
+    /// position are being walked for a write of another queue: what that walk has seen must not
+    /// change.
     Parsed,
     /// A write of the guest's pointer whose new items the guard has not all looked at.
     Walking(Box<Judgement>),

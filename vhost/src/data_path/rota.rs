@@ -8,11 +8,11 @@ const ALWAYS: usize = 4;
 /// Rounds without work until a queue is taken for an idle one, or twice as many.
 const LATELY: u32 = 64;
 
-/// The choice, from the beginning of a turn to its end. Queues are numbered by their places here, in
-/// the order in which they were opened.
+/// The choice, from the beginning of a turn to its end. Queues are numbered by their places here,
+/// in the order in which they were opened.
 ///
-/// A round visits every queue that had a request lately, and one of the others. A queue whose driver
-/// offers one request after the other is thus met as fast beside many idle queues as alone.
+/// A round visits every queue that had a request lately, and one of the others. A queue whose
+/// driver offers one request after the other is thus met as fast beside many idle queues as alone.
 #[derive(Debug)]
 pub struct Rota {
     lately: QueueSet,

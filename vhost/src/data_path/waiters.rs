@@ -77,8 +77,8 @@ impl Waiters {
         Mark(self.0.threads.load(Ordering::Acquire) & !(SERVED - 1))
     }
 
-    /// Whether a thread waits, so that the worker has to let go of what it holds, or was served since
-    /// `mark`. One load.
+    /// Whether a thread waits, so that the worker has to let go of what it holds, or was served
+    /// since `mark`. One load.
     pub fn any_since(&self, mark: Mark) -> bool {
         self.0.threads.load(Ordering::Relaxed) != mark.0
     }

@@ -26,8 +26,8 @@ pub struct Vring {
 }
 
 impl Vring {
-    /// Makes a stopped queue of that number, of at most `size` descriptors, in `memory`. `links` are
-    /// those of the worker that will serve it.
+    /// Makes a stopped queue of that number, of at most `size` descriptors, in `memory`. `links`
+    /// are those of the worker that will serve it.
     ///
     /// # Errors
     ///

@@ -36,8 +36,8 @@ pub trait View {
     /// Whether the request has for device bytes `range` what the region holds there.
     fn is_unchanged(&self, range: Range<u64>) -> Result<bool, Self::Fault>;
 
-    /// Whether the write may be a repeated one: it was carried out before, and a kill of the backend
-    /// or a stop of the queue came before its answer.
+    /// Whether the write may be a repeated one: it was carried out before, and a kill of the
+    /// backend or a stop of the queue came before its answer.
     fn may_repeat(&self) -> bool;
 }
 

@@ -1,15 +1,17 @@
-//! Driving the queues of one ring: chains in, answers out, in each queue strictly in the order of its
-//! available ring.
+//! Driving the queues of one ring: chains in, answers out, in each queue strictly in the order of
+//! its available ring.
 //!
 //! Of each queue at most one request is unfinished at a time, and nothing behind it is carried out.
 //! Across queues every request is judged against the region as it is when its turn comes, one at a
 //! time. The used index is published after every request, before the next change of the region: a
-//! backend that is killed anywhere resumes from the used indices alone, and what is replayed then is
-//! idempotent. For the same reason a stop waits for nothing: the unfinished request returns to the
-//! available ring.
+//! backend that is killed anywhere resumes from the used indices alone, and what is replayed then
+//! is idempotent. Where each write has to be durable, writes of data are answered together: they
+//! are idempotent in their order, too. For the same reason a stop waits for nothing: what is
+//! unanswered returns to the available ring.
 
 mod session;
 mod step;
+mod turn;
 
 use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
@@ -17,28 +19,17 @@ use crate::data_path::executor::Executor;
 use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::flusher::Flusher;
 use crate::data_path::polling::{Poller, Polling};
-use crate::data_path::queue::Broken;
 use crate::data_path::queue_set::QueueSet;
-use crate::data_path::rota::Rota;
 use crate::data_path::shared_queue::{Memory, SharedQueue, give_back, is_running};
-use crate::data_path::waiters::{Mark, Waiters};
+use crate::data_path::waiters::Mark;
 use ring_program::Pace;
-use session::{Open, Session};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::{Carrier, Progress};
-use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
-
-/// Answers between two interrupt decisions while there is more to do. One is also made when the
-/// queue is empty.
-const INTERRUPT_BATCH: u16 = 8;
-
-/// Steps of one queue before the others are looked at.
-const VISIT: usize = 16;
 
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,17 +38,6 @@ pub enum TurnEnd {
     GiveWay,
     /// There is nothing to do until an event, or until this time.
     Sleep(Option<Instant>),
-}
-
-/// How a visit to a queue ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Visit {
-    /// There was nothing to do.
-    Idle,
-    /// Everything there was is done.
-    Served,
-    /// There may be more.
-    CutShort,
 }
 
 /// The state of the queues' thread: the queues, and the ring behind them.
@@ -227,271 +207,6 @@ impl Worker {
         }
     }
 
-    /// Serves requests, and polls for more as long as it may, until there is nothing to do or one
-    /// of `waiters` needs what the worker holds. `kicked` are the queues whose drivers have kicked
-    /// since the last turn.
-    pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
-        self.carrier.flusher.poll();
-        let queues = Arc::clone(&self.queues);
-        let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
-        if self.closed {
-            return TurnEnd::Sleep(None);
-        }
-        // `memory` is held for the whole turn: memory that the front end takes back is unmapped
-        // when the turn ends, and the front end's thread waits for that.
-        let mut session = Session::new(&queues, &memory);
-        let mark = waiters.mark();
-        self.look_at_all(&queues, mark);
-        self.due |= kicked;
-        self.due |= self.unfinished;
-        if self.is_holding() {
-            self.bell.awake();
-        }
-        self.open(&mut session, self.due);
-        let end = self.serve(&mut session, waiters, mark);
-        self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
-        session.close(&mut self.progress);
-        end
-    }
-
-    /// Finds out which queues are running, unless nothing has changed since that was found out.
-    fn look_at_all(&mut self, queues: &[SharedQueue], mark: Mark) {
-        if self.looked_at.replace(mark) == Some(mark) {
-            return;
-        }
-        self.running = QueueSet::EMPTY;
-        for (number, queue) in queues.iter().enumerate() {
-            let state = queue.lock_for_turn();
-            if queue.take_restarted() {
-                self.forget_queue(number);
-            }
-            self.running.set(number, is_running(&state));
-        }
-        self.due = self.running;
-    }
-
-    /// Opens those of the running queues that are in `wanted` and were not opened in this turn.
-    fn open(&mut self, session: &mut Session<'_>, wanted: QueueSet) {
-        let wanted = wanted.and(self.running).without(session.tried);
-        session.tried |= wanted;
-        for number in wanted {
-            let shared = &session.queues[number];
-            let mut state = shared.lock_for_turn();
-            if shared.take_restarted() {
-                self.forget_queue(number);
-            }
-            if !is_running(&state) {
-                continue;
-            }
-            let progress = &mut self.progress[number];
-            match session::open(shared, &state, session.memory, progress) {
-                Ok(split) => {
-                    progress.rings_missing = false;
-                    session.push(Open { number, shared, state, split });
-                }
-                Err(broken) => self.leave(number, &mut state, broken),
-            }
-        }
-    }
-
-    /// Leaves a queue that cannot be served.
-    fn leave(&mut self, number: usize, state: &mut VringState<Memory>, broken: Broken) {
-        match broken {
-            Broken::Rings => self.wait_for_memory(number, state),
-            broken => self.stop_broken(number, state, broken),
-        }
-    }
-
-    /// Waits for rings that are not in guest memory. A front end may take back the memory that they
-    /// are in for a moment, to share it again in other pieces (`REM_MEM_REG`, `ADD_MEM_REG`): so
-    /// the queue is looked at again whenever something has changed.
-    fn wait_for_memory(&mut self, number: usize, state: &mut VringState<Memory>) {
-        if !std::mem::replace(&mut self.progress[number].rings_missing, true) {
-            let until = "not served until the guest resets it or they are there";
-            self.report_broken(number, Broken::Rings, until);
-        }
-        if self.abandon_request(number) {
-            give_back(state.get_queue_mut());
-        }
-        self.progress[number].signalled = None;
-    }
-
-    /// Stops a queue whose addresses or indices no correct driver writes, until the guest resets
-    /// it.
-    fn stop_broken(&mut self, number: usize, state: &mut VringState<Memory>, broken: Broken) {
-        self.report_broken(number, broken, "stopped until the guest resets it");
-        self.abandon_request(number);
-        self.progress[number].signalled = None;
-        give_back(state.get_queue_mut());
-        state.get_queue_mut().set_ready(false);
-    }
-
-    fn report_broken(&mut self, number: usize, broken: Broken, until: &str) {
-        let times = &self.carrier.counters.broken;
-        times.count();
-        if self.broken_log.due() {
-            let times = times.get();
-            log::error!("queue {number} is broken and {until}: {broken} ({times} so far)");
-        }
-    }
-
-    /// The turn's loop: rounds of visits until there is nothing to do, then polls, then asks for
-    /// kicks.
-    fn serve(&mut self, session: &mut Session<'_>, waiters: &Waiters, mark: Mark) -> TurnEnd {
-        self.poller.start_turn();
-        let mut rota = Rota::new();
-        loop {
-            match self.round(session, &mut rota, waiters, mark) {
-                Visit::CutShort => {}
-                _ if waiters.any_since(mark) => {}
-                _ if self.poller.polls_on() => {}
-                // What is unfinished may be able to go on since another queue was visited.
-                _ if !rota.visited_all() => {
-                    rota.visit_all();
-                    continue;
-                }
-                _ if self.may_sleep(session, &mut rota) => {
-                    self.poller.sleeps();
-                    let nothing = self.unfinished.is_empty();
-                    return TurnEnd::Sleep(if nothing { None } else { self.held_until() });
-                }
-                _ => continue,
-            }
-            if waiters.any_since(mark) {
-                return TurnEnd::GiveWay;
-            }
-            // The turn goes on, and nobody tells us meanwhile of kicks.
-            self.open(session, self.running);
-        }
-    }
-
-    /// Visits open queues, as the rota says.
-    fn round(
-        &mut self,
-        session: &mut Session<'_>,
-        rota: &mut Rota,
-        waiters: &Waiters,
-        mark: Mark,
-    ) -> Visit {
-        let mut round = Visit::Idle;
-        for place in rota.round(session.len()) {
-            let memory = session.memory;
-            let Some(open) = session.get_mut(place) else { break };
-            match self.visit(open, memory, waiters, mark) {
-                Ok(Visit::Idle) => {}
-                Ok(visit) => {
-                    rota.worked(place);
-                    if round != Visit::CutShort {
-                        round = visit;
-                    }
-                }
-                Err(broken) => {
-                    self.drop_broken(session, place, broken);
-                    // The places have changed.
-                    rota.visit_all();
-                    return Visit::CutShort;
-                }
-            }
-        }
-        if round != Visit::Idle {
-            self.poller.worked();
-        }
-        round
-    }
-
-    fn drop_broken(&mut self, session: &mut Session<'_>, place: usize, broken: Broken) {
-        let Some(mut open) = session.take(place) else { return };
-        open.close(&mut self.progress[open.number]);
-        self.leave(open.number, &mut open.state, broken);
-    }
-
-    /// Takes steps in one queue, until there is nothing to do there or it is the others' turn, and
-    /// decides about its interrupts.
-    fn visit(
-        &mut self,
-        open: &mut Open<'_>,
-        memory: &GuestMemory,
-        waiters: &Waiters,
-        mark: Mark,
-    ) -> Result<Visit, Broken> {
-        let number = open.number;
-        let progress = &mut self.progress[number];
-        let mut visit = Visit::Idle;
-        for step in 1..=VISIT {
-            if !self.carrier.step(number, &mut open.split, progress, memory)? {
-                break;
-            }
-            if step == VISIT || waiters.any_since(mark) {
-                visit = Visit::CutShort;
-                break;
-            }
-            visit = Visit::Served;
-            if open.split.unsignalled() >= INTERRUPT_BATCH {
-                interrupt(open, &mut self.interrupt_log)?;
-            }
-        }
-        if visit != Visit::Idle {
-            self.unfinished.set(number, progress.is_unfinished());
-        }
-        interrupt(open, &mut self.interrupt_log)?;
-        Ok(visit)
-    }
-
-    /// Asks for kicks, and announces to the host that a read is held. Returns false if there is
-    /// something to do meanwhile.
-    fn may_sleep(&mut self, session: &mut Session<'_>, rota: &mut Rota) -> bool {
-        let is_quiet = !self.ask_for_kicks(session) && !self.announce_sleep();
-        if !is_quiet {
-            rota.visit_all();
-            self.suppress_kicks(session);
-        }
-        is_quiet
-    }
-
-    fn suppress_kicks(&mut self, session: &mut Session<'_>) {
-        for place in (0..session.len()).rev() {
-            let suppressed = session.get_mut(place).map(|open| open.split.suppress_kicks());
-            if let Some(Err(broken)) = suppressed {
-                self.drop_broken(session, place, broken);
-            }
-        }
-    }
-
-    /// Asks the drivers of all open queues for kicks. Returns whether one has offered something
-    /// meanwhile, which may have come without a kick.
-    fn ask_for_kicks(&mut self, session: &mut Session<'_>) -> bool {
-        let mut has_more = false;
-        for place in (0..session.len()).rev() {
-            let Some(open) = session.get_mut(place) else { continue };
-            if self.progress[open.number].is_blocked() {
-                continue;
-            }
-            match open.split.ask_for_kick() {
-                Ok(more) => has_more |= more,
-                Err(broken) => self.drop_broken(session, place, broken),
-            }
-        }
-        has_more
-    }
-
-    /// Announces to the host that a read is held and we are about to sleep, then looks once more:
-    /// the host looks for a sleeper after it has moved. Returns whether it has moved.
-    fn announce_sleep(&mut self) -> bool {
-        if !self.is_holding() {
-            return false;
-        }
-        self.bell.announce();
-        let Self { carrier, progress, unfinished, .. } = self;
-        let news = (*unfinished).into_iter().map(|number| &progress[number]).any(|progress| {
-            progress.held_until().is_some()
-                && (!progress.is_last(carrier.arrivals) || carrier.executor.has_news())
-        });
-        if news {
-            self.bell.awake();
-        }
-        news
-    }
-
     /// Forgets a queue's unfinished request. Returns whether there was one.
     fn abandon_request(&mut self, number: usize) -> bool {
         let progress = &mut self.progress[number];
@@ -513,16 +228,4 @@ impl Worker {
     fn held_until(&self) -> Option<Instant> {
         self.unfinished.into_iter().filter_map(|number| self.progress[number].held_until()).min()
     }
-}
-
-/// Interrupts the guest once for everything answered in this queue since the last decision, if its
-/// driver wants that.
-fn interrupt(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
-    if open.split.wants_interrupt()?
-        && let Err(e) = open.shared.interrupt(&open.state)
-        && log.due()
-    {
-        log::warn!("cannot interrupt the guest: {e}");
-    }
-    Ok(())
 }

@@ -5,7 +5,7 @@
 
 use super::step::Progress;
 use crate::data_path::dirty::GuestMemory;
-use crate::data_path::executor::Told;
+use crate::data_path::executor::Replay;
 use crate::data_path::queue::{Broken, SplitQueue};
 use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::{Memory, SharedQueue};
@@ -38,7 +38,7 @@ pub(super) fn open<'a>(
     }
     let mut split = SplitQueue::open(state.get_queue(), memory, progress.signalled)?;
     if progress.signalled.is_none() {
-        progress.told = Told::at_start(split.has_next()?);
+        progress.replay = Replay::at_start(split.has_next()?);
     }
     split.suppress_kicks()?;
     Ok(split)

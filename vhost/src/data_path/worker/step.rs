@@ -5,7 +5,7 @@
 
 use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
-use crate::data_path::executor::{Executor, Told};
+use crate::data_path::executor::{Executor, Replay};
 use crate::data_path::fault;
 use crate::data_path::flusher::{Flusher, Ticket};
 use crate::data_path::queue::{Broken, Chain, SplitQueue};
@@ -29,8 +29,8 @@ pub(super) struct Carrier {
     /// Requests taken so far. A read that is held is answered when another comes, by any queue: who
     /// makes it may wait for what a process holds that was killed in the read.
     pub arrivals: u64,
-    /// The queue with a write for which items are being walked. What the walk has seen must stay as it
-    /// is until that write is carried out or given up: the writes of other queues wait.
+    /// The queue with a write for which items are being walked. What the walk has seen must stay
+    /// unchanged until that write is carried out or given up: the writes of other queues wait.
     pub walking: Option<usize>,
 }
 
@@ -45,13 +45,13 @@ pub(super) struct Progress {
     pub unfinished: Option<Unfinished>,
     /// Requests taken when the unfinished one was.
     arrived: u64,
-    /// Writes of data in front of the unfinished request that are carried out, and not answered. If a
-    /// backend is killed they are all carried out again, in their order, which changes nothing: no
-    /// pointer moves between them.
+    /// Writes of data in front of the unfinished request that are carried out, and not answered. If
+    /// a backend is killed they are all carried out again, in their order, which changes nothing:
+    /// no pointer moves between them.
     stored: Vec<Stored>,
     /// The flush that those are answered after, once it is requested.
     ticket: Option<Ticket>,
-    pub told: Told,
+    pub replay: Replay,
     /// See [`SplitQueue::signalled`].
     pub signalled: Option<u16>,
     /// The queue's rings do not lie in guest memory, which was counted and logged.
@@ -74,10 +74,15 @@ pub(super) struct Unfinished {
 }
 
 impl Progress {
-    /// When the read that is held has to be answered.
+    /// When the read that is held has to be answered. One behind writes that wait for their flush
+    /// waits for that first.
     pub fn held_until(&self) -> Option<Instant> {
         match self.unfinished {
-            Some(Unfinished { state: RequestState::Held { until }, .. }) => Some(until),
+            Some(Unfinished { state: RequestState::Held { until }, .. })
+                if self.ticket.is_none() =>
+            {
+                Some(until)
+            }
             _ => None,
         }
     }
@@ -143,7 +148,7 @@ impl Carrier {
             RequestState::Stored(_) => self.set_aside(queue, progress, head, state),
             _ if !progress.stored.is_empty() => self.set_aside(queue, progress, head, state),
             RequestState::Done(answer) => {
-                progress.told.answered();
+                progress.replay.answered();
                 // An unfinished request is still in `request`: nothing else was parsed since.
                 answer_request(queue, mem, head, progress.request.status(), answer)
             }
@@ -158,8 +163,8 @@ impl Carrier {
         answered.map(|()| true)
     }
 
-    /// Keeps a request behind, or among, the writes that share a flush, and requests that flush when
-    /// no more of them can come.
+    /// Adds a write to those that share a flush, or keeps another request until they are answered.
+    /// Requests that flush when no more of them can come.
     #[cold]
     fn set_aside(
         &mut self,
@@ -197,7 +202,7 @@ impl Carrier {
     ) -> Result<bool, Broken> {
         let Some(durable) = self.flusher.outcome(ticket) else { return Ok(false) };
         progress.ticket = None;
-        progress.told.answered();
+        progress.replay.answered();
         for Stored { head, status, answer } in progress.stored.drain(..) {
             self.counters.flushes.add(u64::from(durable));
             let answer = if durable { answer } else { Answer::FAILED };
@@ -236,7 +241,7 @@ impl Carrier {
         if fault::anything_lost() {
             return RequestState::Done(Answer::FAILED);
         }
-        let Progress { request, told, .. } = progress;
+        let Progress { request, replay, .. } = progress;
         let needs_medium = matches!(request.kind(), Kind::Write | Kind::Flush);
         if needs_medium && self.flusher.has_failed() {
             self.counters.failed.count();
@@ -245,7 +250,7 @@ impl Carrier {
         if self.walking.is_some() && request.kind() == Kind::Write {
             return RequestState::Parsed;
         }
-        let state = self.executor.execute(mem, request, told, Some(self.hold));
+        let state = self.executor.execute(mem, request, replay, Some(self.hold));
         self.make_durable(request, state)
     }
 
@@ -258,14 +263,14 @@ impl Carrier {
         mem: &GuestMemory,
     ) -> Result<Option<(u16, RequestState)>, Broken> {
         let Some(Unfinished { head, state }) = progress.unfinished.take() else { return Ok(None) };
-        let Progress { request, told, arrived, .. } = progress;
+        let Progress { request, replay, arrived, .. } = progress;
         let state = match state {
             RequestState::Held { until } => {
                 let is_last = *arrived == self.arrivals && !queue.has_next()?;
                 if is_last && !self.executor.has_news() && Instant::now() < until {
                     return Ok(progress.wait(head, RequestState::Held { until }));
                 }
-                self.executor.execute(mem, request, told, None)
+                self.executor.execute(mem, request, replay, None)
             }
             RequestState::Flushing { ticket, answer } => match self.flusher.outcome(ticket) {
                 Some(true) => {
@@ -280,7 +285,7 @@ impl Carrier {
             }
             RequestState::Parsed => self.execute(mem, progress),
             RequestState::Walking(judgement) => {
-                let state = self.executor.resume(mem, request, told, judgement);
+                let state = self.executor.resume(mem, request, replay, judgement);
                 self.make_durable(request, state)
             }
             done @ (RequestState::Done(_) | RequestState::Stored(_)) => done,
