@@ -11,6 +11,8 @@ mod ending;
 mod facts;
 mod failure;
 mod fate;
+#[allow(dead_code)] // until its subcommand
+mod forward;
 mod framing;
 mod input;
 mod journal;

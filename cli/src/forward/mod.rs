@@ -1,0 +1,3 @@
+//! `blockring forward`.
+
+pub mod sink;
