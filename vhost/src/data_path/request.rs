@@ -21,8 +21,26 @@ const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 34;
 /// administrator raises that).
 pub const MAX_BYTES: u64 = 16 << 20;
 
-/// Bytes of the header: type, I/O priority, sector (each little-endian).
+/// Bytes of the header.
 const HEADER: usize = 16;
+
+/// A request's header (virtio 1.3, 5.2.6).
+struct Header {
+    kind: u32,
+    priority: u32,
+    sector: u64,
+}
+
+impl Header {
+    /// Takes the fields, each little-endian, from the header as it lies in memory: a load of one
+    /// value is two instructions, one of sixteen bytes is sixteen.
+    fn from(raw: u128) -> Self {
+        let bytes = u128::from_le(raw);
+        // Each cast takes the lower bits.
+        #[allow(clippy::cast_possible_truncation)]
+        Self { kind: bytes as u32, priority: (bytes >> 32) as u32, sector: (bytes >> 64) as u64 }
+    }
+}
 
 /// `IOPRIO_CLASS_IDLE`, which Linux guests store in bits 13 to 15 of the priority.
 const IDLE_CLASS: u32 = 3;
@@ -64,6 +82,8 @@ pub struct Request {
     /// Bytes in `data`.
     pub data_len: u64,
     status: Option<GuestAddress>,
+    /// The header, where it is a descriptor of its own.
+    header: Option<GuestAddress>,
     readable: Vec<Segment>,
 }
 
@@ -88,7 +108,8 @@ impl Request {
         mem: &M,
         chain: impl Iterator<Item = Descriptor>,
     ) -> Result<(), Reason> {
-        (self.kind, self.status, self.idle, self.data_len) = (None, None, false, 0);
+        (self.kind, self.status, self.header) = (None, None, None);
+        (self.idle, self.data_len) = (false, 0);
         self.data.clear();
         self.readable.clear();
         let mut ends = false;
@@ -101,6 +122,8 @@ impl Request {
             let segment = Segment { address: descriptor.addr(), len: descriptor.len() as usize };
             if descriptor.is_write_only() {
                 self.data.push(segment);
+            } else if count == 0 && segment.len == HEADER {
+                self.header = Some(segment.address);
             } else if self.data.is_empty() {
                 self.readable.push(segment);
             } else {
@@ -115,11 +138,8 @@ impl Request {
             // table.
             return Err(Reason::Malformed);
         }
-        let header = self.take_header(mem)?;
-        let word = |at: usize| {
-            u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-        };
-        let kind = match word(0) {
+        let Header { kind, priority, sector } = self.take_header(mem)?;
+        let kind = match kind {
             VIRTIO_BLK_T_IN => Kind::Read,
             VIRTIO_BLK_T_OUT => Kind::Write,
             VIRTIO_BLK_T_FLUSH => Kind::Flush,
@@ -127,8 +147,8 @@ impl Request {
             _ => Kind::Unsupported,
         };
         self.kind = Some(kind);
-        self.idle = (word(4) >> 13) & 7 == IDLE_CLASS;
-        self.sector = u64::from(word(8)) | u64::from(word(12)) << 32;
+        self.idle = (priority >> 13) & 7 == IDLE_CLASS;
+        self.sector = sector;
         if kind == Kind::Write {
             if !self.data.is_empty() {
                 return Err(Reason::Malformed);
@@ -157,15 +177,16 @@ impl Request {
     }
 
     /// Copies the header, the first 16 readable bytes, however the driver has split them.
-    fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<[u8; HEADER], Reason> {
-        // Nearly every driver has the header in a descriptor of its own: one load.
-        if let Some(first) = self.readable.first()
-            && first.len == HEADER
-            && let Ok(place) = mem.get_slice(first.address, HEADER)
-            && let Ok(header) = place.get_ref(0)
-        {
-            self.readable.remove(0);
-            return Ok(header.load());
+    fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<Header, Reason> {
+        // Nearly every driver has the header in a descriptor of its own.
+        if let Some(address) = self.header {
+            if let Ok(place) = mem.get_slice(address, HEADER)
+                && let Ok(header) = place.get_ref(0)
+            {
+                return Ok(Header::from(header.load()));
+            }
+            // It may lie across two pieces of guest memory.
+            return mem.read_obj(address).map(Header::from).map_err(|_| Reason::Malformed);
         }
         let mut header = [0; HEADER];
         let mut filled = 0;
@@ -178,7 +199,10 @@ impl Request {
             segment.len -= take;
         }
         self.readable.retain(|segment| segment.len > 0);
-        if filled == HEADER { Ok(header) } else { Err(Reason::Malformed) }
+        if filled < HEADER {
+            return Err(Reason::Malformed);
+        }
+        Ok(Header::from(u128::from_ne_bytes(header)))
     }
 }
 

@@ -30,6 +30,9 @@ const HEAD_BYTES: usize = 2;
 /// Bytes of an entry of the used ring: head and length, 32 bits each.
 const USED_BYTES: usize = 8;
 
+/// Bytes of the legacy layout of the largest queue, and of a page behind each part.
+const LONGEST_LAYOUT: u64 = 1 << 20;
+
 /// Why a queue cannot be served: something that no correct driver does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Broken {
@@ -83,14 +86,12 @@ impl<'m> SplitQueue<'m> {
         if !size.is_power_of_two() {
             return Err(Broken::Size);
         }
-        let entries = usize::from(size);
-        let part = |start, len| mem.get_slice(GuestAddress(start), len).map_err(|_| Broken::Rings);
+        let [descriptors, available, used] = parts(mem, queue, size.into())?;
         Ok(Self {
             mem,
-            descriptors: part(queue.desc_table(), chain::DESCRIPTOR_BYTES * entries)?,
-            // Each ring ends with an event index.
-            available: part(queue.avail_ring(), ENTRIES + HEAD_BYTES * entries + 2)?,
-            used: part(queue.used_ring(), ENTRIES + USED_BYTES * entries + 2)?,
+            descriptors,
+            available,
+            used,
             size,
             event_idx: queue.event_idx_enabled(),
             next_available: queue.next_avail(),
@@ -142,11 +143,9 @@ impl<'m> SplitQueue<'m> {
     #[inline]
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), Broken> {
         let slot = usize::from(self.next_used & (self.size - 1));
-        let mut entry = [0; USED_BYTES];
-        entry[..4].copy_from_slice(&u32::from(head).to_le_bytes());
-        entry[4..].copy_from_slice(&len.to_le_bytes());
+        let entry = u64::from(head) | u64::from(len) << 32;
         let at = ENTRIES + USED_BYTES * slot;
-        self.used.get_ref(at).map_err(|_| Broken::Rings)?.store(entry);
+        self.used.get_ref(at).map_err(|_| Broken::Rings)?.store(entry.to_le());
         self.next_used = self.next_used.wrapping_add(1);
         store(&self.used, INDEX, self.next_used, Ordering::Release)
     }
@@ -201,6 +200,34 @@ impl<'m> SplitQueue<'m> {
         fence(Ordering::SeqCst);
         self.has_next()
     }
+}
+
+/// Finds the three parts of a queue with so many entries in guest memory.
+#[inline]
+fn parts<'m>(mem: &'m GuestMemory, queue: &Queue, entries: usize) -> Result<[Part<'m>; 3], Broken> {
+    let (table, available, used) = (queue.desc_table(), queue.avail_ring(), queue.used_ring());
+    let places = [
+        (table, chain::DESCRIPTOR_BYTES * entries),
+        // Each ring ends with an event index.
+        (available, ENTRIES + HEAD_BYTES * entries + 2),
+        (used, ENTRIES + USED_BYTES * entries + 2),
+    ];
+    let part = |(start, len)| mem.get_slice(GuestAddress(start), len).map_err(|_| Broken::Rings);
+    // Linux has them one behind the other, in the order of the legacy layout (virtio 1.3, 2.7.2):
+    // one look at guest memory instead of three.
+    let whole = used.wrapping_sub(table).wrapping_add(places[2].1 as u64);
+    if whole <= LONGEST_LAYOUT
+        && let Ok(whole) = part((table, usize::try_from(whole).unwrap_or(usize::MAX)))
+    {
+        let within = |(start, len): (u64, usize)| {
+            whole.subslice(usize::try_from(start.wrapping_sub(table)).ok()?, len).ok()
+        };
+        if let [Some(table), Some(available), Some(used)] = places.map(within) {
+            return Ok([table, available, used]);
+        }
+    }
+    let [table, available, used] = places;
+    Ok([part(table)?, part(available)?, part(used)?])
 }
 
 fn load(part: &Part<'_>, at: usize, order: Ordering) -> Result<u16, Broken> {
@@ -285,6 +312,31 @@ mod tests {
             assert_eq!(split.ask_for_kick(), Ok(false));
             let event: u16 = mem.read_obj(GuestAddress(USED + 4 + 8 * 8)).unwrap();
             assert_eq!(event, u16::from(event_idx));
+        }
+    }
+
+    #[test]
+    fn parts_are_found_in_any_order_and_in_separate_regions() {
+        let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x10_0000), 0x1000)];
+        let mem = GuestMemory::from_ranges(&ranges).unwrap();
+        for (table, available, used) in
+            [(0, 0x800, 0x900), (0x900, 0x800, 0), (0, 0x10_0000, 0x800), (0, 0x800, 0x10_0000)]
+        {
+            let mut queue = queue(true);
+            queue.try_set_desc_table_address(GuestAddress(table)).unwrap();
+            queue.try_set_avail_ring_address(GuestAddress(available)).unwrap();
+            queue.try_set_used_ring_address(GuestAddress(used)).unwrap();
+            describe(&mem, table, 3, 0, 5, [0, 0]);
+            put(&mem, available + 2, 1);
+            put(&mem, available + 4, 3);
+            let mut split = SplitQueue::open(&queue, &mem, None).unwrap();
+            let mut chain = split.next_chain().unwrap().unwrap();
+            assert_eq!(chain.next().map(|descriptor| descriptor.len()), Some(5));
+            split.add_used(3, 7).unwrap();
+            assert_eq!(mem.read_obj::<u16>(GuestAddress(used + 2)).unwrap(), 1);
+            assert_eq!(mem.read_obj::<[u32; 2]>(GuestAddress(used + 4)).unwrap(), [3, 7]);
+            put(&mem, available + 2, 0);
+            put(&mem, used + 2, 0);
         }
     }
 

@@ -58,21 +58,26 @@ pub(super) struct Session<'a> {
     pub memory: &'a GuestMemory,
     /// The queues that were opened, or could not be.
     pub tried: QueueSet,
-    /// Alone in most turns, and so without an allocation.
+    /// Alone in most turns, which then allocate nothing and end with one comparison.
     first: Option<Open<'a>>,
-    others: Option<Vec<Open<'a>>>,
+    others: Option<Box<Others<'a>>>,
+    len: usize,
 }
+
+/// The open queues but the first one.
+#[derive(Default)]
+struct Others<'a>(Vec<Open<'a>>);
 
 impl<'a> Session<'a> {
     /// Without an open queue.
     pub fn new(queues: &'a [SharedQueue], memory: &'a GuestMemory) -> Self {
         let (tried, first, others) = (QueueSet::EMPTY, None, None);
-        Self { queues, memory, tried, first, others }
+        Self { queues, memory, tried, first, others, len: 0 }
     }
 
     /// The number of open queues.
     pub fn len(&self) -> usize {
-        usize::from(self.first.is_some()) + self.others.as_ref().map_or(0, Vec::len)
+        self.len
     }
 
     /// Adds an open queue in the last place.
@@ -81,21 +86,26 @@ impl<'a> Session<'a> {
         if self.first.is_none() {
             self.first = Some(open);
         } else {
-            self.others.get_or_insert_default().push(open);
+            self.others.get_or_insert_default().0.push(open);
         }
+        self.len += 1;
     }
 
     /// The open queue in a place, if it has one.
     pub fn get_mut(&mut self, place: usize) -> Option<&mut Open<'a>> {
         match place.checked_sub(1) {
             None => self.first.as_mut(),
-            Some(place) => self.others.as_mut()?.get_mut(place),
+            Some(place) => self.others.as_mut()?.0.get_mut(place),
         }
     }
 
     /// Takes out the open queue in a place, which the last one then has.
     pub fn take(&mut self, place: usize) -> Option<Open<'a>> {
-        let last = self.others.as_mut().and_then(Vec::pop);
+        if place >= self.len {
+            return None;
+        }
+        self.len -= 1;
+        let last = self.others.as_mut().and_then(|others| others.0.pop());
         match self.get_mut(place) {
             Some(open) => match last {
                 Some(last) => Some(std::mem::replace(open, last)),
@@ -106,11 +116,20 @@ impl<'a> Session<'a> {
     }
 
     /// Ends the use of the open queues.
+    #[inline]
     pub fn close(&mut self, progress: &mut [Progress]) {
         if let Some(open) = &mut self.first {
             open.close(&mut progress[open.number]);
         }
-        for open in self.others.iter_mut().flatten() {
+        if let Some(others) = &mut self.others {
+            others.close(progress);
+        }
+    }
+}
+
+impl Others<'_> {
+    fn close(&mut self, progress: &mut [Progress]) {
+        for open in &mut self.0 {
             open.close(&mut progress[open.number]);
         }
     }
