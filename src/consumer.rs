@@ -12,6 +12,7 @@ use crate::reader::{Found, Reader};
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::Popped;
 use std::fmt;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// The only consumer of a ring.
 ///
@@ -46,6 +47,8 @@ pub struct Consumer<D: RingDevice> {
     producer: Position,
     /// The tally that the producer's slot claims for that position.
     claim: Option<Tally>,
+    /// Time of the producer's `advance` to that position, in nanoseconds since 1970.
+    published_ns: Option<u64>,
     /// Bytes that no checksum covered.
     unchecked_bytes: u64,
     reader: Reader,
@@ -103,6 +106,7 @@ impl<D: RingDevice> Consumer<D> {
             verified: mark,
             producer: mark.position,
             claim: None,
+            published_ns: None,
             unchecked_bytes: 0,
             reader,
         })
@@ -158,6 +162,13 @@ impl<D: RingDevice> Consumer<D> {
     /// writes none.
     pub fn unchecked_bytes(&self) -> u64 {
         self.unchecked_bytes
+    }
+
+    /// Returns the time of the last publication that this handle has seen, by the producer's clock:
+    /// what was popped so far was published then or before. `None` before the first item, and where
+    /// the producer writes no times.
+    pub fn published_at(&self) -> Option<SystemTime> {
+        UNIX_EPOCH.checked_add(Duration::from_nanos(self.published_ns?))
     }
 
     /// Returns whether the producer has acknowledged a suspend.
@@ -276,7 +287,7 @@ impl<D: RingDevice> Consumer<D> {
     }
 
     /// Makes sure that a verified item lies at `from`.
-    fn ready(&mut self, from: Position) -> Result<()> {
+    pub(crate) fn ready(&mut self, from: Position) -> Result<()> {
         self.handle.attached()?;
         if from >= self.verified.position {
             self.look()?;
@@ -343,8 +354,10 @@ impl<D: RingDevice> Consumer<D> {
         {
             return Ok(());
         }
-        let (pointer, claim) = self.handle.read_mark_only(Side::Producer)?;
+        let (pointer, slot) = self.handle.read_mark_only(Side::Producer)?;
         plausible(pointer.position, self.mark.position, self.handle.geometry)?;
+        self.published_ns = slot.map(|slot| slot.time_ns);
+        let claim = slot.map(|slot| slot.tally);
         (self.producer, self.claim) = (pointer.position, claim);
         let (from, to) = (self.verified, Mark::new(pointer.position, claim));
         if to.position <= from.position {

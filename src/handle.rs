@@ -196,13 +196,12 @@ impl<D: RingDevice> Handle<D> {
         Ok((pointer, slot.map(|slot| slot.tally)))
     }
 
-    /// Reads the same in the steady state, without the sector's text: see
+    /// Reads one side's pointer and its slot in the steady state, without the sector's text: see
     /// [`RingDevice::read_pointer`].
-    pub fn read_mark_only(&mut self, side: Side) -> Result<(PointerSector, Option<Tally>)> {
+    pub fn read_mark_only(&mut self, side: Side) -> Result<(PointerSector, Option<Slot>)> {
         let device = &self.device;
         let read = |sector: &mut [u8]| device.read_pointer(side, sector);
-        let (pointer, slot) = search_slot(&self.signed, side, &mut self.sector, read)?;
-        Ok((pointer, slot.map(|slot| slot.tally)))
+        search_slot(&self.signed, side, &mut self.sector, read)
     }
 
     /// Returns the tally of the slot for `position` in a pointer sector that is not written

@@ -158,6 +158,7 @@
 //! # More
 //!
 //! - [`device`]: the devices, and how to write one;
+//! - [`ConsumerSet`]: any number of consumers in one wait;
 //! - [`Journal`]: both ends in one process, a write-ahead log whose entries are performed at least
 //!   once;
 //! - [`check()`], [`Repair`]: for a ring that may be damaged;
@@ -168,6 +169,7 @@
 
 mod check;
 mod consumer;
+mod consumer_set;
 mod control;
 mod create;
 pub mod device;
@@ -194,6 +196,7 @@ mod window;
 
 pub use check::{CheckReport, Notice, check};
 pub use consumer::Consumer;
+pub use consumer_set::{ConsumerSet, Counters, Key, Occurrence};
 pub use control::Control;
 pub use create::{CreateOptions, Created, create, first_used_byte};
 pub use device::{BlockDevice, FileDevice, MappedDevice, OpenOptions, RingDevice, UnixDevice};

@@ -32,7 +32,7 @@ pub use mapped::MappedDevice;
 pub use open::OpenOptions;
 pub use presence::{Displaced, Lookout};
 pub use rights::Forbidden;
-pub use ring::{HeldReadOutcome, HeldReads, RingDevice, Sleep};
+pub use ring::{Cause, HeldReadOutcome, HeldReads, Peer, RingDevice, SharedSleep, Sleep};
 pub use ring_os::{Mapping, Prefault};
 #[doc(hidden)] // for the models of the tests, and the region of `vhost-device-blockring`
 pub use ring_os::{Memory, Orders, shown};

@@ -8,7 +8,7 @@ use crate::wait::Woken;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a ring asks of a [`BlockDevice`] beyond a disk's methods. A device that is only a disk
 /// leaves the implementation empty: `impl RingDevice for MyDisk {}`.
@@ -136,6 +136,57 @@ pub trait Sleep {
         interrupts: &[BorrowedFd<'_>],
         deadline: Option<Instant>,
     ) -> Result<Woken, DeviceError>;
+
+    /// Returns the way to sleep on this device and on others at the same time, as a
+    /// [`ConsumerSet`](crate::ConsumerSet) does; `None` where the set has to poll.
+    fn shared(&self) -> Option<&dyn SharedSleep> {
+        None
+    }
+}
+
+/// A sleep on many devices in one wait (`epoll`), without a thread for each. Nothing of it waits
+/// for another process.
+///
+/// The announcement is [`Sleep::announce`]'s, and the caller looks at the ring once more after it,
+/// as for any sleep.
+pub trait SharedSleep {
+    /// Calls `visit` with each descriptor to wait on, at most two, with its number as its argument:
+    /// descriptor 0 is that of the wake-ups, and the same until [`step`](Self::step) is called for
+    /// another reason than descriptor 0.
+    ///
+    /// # Errors
+    /// Those of `visit`.
+    fn descriptors(
+        &self,
+        visit: &mut dyn FnMut(usize, BorrowedFd<'_>) -> io::Result<()>,
+    ) -> io::Result<()>;
+
+    /// Deals with what the wait has found: a wake-up is accepted, and the search for a backend that
+    /// is gone goes on by one step.
+    ///
+    /// # Errors
+    /// Those that end the search: another ring, or one of another shape, is in the place of this
+    /// one; another process has the role.
+    fn step(&self, cause: Cause) -> Result<Peer, DeviceError>;
+}
+
+/// Reason of a step of a [`SharedSleep`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cause {
+    /// The descriptor with this number is readable, or its other end was closed.
+    Readable(usize),
+    /// The time that the last step asked for has passed.
+    Elapsed,
+}
+
+/// Process behind a device, as far as a [`SharedSleep`] knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Peer {
+    /// It is there: the caller looks at the ring.
+    Here,
+    /// It is gone, and searched for: the next step is due after this time, or when a descriptor is
+    /// readable.
+    Away(Duration),
 }
 
 /// Held reads: a backend parks a READ of the lowest priority until there is news.

@@ -5,7 +5,7 @@ use nix::sys::socket::{
 };
 use shared_block_ring::BlockDevice;
 use shared_block_ring::UnixDevice;
-use shared_block_ring::device::bell::{new_event, new_page};
+use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::handover::{Hello, Role, receive, send};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -62,15 +62,50 @@ impl Backend {
         unsafe { self.connect(role).lend_in_place() }
     }
 
-    /// Serves one client.
+    /// Serves one client, and is gone then.
     pub fn serve(&self) {
-        let raw = accept4(self.listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
-        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
-        let client = unsafe { OwnedFd::from_raw_fd(raw) };
+        drop(self.accept());
+    }
+
+    /// Connects a client, and stays there for it.
+    pub fn connect_and_stay(&self, role: Role) -> (UnixDevice, Client) {
+        std::thread::scope(|scope| {
+            let serving = scope.spawn(|| self.accept());
+            let device = UnixDevice::connect(&self.path, role).unwrap();
+            (device, serving.join().unwrap())
+        })
+    }
+
+    /// Waits for a client, and welcomes it.
+    pub fn accept(&self) -> Client {
+        let client = self.next();
         receive::<Hello>(client.as_fd()).unwrap();
         let region = File::options().read(true).write(true).open(&self.ring).unwrap();
         let (page, events) = (new_page().unwrap(), [new_event().unwrap(), new_event().unwrap()]);
         let descriptors = [region.as_fd(), page.as_fd(), events[0].as_fd(), events[1].as_fd()];
         send(client.as_fd(), &self.welcome, &descriptors).unwrap();
+        let [event, _] = events;
+        Client { _connection: client, bell: Bell::new(&page, event, Sleeper::Host).unwrap() }
+    }
+
+    /// Accepts the next client's connection, and does not answer.
+    pub fn next(&self) -> OwnedFd {
+        let raw = accept4(self.listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
+        // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
+        unsafe { OwnedFd::from_raw_fd(raw) }
+    }
+}
+
+/// A client that was welcomed; for it the backend is gone when this is dropped.
+pub struct Client {
+    _connection: OwnedFd,
+    bell: Bell,
+}
+
+impl Client {
+    /// Wakes the client if it sleeps, as the backend does after each move of the guest's pointer.
+    /// Returns whether it slept.
+    pub fn ring(&self) -> bool {
+        self.bell.ring()
     }
 }

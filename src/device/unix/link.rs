@@ -16,7 +16,7 @@ use nix::sys::uio::pread;
 use ring_os::{await_readable, dial};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -57,6 +57,36 @@ pub(super) fn side_of(role: Role) -> Option<Side> {
     }
 }
 
+/// A connection whose backend has not answered yet.
+pub(super) struct Asked {
+    connection: OwnedFd,
+    role: Role,
+}
+
+impl Asked {
+    /// Asks the backend at `path` for its region, as `role`. Only a backend that accepts no
+    /// connections is waited for.
+    pub fn new(path: &Path, name: &str, role: Role, limits: &Limits<'_>) -> RingResult<Self> {
+        let fail = |operation, source: io::Error| DeviceError::new(name, operation, source);
+        let connection =
+            dial(path, SockType::SeqPacket, limits).map_err(|e| fail(Operation::Connect, e))?;
+        // A new connection has room for the one message, so this never waits.
+        send(connection.as_fd(), &Hello { version: VERSION, role }, &[])
+            .map_err(|e| fail(Operation::RequestHandover, e))?;
+        Ok(Self { connection, role })
+    }
+
+    /// Returns the descriptor that is readable when the backend has answered, or is gone.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.connection.as_fd()
+    }
+
+    /// Takes the answer, once there is one.
+    pub fn answer(self, name: &str) -> RingResult<(Link, Geometry)> {
+        Link::of(self.connection, self.role, name)
+    }
+}
+
 impl Link {
     /// Asks the backend at `path` for its region, as `role`.
     pub fn new(
@@ -65,14 +95,16 @@ impl Link {
         role: Role,
         limits: &Limits<'_>,
     ) -> RingResult<(Self, Geometry)> {
+        let asked = Asked::new(path, name, role, limits)?;
+        await_readable(asked.connection.as_fd(), limits)
+            .map_err(|e| DeviceError::new(name, Operation::ReceiveHandover, e))?;
+        asked.answer(name)
+    }
+
+    /// Takes the backend's answer.
+    fn of(connection: OwnedFd, role: Role, name: &str) -> RingResult<(Self, Geometry)> {
         let fail = |operation, source: io::Error| DeviceError::new(name, operation, source);
-        let connection =
-            dial(path, SockType::SeqPacket, limits).map_err(|e| fail(Operation::Connect, e))?;
-        // A new connection has room for the one message, so this never waits.
-        send(connection.as_fd(), &Hello { version: VERSION, role }, &[])
-            .map_err(|e| fail(Operation::RequestHandover, e))?;
-        let (answer, descriptors) = await_readable(connection.as_fd(), limits)
-            .and_then(|()| receive::<Answer>(connection.as_fd()))
+        let (answer, descriptors) = receive::<Answer>(connection.as_fd())
             .map_err(|e| fail(Operation::ReceiveHandover, e))?;
         let (sector_size, sectors, guarded, counters) = match answer {
             Answer::Welcome { sector_size, sectors, guarded, counters, .. } => {

@@ -1,11 +1,14 @@
 //! A ring that a backend hands over: mapped here, shared with the guest behind the backend's guard.
 
 mod link;
+mod search;
 
 use self::link::{Link, side_of};
+use self::search::Search;
 use super::lock::{RangeLock, holder_of};
-use super::presence::Displaced;
-use super::{BlockDevice, DeviceError, Forbidden, Operation, RingDevice, Sleep, rights, shown};
+use super::{
+    BlockDevice, DeviceError, Forbidden, Operation, RingDevice, SharedSleep, Sleep, rights, shown,
+};
 use crate::error::{Error, Result as RingResult};
 use crate::format::{FLAG_AT, Geometry, POINTER_BYTES, Position, Side};
 use crate::handover::{Reply, Request, Role, receive_words, send};
@@ -17,10 +20,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
-use std::time::{Duration, Instant};
-
-/// The pause between two attempts to find the backend again.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+use std::time::Instant;
 
 /// A region got from a backend. It outlives the backend: what is in it can be read to its end, and
 /// the next backend is found again by [`Sleep::sleep`].
@@ -38,6 +38,8 @@ pub struct UnixDevice {
     /// Whether the caller vouches for this backend and the later ones: [`Self::lend_in_place`].
     in_place: bool,
     link: RwLock<Link>,
+    /// The search for the next backend, for a sleep on many devices.
+    search: Search,
 }
 
 impl fmt::Debug for UnixDevice {
@@ -82,8 +84,8 @@ impl UnixDevice {
             Error::Device(error) => Some(&mut error.source),
             _ => None,
         })?;
-        let (path, link) = (path.to_owned(), RwLock::new(link));
-        Ok(Self { path, name, role, geometry, in_place: false, link })
+        let (path, link, search) = (path.to_owned(), RwLock::new(link), Search::default());
+        Ok(Self { path, name, role, geometry, in_place: false, link, search })
     }
 
     /// Has [`lend`](RingDevice::lend) lend published items where they lie, as far as the backend
@@ -134,55 +136,6 @@ impl UnixDevice {
 
     fn link(&self) -> RwLockReadGuard<'_, Link> {
         self.link.read().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Looks for the backend until it answers. Returns `None` when it has answered.
-    fn reconnect(
-        &self,
-        interrupts: &[BorrowedFd<'_>],
-        deadline: Option<Instant>,
-    ) -> Result<Option<Woken>, DeviceError> {
-        // The mapping keeps the old open file description, and with it the role's lock, alive: the
-        // new backend would find the role taken, by ourselves. Behind the writes of other threads
-        // that are under way.
-        self.link.write().unwrap_or_else(PoisonError::into_inner).release();
-        loop {
-            let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-            let patience = left.map_or(ANSWER_PATIENCE, |left| left.min(ANSWER_PATIENCE));
-            // An interrupt ends the attempt here, and the search below.
-            let limits = Limits::within(patience).or_on(interrupts);
-            match Link::new(&self.path, &self.name, self.role, &limits) {
-                Ok((_, geometry)) if geometry != self.geometry => {
-                    let text = "the backend is back with a ring of another shape";
-                    return Err(self.error(Operation::Reconnect, io::Error::other(text)));
-                }
-                Ok((mut link, _)) => {
-                    let same = link.same_ring(&self.link());
-                    if !same.map_err(|e| self.error(Operation::Reconnect, e))? {
-                        return Err(Displaced::AnotherRing.error(&self.name));
-                    }
-                    if self.in_place {
-                        // SAFETY: whoever called `lend_in_place` vouches for every backend that
-                        // answers at this path.
-                        unsafe { link.lend_in_place() };
-                    }
-                    *self.link.write().unwrap_or_else(PoisonError::into_inner) = link;
-                    return Ok(None);
-                }
-                Err(e @ Error::RoleTaken { .. }) => {
-                    return Err(self.error(Operation::Reconnect, io::Error::other(e.to_string())));
-                }
-                Err(e) => log::debug!("{}: {e}", self.name),
-            }
-            if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
-                return Ok(Some(Woken::TimedOut));
-            }
-            let readable = wait_readable(interrupts, Some(RECONNECT_PAUSE))
-                .map_err(|e| self.error(Operation::Wait, e))?;
-            if let Some(index) = readable {
-                return Ok(Some(Woken::Readable(index)));
-            }
-        }
     }
 
     /// The connection, for a write of `bytes` from sector `first` on, which the role covers and is
@@ -356,6 +309,10 @@ impl RingDevice for UnixDevice {
 }
 
 impl Sleep for UnixDevice {
+    fn shared(&self) -> Option<&dyn SharedSleep> {
+        Some(self)
+    }
+
     fn announce(&self) {
         if let Some(bells) = &self.link().bells {
             bells.ours.announce();
