@@ -22,10 +22,10 @@ no guests, no exploration, no fuzzing. A few minutes, of which the build takes w
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
 
-What the last two suites run is built beside the others, in the time that their waiting tests leave. Builds have no budget; a suite has
-several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails keeps no other from
-running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, and which of its test programs failed.
-Fails if one of them failed.
+The suite sanitize runs beside the others, in the time that their waiting tests leave, and so are it and fuzz built. Builds have no
+budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails
+keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
+processor, and which of its test programs failed. Fails if one of them failed.
 
   BLOCKRING_ACCEL   QEMU's accelerator, instead of KVM where there is one
 TEXT
@@ -75,14 +75,24 @@ build_programs() {
     "$release/test-tools" boot-guest --prepare
 }
 
-# For the suites fuzz and sanitize. In folders of its own, so that no lock keeps another command of cargo waiting.
-build_instrumented() {
-    local start=$SECONDS
+# What needs no quiet machine. It builds in folders of its own, so that no lock keeps another command of cargo waiting.
+work_beside() {
     # Only what tests leave: a processor that a test wants is the test's at once.
     renice -n 19 -p "$BASHPID" >/dev/null
-    scripts/fuzz.sh --build
-    build_sanitized
-    echo "$((SECONDS - start))" >"$work/instrumented.seconds"
+    suite_beside "build of fuzz" 0 scripts/fuzz.sh --build
+    suite_beside "build of sanitize" 0 build_sanitized
+    suite_beside sanitize "$((long ? 120 : 30))" scripts/sanitize.sh "${depth[@]}"
+}
+
+# suite_beside NAME MINUTES COMMAND...: leaves its line of the summary in a file. With 0 minutes there is no budget.
+suite_beside() {
+    local name=$1 minutes=$2 start=$SECONDS status=0 limit=() verdict
+    shift 2
+    ((!minutes)) || limit=(timeout --foreground --kill-after=10 "${minutes}m")
+    "${limit[@]}" "$@" || status=$?
+    verdict=$(verdict "$name" "$status")
+    printf '%-18s %5s s  %s, beside the suites above\n' "$name" "$((SECONDS - start))" "$verdict" >>"$work/beside"
+    [[ $verdict != FAILED* ]] || exit 1
 }
 
 # Without Miri (status 3) there is less to build, and the suite says so.
@@ -115,7 +125,7 @@ in_the_background() {
 # Its group of processes is its own, so that it does not outlive this script: a shell lets what is in its background ignore SIGINT.
 start_beside() {
     set -m
-    in_the_background build_instrumented
+    in_the_background work_beside
     beside=$!
     set +m
 }
@@ -124,19 +134,13 @@ end_beside() {
     [ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || true
 }
 
-# Waits for what is built beside the suites, and fails if it does not build.
+# Waits for what goes on beside the suites.
 finish_beside() {
-    local start=$SECONDS status=0 verdict=FAILED
-    printf '\n== build of the fuzz targets and of the sanitized tests (its output is shown if it fails)\n'
-    finish_build build_instrumented "$beside" || status=1
+    local start=$SECONDS
+    printf '\n== what was built and run beside the suites (its output is shown if it fails)\n'
+    finish_build work_beside "$beside" || failed=yes
     beside=
-    if ((status)); then
-        failed=yes
-    else
-        verdict="passed, $(cat "$work/instrumented.seconds") s with what was beside the suites above"
-    fi
-    summary+=("$(printf '%-10s %5s s  %s: fuzz targets and sanitized tests' build "$((SECONDS - start))" "$verdict")")
-    return "$status"
+    summary+=("$(cat "$work/beside")" "$(printf '%-18s %5s s' "wait for those" "$((SECONDS - start))")")
 }
 
 finish_build() { # NAME PROCESS
@@ -197,27 +201,37 @@ export -f test_programs test_program single_tests single_test
 summary=()
 failed=no
 
+verdict() { # NAME STATUS
+    case $2 in
+        0) echo passed ;;
+        3) [ "$1" = sanitize ] && echo "not run: no Miri here" || echo FAILED ;;
+        124 | 137) echo "FAILED: out of time" ;;
+        *) echo FAILED ;;
+    esac
+}
+
+# used FILE: seconds of a processor of all commands that had ended when `times` wrote the file. A subshell has none of its own.
+used() {
+    awk 'NR == 2 { gsub(/[ms]/, " "); print int($1 * 60 + $2 + $3 * 60 + $4) }' "$1"
+}
+
 # suite NAME MINUTES COMMAND...
 suite() {
-    local name=$1 minutes=$2 start=$SECONDS status=0 verdict
+    local name=$1 minutes=$2 start=$SECONDS before status=0 verdict
     shift 2
     printf '\n== %s (at most %s min): %s\n' "$name" "$minutes" "$*"
     : >"$BLOCKRING_FAILED"
+    times >"$work/times"
+    before=$(used "$work/times")
     # Everything a test starts is in timeout's process group, and goes with it.
     timeout --kill-after=10 "${minutes}m" bash -c '"$@"' bash "$@" || status=$?
-    case $status in
-        0) verdict=passed ;;
-        124 | 137) verdict="FAILED: out of time" ;;
-        *) verdict=FAILED ;;
-    esac
-    if [ "$name $status" = "sanitize 3" ]; then
-        verdict="not run: no Miri here"
-        status=0
-    fi
-    [ "$status" = 0 ] || failed=yes
-    summary+=("$(printf '%-10s %5s s  %s' "$name" "$((SECONDS - start))" "$verdict")")
+    times >"$work/times"
+    verdict=$(verdict "$name" "$status")
+    [[ $verdict != FAILED* ]] || failed=yes
+    summary+=("$(printf '%-18s %5s s  %s, %s s of a processor' "$name" "$((SECONDS - start))" "$verdict" \
+        "$(($(used "$work/times") - before))")")
     if [ -s "$BLOCKRING_FAILED" ]; then
-        summary+=("$(sed 's/^/                      /' "$BLOCKRING_FAILED")")
+        summary+=("$(sed 's/^/                              /' "$BLOCKRING_FAILED")")
     fi
 }
 
@@ -248,7 +262,7 @@ for build in "build_tests $tests" "build_programs $programs"; do
     finish_build $build || failed=yes
 done
 [ "$failed" = yes ] || { expect_a_suite_for_each_package && expect_nothing_to_build; } || failed=yes
-summary+=("$(printf '%-10s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed" = no ] && echo passed || echo FAILED)")")
+summary+=("$(printf '%-18s %5s s  %s' build "$((SECONDS - start))" "$([ "$failed" = no ] && echo passed || echo FAILED)")")
 # What follows would only repeat why.
 [ "$failed" = no ] || finish
 # The helpers that boot guests need not ask cargo.
@@ -267,7 +281,6 @@ if ((long)); then
 else
     suite crashes 10 scripts/crash-campaign.sh --short
 fi
-finish_beside || finish
+finish_beside
 suite fuzz 7 scripts/fuzz.sh --each 20
-suite sanitize "$((long ? 60 : 10))" scripts/sanitize.sh "${depth[@]}"
 finish
