@@ -32,6 +32,6 @@ esac
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
-scripts/setup.sh
+scripts/setup.sh --guests
 release=$(scripts/build.sh --quiet --bin ring-bench)
 exec "$release/ring-bench" "$@"

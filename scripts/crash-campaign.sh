@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
-scripts/setup.sh
+scripts/setup.sh --guests
 release=$(scripts/build.sh --quiet)
 case " $* " in
     *" --help "* | *" -h "*) ;;

@@ -78,7 +78,7 @@ ring_is_empty() {
 
 value() { sed -n "s/^$1 //p" "$folder/guest.out"; }
 
-scripts/setup.sh
+scripts/setup.sh --guests
 say "building"
 release=$(scripts/build.sh --quiet)
 "$release/test-tools" boot-guest --prepare

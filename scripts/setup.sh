@@ -1,17 +1,19 @@
 #!/usr/bin/env bash
-# Makes this machine ready to boot guests: installs what is missing, and fetches a kernel and a
-# busybox for them. Does nothing (in well under a second) where everything is there already.
+# Makes this machine ready to boot guests: installs what is missing, and fetches a kernel, a busybox
+# and a second QEMU for them. Does nothing (in well under a second) where everything is there already.
 set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scripts/setup.sh [--image-only]
+usage: scripts/setup.sh [--guests | --image-only]
 
   1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, tools for file systems and mounts, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
+  3. Fetches a newer QEMU for the tests, which run guests in both: see scripts/fetch-qemu.sh --help.
 
+  --guests       only what boots guests: the first two parts
   --image-only   only the second part
 
 Instead of fetching, files of your own can be named (all three, then nothing is fetched):
@@ -23,10 +25,11 @@ CARGO_TARGET_DIR moves the target folder, as it does for cargo.
 TEXT
 }
 
-image_only=no
+packages=yes newer_qemu=yes
 case "${1:-}" in
     "") ;;
-    --image-only) image_only=yes ;;
+    --guests) newer_qemu=no ;;
+    --image-only) packages=no newer_qemu=no ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -140,20 +143,19 @@ fetch_image() {
 [ -r /proc/self/status ] || fail "/proc is not mounted here: mount -t proc proc /proc, then run this again"
 [ -c /dev/null ] || fail "/dev is not mounted here: mount -t devtmpfs dev /dev (or bind the host's), then run this again"
 
-if [ "$image_only" = no ]; then
+if [ "$packages" = yes ]; then
     install_missing missing_packages
     install_missing missing_storage_daemon
     have cargo || [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ] ||
         fail "cargo is missing here: install Rust (https://rustup.rs), then run this again"
 fi
 
-if [ -n "${BLOCKRING_KERNEL:-}" ] && [ -n "${BLOCKRING_MODULES:-}" ] && [ -n "${BLOCKRING_BUSYBOX:-}" ]; then
-    exit 0
-fi
-if [ ! -e "$cache/debian/version" ]; then
+if [ -z "${BLOCKRING_KERNEL:-}" ] || [ -z "${BLOCKRING_MODULES:-}" ] || [ -z "${BLOCKRING_BUSYBOX:-}" ]; then
     mkdir -p "$cache"
     # Two at once: the second waits, and then finds everything there.
     exec 9>"$cache/setup.lock"
     flock 9
     [ -e "$cache/debian/version" ] || fetch_image
+    exec 9>&-
 fi
+[ "$newer_qemu" = no ] || scripts/fetch-qemu.sh

@@ -12,7 +12,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
                and limits of the machine; the library, its micro-benchmarks, run once, and the virtio driver
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
-  qemu         real guests (emulated where there is no KVM), two tests at a time
+  qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help)
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
@@ -241,14 +241,14 @@ finish() {
     [ "$failed" = no ] || exit 1
 }
 
-scripts/setup.sh
-
 if ((quick)); then
+    scripts/setup.sh --guests
     build_tests
     suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/cli" "$root/program" "$root/vhost"
     finish
     exit
 fi
+scripts/setup.sh
 
 printf '== build (its output is shown if it fails)\n'
 start=$SECONDS

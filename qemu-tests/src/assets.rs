@@ -49,19 +49,29 @@ fn asset(variable: &str, name: &str) -> Result<PathBuf> {
 /// Files in the target folder may come from `cargo test` alone; packages are installed only for who
 /// asks for it.
 fn fetch(wanted: PathBuf) -> Result<PathBuf> {
-    let script = binaries::workspace().join("scripts/setup.sh");
-    let output = Command::new(&script)
-        .arg("--image-only")
+    run_script("scripts/setup.sh", &["--image-only"])?;
+    if wanted.exists() {
+        return Ok(wanted);
+    }
+    let what = wanted.display().to_string();
+    Err(Error::Missing { what, remedy: "scripts/setup.sh fetches it".to_owned() })
+}
+
+/// Runs a script that fetches something into the target folder.
+pub(crate) fn run_script(script: &str, arguments: &[&str]) -> Result<()> {
+    let path = binaries::workspace().join(script);
+    let output = Command::new(&path)
+        .args(arguments)
         .env("CARGO_TARGET_DIR", binaries::target_dir())
         .output()
-        .map_err(Error::file("running", &script))?;
-    if output.status.success() && wanted.exists() {
-        return Ok(wanted);
+        .map_err(Error::file("running", &path))?;
+    if output.status.success() {
+        return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
     Err(Error::Missing {
-        what: wanted.display().to_string(),
-        remedy: format!("scripts/setup.sh fetches it, and said:\n{said}"),
+        what: format!("what {script} fetches"),
+        remedy: format!("the script said:\n{said}"),
     })
 }
 

@@ -9,8 +9,8 @@ pub enum Disk {
     VhostUser {
         /// The back end's socket; it must be bound when the guest boots.
         socket: PathBuf,
-        /// Whether QEMU connects again, after a second, when the back end goes away.
-        reconnect: bool,
+        /// QEMU's option by which it connects again when the back end goes away: `reconnect=1`.
+        reconnect: Option<String>,
         /// More properties of the device: `queue-size=256`. May be empty.
         options: String,
     },
@@ -29,7 +29,7 @@ pub enum Disk {
 impl Disk {
     /// Makes a disk of the vhost-user back end at `socket`.
     pub fn vhost_user(socket: impl Into<PathBuf>) -> Self {
-        Self::VhostUser { socket: socket.into(), reconnect: false, options: String::new() }
+        Self::VhostUser { socket: socket.into(), reconnect: None, options: String::new() }
     }
 
     /// Makes a disk in a raw file.
@@ -37,11 +37,17 @@ impl Disk {
         Self::File { path: path.into(), serial: serial.into(), options: String::new() }
     }
 
-    /// Lets QEMU connect again when the back end went away. No meaning for a file.
+    /// Lets QEMU connect again, after a second, when the back end went away. No meaning for a file.
     #[must_use]
-    pub fn reconnecting(mut self) -> Self {
+    pub fn reconnecting(self) -> Self {
+        self.reconnecting_by("reconnect=1")
+    }
+
+    /// The same with another of QEMU's options: from 9.2 on there is `reconnect-ms=50`.
+    #[must_use]
+    pub fn reconnecting_by(mut self, option: &str) -> Self {
         if let Self::VhostUser { reconnect, .. } = &mut self {
-            *reconnect = true;
+            *reconnect = Some(option.to_owned());
         }
         self
     }
@@ -61,8 +67,11 @@ impl Disk {
     pub(crate) fn arguments(&self, index: usize) -> Vec<String> {
         let (kind, source, device, options) = match self {
             Self::VhostUser { socket, reconnect, options } => {
-                let again = if *reconnect { ",reconnect=1" } else { "" };
-                let source = format!("socket,id=c{index},path={}{again}", quote(socket));
+                let mut source = format!("socket,id=c{index},path={}", quote(socket));
+                if let Some(reconnect) = reconnect {
+                    source.push(',');
+                    source.push_str(reconnect);
+                }
                 let device = format!("vhost-user-blk-pci,chardev=c{index}");
                 ("-chardev", source, device, options)
             }

@@ -23,6 +23,7 @@ pub mod binaries;
 pub mod campaign;
 mod console;
 mod disk;
+mod emulator;
 mod error;
 mod guest;
 mod image;
@@ -36,6 +37,7 @@ pub mod redteam;
 pub mod scene;
 
 pub use disk::Disk;
+pub use emulator::Qemu;
 pub use error::{Error, Result};
 pub use guest::{Guest, Snapshot};
 pub use image::ImageSpec;

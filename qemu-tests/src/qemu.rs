@@ -1,7 +1,7 @@
 //! A guest's parts, and QEMU's command line for them.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -11,9 +11,7 @@ use crate::console::Console;
 use crate::error::{Error, Result};
 use crate::job::Link;
 use crate::process::Process;
-use crate::{Disk, Guest, ImageSpec, Snapshot, assets};
-
-const QEMU: &str = "qemu-system-x86_64";
+use crate::{Disk, Guest, ImageSpec, Qemu, Snapshot, assets};
 
 /// Two seconds suffice for a boot under emulation on an idle machine; test machines are not idle.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -22,6 +20,7 @@ const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
 /// Builder of a guest.
 #[derive(Debug, Clone)]
 pub struct GuestBuilder {
+    emulator: Qemu,
     memory_mib: u32,
     processors: u32,
     disks: Vec<Disk>,
@@ -38,6 +37,7 @@ pub struct GuestBuilder {
 impl Default for GuestBuilder {
     fn default() -> Self {
         Self {
+            emulator: Qemu::System,
             memory_mib: 256,
             processors: 1,
             disks: Vec::new(),
@@ -57,6 +57,13 @@ impl GuestBuilder {
     /// Makes a guest with 256 MiB shared memory, one processor, no disk and the standard image.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Runs the guest in this QEMU instead of the system's.
+    #[must_use]
+    pub fn emulator(mut self, emulator: Qemu) -> Self {
+        self.emulator = emulator;
+        self
     }
 
     /// Sets the memory in MiB.
@@ -181,7 +188,7 @@ impl GuestBuilder {
         let qmp = folder.path().join("qmp.socket");
         let qemu_log = folder.path().join("qemu.log");
         let log = File::create(&qemu_log).map_err(Error::file("creating", &qemu_log))?;
-        let mut command = Command::new(find_qemu()?);
+        let mut command = Command::new(self.emulator.program()?);
         command
             .args(self.command_line(&assets::kernel()?, &image, &nonce, &qmp))
             .stdin(Stdio::piped())
@@ -258,15 +265,6 @@ fn accelerator() -> [String; 4] {
     // Without `max` an emulated guest has no random numbers at boot.
     let processor = if chosen.starts_with("kvm") { "host" } else { "max" };
     ["-accel", &chosen, "-cpu", processor].map(str::to_owned)
-}
-
-fn find_qemu() -> Result<PathBuf> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let mut candidates = env::split_paths(&path).map(|folder| folder.join(QEMU));
-    candidates.find(|program| program.exists()).ok_or_else(|| Error::Missing {
-        what: QEMU.to_owned(),
-        remedy: "scripts/setup.sh installs it".to_owned(),
-    })
 }
 
 /// Differs between the guests of one machine, so that no output is taken for a word of `/init`.

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::scene::{SOON, Scene};
-use qemu_tests::{Disk, GuestBuilder, Result, wait_until};
+use qemu_tests::{Disk, GuestBuilder, Qemu, Result, wait_until};
 
 /// Time in which QEMU reconnects several times, once each second.
 const TIMES: u64 = 4;
@@ -21,18 +21,26 @@ fn is_said_once(words: &str, guest: impl FnOnce(Disk) -> GuestBuilder) -> Result
     guest.kill()
 }
 
-#[test]
-fn memory_that_is_not_shared_is_named_once() -> Result<()> {
+fn memory_that_is_not_shared_is_named_once(emulator: Qemu) -> Result<()> {
     let private =
         ["-object", "memory-backend-ram,id=own,size=256M", "-machine", "memory-backend=own"];
     is_said_once("share=on -machine memory-backend=mem", |disk| {
-        GuestBuilder::new().disk(disk).arguments(private)
+        GuestBuilder::new().emulator(emulator).disk(disk).arguments(private)
     })
 }
 
-/// QEMU shares such memory all the same, without the guest's writes to it.
 #[test]
-fn memory_of_a_private_mapping_is_named() -> Result<()> {
+fn memory_that_is_not_shared_is_named_once_for_the_systems_qemu() -> Result<()> {
+    memory_that_is_not_shared_is_named_once(Qemu::System)
+}
+
+#[test]
+fn memory_that_is_not_shared_is_named_once_for_qemu_10() -> Result<()> {
+    memory_that_is_not_shared_is_named_once(Qemu::Ten)
+}
+
+/// QEMU shares such memory all the same, without the guest's writes to it.
+fn memory_of_a_private_mapping_is_named(emulator: Qemu) -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let backend = scene.backend()?;
     let private = [
@@ -42,8 +50,18 @@ fn memory_of_a_private_mapping_is_named() -> Result<()> {
         "memory-backend=own",
     ];
     let disk = Disk::vhost_user(scene.path("s"));
-    let guest = GuestBuilder::new().disk(disk).arguments(private).begin()?;
+    let guest = GuestBuilder::new().emulator(emulator).disk(disk).arguments(private).begin()?;
     let words = "its memory is not what is shared";
     assert!(wait_until(2 * SOON, || backend.stderr().contains(words)), "{}", backend.stderr());
     guest.kill()
+}
+
+#[test]
+fn memory_of_a_private_mapping_is_named_for_the_systems_qemu() -> Result<()> {
+    memory_of_a_private_mapping_is_named(Qemu::System)
+}
+
+#[test]
+fn memory_of_a_private_mapping_is_named_for_qemu_10() -> Result<()> {
+    memory_of_a_private_mapping_is_named(Qemu::Ten)
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::scene::{LONG, SOON, Scene, assert_no_io_error};
-use qemu_tests::{Daemon, Disk, GuestBuilder, Result, wait_until};
+use qemu_tests::{Daemon, Disk, GuestBuilder, Qemu, Result, wait_until};
 use std::fmt::Write;
 use std::process::Command;
 
@@ -11,8 +11,13 @@ use std::process::Command;
 const LINES: u32 = 100_000;
 const PARTS: u32 = 50;
 
-/// Kills of backends in each test: fifty in all three.
+/// Kills of backends with QEMU 10, half of them under each way to connect again.
+const KILLS_TEN: usize = 10;
+
+/// Kills of backends in each test with the system's QEMU: fifty in all three.
 const KILLS: usize = 17;
+
+const IN_SECONDS: [&str; 2] = ["reconnect=1"; 2];
 
 /// Runs `program` of the guest once for each part of a stream, on one processor after the other.
 fn in_turns(processors: u32, program: &str) -> String {
@@ -40,16 +45,26 @@ fn lines() -> String {
 }
 
 /// Streams out of the guest and into it, by its kernel, while the backends of both disks are killed
-/// in turn.
-fn streams_cross(processors: u32) -> Result<()> {
+/// in turn. QEMU connects to each again by one of the options.
+fn streams_cross(
+    emulator: Qemu,
+    processors: u32,
+    kills: usize,
+    [reconnect_out, reconnect_into]: [&str; 2],
+) -> Result<()> {
     let [out, into] = ["producer", "consumer"].map(|guest| {
         let scene = Scene::new(&["--size", "64K", "--guest", guest]);
         (scene.backend().unwrap(), scene)
     });
     let ((mut first, out), (mut second, into)) = (out, into);
-    let disk = |scene: &Scene| Disk::vhost_user(scene.path("s")).reconnecting();
-    let guest =
-        GuestBuilder::new().processors(processors).disk(disk(&out)).disk(disk(&into)).boot()?;
+    let disk =
+        |scene: &Scene, reconnect| Disk::vhost_user(scene.path("s")).reconnecting_by(reconnect);
+    let guest = GuestBuilder::new()
+        .emulator(emulator)
+        .processors(processors)
+        .disk(disk(&out, reconnect_out))
+        .disk(disk(&into, reconnect_into))
+        .boot()?;
     let queues = guest.check("ls -d /sys/block/vda/mq/* /sys/block/vdb/mq/* | wc -l")?;
     assert_eq!(queues.trim(), (2 * processors).to_string());
 
@@ -71,7 +86,7 @@ fn streams_cross(processors: u32) -> Result<()> {
     feed.args(["-c", "exec \"$0\" produce unix:c <lines"]).arg(blockring).current_dir(into.dir());
     let mut producer = Daemon::spawn("producer", feed, into.dir())?;
 
-    for kill in 0..KILLS {
+    for kill in 0..kills {
         let (backend, scene) =
             if kill % 2 == 0 { (&mut first, &out) } else { (&mut second, &into) };
         let before = position(scene);
@@ -95,22 +110,27 @@ fn streams_cross(processors: u32) -> Result<()> {
 
 #[test]
 fn streams_cross_with_one_processor_while_backends_are_killed() -> Result<()> {
-    streams_cross(1)
+    streams_cross(Qemu::System, 1, KILLS, IN_SECONDS)
 }
 
 #[test]
 fn streams_cross_with_two_processors_while_backends_are_killed() -> Result<()> {
-    streams_cross(2)
+    streams_cross(Qemu::System, 2, KILLS, IN_SECONDS)
 }
 
 #[test]
 fn streams_cross_with_four_processors_while_backends_are_killed() -> Result<()> {
-    streams_cross(4)
+    streams_cross(Qemu::System, 4, KILLS, IN_SECONDS)
+}
+
+#[test]
+fn streams_cross_in_qemu_10_while_backends_are_killed() -> Result<()> {
+    assert!(Qemu::Ten.major_version()? >= 10);
+    streams_cross(Qemu::Ten, 4, KILLS_TEN, ["reconnect-ms=50", "reconnect=1"])
 }
 
 /// Every option that changes the queues, and boots with QEMU's own disks, does with ours.
-#[test]
-fn disks_with_queues_of_each_size_and_number_are_served_in_one_guest() -> Result<()> {
+fn each_disk_is_served(emulator: Qemu) -> Result<()> {
     let options = [
         "queue-size=128",
         "queue-size=1024",
@@ -121,7 +141,7 @@ fn disks_with_queues_of_each_size_and_number_are_served_in_one_guest() -> Result
     ];
     let scenes = options.map(|_| Scene::new(&["--size", "64K"]));
     let _backends: Vec<_> = scenes.iter().map(|scene| scene.backend().unwrap()).collect();
-    let mut guest = GuestBuilder::new().processors(4);
+    let mut guest = GuestBuilder::new().emulator(emulator).processors(4);
     for (scene, options) in scenes.iter().zip(options) {
         guest = guest.disk(Disk::vhost_user(scene.path("s")).options(options));
     }
@@ -136,4 +156,14 @@ fn disks_with_queues_of_each_size_and_number_are_served_in_one_guest() -> Result
         );
     }
     guest.power_off()
+}
+
+#[test]
+fn disks_with_queues_of_each_size_and_number_are_served_in_one_guest() -> Result<()> {
+    each_disk_is_served(Qemu::System)
+}
+
+#[test]
+fn disks_with_queues_of_each_size_and_number_are_served_by_qemu_10() -> Result<()> {
+    each_disk_is_served(Qemu::Ten)
 }
