@@ -1,7 +1,7 @@
 //! Cloud Hypervisor v53 and later: `virtio-devices/src/vhost_user/{mod,blk,vu_common_ctrl}.rs`.
 
 use super::script::Message::*;
-use super::script::{Base, COMMON, DISK, IN_ORDER, Message, Vmm};
+use super::script::{Acknowledged, Base, COMMON, DISK, IN_ORDER, Message, Vmm};
 use super::{kills, lives};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
@@ -25,9 +25,10 @@ const V53: Vmm = Vmm {
     name: "Cloud Hypervisor v53",
     features: COMMON | DISK,
     protocol: Protocol::all(),
-    acknowledged: true,
+    acknowledged: Acknowledged::All,
     queues: 4,
     queue_size: 128,
+    inflight_size: 128,
     connect: CONNECT,
     start: START,
     stop: Some(&[Each(&[Enable(false), GetBase])]),

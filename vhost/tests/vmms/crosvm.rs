@@ -1,7 +1,7 @@
 //! crosvm: `devices/src/virtio/vhost_user_frontend/mod.rs`. It does not connect again.
 
 use super::script::Message::*;
-use super::script::{Base, COMMON, Message, Vmm};
+use super::script::{Acknowledged, Base, COMMON, Message, Vmm};
 use super::{kills, lives};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 
@@ -34,9 +34,10 @@ const CROSVM: Vmm = Vmm {
         .union(Protocol::BACKEND_REQ)
         .union(Protocol::DEVICE_STATE)
         .union(Protocol::REPLY_ACK),
-    acknowledged: false,
+    acknowledged: Acknowledged::None,
     queues: 4,
     queue_size: 256,
+    inflight_size: 256,
     connect: CONNECT,
     start: START,
     stop: Some(STOP),

@@ -2,7 +2,7 @@
 //! does not connect again, and its device cannot be reset.
 
 use super::script::Message::*;
-use super::script::{Base, COMMON, Message, Vmm};
+use super::script::{Acknowledged, Base, COMMON, Message, Vmm};
 use super::{kills, lives};
 use vhost::vhost_user::message::VhostUserProtocolFeatures as Protocol;
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_F_FLUSH;
@@ -18,9 +18,10 @@ const WRITEBACK: Vmm = Vmm {
     name: "Firecracker 1.16",
     features: COMMON | 1 << VIRTIO_BLK_F_FLUSH,
     protocol: Protocol::CONFIG,
-    acknowledged: false,
+    acknowledged: Acknowledged::None,
     queues: 1,
     queue_size: 256,
+    inflight_size: 256,
     connect: CONNECT,
     start: START,
     stop: None,

@@ -73,6 +73,14 @@ pub enum Base {
     InOrder,
 }
 
+/// Messages that a front end wants answered which have no answer of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Acknowledged {
+    All,
+    Enable,
+    None,
+}
+
 /// A virtual machine monitor's front end.
 pub struct Vmm {
     pub name: &'static str,
@@ -80,11 +88,13 @@ pub struct Vmm {
     pub features: u64,
     /// The protocol features that it takes if they are offered.
     pub protocol: VhostUserProtocolFeatures,
-    /// Whether it asks for an answer to each message: otherwise only to those about memory.
-    pub acknowledged: bool,
+    /// The messages that it asks an answer to, besides those about memory.
+    pub acknowledged: Acknowledged,
     /// The queues that it uses, if the backend has as many.
     pub queues: usize,
     pub queue_size: u16,
+    /// The size of queues that it names when it asks for an in-flight region.
+    pub inflight_size: u16,
     pub connect: &'static [Message],
     /// When the guest's driver is ready.
     pub start: &'static [Message],
@@ -190,7 +200,7 @@ impl<'a> Connection<'a> {
                 // A front end that does not ask again takes what it took the first time.
                 self.protocol = guest.protocol;
                 self.wire.set_protocol_features(self.protocol)?;
-                self.acknowledge(self.vmm.acknowledged);
+                self.acknowledge(self.acknowledges_all());
                 Ok(())
             }
             Message::QueueNum => {
@@ -213,7 +223,7 @@ impl<'a> Connection<'a> {
             Message::Memory => {
                 self.acknowledge(true);
                 let sent = self.wire.set_mem_table(&guest.regions());
-                self.acknowledge(self.vmm.acknowledged);
+                self.acknowledge(self.acknowledges_all());
                 sent.map(drop)
             }
             Message::AddMemory => {
@@ -225,7 +235,7 @@ impl<'a> Connection<'a> {
                     .regions()
                     .iter()
                     .try_for_each(|region| self.wire.add_mem_region(region).map(drop));
-                self.acknowledge(self.vmm.acknowledged);
+                self.acknowledge(self.acknowledges_all());
                 added
             }
             Message::Inflight if self.tracks_inflight() => self.track_inflight(guest),
@@ -237,7 +247,12 @@ impl<'a> Connection<'a> {
             Message::MaskedCall => self.wire.set_vring_call(queue, &guest.queues[queue].masked),
             Message::Err => self.wire.set_vring_err(queue, &guest.queues[queue].masked),
             Message::Kick => self.wire.set_vring_kick(queue, &guest.queues[queue].kick),
-            Message::Enable(enable) => self.wire.set_vring_enable(queue, enable),
+            Message::Enable(enable) => {
+                self.acknowledge(self.vmm.acknowledged != Acknowledged::None);
+                let enabled = self.wire.set_vring_enable(queue, enable);
+                self.acknowledge(self.acknowledges_all());
+                enabled
+            }
             Message::GetBase => {
                 let base = u16::try_from(self.wire.get_vring_base(queue)?).unwrap();
                 assert_eq!(base, guest.used_index(queue), "the base when the queue was stopped");
@@ -246,6 +261,10 @@ impl<'a> Connection<'a> {
             }
             Message::Each(_) => unreachable!("played one by one"),
         }
+    }
+
+    fn acknowledges_all(&self) -> bool {
+        self.vmm.acknowledged == Acknowledged::All
     }
 
     fn acknowledge(&self, acknowledged: bool) {
@@ -284,7 +303,7 @@ impl<'a> Connection<'a> {
     fn track_inflight(&mut self, guest: &mut Guest) -> vhost::Result<()> {
         if guest.inflight.is_none() {
             let queues = u16::try_from(guest.queues.len()).unwrap();
-            let asked = VhostUserInflight::new(0, 0, queues, self.vmm.queue_size);
+            let asked = VhostUserInflight::new(0, 0, queues, self.vmm.inflight_size);
             guest.inflight = Some(self.wire.get_inflight_fd(&asked)?);
         }
         let (about, file) = guest.inflight.as_ref().unwrap();
