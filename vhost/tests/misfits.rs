@@ -9,6 +9,7 @@ use ring_test_support::front_end::{FrontEnd, RINGS, described, region};
 use ring_test_support::process::{PATIENCE, eventually};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VringConfigData};
@@ -47,6 +48,13 @@ fn is_said_once_of(words: &str, come: impl Fn(&Scene)) {
 fn number_of_queues_that_is_too_large_is_named_once() {
     is_said_once("more than 64 queues (QEMU: num-queues=64 or less)", |guest| {
         assert!(guest.wire.set_vring_num(64, 16).is_err());
+    });
+}
+
+#[test]
+fn queue_that_is_too_large_is_named_once() {
+    is_said_once("or a queue of more than 32768 descriptors", |guest| {
+        assert!(guest.wire.set_vring_num(0, 32_769).is_err());
     });
 }
 
@@ -108,7 +116,7 @@ fn feature_that_is_not_offered_is_named_once() {
 #[test]
 fn memory_that_cannot_be_mapped_is_named_once() {
     let more = region(1 << 30, 1 << 20);
-    is_said_once("failed to handle request", |guest| {
+    is_said_once("bytes of the guest's memory: ", |guest| {
         let mut too_long = described(&more);
         too_long.memory_size = 1 << 50;
         assert!(guest.wire.add_mem_region(&too_long).is_err());
@@ -132,4 +140,26 @@ fn kicks_for_nothing_make_the_log_ask_for_shared_memory_once() {
     guest.honest(&scene);
     guest.kick_and_wait();
     assert_eq!(scene.logged(WORDS), 1);
+}
+
+/// A mapping that the kernel refuses, because a limit on the backend leaves no room for it.
+#[test]
+fn memory_that_exceeds_the_backends_address_space_is_named() {
+    const ROOM: u64 = 64 << 20;
+    let scene = Scene::new();
+    let daemon = scene.start(&[]);
+    let mut guest = FrontEnd::connect(&scene);
+    let process = daemon.0.id().to_string();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let in_use = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    let in_use: u64 = in_use.trim().trim_end_matches(" kB").parse().unwrap();
+    let limit = format!("--as={}", in_use * 1024 + ROOM);
+    let limited = Command::new("prlimit").args(["--pid", &process, &limit]).status();
+    assert!(limited.unwrap().success());
+    let more = region(1 << 30, 2 * ROOM);
+    assert!(guest.wire.add_mem_region(&described(&more)).is_err());
+    eventually("it is logged", || {
+        scene.logged("Cannot allocate memory") == 1
+            && scene.logged("LimitAS=) has to leave room") == 1
+    });
 }

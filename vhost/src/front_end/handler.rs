@@ -25,6 +25,10 @@ use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestRegionMmap};
 
+/// What keeps a backend from mapping a guest's memory.
+const HOW_TO_MAP: &str = "its file has to be that large and open for reading and writing; a limit on the backend's address space \
+     (ulimit -v, LimitAS=) has to leave room for it";
+
 /// One connection's handler.
 pub struct Handler {
     backend: Arc<Backend>,
@@ -59,8 +63,13 @@ fn failed(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
 }
 
 fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<Dirty>> {
-    let start = GuestAddress(region.guest_phys_addr);
-    GuestRegionMmap::new(region.mmap_region(file)?, start)
+    let len = region.memory_size;
+    let mapped = region.mmap_region(file).map_err(|error| {
+        // The library's words for the handler's errors say nothing here.
+        let Error::ReqHandlerError(why) = error else { return error };
+        failed(format!("cannot map {len} bytes of the guest's memory: {why} ({HOW_TO_MAP})"))
+    })?;
+    GuestRegionMmap::new(mapped, GuestAddress(region.guest_phys_addr))
         .ok_or_else(|| Error::ReqHandlerError(io::ErrorKind::InvalidInput.into()))
 }
 
