@@ -63,7 +63,7 @@ impl Front {
             |error: virtio_blk_driver::Error| what(error.into())
         };
         let backend = VhostUser::connect(socket).map_err(failed("connecting to"))?;
-        let driver = BlockDriver::over(backend, Shape::new(depth, bytes), &Limits::default())
+        let driver = BlockDriver::new(backend, Shape::new(depth, bytes), &Limits::default())
             .map_err(failed("starting the queue of"))?;
         let region = walked(bytes);
         Ok(Self { name, driver, bytes, at: region.start, region })

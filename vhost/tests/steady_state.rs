@@ -113,7 +113,7 @@ fn request_costs_no_system_call_while_both_sides_poll() {
     let scene = Scene::new();
     let daemon = scene.start(&["--poll", "always", "--size", "1M"]);
     let backend = VhostUser::connect(scene.path("s")).unwrap();
-    let mut driver = BlockDriver::over(backend, Shape::new(32, 4096), &Limits::default()).unwrap();
+    let mut driver = BlockDriver::new(backend, Shape::new(32, 4096), &Limits::default()).unwrap();
     let mut requests = |count: u32| {
         let (mut kicks, mut done) = (0, 0);
         while done < count {

@@ -1,5 +1,6 @@
 //! What a block device says of itself (virtio 1.3, 5.2.3 and 5.2.4), whatever the way to it.
 
+use crate::bytes::word;
 use crate::{Error, Refusal};
 use std::fmt;
 use virtio_bindings::bindings::virtio_blk::{
@@ -52,14 +53,11 @@ impl Disk {
         if !has(VIRTIO_F_VERSION_1) {
             return Err(Refusal::Legacy.into());
         }
-        let mut capacity = [0; 8];
-        capacity.copy_from_slice(&config[..8]);
-        let mut block = [0; 4];
-        block.copy_from_slice(&config[20..24]);
+        // In units of 512 bytes, whatever the block size.
+        let capacity = u64::from(word(config, 0)) | u64::from(word(config, 4)) << 32;
         Ok(Self {
-            // In units of 512 bytes, whatever the block size.
-            bytes: u64::from_le_bytes(capacity).saturating_mul(512),
-            sector_size: if has(VIRTIO_BLK_F_BLK_SIZE) { u32::from_le_bytes(block) } else { 512 },
+            bytes: capacity.saturating_mul(512),
+            sector_size: if has(VIRTIO_BLK_F_BLK_SIZE) { word(config, 20) } else { 512 },
             read_only: has(VIRTIO_BLK_F_RO),
             flush: has(VIRTIO_BLK_F_FLUSH),
             indirect: has(VIRTIO_RING_F_INDIRECT_DESC),

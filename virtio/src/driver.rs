@@ -28,7 +28,7 @@ use std::os::fd::BorrowedFd;
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let backend = VhostUser::connect("/run/disk.sock")?;
-/// let mut driver = BlockDriver::over(backend, Shape::new(32, 4096), &Limits::default())?;
+/// let mut driver = BlockDriver::new(backend, Shape::new(32, 4096), &Limits::default())?;
 ///
 /// let mut slot = driver.slot().expect("none of 32 requests is in flight");
 /// slot.fill(&[7; 4096]);
@@ -85,7 +85,7 @@ impl BlockDriver {
     /// # Errors
     /// A [`Refusal`] where the device cannot serve a queue of this shape, or no memory can be had
     /// for it; the operating system's error where the device cannot be told.
-    pub fn over(
+    pub fn new(
         transport: impl Transport,
         shape: Shape,
         limits: &Limits<'_>,

@@ -14,7 +14,7 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let backend = VhostUser::connect("/run/disk.sock")?;
-//! let mut driver = BlockDriver::over(backend, Shape::new(1, 512), &Limits::default())?;
+//! let mut driver = BlockDriver::new(backend, Shape::new(1, 512), &Limits::default())?;
 //! let slot = driver.slot().expect("no request is in flight");
 //! slot.submit(Request::read(0, 512)); // unit 0, of 512 bytes
 //! driver.publish()?;
@@ -39,6 +39,7 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod block;
+mod bytes;
 mod disk;
 mod driver;
 mod error;

@@ -144,7 +144,7 @@ mod tests {
     /// A driver with one request in flight, over a device that `script` describes.
     fn set_up(script: &Scripted) -> (Reconnect, BlockDriver) {
         let shape = Shape::new(1, 512);
-        let mut driver = BlockDriver::over(script.device(), shape, &Limits::default()).unwrap();
+        let mut driver = BlockDriver::new(script.device(), shape, &Limits::default()).unwrap();
         submit(&mut driver);
         (Reconnect::new("test"), driver)
     }

@@ -7,7 +7,7 @@ use crate::{Disk, Error, ResumeError};
 use ring_os::Limits;
 use std::os::fd::BorrowedFd;
 
-/// The way to a virtio block device, for [`BlockDriver::over`](super::BlockDriver::over).
+/// The way to a virtio block device, for [`BlockDriver::new`](super::BlockDriver::new).
 ///
 /// The trait is sealed: what a transport does with memory is for this package alone.
 ///

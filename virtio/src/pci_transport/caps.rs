@@ -5,6 +5,7 @@
 //! against the region that they lie in where that is mapped.
 
 use super::config::CONFIG_BYTES;
+use crate::bytes::word;
 
 /// The status register, and its bit for a list of capabilities.
 const STATUS: usize = 6;
@@ -141,12 +142,6 @@ impl Capabilities {
 /// The lowest two bits are reserved.
 fn pointer(byte: u8) -> usize {
     usize::from(byte & !3)
-}
-
-fn word(cap: &[u8], at: usize) -> u32 {
-    let mut bytes = [0; 4];
-    bytes.copy_from_slice(&cap[at..at + 4]);
-    u32::from_le_bytes(bytes)
 }
 
 fn check(

@@ -52,7 +52,7 @@ impl BlockingDriver {
         search: Reconnect,
         limits: &Limits<'_>,
     ) -> io::Result<Self> {
-        let driver = BlockDriver::over(transport, Shape::new(DEPTH, BUFFER), limits)?;
+        let driver = BlockDriver::new(transport, Shape::new(DEPTH, BUFFER), limits)?;
         Ok(Self { driver, search, spin: SPIN, lost: false, held: HeldRead::default() })
     }
 

@@ -5,7 +5,7 @@ use crate::{BlockDriver, Error, Refusal, Request, Shape};
 use ring_os::Limits;
 
 fn driver(script: &Scripted) -> Result<BlockDriver, Error> {
-    BlockDriver::over(script.device(), Shape::new(4, 4096), &Limits::default())
+    BlockDriver::new(script.device(), Shape::new(4, 4096), &Limits::default())
 }
 
 #[cfg(not(miri))]
@@ -55,7 +55,7 @@ fn device_that_fails_to_start_is_stopped_before_its_memory_is_unmapped() {
 fn device_without_indirect_descriptors_is_given_no_queue_of_them() {
     let script = Scripted::default();
     let large = |script: &Scripted| {
-        BlockDriver::over(script.device(), Shape::new(86, 512), &Limits::default())
+        BlockDriver::new(script.device(), Shape::new(86, 512), &Limits::default())
     };
     assert!(matches!(large(&script), Err(Error::Refused(Refusal::NoIndirect))));
     assert_eq!(script.stopped(), 0, "it was not started");
