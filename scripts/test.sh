@@ -7,7 +7,7 @@ usage() {
 usage: scripts/test.sh [--quick | --long]
 
 Installs and fetches what is missing (see scripts/setup.sh --help), builds tests and programs, and runs the suites
-  programs     all test programs but those below, two at a time: every crash of short programs on a simulated disk,
+  programs     all test programs but those below, three at a time: every crash of short programs on a simulated disk,
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
                and limits of the machine; the library, its micro-benchmarks, run once, and the virtio driver
   examples     those in the documentation
@@ -270,7 +270,7 @@ export BLOCKRING_BUILT=1
 start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
-suite programs "$((long ? 120 : 15))" test_programs 2 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
+suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/virtio" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
