@@ -12,6 +12,7 @@ usage: scripts/setup.sh [--guests | --image-only]
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
   3. Fetches a newer QEMU for the tests, which run guests in both: see scripts/fetch-qemu.sh --help.
+  4. Fetches NATS servers for the tests of `blockring forward` (scripts/fetch-nats.sh --help).
 
   --guests       only what boots guests: the first two parts
   --image-only   only the second part
@@ -25,11 +26,11 @@ CARGO_TARGET_DIR moves the target folder, as it does for cargo.
 TEXT
 }
 
-packages=yes newer_qemu=yes
+packages=yes others=yes
 case "${1:-}" in
     "") ;;
-    --guests) newer_qemu=no ;;
-    --image-only) packages=no newer_qemu=no ;;
+    --guests) others=no ;;
+    --image-only) packages=no others=no ;;
     -h | --help) usage; exit 0 ;;
     *) usage >&2; exit 2 ;;
 esac
@@ -68,6 +69,9 @@ missing_packages() {
     have losetup && have swapon || echo mount
     have setpriv && have unshare && have prlimit || echo util-linux
     have script || echo bsdutils
+    # Keys for tests of TLS.
+    have openssl || echo openssl
+    have python3 || echo python3
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
@@ -158,4 +162,7 @@ if [ -z "${BLOCKRING_KERNEL:-}" ] || [ -z "${BLOCKRING_MODULES:-}" ] || [ -z "${
     [ -e "$cache/debian/version" ] || fetch_image
     exec 9>&-
 fi
-[ "$newer_qemu" = no ] || scripts/fetch-qemu.sh
+if [ "$others" = yes ]; then
+    scripts/fetch-qemu.sh
+    scripts/fetch-nats.sh
+fi

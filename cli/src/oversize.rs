@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 const COUNTED: u64 = 1 << 30;
 
 /// What a command does with an item that is larger than the ring.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum OnTooLarge {
     /// End with an error that names its size
     Fail,

@@ -5,6 +5,8 @@
 //! children; what becomes of a batch it reports by the lane's [`Reporter`]. A ring's consumer
 //! pointer moves only behind [`Event::Acknowledged`].
 
+pub mod nats;
+
 use bytes::Bytes;
 use nix::sys::eventfd::EventFd;
 use shared_block_ring::Position;
