@@ -19,7 +19,7 @@ pub enum Fault {
     HalfClose,
     /// The server's answers are swallowed while the client's bytes arrive, and then closed.
     LoseAnswers,
-    /// Each piece arrives that much later, until they are closed.
+    /// Each piece arrives that much later, until another fault follows.
     Delay(Duration),
 }
 
@@ -64,7 +64,7 @@ impl Proxy {
 
     /// Lets the open connections fail. New ones are in order.
     pub fn strike(&self, fault: Fault) {
-        for connection in self.shared.connections.lock().unwrap().drain(..) {
+        self.shared.connections.lock().unwrap().retain(|connection| {
             *connection.fault.lock().unwrap() = Some(fault);
             match fault {
                 Fault::Close => connection.close(),
@@ -74,7 +74,9 @@ impl Proxy {
                 }
                 Fault::LoseAnswers | Fault::Delay(_) => {}
             }
-        }
+            // The others end.
+            matches!(fault, Fault::Delay(_))
+        });
     }
 }
 

@@ -41,17 +41,37 @@ use tokio::task::AbortHandle;
 pub struct Nats {
     settings: Arc<Settings>,
     link: Arc<Link>,
+    /// None before the first lane.
+    thread: Option<Thread>,
+}
+
+/// Thread that connects to the server and runs the lanes' tasks. It ends when this is dropped.
+#[derive(Debug)]
+struct Thread {
     runtime: Handle,
-    /// The thread ends when this is dropped.
     _alive: oneshot::Sender<()>,
 }
 
 impl Nats {
-    /// Starts the thread that connects to the server. Connecting itself waits for no caller.
-    pub fn start(settings: Settings) -> io::Result<Self> {
+    /// Makes the sink. It connects when the first lane is opened.
+    pub fn new(settings: Settings) -> Self {
+        Self { settings: Arc::new(settings), link: Arc::new(Link::new()), thread: None }
+    }
+
+    /// Returns the way to the thread, which is started first if need be.
+    fn runtime(&mut self) -> io::Result<Handle> {
+        let thread = match self.thread.take() {
+            Some(thread) => thread,
+            None => self.start()?,
+        };
+        Ok(self.thread.insert(thread).runtime.clone())
+    }
+
+    fn start(&self) -> io::Result<Thread> {
         let runtime = Builder::new_current_thread().enable_io().enable_time().build()?;
-        let (settings, link) = (Arc::new(settings), Arc::new(Link::new()));
         let (alive, ended) = oneshot::channel();
+        let thread = Thread { runtime: runtime.handle().clone(), _alive: alive };
+        let (settings, link) = (Arc::clone(&self.settings), Arc::clone(&self.link));
         if settings.at_least_once {
             log::warn!(
                 "items go to the stream {} at least once: after a failure some may be there twice, or \
@@ -59,12 +79,6 @@ impl Nats {
                 settings.stream
             );
         }
-        let nats = Self {
-            settings: Arc::clone(&settings),
-            link: Arc::clone(&link),
-            runtime: runtime.handle().clone(),
-            _alive: alive,
-        };
         std::thread::Builder::new().name("nats".to_owned()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
@@ -75,23 +89,33 @@ impl Nats {
             // A name that is being looked up holds nobody up.
             runtime.shutdown_background();
         })?;
-        Ok(nats)
+        Ok(thread)
     }
 }
 
 impl Sink for Nats {
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         let (sender, batches) = mpsc::unbounded_channel();
-        let task =
-            run(Arc::clone(&self.settings), Arc::clone(&self.link), ring.clone(), batches, events);
-        Box::new(NatsLane { batches: sender, task: self.runtime.spawn(task).abort_handle() })
+        let (settings, link) = (Arc::clone(&self.settings), Arc::clone(&self.link));
+        let task = match self.runtime() {
+            Ok(runtime) => {
+                let lane = run(settings, link, ring.clone(), batches, events);
+                Some(runtime.spawn(lane).abort_handle())
+            }
+            Err(error) => {
+                let words = format!("cannot start a thread for {}: {error}", settings.address);
+                events.report(Event::Failed(retry(words)));
+                None
+            }
+        };
+        Box::new(NatsLane { batches: sender, task })
     }
 }
 
 /// Way of one ring to its subject.
 struct NatsLane {
     batches: mpsc::UnboundedSender<Batch>,
-    task: AbortHandle,
+    task: Option<AbortHandle>,
 }
 
 impl Lane for NatsLane {
@@ -103,7 +127,9 @@ impl Lane for NatsLane {
 
 impl Drop for NatsLane {
     fn drop(&mut self) {
-        self.task.abort();
+        if let Some(task) = &self.task {
+            task.abort();
+        }
     }
 }
 

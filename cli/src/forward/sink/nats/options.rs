@@ -6,7 +6,7 @@ use crate::oversize::OnTooLarge;
 use std::path::{Path, PathBuf};
 
 /// Options of `nats://` and `tls://`.
-#[derive(Debug, Default, Clone, clap::Args, serde::Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, clap::Args, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct NatsOptions {
     /// Name of the stream

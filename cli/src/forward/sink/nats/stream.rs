@@ -65,7 +65,7 @@ pub fn faults(config: &Config, settings: &Settings) -> Vec<String> {
         format!(
             "its limits ({}) remove old messages, among them a ring's last one, which says what \
              has arrived: set discard to 'new' and max_age to 0 (`{edit} --discard new --max-age \
-             0`), or accept it with --accept-expiry",
+             0s`), or accept it with --accept-expiry",
             limits(config)
         ),
     );

@@ -35,7 +35,7 @@ pub fn options() -> NatsOptions {
 
 /// Starts the sink.
 pub fn sink(address: &str, options: NatsOptions) -> Nats {
-    Nats::start(options.settings(address).unwrap()).unwrap()
+    Nats::new(options.settings(address).unwrap())
 }
 
 /// A ring's items, and how far they are freed.
