@@ -36,6 +36,10 @@ struct Sector {
     lost: usize,
 }
 
+/// A flush under way: sectors with pending versions, and the number of those.
+#[derive(Debug, Clone, Default, Hash)]
+pub struct BegunFlush(Vec<(u64, usize)>);
+
 /// An operation that can fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
@@ -160,6 +164,29 @@ impl Disk {
             !sector.pending.is_empty()
         });
         Ok(())
+    }
+
+    /// Begins a flush that takes time: its end makes durable what is visible now.
+    pub fn begin_flush(&self) -> BegunFlush {
+        BegunFlush(self.choices().iter().map(|&(index, count)| (index, count - 1)).collect())
+    }
+
+    /// Ends a flush.
+    pub fn end_flush(&self, flush: BegunFlush) {
+        let mut state = self.state();
+        let State { sectors, dirty, .. } = &mut *state;
+        for (index, count) in flush.0 {
+            let index = usize::try_from(index).expect("within the disk");
+            let sector = &mut sectors[index];
+            if sector.lost < count {
+                sector.durable = Arc::clone(&sector.pending[count - 1]);
+                sector.pending.drain(..count);
+                sector.lost = 0;
+            }
+            if sector.pending.is_empty() {
+                dirty.remove(&index);
+            }
+        }
     }
 
     /// Has all pending versions lost, as a failed flush does: they stay visible, and no later flush
@@ -347,6 +374,17 @@ mod tests {
         let write = || disk.write(0, &sectors(&[1])).map_err(|e| e.raw_os_error());
         assert_eq!([write(), write(), read()], [Err(Some(28)), Err(Some(28)), Ok(())]);
         assert_eq!(firsts(&disk), [0; 4]);
+    }
+
+    #[test]
+    fn flush_that_takes_time_covers_what_was_written_before_it() {
+        let disk = disk();
+        disk.write(0, &sectors(&[1, 2])).unwrap();
+        let flush = disk.begin_flush();
+        disk.write(1, &sectors(&[3, 4])).unwrap();
+        disk.end_flush(flush);
+        disk.crash(|_, _| 0);
+        assert_eq!(firsts(&disk), [1, 2, 0, 0]);
     }
 
     #[test]

@@ -25,10 +25,10 @@ mod watching;
 
 pub use adversary::Adversary;
 pub use device::DiskDevice;
-pub use disk::{Disk, Fault, Operation};
+pub use disk::{BegunFlush, Disk, Fault, Operation};
 pub use explore::{
-    Bounds, Counts, Explorer, Failure, Last, Mutant, Op, RepairCounts, RepairMutant, Setting, Size,
-    Step, explore_repair, wander,
+    Bounds, Content, Counts, Explorer, Failure, Found, Item, Last, Mutant, Op, RepairCounts,
+    RepairMutant, Setting, Size, Step, explore_repair, inspect, payload, wander,
 };
 pub use footprint::Footprint;
 pub use hooked::{Access, Hook, Hooked, hooked, unlocked};

@@ -78,9 +78,14 @@ impl Disk {
     /// Makes a disk of a ring in this state.
     pub fn of(ring: &Ring) -> Self {
         let size = SectorSize::new(u32::try_from(ring.size).unwrap()).unwrap();
-        let geometry = Geometry::new(size, (ring.bytes.len() / ring.size) as u64).unwrap();
-        let (file, path) = in_memory(&ring.bytes);
-        Self::serve(ring.guest, (false, true), geometry, file, path)
+        Self::holding(ring.guest, size, &ring.bytes)
+    }
+
+    /// Makes a disk of a ring that these bytes hold.
+    pub fn holding(guest: Side, size: SectorSize, bytes: &[u8]) -> Self {
+        let geometry = Geometry::new(size, (bytes.len() / size.bytes()) as u64).unwrap();
+        let (file, path) = in_memory(bytes);
+        Self::serve(guest, (false, true), geometry, file, path)
     }
 
     fn serve(

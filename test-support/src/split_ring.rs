@@ -143,6 +143,11 @@ impl Rings {
         memory.store_index(self.available + 4 + 2 * u64::from(self.size), index);
     }
 
+    /// Sets the used index, as a backend does.
+    pub fn set_used_index(&self, memory: &impl GuestBytes, index: u16) {
+        memory.store_index(self.used + 2, index);
+    }
+
     /// Returns the used index.
     pub fn used_index(&self, memory: &impl GuestBytes) -> u16 {
         memory.load_index(self.used + 2)

@@ -11,7 +11,7 @@ use shared_block_ring::{BlockDevice, RingDevice};
 use std::io::{IoSlice, IoSliceMut};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use vhost_device_blockring::data_path::dirty::GuestMemory;
 use vhost_device_blockring::data_path::flusher::Flusher;
@@ -150,12 +150,26 @@ impl Direct {
 
     /// A disk with several queues, all of them running.
     pub fn with_queues(disk: Disk, queues: usize, flusher: Flusher) -> Self {
-        let guest = Guest::new(queues);
+        Self::serving(Guest::new(queues), disk, queues, flusher)
+    }
+
+    /// Returns the guest's disk behind the next backend: this one was killed. It finds in guest
+    /// memory what this one has left.
+    #[must_use]
+    pub fn killed(self, disk: Disk, flusher: Flusher) -> Self {
+        let Self { guest, vrings, watch, .. } = self;
+        Self { watch, ..Self::serving(guest, disk, vrings.len(), flusher) }
+    }
+
+    fn serving(guest: Guest, disk: Disk, queues: usize, flusher: Flusher) -> Self {
         let geometry = disk.geometry;
         let mut worker = worker(disk, flusher, Polling::For(Duration::ZERO));
         let waiters = Waiters::new().unwrap();
-        let (kicks, signaller) = (Kicks::new().unwrap(), Arc::new(Signaller::new().unwrap()));
-        let links = Links { waiters: waiters.clone(), kicks, signaller };
+        let links = Links {
+            waiters: waiters.clone(),
+            kicks: Kicks::new().unwrap(),
+            signaller: signaller(),
+        };
         let vrings = guest.connect(&mut worker, &links, queues);
         let watch: Watch = Box::new(|_, _, turn: &mut dyn FnMut()| turn());
         Self { geometry, guest, waiters, vrings, watch, worker: Mutex::new(worker) }
@@ -215,6 +229,12 @@ impl Direct {
     }
 }
 
+/// The signaller of all disks: the kernel takes tens of milliseconds to end one.
+fn signaller() -> Arc<Signaller> {
+    static SHARED: LazyLock<Arc<Signaller>> = LazyLock::new(|| Arc::new(Signaller::new().unwrap()));
+    Arc::clone(&SHARED)
+}
+
 fn worker(disk: Disk, flusher: Flusher, polling: Polling) -> Worker {
     let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Backend).unwrap();
     let hold = Duration::from_secs(1);
@@ -257,6 +277,7 @@ impl Guest {
             let rings = rings(queue);
             vring.set_size(DESCRIPTORS);
             vring.set_addresses(rings.descriptors, rings.available, rings.used).unwrap();
+            vring.find_used_index().unwrap();
             vring.set_ready(true);
             vring.set_enabled(true);
             vring
@@ -270,6 +291,11 @@ impl Guest {
     /// Returns a queue's used index.
     pub fn used(&self, queue: usize) -> u16 {
         rings(queue).used_index(&self.mem)
+    }
+
+    /// Sets a queue's used index, as a backend that was killed left it.
+    pub fn set_used(&self, queue: usize, index: u16) {
+        rings(queue).set_used_index(&self.mem, index);
     }
 
     /// Returns the answer to a request, if it has one.

@@ -7,8 +7,10 @@ use crate::explore::oracle::{Content, Found, Item};
 use shared_block_ring::format::FormatError;
 use shared_block_ring::{Consumer, Error, Producer, Repair, check};
 
-/// Attaches both sides and takes all items, on a copy of the disk. An error describes what no crash
-/// may leave.
+/// Attaches both sides and takes all items, on a copy of the disk.
+///
+/// # Errors
+/// A description of what no crash may leave.
 pub fn inspect(disk: &Disk) -> Result<Found, String> {
     let disk = disk.fork();
     let device = || DiskDevice::new(&disk);

@@ -21,7 +21,10 @@ mod wander;
 mod world;
 
 pub use explorer::{Bounds, Counts, Explorer, Failure};
+pub use inspect::inspect;
+pub use item::payload;
 pub use mutant::{Last, Mutant};
+pub use oracle::{Content, Found, Item};
 pub use repair::{RepairCounts, RepairMutant, explore_repair};
 pub use step::{Op, Size, Step};
 pub use wander::wander;

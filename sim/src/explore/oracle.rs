@@ -15,17 +15,22 @@ pub enum Found {
 /// Content of a sound ring.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
+    /// The consumer's position.
     pub consumer: Position,
+    /// The producer's position.
     pub producer: Position,
     /// Number and end of each item between the two positions.
     pub items: Vec<Item>,
+    /// Whether the consumer has suspended the ring.
     pub suspend: bool,
 }
 
 /// An item of the stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Item {
+    /// Its number, by which its bytes are known ([`payload`](crate::payload)).
     pub number: u32,
+    /// The position behind it.
     pub end: Position,
 }
 
