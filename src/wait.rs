@@ -218,7 +218,7 @@ impl Wait {
         if left.is_some_and(|left| left.is_zero()) {
             return Ok(Woken::TimedOut);
         }
-        let pause = self.next.pause_within(left);
+        let pause = self.next.next_pause_within(left);
         let readable = wait_readable(interrupts, Some(pause)).map_err(|e| failed(device, e))?;
         Ok(readable.map_or(Woken::Elapsed, Woken::Readable))
     }

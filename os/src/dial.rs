@@ -14,18 +14,52 @@ use std::time::Duration;
 /// tells nobody when there is room.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
+/// Kind of a UNIX socket that [`dial`] connects to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SocketKind {
+    /// A stream of bytes (`SOCK_STREAM`).
+    Stream,
+    /// A connection that keeps messages apart (`SOCK_SEQPACKET`).
+    Messages,
+}
+
+impl From<SocketKind> for SockType {
+    fn from(kind: SocketKind) -> Self {
+        match kind {
+            SocketKind::Stream => Self::Stream,
+            SocketKind::Messages => Self::SeqPacket,
+        }
+    }
+}
+
 /// Connects to the socket at `path`, and returns a descriptor that does not block.
+///
+/// ```
+/// use ring_os::{Limits, SocketKind, dial};
+/// use std::os::unix::net::{UnixListener, UnixStream};
+/// use std::time::Duration;
+///
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("socket");
+/// let _listener = UnixListener::bind(&path)?;
+/// let limits = Limits::within(Duration::from_secs(5));
+/// let connection = UnixStream::from(dial(&path, SocketKind::Stream, &limits)?);
+/// connection.set_nonblocking(false)?;
+/// # Ok::<(), std::io::Error>(())
+/// ```
 ///
 /// # Errors
 /// Those of [`Limits::check`] where the process behind the socket accepts no connections, and the
 /// kernel's.
-pub fn dial(path: &Path, kind: SockType, limits: &Limits<'_>) -> io::Result<OwnedFd> {
+pub fn dial(path: impl AsRef<Path>, kind: SocketKind, limits: &Limits<'_>) -> io::Result<OwnedFd> {
+    let path = path.as_ref();
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (address, _folder) = address(path)?;
     loop {
         // A new one each time: a socket that could not be connected is not good for a second
         // attempt everywhere.
-        let connection = socket(AddressFamily::Unix, kind, flags, None)?;
+        let connection = socket(AddressFamily::Unix, kind.into(), flags, None)?;
         match connect(connection.as_raw_fd(), &address) {
             Ok(()) => return Ok(connection),
             Err(Errno::EAGAIN) => limits.pause(FULL_PAUSE)?,
@@ -78,6 +112,23 @@ pub const LONGEST_RETRY: Duration = Duration::from_secs(1);
 /// A process that was there once may also be away for some of the later attempts. One that is not
 /// there at first is an error at once.
 ///
+/// ```
+/// use ring_os::{Limits, persist};
+/// use std::io::{Error, ErrorKind};
+/// use std::time::Duration;
+///
+/// let mut attempts = 0;
+/// let attempt = || {
+///     attempts += 1;
+///     // The peer that hung up is started again.
+///     if attempts == 1 { Err(Error::from(ErrorKind::UnexpectedEof)) } else { Ok("connected") }
+/// };
+/// let limits = Limits::within(Duration::from_secs(60));
+/// assert_eq!(persist(&limits, attempt, |error| Some(error))?, "connected");
+/// assert_eq!(attempts, 2);
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Errors
 /// Those of the attempt; when the limits end the wait for the next one, with the reason of
 /// [`Limits::check`] in the place of its own.
@@ -118,7 +169,8 @@ fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused)
 }
 
-/// Waits until there is something to be read from `fd`, or its other end is gone.
+/// Waits until there is something to be read from `fd`, or its other end is gone. For several
+/// descriptors, without limits: [`wait_readable`](crate::wait_readable).
 ///
 /// # Errors
 /// Those of [`Limits::check`].
@@ -147,7 +199,7 @@ mod tests {
         listen(&listening, Backlog::new(1).unwrap()).unwrap();
         let mut waiting = Vec::new();
         loop {
-            match dial(path, SockType::Stream, &Limits::within(Duration::ZERO)) {
+            match dial(path, SocketKind::Stream, &Limits::within(Duration::ZERO)) {
                 Ok(connection) => waiting.push(connection),
                 Err(e) if e.kind() == ErrorKind::TimedOut => return (listening, waiting),
                 Err(e) => panic!("{e}"),
@@ -161,7 +213,7 @@ mod tests {
         let path = dir.path().join("socket");
         let _full = full(&path);
         let limits = Limits::within(Duration::from_millis(50));
-        let error = dial(&path, SockType::Stream, &limits).unwrap_err();
+        let error = dial(&path, SocketKind::Stream, &limits).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     }
 
@@ -176,7 +228,7 @@ mod tests {
             scope.spawn(|| {
                 let stop = [stop.as_fd()];
                 let limits = Limits::default().or_on(&stop);
-                ended.send(dial(&path, SockType::Stream, &limits).map(drop)).unwrap();
+                ended.send(dial(&path, SocketKind::Stream, &limits).map(drop)).unwrap();
             });
             drop(asked);
             let error = end.recv_timeout(LONG).unwrap().unwrap_err();
@@ -190,7 +242,7 @@ mod tests {
         let path = dir.path().join("socket");
         let (listening, waiting) = full(&path);
         std::thread::scope(|scope| {
-            let late = scope.spawn(|| dial(&path, SockType::Stream, &Limits::within(LONG)));
+            let late = scope.spawn(|| dial(&path, SocketKind::Stream, &Limits::within(LONG)));
             // However far the other thread has come: its connection is the last that is accepted.
             for _ in 0..=waiting.len() {
                 let accepted = nix::sys::socket::accept(listening.as_raw_fd()).unwrap();

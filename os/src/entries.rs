@@ -8,7 +8,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// The operating system's.
-pub fn entry_names(folder: &Path) -> io::Result<Vec<String>> {
+pub fn entry_names(folder: impl AsRef<Path>) -> io::Result<Vec<String>> {
     match fs::read_dir(folder) {
         Ok(entries) => {
             entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()

@@ -39,10 +39,12 @@ mod shown;
 mod space;
 mod wait;
 
-pub use dial::{FIRST_RETRY, LONGEST_RETRY, await_readable, dial, persist};
+pub use dial::{FIRST_RETRY, LONGEST_RETRY, SocketKind, await_readable, dial, persist};
 pub use entries::entry_names;
 pub use mapping::{Mapping, Prefault, Word};
-pub use memory::{Memory, Orders};
+pub use memory::Memory;
+#[doc(hidden)] // for the models that search for interleavings
+pub use memory::Orders;
 pub use random::random_bytes;
 pub use shown::shown;
 pub use space::{Allocation, allocate, allocate_within};

@@ -46,13 +46,32 @@ const WORD: usize = size_of::<AtomicU32>();
 type Copy =
     unsafe extern "C" fn(*mut libc::c_void, *const libc::c_void, usize) -> *mut libc::c_void;
 
-/// Pages that [`Mapping::prefault`] makes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// Pages that [`Mapping::prefault`] makes: by default small ones, for reading.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Prefault {
-    /// Huge ones, where the kernel has them for such memory.
-    pub huge: bool,
-    /// Ready for writing, which costs a file on a disk a write-back of every page.
-    pub for_writing: bool,
+    huge: bool,
+    for_writing: bool,
+}
+
+impl Prefault {
+    /// Describes small pages, for reading.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets whether the pages are huge ones, where the kernel has them for such memory.
+    #[must_use]
+    pub fn huge(self, huge: bool) -> Self {
+        Self { huge, ..self }
+    }
+
+    /// Sets whether the pages are ready for writing, which costs a file on a disk a write-back of
+    /// every page.
+    #[must_use]
+    pub fn for_writing(self, for_writing: bool) -> Self {
+        Self { for_writing, ..self }
+    }
 }
 
 /// Mapped memory. Every access is checked against its bounds, and every store against what may be

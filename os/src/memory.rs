@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 /// The orderings that the promises of [`Memory`] come down to where memory is atomic. They stand
 /// here once, so that a model that is searched for interleavings cannot drift from the mapping that
 /// runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Orders {
     /// The ordering of a load in one piece.
     pub load: Ordering,

@@ -23,7 +23,20 @@ const BLOCK: u64 = 512;
 
 /// Space that was allocated for a file. Given back when this is dropped, unless it was
 /// [kept](Self::keep).
+///
+/// ```
+/// use ring_os::Allocation;
+/// use std::os::unix::fs::MetadataExt;
+///
+/// let file = tempfile::tempfile()?;
+/// drop(Allocation::new(&file, 1 << 20)?); // what it was for has failed
+/// assert_eq!(file.metadata()?.len(), 0);
+/// Allocation::new(&file, 1 << 20)?.keep();
+/// assert!(file.metadata()?.blocks() * 512 >= 1 << 20);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug)]
+#[must_use = "space that is not kept is given back"]
 pub struct Allocation {
     file: Option<File>,
     /// Ranges of the file that had no space before.

@@ -19,22 +19,40 @@ pub const LONGEST_PAUSE: Duration = Duration::from_millis(4);
 /// answers within milliseconds.
 pub const ANSWER_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Limits of a wait for an answer of another process, or of work that takes long.
+/// Limits of a wait for an answer of another process, or of work that takes long. The default has
+/// none.
+///
+/// ```
+/// use ring_os::Limits;
+/// use std::io::{ErrorKind, Write};
+/// use std::os::fd::AsFd;
+/// use std::os::unix::net::UnixStream;
+/// use std::time::Duration;
+///
+/// let (asked, mut stop) = UnixStream::pair()?;
+/// let interrupts = [asked.as_fd()];
+/// let limits = Limits::within(Duration::from_secs(60)).or_on(&interrupts);
+/// limits.check_now()?; // go on
+/// stop.write_all(b"!")?; // as a handler of SIGTERM does
+/// assert_eq!(limits.check_now().unwrap_err().kind(), ErrorKind::Interrupted);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
+#[must_use = "limits end what is given them"]
 pub struct Limits<'a> {
     deadline: Option<(Instant, Duration)>,
     interrupts: &'a [BorrowedFd<'a>],
 }
 
 impl<'a> Limits<'a> {
-    /// A wait that ends `timeout` from now. The default ends by its interrupts alone.
+    /// Makes the limits of a wait that ends `timeout` from now. The default ends by its interrupts
+    /// alone.
     pub fn within(timeout: Duration) -> Self {
         let deadline = Instant::now().checked_add(timeout).map(|at| (at, timeout));
         Self { deadline, interrupts: &[] }
     }
 
-    /// A wait that ends also when one of `interrupts` is readable.
-    #[must_use]
+    /// Has the wait end also when one of `interrupts` is readable.
     pub fn or_on(self, interrupts: &'a [BorrowedFd<'a>]) -> Self {
         Self { interrupts, ..self }
     }
@@ -87,8 +105,19 @@ impl<'a> Limits<'a> {
     }
 }
 
-/// The pauses between looks at something that tells nobody when it changes: short ones first.
-#[derive(Debug)]
+/// The pauses between looks at something that tells nobody when it changes: short ones first, up
+/// to [`LONGEST_PAUSE`].
+///
+/// ```
+/// use ring_os::Pauses;
+/// use std::sync::atomic::{AtomicBool, Ordering};
+/// # let ready = AtomicBool::new(true);
+/// let mut pauses = Pauses::default();
+/// while !ready.load(Ordering::Acquire) {
+///     std::thread::sleep(pauses.next_pause());
+/// }
+/// ```
+#[derive(Debug, Clone)]
 pub struct Pauses(Duration);
 
 impl Default for Pauses {
@@ -98,16 +127,18 @@ impl Default for Pauses {
 }
 
 impl Pauses {
-    /// The next one.
-    pub fn pause(&mut self) -> Duration {
+    /// Returns the next pause, and does not wait.
+    #[must_use = "this does not wait"]
+    pub fn next_pause(&mut self) -> Duration {
         let pause = self.0;
         self.0 = (pause * 2).min(LONGEST_PAUSE);
         pause
     }
 
-    /// The next one, or what is left.
-    pub fn pause_within(&mut self, left: Option<Duration>) -> Duration {
-        let pause = self.pause();
+    /// Returns the next pause, or what is `left` if that is shorter.
+    #[must_use = "this does not wait"]
+    pub fn next_pause_within(&mut self, left: Option<Duration>) -> Duration {
+        let pause = self.next_pause();
         left.map_or(pause, |left| left.min(pause))
     }
 }

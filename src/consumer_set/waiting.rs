@@ -123,7 +123,7 @@ impl<D: RingDevice> ConsumerSet<D> {
 
     /// Sets the time of the next look at the polled rings, after one that took `took`.
     pub(super) fn schedule_poll(&mut self, took: Duration) {
-        let pause = self.pauses.pause().max((took * POLLING_SHARE).min(LONGEST_POLL_PAUSE));
+        let pause = self.pauses.next_pause().max((took * POLLING_SHARE).min(LONGEST_POLL_PAUSE));
         self.next_poll = Instant::now() + pause;
     }
 

@@ -105,7 +105,7 @@ impl<'a> RangeLock<BorrowedFd<'a>> {
                 return Err(failed(device, kept(holder_at(file, byte))));
             }
             // Not F_OFD_SETLKW, which would wait for a stopped process for ever.
-            std::thread::sleep(pauses.pause());
+            std::thread::sleep(pauses.next_pause());
         }
     }
 }

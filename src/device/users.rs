@@ -151,7 +151,7 @@ impl Machine {
             }
             let folder = self.proc.join(&process);
             // A process that has ended meanwhile, or that this user may not see, shows no files.
-            for file in entry_names(&folder.join("fd")).unwrap_or_default() {
+            for file in entry_names(folder.join("fd")).unwrap_or_default() {
                 let target = fs::read_link(folder.join("fd").join(file)).unwrap_or_default();
                 if paths.contains(&target) {
                     let name = fs::read_to_string(folder.join("comm")).unwrap_or_default();
@@ -185,7 +185,7 @@ impl Machine {
         if swaps.lines().any(|line| is_node(line.split_whitespace().next())) {
             return Ok(Some(format!("{node} is a swap (swapoff {node})")));
         }
-        if let Some(holder) = entry_names(&part.folder.join("holders"))?.into_iter().next() {
+        if let Some(holder) = entry_names(part.folder.join("holders"))?.into_iter().next() {
             let holder_node = self.node(&holder);
             let remedy = match holder.get(..2) {
                 Some("dm") => "dmsetup remove, or vgchange -an, takes it off".to_owned(),
@@ -196,7 +196,7 @@ impl Machine {
             return Ok(Some(format!("{holder_node} is built upon {node} ({remedy})")));
         }
         // A loop device claims nothing of the disk that it shows.
-        for name in entry_names(&self.sysfs.join("block"))? {
+        for name in entry_names(self.sysfs.join("block"))? {
             let file = self.sysfs.join("block").join(&name).join("loop/backing_file");
             if is_node(Some(read_if_there(&file)?.trim_end())) {
                 let holder = self.node(&name);

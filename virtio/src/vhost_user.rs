@@ -6,8 +6,7 @@ use crate::queue::Layout;
 use crate::transport::{Link, Seal};
 use crate::{Disk, Error, Refusal, ResumeError, Step, Transport};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::socket::SockType;
-use ring_os::{ANSWER_PATIENCE, Limits, await_readable, dial, persist};
+use ring_os::{ANSWER_PATIENCE, Limits, SocketKind, await_readable, dial, persist};
 use std::fmt;
 use std::io;
 use std::net::Shutdown;
@@ -131,7 +130,7 @@ impl Connection {
     /// its disk.
     fn open(path: &Path, wanted: u64, limits: &Limits<'_>) -> Result<(Self, u64, Disk), Error> {
         let connect = || {
-            let socket = UnixStream::from(dial(path, SockType::Stream, limits)?);
+            let socket = UnixStream::from(dial(path, SocketKind::Stream, limits)?);
             // The library below waits for its answers.
             socket.set_nonblocking(false)?;
             let mut wire = Frontend::from_stream(socket.try_clone()?, 1);

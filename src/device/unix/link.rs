@@ -10,10 +10,9 @@ use crate::error::{Error, Result as RingResult};
 use crate::format::{Geometry, SectorSize, Side};
 use crate::handover::{Answer, DESCRIPTORS, Hello, Role, VERSION, receive, send};
 use crate::wait::Limits;
-use nix::sys::socket::SockType;
 use nix::sys::stat::fstat;
 use nix::sys::uio::pread;
-use ring_os::{await_readable, dial};
+use ring_os::{SocketKind, await_readable, dial};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -69,7 +68,7 @@ impl Asked {
     pub fn new(path: &Path, name: &str, role: Role, limits: &Limits<'_>) -> RingResult<Self> {
         let fail = |operation, source: io::Error| DeviceError::new(name, operation, source);
         let connection =
-            dial(path, SockType::SeqPacket, limits).map_err(|e| fail(Operation::Connect, e))?;
+            dial(path, SocketKind::Messages, limits).map_err(|e| fail(Operation::Connect, e))?;
         // A new connection has room for the one message, so this never waits.
         send(connection.as_fd(), &Hello { version: VERSION, role }, &[])
             .map_err(|e| fail(Operation::RequestHandover, e))?;

@@ -202,7 +202,7 @@ impl UnixDevice {
                 }
                 Reply::Busy => {
                     busy = true;
-                    limits.pause(pauses.pause()).map_err(|_| kept())?;
+                    limits.pause(pauses.next_pause()).map_err(|_| kept())?;
                 }
             }
         }

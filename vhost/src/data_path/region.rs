@@ -57,7 +57,7 @@ impl Region {
             return Ok(());
         }
         let memory = self.device.memory();
-        if let Err(e) = memory.prefault(Prefault { huge, for_writing: volatile }, limits) {
+        if let Err(e) = memory.prefault(Prefault::new().huge(huge).for_writing(volatile), limits) {
             limits.check_now()?;
             let what = if huge { "have huge pages under" } else { "have all of" };
             log::warn!("{}: cannot {what} the region in memory: {e}", self.device.name());

@@ -65,7 +65,7 @@ impl Sysfs {
     /// # Errors
     /// The operating system's.
     pub fn virtio_blk(&self) -> io::Result<Vec<PciAddress>> {
-        let mut found: Vec<PciAddress> = entry_names(&self.root.join("bus/pci/devices"))?
+        let mut found: Vec<PciAddress> = entry_names(self.root.join("bus/pci/devices"))?
             .iter()
             .flat_map(|name| name.parse())
             .collect();
@@ -144,7 +144,7 @@ impl Sysfs {
     /// # Errors
     /// The operating system's.
     pub fn uio(&self, address: PciAddress) -> io::Result<Option<String>> {
-        Ok(entry_names(&self.device(address).join("uio"))?.pop())
+        Ok(entry_names(self.device(address).join("uio"))?.pop())
     }
 
     /// Returns the names (`vda`) of the disks that the kernel's virtio driver has made of the
@@ -154,9 +154,9 @@ impl Sysfs {
     /// The operating system's.
     pub fn disks(&self, address: PciAddress) -> io::Result<Vec<String>> {
         let mut disks = Vec::new();
-        for name in entry_names(&self.device(address))? {
+        for name in entry_names(self.device(address))? {
             if name.starts_with("virtio") {
-                disks.extend(entry_names(&self.device(address).join(name).join("block"))?);
+                disks.extend(entry_names(self.device(address).join(name).join("block"))?);
             }
         }
         disks.sort();

@@ -272,7 +272,7 @@ impl BlockingDriver {
                 let (gone, interrupt) = (self.driver.gone(), self.driver.interrupt());
                 let stop = self.search.stop().filter(|_| deadline.is_none());
                 let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
-                let pause = interrupt.is_none().then(|| pauses.pause());
+                let pause = interrupt.is_none().then(|| pauses.next_pause());
                 let waited: Vec<_> = gone.into_iter().chain(interrupt).chain(stop).collect();
                 let woken = wait_readable(&waited, pause.into_iter().chain(left).min())?;
                 let is_gone = woken == Some(0) && gone.is_some();

@@ -248,7 +248,7 @@ impl HeldReads for VirtioDevice {
             let left =
                 || deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
             let late = || deadline.is_some_and(|deadline| deadline <= Instant::now());
-            let pause = if interrupted { left() } else { Some(pauses.pause_within(left())) };
+            let pause = if interrupted { left() } else { Some(pauses.next_pause_within(left())) };
             let woken = match wait_readable(&waited, pause).map_err(fail)? {
                 Some(index) if index >= own => Some(index - own),
                 None if interrupted || late() => None,
