@@ -214,14 +214,14 @@ impl Front {
             if !self.driver.ask_for_interrupt() {
                 continue;
             }
-            let Some(interrupt) = self.driver.interrupt() else {
+            let Some(interrupt) = self.driver.interrupt_fd() else {
                 return Err(Error::Stalled(self.name));
             };
             match poll(&mut [PollFd::new(interrupt, PollFlags::POLLIN)], PATIENCE_MS) {
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(doing("waiting for an interrupt")(e.into())),
                 Ok(0) => return Err(Error::Stalled(self.name)),
-                Ok(_) => self.driver.acknowledge(),
+                Ok(_) => self.driver.acknowledge_interrupt(),
             }
         }
         Ok(())

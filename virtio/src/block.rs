@@ -60,7 +60,7 @@ pub struct BlockQueue {
 }
 
 impl BlockQueue {
-    /// Makes an empty queue in fresh memory of at least [`Shape::memory`] bytes.
+    /// Makes an empty queue in fresh memory of at least [`Shape::memory_bytes`] bytes.
     ///
     /// # Panics
     /// If the memory is smaller.
@@ -119,7 +119,10 @@ impl BlockQueue {
     /// # Panics
     /// If there are more of them than the buffer holds.
     pub fn fill(&self, slot: u16, bytes: &[u8]) {
-        assert!(bytes.len() as u64 <= self.shape.buffer().into(), "more bytes than a buffer holds");
+        assert!(
+            bytes.len() as u64 <= self.shape.buffer_bytes().into(),
+            "more bytes than a buffer holds"
+        );
         self.memory().write(self.buffer(slot), bytes);
     }
 
@@ -128,7 +131,10 @@ impl BlockQueue {
     /// # Panics
     /// If there are more of them than the buffer holds.
     pub fn read(&self, slot: u16, bytes: &mut [u8]) {
-        assert!(bytes.len() as u64 <= self.shape.buffer().into(), "more bytes than a buffer holds");
+        assert!(
+            bytes.len() as u64 <= self.shape.buffer_bytes().into(),
+            "more bytes than a buffer holds"
+        );
         self.memory().read(self.buffer(slot), bytes);
     }
 
@@ -138,7 +144,7 @@ impl BlockQueue {
     /// # Panics
     /// If the request is larger than its buffer.
     pub fn submit(&mut self, slot: u16, request: Request) -> RequestId {
-        assert!(request.bytes <= self.shape.buffer(), "more bytes than a buffer holds");
+        assert!(request.bytes <= self.shape.buffer_bytes(), "more bytes than a buffer holds");
         let next = self.free.pop();
         debug_assert_eq!(next, Some(slot), "the slot that was given last");
         let header = self.header(slot);

@@ -26,7 +26,7 @@ pub const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_BLK_F_RO;
 
 /// What a block device says of itself.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub struct Disk {
     /// Bytes of the whole device.
@@ -81,7 +81,7 @@ impl Disk {
 }
 
 /// How the disk of a device that came back differs from the one before.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Difference {
     /// The number of bytes.

@@ -42,8 +42,8 @@ use std::os::fd::BorrowedFd;
 ///     }
 ///     // Asking comes before the last look: no interrupt is missed.
 ///     if driver.ask_for_interrupt() {
-///         wait_readable(driver.interrupt().as_slice(), None)?;
-///         driver.acknowledge();
+///         wait_readable(driver.interrupt_fd().as_slice(), None)?;
+///         driver.acknowledge_interrupt();
 ///     }
 /// }
 /// # Ok(())
@@ -95,7 +95,7 @@ impl BlockDriver {
             return Err(Refusal::NoIndirect.into());
         }
         let transport = transport.into_link(Seal::new());
-        let memory = transport.allocate(shape.memory())?;
+        let memory = transport.allocate(shape.memory_bytes())?;
         let queue = ManuallyDrop::new(BlockQueue::new(memory, shape, disk.event_idx));
         let mut driver = Self { queue, transport, disk };
         let (memory, layout) = (driver.queue.memory(), driver.queue.layout());
@@ -177,23 +177,23 @@ impl BlockDriver {
 
     /// Returns a descriptor that is readable after an interrupt of the device; `None` where none
     /// can be had, and waiting means looking again after a pause.
-    pub fn interrupt(&self) -> Option<BorrowedFd<'_>> {
+    pub fn interrupt_fd(&self) -> Option<BorrowedFd<'_>> {
         self.transport.interrupt()
     }
 
     /// Forgets interrupts that came.
-    pub fn acknowledge(&self) {
+    pub fn acknowledge_interrupt(&self) {
         self.transport.acknowledge();
     }
 
-    /// Makes [`interrupt`](Self::interrupt), if there is one, readable, for another thread that
+    /// Makes [`interrupt_fd`](Self::interrupt_fd), if there is one, readable, for another thread that
     /// waits for what was found here.
-    pub fn pass_on(&self) {
+    pub fn pass_on_interrupt(&self) {
         self.transport.pass_on();
     }
 
     /// Returns a descriptor that is readable when the device is gone; `None` where nothing tells.
-    pub fn gone(&self) -> Option<BorrowedFd<'_>> {
+    pub fn gone_fd(&self) -> Option<BorrowedFd<'_>> {
         self.transport.gone()
     }
 
@@ -202,7 +202,7 @@ impl BlockDriver {
     ///
     /// # Errors
     /// [`Error::Gone`], or [`Error::NeedsReset`].
-    pub fn present(&self) -> Result<(), Error> {
+    pub fn check_presence(&self) -> Result<(), Error> {
         self.transport.present()
     }
 
@@ -224,7 +224,7 @@ impl BlockDriver {
     pub fn resume(&mut self, limits: &Limits<'_>) -> Result<(), ResumeError> {
         let base = self.queue.replay().map_err(|broken| ResumeError::Never(broken.into()))?;
         let (memory, layout) = (self.queue.memory(), self.queue.layout());
-        // SAFETY: as in `over`.
+        // SAFETY: as in `new`.
         unsafe { self.transport.resume(memory, layout, base, limits) }
     }
 }

@@ -1,6 +1,6 @@
 //! Why a device is not driven, or not any more.
 
-use crate::pci_transport::CapsError;
+use crate::pci_transport::CapabilityError;
 use crate::{Broken, Difference};
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -65,7 +65,7 @@ impl Error {
 }
 
 /// Step of a driver that the operating system has refused.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Step {
     /// Connecting to a vhost-user backend, and agreeing on features with it.
@@ -178,7 +178,7 @@ pub enum Refusal {
     NoInterrupt,
     /// A device's structures are not where they could be.
     #[error(transparent)]
-    Capabilities(#[from] CapsError),
+    Capabilities(#[from] CapabilityError),
     /// A structure of the device lies beyond the region that it is said to be in.
     #[error("{length} bytes of registers at {offset} of region {bar}, which has {bytes}")]
     Registers {

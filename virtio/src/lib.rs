@@ -60,12 +60,13 @@ mod vhost_user;
 pub use disk::{Difference, Disk};
 pub use driver::BlockDriver;
 pub use error::{Error, Refusal, ResumeError, Step};
-pub use pci_transport::{CapsError, Pci};
+pub use pci_transport::{CapabilityError, Pci};
 pub use queue::Broken;
 pub use reconnect::Reconnect;
 pub use request::{Completion, IDLE, Request, RequestId, Slot};
 #[cfg(feature = "ring")]
 pub use ring::VirtioDevice;
+#[doc(inline)]
 pub use ring_os::{Limits, wait_readable};
 pub use shape::{Chains, Shape};
 pub use transport::Transport;

@@ -88,7 +88,7 @@ pub struct Descriptor {
 
 /// A violation of the queue's rules by the device. Nothing that the device writes is believed any
 /// more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Broken {
     /// A used index beyond the chains that the device was given.

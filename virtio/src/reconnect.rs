@@ -15,6 +15,24 @@ const PATIENCE: Duration = Duration::from_secs(5 * 60);
 pub struct Progress(pub(super) u16);
 
 /// The search for the device of one [`BlockDriver`], again and again while it is gone.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use virtio_blk_driver::{BlockDriver, Limits, Reconnect, Shape, VhostUser, wait_readable};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let backend = VhostUser::connect("/run/disk.sock")?;
+/// let mut driver = BlockDriver::new(backend, Shape::new(32, 4096), &Limits::default())?;
+/// let mut search = Reconnect::new("/run/disk.sock");
+/// search.set_patience(Duration::from_secs(60));
+///
+/// // While requests are in flight:
+/// if wait_readable(driver.gone_fd().as_slice(), Some(Duration::ZERO))?.is_some() {
+///     search.wait(&mut driver)?; // the next backend carries out what is in flight
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Reconnect {
     /// The device, as the user named it.
@@ -64,7 +82,7 @@ impl Reconnect {
     /// # Errors
     /// [`Error::StayedAway`] or [`Error::AnswersNothing`] when the patience is over; otherwise
     /// those of [`ResumeError::Never`].
-    pub fn look(&mut self, driver: &mut BlockDriver) -> Result<Option<Duration>, Error> {
+    pub fn try_once(&mut self, driver: &mut BlockDriver) -> Result<Option<Duration>, Error> {
         let progress = driver.progress()?;
         let (now, name, patience) = (Instant::now(), &self.name, self.patience);
         let outage = match &mut self.outage {
@@ -94,7 +112,7 @@ impl Reconnect {
                 log::warn!("{name}: the backend is back after {seconds:.1} s");
                 outage.progress = Some(progress);
                 // There is no interrupt for what is done already, and others may wait for one.
-                driver.pass_on();
+                driver.pass_on_interrupt();
                 Ok(None)
             }
             Err(ResumeError::Never(e)) => Err(e),
@@ -111,9 +129,9 @@ impl Reconnect {
     /// Makes attempts until the device is back.
     ///
     /// # Errors
-    /// Those of [`look`](Self::look), and [`Error::Stopped`].
+    /// Those of [`try_once`](Self::try_once), and [`Error::Stopped`].
     pub fn wait(&mut self, driver: &mut BlockDriver) -> Result<(), Error> {
-        while let Some(pause) = self.look(driver)? {
+        while let Some(pause) = self.try_once(driver)? {
             let stop = self.stop();
             let woken = wait_readable(stop.as_slice(), Some(pause));
             if woken.map_err(super::Step::Wait.failed())?.is_some() {
@@ -159,7 +177,7 @@ mod tests {
         let script = Scripted::default();
         let (mut search, mut driver) = set_up(&script);
         script.set(Answers::NotThere);
-        let mut look = || search.look(&mut driver).unwrap().unwrap();
+        let mut look = || search.try_once(&mut driver).unwrap().unwrap();
         let mut pause = FIRST_RETRY;
         for _ in 0..4 {
             assert_eq!(look(), pause);
@@ -193,7 +211,7 @@ mod tests {
         let (mut search, mut driver) = set_up(&script);
         script.set(Answers::Oldest);
         for life in 1..100 {
-            assert_eq!(search.look(&mut driver).unwrap(), None, "{life}");
+            assert_eq!(search.try_once(&mut driver).unwrap(), None, "{life}");
             assert!(driver.reap().unwrap().is_some());
             submit(&mut driver);
         }

@@ -13,7 +13,7 @@ const ID_BYTES: u32 = 20;
 pub const IDLE: u32 = 3 << 13;
 
 /// What a request asks for (virtio 1.3, 5.2.6).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     Read,
     Write,
@@ -22,7 +22,7 @@ pub enum Kind {
 }
 
 /// A request. Sectors are counted in units of 512 bytes, whatever the device's sector size.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Request {
     pub(super) kind: Kind,
     pub(super) sector: u64,
@@ -51,7 +51,7 @@ impl Request {
     }
 
     /// Reads the device's serial number into the slot's buffer: 20 bytes, padded with zeros.
-    pub const fn id() -> Self {
+    pub const fn serial_number() -> Self {
         Self { kind: Kind::GetId, sector: 0, bytes: ID_BYTES, priority: 0 }
     }
 
@@ -72,7 +72,7 @@ impl RequestId {
     }
 }
 
-/// A free place for a request, with a buffer of [`Shape::buffer`](super::Shape::buffer) bytes.
+/// A free place for a request, with a buffer of [`Shape::buffer_bytes`](super::Shape::buffer_bytes) bytes.
 ///
 /// The device has no access to the buffer before [`submit`](Self::submit), which takes the slot: a
 /// buffer that the device may read or write cannot be named. A slot that is dropped stays free.

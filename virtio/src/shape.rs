@@ -23,7 +23,8 @@ pub const TABLE_BYTES: u64 = 64;
 const PAGE: u64 = 4096;
 
 /// How a chain's descriptors lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Chains {
     /// In the queue's table: fewer cache lines for the device to read.
     Direct,
@@ -32,7 +33,16 @@ pub enum Chains {
 }
 
 /// How many requests a queue has at once, and how large they are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+///
+/// ```
+/// use virtio_blk_driver::{Chains, Shape};
+///
+/// let few = Shape::new(32, 4096);
+/// assert_eq!((few.chains(), few.queue_size()), (Chains::Direct, 128));
+/// let many = Shape::new(256, 4096);
+/// assert_eq!((many.chains(), many.queue_size()), (Chains::Indirect, 256));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Shape {
     depth: u16,
     buffer: u32,
@@ -41,7 +51,7 @@ pub struct Shape {
 
 /// Offsets of everything in the memory.
 #[derive(Debug)]
-pub struct Plan {
+pub(crate) struct Plan {
     /// The queue's parts.
     pub layout: Layout,
     /// The first indirect table.
@@ -53,7 +63,7 @@ pub struct Plan {
 }
 
 impl Shape {
-    /// Describes a queue of `depth` requests at once, each with a buffer of `buffer` bytes; with
+    /// Describes a queue of `depth` requests at once, each with a buffer of `buffer` bytes, and with
     /// indirect descriptors where direct ones would not fit.
     ///
     /// # Panics
@@ -76,7 +86,7 @@ impl Shape {
     }
 
     /// Returns the bytes of a request's buffer.
-    pub fn buffer(self) -> u32 {
+    pub fn buffer_bytes(self) -> u32 {
         self.buffer
     }
 
@@ -86,7 +96,7 @@ impl Shape {
     }
 
     /// Returns the bytes of memory that this takes.
-    pub fn memory(self) -> u64 {
+    pub fn memory_bytes(self) -> u64 {
         self.plan().end
     }
 
@@ -100,7 +110,7 @@ impl Shape {
     }
 
     /// Lays everything out.
-    pub fn plan(self) -> Plan {
+    pub(crate) fn plan(self) -> Plan {
         let depth = u64::from(self.depth);
         let header = u64::from(HEADER_BYTES);
         let layout = Layout::new(self.queue_size(), depth * header, depth);
@@ -114,7 +124,7 @@ impl Shape {
     }
 
     /// Returns the bytes from one buffer to the next.
-    pub fn stride(self) -> u64 {
+    pub(crate) fn stride(self) -> u64 {
         u64::from(self.buffer).next_multiple_of(PAGE)
     }
 }

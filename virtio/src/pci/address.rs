@@ -10,6 +10,14 @@ const FUNCTIONS: u8 = 8;
 
 /// Domain, bus, device and function of a PCI device: `0000:00:04.0`, or without the domain
 /// `00:04.0`.
+///
+/// ```
+/// use virtio_blk_driver::pci::PciAddress;
+///
+/// let address: PciAddress = "00:04.0".parse()?;
+/// assert_eq!(address.to_string(), "0000:00:04.0");
+/// # Ok::<(), virtio_blk_driver::pci::ParsePciAddressError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PciAddress {
     /// Beyond 16 bits only behind some host bridges (Intel's VMD).
@@ -20,7 +28,7 @@ pub struct PciAddress {
 }
 
 /// Error of parsing a [`PciAddress`]: the text is not one.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("{0:?} is not the address of a PCI device, as in 0000:00:04.0 or 00:04.0")]
 pub struct ParsePciAddressError(String);
 

@@ -9,6 +9,7 @@ use std::io;
 /// The right to drive a device past the kernel, or to change its driver. One process at a time has
 /// it, until this value is dropped or the process ends.
 #[derive(Debug)]
+#[must_use = "a claim that is dropped is given up"]
 pub struct Claim {
     _lock: Flock<File>,
 }

@@ -7,7 +7,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// A PCI device's vendor and device number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Ids {
     /// Number of the vendor.
     pub vendor: u16,
@@ -27,7 +27,20 @@ impl Ids {
 }
 
 /// The tree below `/sys`.
-#[derive(Debug, Clone)]
+///
+/// ```
+/// use virtio_blk_driver::pci::Sysfs;
+///
+/// let sysfs = Sysfs::default();
+/// for address in sysfs.virtio_blk()? {
+///     match sysfs.driver(address)? {
+///         Some(driver) => println!("{address} is driven by {driver}"),
+///         None => println!("{address} is free"),
+///     }
+/// }
+/// # Ok::<(), std::io::Error>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Sysfs {
     root: PathBuf,
 }

@@ -67,9 +67,9 @@ pub struct Capabilities {
 }
 
 /// Why a device's structures cannot be found in its configuration space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
-pub enum CapsError {
+pub enum CapabilityError {
     /// There is no structure of this kind: a legacy device has none of them.
     #[error("it has no {0} of a virtio 1 device, as one from before virtio 1 (disable-modern=on)")]
     Missing(&'static str),
@@ -87,7 +87,7 @@ pub enum CapsError {
 impl Capabilities {
     /// Reads them out of the configuration space. Of several structures of a kind the device
     /// prefers the first.
-    pub fn parse(config: &[u8; CONFIG_BYTES]) -> Result<Self, CapsError> {
+    pub fn parse(config: &[u8; CONFIG_BYTES]) -> Result<Self, CapabilityError> {
         let mut found = [None; 5];
         let mut multiplier = 0;
         let mut at = if config[STATUS] & HAS_LIST == 0 { 0 } else { pointer(config[LIST]) };
@@ -95,10 +95,10 @@ impl Capabilities {
         while at != 0 {
             seen += 1;
             if seen > MOST {
-                return Err(CapsError::Endless);
+                return Err(CapabilityError::Endless);
             }
             let cap = config.get(at..).filter(|cap| at >= 0x40 && cap.len() >= 4);
-            let cap = cap.ok_or(CapsError::Beyond(at))?;
+            let cap = cap.ok_or(CapabilityError::Beyond(at))?;
             at = pointer(cap[1]);
             let (kind, len) = (usize::from(cap[3]), cap[2]);
             let wanted = cap[0] == VENDOR && found.get(kind).is_some_and(Option::is_none);
@@ -125,17 +125,17 @@ impl Capabilities {
             device: take(DEVICE, "device configuration", 4, DEVICE_BYTES)?,
         };
         if multiplier != 0 && (!multiplier.is_power_of_two() || multiplier == 1) {
-            return Err(CapsError::Senseless("notification area", "an odd multiplier"));
+            return Err(CapabilityError::Senseless("notification area", "an odd multiplier"));
         }
         Ok(caps)
     }
 
     /// Where a queue with this offset is notified, within the notification area.
-    pub fn notify_at(&self, queue: u16) -> Result<u32, CapsError> {
+    pub fn notify_at(&self, queue: u16) -> Result<u32, CapabilityError> {
         let at = u64::from(queue) * u64::from(self.multiplier);
         let within = at + 2 <= u64::from(self.notify.length);
         let at = u32::try_from(at).ok().filter(|_| within);
-        at.ok_or(CapsError::Senseless("notification area", "it is too short for the queue"))
+        at.ok_or(CapabilityError::Senseless("notification area", "it is too short for the queue"))
     }
 }
 
@@ -149,16 +149,16 @@ fn check(
     name: &'static str,
     align: u32,
     least: u32,
-) -> Result<Place, CapsError> {
-    let place = place.ok_or(CapsError::Missing(name))?;
+) -> Result<Place, CapabilityError> {
+    let place = place.ok_or(CapabilityError::Missing(name))?;
     if !place.offset.is_multiple_of(align) {
-        return Err(CapsError::Senseless(name, "its offset is not aligned"));
+        return Err(CapabilityError::Senseless(name, "its offset is not aligned"));
     }
     if place.length < least {
-        return Err(CapsError::Senseless(name, "it is too short"));
+        return Err(CapabilityError::Senseless(name, "it is too short"));
     }
     if place.offset.checked_add(place.length).is_none() {
-        return Err(CapsError::Senseless(name, "it ends beyond 4 GiB"));
+        return Err(CapabilityError::Senseless(name, "it ends beyond 4 GiB"));
     }
     Ok(place)
 }
@@ -219,11 +219,11 @@ pub mod tests {
         let mut config = honest();
         config[STATUS] = 0;
         let refused = Capabilities::parse(&config).unwrap_err();
-        assert_eq!(refused, CapsError::Missing("common configuration"));
+        assert_eq!(refused, CapabilityError::Missing("common configuration"));
         assert!(refused.to_string().contains("disable-modern=on"));
         config = honest();
         config[0x71] = 0;
-        assert!(matches!(Capabilities::parse(&config), Err(CapsError::Missing(_))));
+        assert!(matches!(Capabilities::parse(&config), Err(CapabilityError::Missing(_))));
     }
 
     #[test]

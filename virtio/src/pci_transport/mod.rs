@@ -18,7 +18,7 @@ mod tests;
 mod vfio;
 mod vfio_calls;
 
-pub use self::caps::CapsError;
+pub use self::caps::CapabilityError;
 
 use self::bare::Bare;
 use self::caps::Capabilities;

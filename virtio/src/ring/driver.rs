@@ -81,10 +81,10 @@ impl BlockingDriver {
     }
 
     fn look(&mut self) -> io::Result<Option<Duration>> {
-        self.driver.present()?;
-        match self.driver.gone() {
+        self.driver.check_presence()?;
+        match self.driver.gone_fd() {
             Some(gone) if wait_readable(&[gone], Some(Duration::ZERO))?.is_some() => {
-                Ok(self.search.look(&mut self.driver)?)
+                Ok(self.search.try_once(&mut self.driver)?)
             }
             _ => Ok(None),
         }
@@ -194,7 +194,7 @@ impl BlockingDriver {
                         Err(_) => HeldReadOutcome::Same,
                     });
                     self.held.outstanding = None;
-                    self.driver.pass_on();
+                    self.driver.pass_on_interrupt();
                 }
                 _ => {
                     if let Some(bytes) = into {
@@ -226,7 +226,7 @@ impl BlockingDriver {
             self.reap(None)?;
             if let Some(answer) = self.held.answer.take() {
                 self.driver.refuse_interrupts();
-                self.driver.acknowledge();
+                self.driver.acknowledge_interrupt();
                 return Ok(Some(answer));
             }
             self.believed()?;
@@ -269,7 +269,7 @@ impl BlockingDriver {
         let mut deadline: Option<Instant> = None;
         loop {
             if self.ask_for_interrupt() {
-                let (gone, interrupt) = (self.driver.gone(), self.driver.interrupt());
+                let (gone, interrupt) = (self.driver.gone_fd(), self.driver.interrupt_fd());
                 let stop = self.search.stop().filter(|_| deadline.is_none());
                 let left = deadline.map(|at| at.saturating_duration_since(Instant::now()));
                 let pause = interrupt.is_none().then(|| pauses.next_pause());
@@ -284,11 +284,11 @@ impl BlockingDriver {
                 }
                 if is_gone {
                     // A device that is gone for good says so itself.
-                    self.driver.present()?;
+                    self.driver.check_presence()?;
                     self.search.wait(&mut self.driver)?;
                 }
-                self.driver.present()?;
-                self.driver.acknowledge();
+                self.driver.check_presence()?;
+                self.driver.acknowledge_interrupt();
             }
             if let Some(done) = self.reap(into.as_deref_mut())? {
                 self.driver.refuse_interrupts();
@@ -299,7 +299,7 @@ impl BlockingDriver {
 
     /// Asks for an interrupt, where there can be one. Returns false if something is done already.
     fn ask_for_interrupt(&self) -> bool {
-        self.driver.interrupt().is_none() || self.driver.ask_for_interrupt()
+        self.driver.interrupt_fd().is_none() || self.driver.ask_for_interrupt()
     }
 }
 

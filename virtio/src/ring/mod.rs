@@ -10,7 +10,7 @@ use ring_os::{ANSWER_PATIENCE, Limits, Pauses, shown, wait_readable};
 use shared_block_ring::device::{DeviceError, HeldReadOutcome, HeldReads, Operation};
 use shared_block_ring::format::{FormatError, Geometry, SectorSize, Side};
 use shared_block_ring::wait::Woken;
-use shared_block_ring::{BlockDevice, Result as RingResult, RingDevice};
+use shared_block_ring::{BlockDevice, RingDevice};
 use std::fmt;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -42,7 +42,10 @@ impl VirtioDevice {
     /// # Errors
     /// The backend cannot be reached or does not answer, its device cannot be driven, has other
     /// sectors than the caller expects, or is too small for a ring.
-    pub fn connect(path: impl AsRef<Path>, sector_size: Option<SectorSize>) -> RingResult<Self> {
+    pub fn connect(
+        path: impl AsRef<Path>,
+        sector_size: Option<SectorSize>,
+    ) -> shared_block_ring::Result<Self> {
         Self::connect_within(path, sector_size, &Limits::within(ANSWER_PATIENCE))
     }
 
@@ -55,7 +58,7 @@ impl VirtioDevice {
         path: impl AsRef<Path>,
         sector_size: Option<SectorSize>,
         limits: &Limits<'_>,
-    ) -> RingResult<Self> {
+    ) -> shared_block_ring::Result<Self> {
         let path = path.as_ref();
         let name = format!("vhost-user:{}", shown(path));
         match VhostUser::connect_within(path, limits) {
@@ -81,7 +84,10 @@ impl VirtioDevice {
     /// The device goes by physical addresses. The caller vouches for what [`Pci::open`] lists: that
     /// the device keeps to the standard, that no other program tells it where to write, and that
     /// the kernel leaves huge pages where they are.
-    pub unsafe fn open(address: PciAddress, sector_size: Option<SectorSize>) -> RingResult<Self> {
+    pub unsafe fn open(
+        address: PciAddress,
+        sector_size: Option<SectorSize>,
+    ) -> shared_block_ring::Result<Self> {
         let name = format!("pci:{address}");
         // SAFETY: the caller's.
         match unsafe { Pci::open(address) } {
@@ -102,7 +108,7 @@ impl VirtioDevice {
         name: String,
         sector_size: Option<SectorSize>,
         limits: &Limits<'_>,
-    ) -> RingResult<Self> {
+    ) -> shared_block_ring::Result<Self> {
         let fail = |operation, source: io::Error| DeviceError::new(&*name, operation, source);
         let disk = transport.disk();
         let size = SectorSize::new(disk.sector_size)?;
@@ -114,7 +120,7 @@ impl VirtioDevice {
         let driver = BlockingDriver::start(transport, Reconnect::new(&name), limits)
             .map_err(|e| fail(Operation::StartQueue, e))?;
         let device = driver.device();
-        let events = [(Event::Interrupt, device.interrupt()), (Event::Gone, device.gone())];
+        let events = [(Event::Interrupt, device.interrupt_fd()), (Event::Gone, device.gone_fd())];
         let events = events.into_iter().filter_map(|(event, fd)| Some((event, fd?)));
         let events: io::Result<_> =
             events.map(|(event, fd)| Ok((event, fd.try_clone_to_owned()?))).collect();
@@ -255,7 +261,7 @@ impl HeldReads for VirtioDevice {
                 event => {
                     let mut driver = self.driver();
                     if event.is_some_and(|index| self.events[index].0 == Event::Interrupt) {
-                        driver.device().acknowledge();
+                        driver.device().acknowledge_interrupt();
                     }
                     let pause = driver.look_for_device().map_err(fail)?;
                     drop(driver);

@@ -36,7 +36,7 @@ fn pair(depth: u16, chains: Chains, event_idx: bool) -> (BlockQueue, Device) {
         Chains::Direct => Shape::new(depth, 4096),
         Chains::Indirect => Shape::new(depth, 4096).indirect(),
     };
-    let queue = BlockQueue::new(DmaMemory::anonymous(shape.memory()), shape, event_idx);
+    let queue = BlockQueue::new(DmaMemory::anonymous(shape.memory_bytes()), shape, event_idx);
     let device = Device::new(queue.memory(), queue.layout(), event_idx);
     (queue, device)
 }
@@ -85,7 +85,7 @@ fn request_arrives_at_the_device_as_it_was_submitted() {
         for _ in 0..3 {
             submit(&mut queue, held);
             submit(&mut queue, Request::flush());
-            submit(&mut queue, Request::id());
+            submit(&mut queue, Request::serial_number());
             submit(&mut queue, Request::write(7, 4096));
             assert!(queue.slot().is_none() && device.next().is_none());
             let _ = queue.publish();
