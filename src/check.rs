@@ -6,11 +6,12 @@ use crate::format::{FormatError, HEADER_BYTES, Position, Side, Tally};
 use crate::handle::{DebugInfo, Handle};
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::Window;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
 
 /// The contents of a ring that [`check`] found sound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct CheckReport {
     /// Items that are published and not consumed.
@@ -65,6 +66,20 @@ impl fmt::Display for Notice {
 
 impl DebugInfo {
     /// Returns the unusual states of the ring that are not damage.
+    ///
+    /// ```
+    /// use shared_block_ring::{Control, Notice, OpenOptions};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("ring");
+    /// # shared_block_ring::make_file(&path, 1 << 20)?;
+    /// # shared_block_ring::create(&OpenOptions::default().open(&path)?, Default::default())?;
+    ///
+    /// let mut control = Control::open(OpenOptions::default().open(&path)?)?;
+    /// assert!(control.debug_info()?.notices().is_empty());
+    /// control.suspend()?;
+    /// assert_eq!(control.debug_info()?.notices(), [Notice::SuspendPending]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn notices(&self) -> Vec<Notice> {
         let end = self.producer.max(self.consumer);
         let left = Position::END.since(end).unwrap_or(0);

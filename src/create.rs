@@ -9,7 +9,6 @@ use uuid::{Builder, Uuid};
 
 /// Options of [`create`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-#[non_exhaustive]
 pub struct CreateOptions {
     plain: bool,
 }
@@ -21,7 +20,7 @@ impl CreateOptions {
         Self::default()
     }
 
-    /// Makes the ring without an identity, byte for byte as the OCaml library does.
+    /// Sets whether the ring has no identity, byte for byte as the OCaml library does.
     #[must_use]
     pub fn plain(mut self, plain: bool) -> Self {
         self.plain = plain;
@@ -98,6 +97,21 @@ const WHOLE_SCAN: u64 = 1 << 30;
 
 /// Returns the first byte of a device that is not zero. The sectors that a [`create`] has left
 /// which was cut off before its end count as zeros: it can be begun again.
+///
+/// ```
+/// use shared_block_ring::{OpenOptions, create, first_used_byte};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ring");
+/// # shared_block_ring::make_file(&path, 1 << 20)?;
+///
+/// let device = OpenOptions::default().open(&path)?;
+/// if let Some(byte) = first_used_byte(&device)? {
+///     return Err(format!("the device is in use: byte {byte} is not zero").into());
+/// }
+/// create(&device, Default::default())?;
+/// assert_eq!(first_used_byte(&device)?, Some(0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 ///
 /// # Errors
 /// The device's.

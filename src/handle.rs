@@ -19,7 +19,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use uuid::Uuid;
 
 /// The flushes that `advance` makes, and so what a power loss can take back.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Durability {
     /// Items are flushed before the pointer that publishes them, and the pointer before `advance`
     /// returns: nothing is taken back.

@@ -29,7 +29,7 @@ const MAX_MESSAGE: usize = 16 * 1024;
 pub const DESCRIPTORS: usize = 4;
 
 /// Role that a client asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// The ring's only producer, for a guest that consumes.

@@ -44,7 +44,8 @@ pub struct Fix {
 /// plan.write(&device)?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[must_use = "a plan changes nothing before it is written"]
 #[non_exhaustive]
 pub struct Repair {
     /// The changes; none for a ring whose sectors 0 to 2 are sound.

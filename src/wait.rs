@@ -7,6 +7,7 @@
 use crate::device::{DeviceError, HeldReadOutcome, Lookout, Operation, RingDevice};
 use crate::format::Side;
 use ring_os::LONGEST_PAUSE;
+#[doc(inline)]
 pub use ring_os::{ANSWER_PATIENCE, Limits, Pauses, wait_readable};
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -23,7 +24,7 @@ const HASTY: u32 = 3;
 /// Pauses after which a held read is tried again, about every second: another backend may hold it.
 const TRY_AGAIN: u32 = 256;
 
-/// Why a pause ended.
+/// Why a pause ended. There are no other reasons: a `match` on all of them stays complete.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Woken {
     /// It is time to look at the ring again.
@@ -35,9 +36,10 @@ pub enum Woken {
 }
 
 /// One wait for the other side of a ring: made when a call has answered
-/// [`Error::Retry`](crate::Error), paused on before each further call, and dropped when a call
-/// succeeds.
+/// [`Error::Retry`](crate::Error::Retry), paused on before each further call, and dropped when a
+/// call succeeds. The crate's page has [an example](crate#waiting).
 #[derive(Debug)]
+#[must_use = "a wait does nothing until it is paused on"]
 pub struct Wait {
     peer: Side,
     next: Pauses,
@@ -83,7 +85,6 @@ impl Wait {
 
     /// Has the wait spin for `duration` before it sleeps. What arrives meanwhile is seen at once,
     /// without a wake-up. Spinning takes the whole of a processor.
-    #[must_use]
     pub fn spin(mut self, duration: Duration) -> Self {
         self.spin = if duration.is_zero() { Spin::Over } else { Spin::For(duration) };
         self

@@ -61,7 +61,7 @@ impl Address {
     }
 
     pub fn open_read_only(&self) -> Result<Device, Failure> {
-        self.not_the_output(self.device(Role::Control, self.options().read_only(), None)?)
+        self.not_the_output(self.device(Role::Control, self.options().read_only(true), None)?)
     }
 
     /// Refuses a ring that is also standard output: a report, items or the output of a command
@@ -145,7 +145,7 @@ impl Address {
 
     /// Opens the file or block device for this process alone. `remedy` is for a missing file.
     pub fn open_alone(&self, remedy: &str) -> Result<FileDevice, Failure> {
-        self.not_the_output(self.open_as(self.options().exclusive(), remedy)?)
+        self.not_the_output(self.open_as(self.options().exclusive(true), remedy)?)
     }
 
     /// Returns what makes a missing ring, in words.

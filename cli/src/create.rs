@@ -78,7 +78,7 @@ impl Create {
         }
         let path = by_serial(self.path.as_os_str())?.unwrap_or_else(|| self.path.clone());
         // Also with --force: a mounted file system would be destroyed under its users.
-        let mut options = OpenOptions::default().exclusive();
+        let mut options = OpenOptions::default().exclusive(true);
         if let Some(size) = self.sector_size {
             options = options.sector_size(size);
         }

@@ -12,7 +12,8 @@ const ALIGN: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; ALIGN]);
 
-/// A buffer whose first byte is aligned to 4 KiB.
+/// A buffer whose first byte is aligned to 4 KiB; empty by default.
+#[derive(Clone, Default)]
 pub struct AlignedBuf {
     pages: Vec<Page>,
     len: usize,

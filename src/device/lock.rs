@@ -22,6 +22,7 @@ pub const EDIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The byte of the device that a lock is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LockRange {
     /// The role of producer or consumer, held while it is attached: the first byte of its pointer
     /// sector.
@@ -42,7 +43,25 @@ impl LockRange {
 }
 
 /// A lock that is held. It ends when this is dropped, or with the process.
+///
+/// ```
+/// use shared_block_ring::device::{LockRange, RangeLock};
+/// use shared_block_ring::format::Side;
+/// use shared_block_ring::{Error, OpenOptions, Producer};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ring");
+/// # shared_block_ring::make_file(&path, 1 << 20)?;
+/// # shared_block_ring::create(&OpenOptions::default().open(&path)?, Default::default())?;
+///
+/// let device = OpenOptions::default().open(&path)?;
+/// let lock = RangeLock::try_acquire(&device, LockRange::Role(Side::Producer))?;
+/// assert!(lock.is_some(), "the ring has no producer, and gets none before the lock is dropped");
+/// let other = Producer::attach(OpenOptions::default().open(&path)?, "logs", "web-1");
+/// assert!(matches!(other, Err(Error::RoleTaken { .. })));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
+#[must_use = "a lock that is dropped is given up"]
 pub struct RangeLock<F: AsFd = OwnedFd> {
     file: Option<F>,
     byte: i64,
@@ -116,6 +135,7 @@ impl<'a> RangeLock<BorrowedFd<'a>> {
     ///
     /// # Errors
     /// The operating system's.
+    #[doc(hidden)] // for the region of `vhost-device-blockring`
     pub fn acquire_now<D: RingDevice + ?Sized>(
         device: &'a D,
         range: LockRange,
@@ -166,6 +186,7 @@ impl RangeLock {
     ///
     /// # Errors
     /// The operating system's.
+    #[doc(hidden)] // for `vhost-device-blockring`, which opens the ring's file itself
     pub fn and_beneath(mut self) -> io::Result<Option<Self>> {
         let Some(device) = &self.file else { return Ok(Some(self)) };
         let Some((file, offset)) = Machine::default().beneath(fstat(device)?) else {
@@ -185,6 +206,7 @@ impl RangeLock {
     ///
     /// # Errors
     /// The operating system's.
+    #[doc(hidden)] // for `vhost-device-blockring`, which takes locks on behalf of a client
     pub fn try_role(
         file: BorrowedFd<'_>,
         geometry: Geometry,
@@ -200,6 +222,7 @@ impl RangeLock {
 
     /// Leaves the lock to the open file description, and so to every process that gets a descriptor
     /// of it.
+    #[doc(hidden)] // as `try_role`
     pub fn leave(mut self) {
         self.file = None;
     }

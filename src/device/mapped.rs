@@ -21,6 +21,24 @@ const CACHE_LINE: usize = 64;
 ///
 /// Reads are copies. [`lend_in_place`](Self::lend_in_place) avoids the copy, if the caller vouches
 /// for all that can change the ring.
+///
+/// ```
+/// use shared_block_ring::device::Mapping;
+/// use shared_block_ring::format::{Geometry, SectorSize};
+/// use shared_block_ring::{Consumer, MappedDevice, Producer, create};
+/// use std::sync::Arc;
+///
+/// let geometry = Geometry::new(SectorSize::DEFAULT, 2048)?;
+/// let memory = Arc::new(Mapping::anonymous(geometry.total_bytes())?);
+/// let device = || MappedDevice::over(Arc::clone(&memory), "memory", geometry);
+/// create(&device(), Default::default())?;
+/// let mut producer = Producer::attach(device(), "jobs", "main")?;
+/// let mut consumer = Consumer::attach(device(), "jobs", "worker")?; // in another thread, perhaps
+/// let end = producer.push("hello")?;
+/// producer.advance(end)?;
+/// assert_eq!(consumer.pop(consumer.position())?.bytes, b"hello");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
 pub struct MappedDevice<M = Mapping> {
     memory: M,
@@ -164,6 +182,7 @@ impl<M: Memory> MappedDevice<M> {
     ///
     /// # Panics
     /// If `sector` is not as long as a sector.
+    #[doc(hidden)] // for the region of `vhost-device-blockring`
     pub fn write_beside_flag(&self, side: Side, sector: &[u8]) {
         let start = self.geometry.pointer_start(side);
         let mut old = self.scratch.borrow_mut();

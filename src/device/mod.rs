@@ -33,9 +33,10 @@ pub use open::OpenOptions;
 pub use presence::{Displaced, Lookout};
 pub use rights::Forbidden;
 pub use ring::{Cause, HeldReadOutcome, HeldReads, Peer, RingDevice, SharedSleep, Sleep};
-pub use ring_os::{Mapping, Prefault};
+#[doc(inline)]
+pub use ring_os::{Mapping, Memory, Prefault};
 #[doc(hidden)] // for the models of the tests, and the region of `vhost-device-blockring`
-pub use ring_os::{Memory, Orders, shown};
+pub use ring_os::{Orders, shown};
 pub use serial::find_by_serial;
 pub use unix::UnixDevice;
 #[doc(hidden)] // for `blockring bind`

@@ -6,7 +6,6 @@ use super::presence::Origin;
 use super::serial::refuse_ambiguous_link;
 use super::users::Machine;
 use super::{DeviceError, Operation, shown};
-use crate::error::Result as RingResult;
 use crate::format::{FormatError, Geometry, SectorSize};
 use crate::new_file::refuse_among_devices;
 use nix::errno::Errno;
@@ -41,7 +40,7 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// # shared_block_ring::make_file(&path, 1 << 20)?;
 /// use shared_block_ring::{BlockDevice, OpenOptions};
 ///
-/// let device = OpenOptions::new().read_only().open(&path)?;
+/// let device = OpenOptions::new().read_only(true).open(&path)?;
 /// assert_eq!(device.geometry().total_bytes(), 1 << 20);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -67,18 +66,18 @@ impl OpenOptions {
         self
     }
 
-    /// Opens for reading only.
+    /// Sets whether the device is opened for reading only.
     #[must_use]
-    pub fn read_only(mut self) -> Self {
-        self.read_only = true;
+    pub fn read_only(mut self, read_only: bool) -> Self {
+        self.read_only = read_only;
         self
     }
 
-    /// Keeps a block device for this opening alone: meanwhile it cannot be mounted, claimed, built
-    /// upon, or opened for a ring. A file that a loop device shows is refused.
+    /// Sets whether a block device is kept for this opening alone: meanwhile it cannot be mounted,
+    /// claimed, built upon, or opened for a ring. A file that a loop device shows is refused.
     #[must_use]
-    pub fn exclusive(mut self) -> Self {
-        self.exclusive = true;
+    pub fn exclusive(mut self, exclusive: bool) -> Self {
+        self.exclusive = exclusive;
         self
     }
 
@@ -89,7 +88,7 @@ impl OpenOptions {
     /// block device that is mounted, a swap, part of a volume or held exclusively by a process is
     /// refused, and so is a regular file in a file system of device nodes.
     /// [`Error::Format`](crate::Error::Format) for a device of a shape that cannot hold a ring.
-    pub fn open(self, path: impl AsRef<Path>) -> RingResult<FileDevice> {
+    pub fn open(self, path: impl AsRef<Path>) -> crate::Result<FileDevice> {
         let path = path.as_ref();
         let name = shown(path);
         let fail = |source: io::Error| DeviceError::new(&*name, Operation::Open, source);

@@ -17,6 +17,21 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// How an open ring and its path have parted. It is the source of a [`DeviceError`]: see
 /// [`Displaced::of`].
+///
+/// ```
+/// use shared_block_ring::device::Displaced;
+/// use shared_block_ring::{OpenOptions, RingDevice};
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("ring");
+/// # shared_block_ring::make_file(&path, 1 << 20)?;
+///
+/// let device = OpenOptions::default().open(&path)?;
+/// device.check_presence()?;
+/// std::fs::remove_file(&path)?;
+/// let error = device.check_presence().unwrap_err();
+/// assert_eq!(Displaced::of(&error), Some(&Displaced::Removed));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Displaced {

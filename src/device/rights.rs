@@ -8,7 +8,7 @@ use std::ops::Range;
 
 /// A write that the device's user has no right to. It is the source of a [`DeviceError`]; see
 /// [`Forbidden::of`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 #[non_exhaustive]
 pub enum Forbidden {
     /// The ring is mapped for reading.

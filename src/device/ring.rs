@@ -2,7 +2,6 @@
 
 use super::users::same_file;
 use super::{AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock};
-use crate::error::Result as RingResult;
 use crate::format::{Position, Side};
 use crate::wait::Woken;
 use std::io::{self, IoSlice, IoSliceMut};
@@ -91,7 +90,7 @@ pub trait RingDevice: BlockDevice {
     ///
     /// # Errors
     /// [`Error::RoleTaken`](crate::Error::RoleTaken) if another handle has the role now.
-    fn ensure_role(&self) -> RingResult<()> {
+    fn ensure_role(&self) -> crate::Result<()> {
         Ok(())
     }
 
@@ -210,7 +209,7 @@ pub trait HeldReads {
 }
 
 /// How a read that may be held ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum HeldReadOutcome {
     /// With other bytes than the last one.
@@ -273,7 +272,7 @@ macro_rules! ring_device_behind_pointer {
                 (**self).held_reads()
             }
 
-            fn ensure_role(&self) -> RingResult<()> {
+            fn ensure_role(&self) -> crate::Result<()> {
                 (**self).ensure_role()
             }
 

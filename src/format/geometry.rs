@@ -41,6 +41,20 @@ impl SectorSize {
     }
 }
 
+impl Default for SectorSize {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+impl TryFrom<u32> for SectorSize {
+    type Error = FormatError;
+
+    fn try_from(bytes: u32) -> Result<Self, FormatError> {
+        Self::new(bytes)
+    }
+}
+
 /// The size of the data area: the most bytes that can lie between consumer and producer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Capacity(u64);

@@ -3,6 +3,24 @@
 //! `docs/format.md` is the specification. Every other module, the guard of a backend and the tools
 //! call these functions: a program that reads or writes the sectors of a ring by itself does so
 //! too.
+//!
+//! ```
+//! use shared_block_ring::format::{Geometry, PointerSector, SectorSize, Side, decode_sector0};
+//! use shared_block_ring::{OpenOptions, Position, create, make_file};
+//! # let dir = tempfile::tempdir()?;
+//! # let path = dir.path().join("ring");
+//!
+//! make_file(&path, 1 << 20)?;
+//! create(&OpenOptions::default().open(&path)?, Default::default())?;
+//!
+//! let bytes = std::fs::read(&path)?;
+//! let sectors: Vec<&[u8]> = bytes.chunks_exact(SectorSize::DEFAULT.bytes()).collect();
+//! let geometry = Geometry::new(SectorSize::DEFAULT, sectors.len() as u64)?;
+//! assert!(decode_sector0(sectors[0], geometry)?.uuid().is_some());
+//! let pointer = PointerSector::decode(Side::Producer, sectors[1])?;
+//! assert_eq!(pointer.position, Position::ZERO);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod bytes;
 mod checksum;
@@ -28,9 +46,10 @@ pub use pointer::{
 pub use position::{ParsePositionError, Position};
 pub use reading::{Reading, SlotSearch};
 pub use slot::{
-    EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, damaged_slots, find_slot, follows, put_slot,
-    reserved, slots_of,
+    EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, find_slot, put_slot, reserved, slots_of,
 };
+#[doc(hidden)] // for the guard of `vhost-device-blockring`, and the models of the tests
+pub use slot::{damaged_slots, follows};
 
 /// The error of bytes that are not a ring's, or not those of the ring that they should be. Each
 /// variant names the field.

@@ -1,6 +1,7 @@
 //! Sectors 1 and 2: a position, a flag, and a text for people.
 
 use super::{FormatError, Position, u64_at};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The byte that holds the flag: 1 is true, 2 is false.
@@ -16,7 +17,8 @@ pub const TEXT_BYTES: usize = 384;
 pub const POINTER_BYTES: usize = TEXT_AT + TEXT_BYTES;
 
 /// A side of the ring, which owns one pointer sector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Side {
     /// The producer: sector 1, whose flag is `suspend_ack`.
     Producer,
@@ -72,6 +74,7 @@ impl PointerSector {
 
     /// Returns the position that a pointer sector's first eight bytes hold, whatever the rest of it
     /// holds; `None` when that is not a multiple of 4.
+    #[doc(hidden)] // for the guard of `vhost-device-blockring`
     pub fn position_in(sector: &[u8]) -> Option<Position> {
         Position::new(u64_at(sector, 0))
     }

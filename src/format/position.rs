@@ -14,6 +14,7 @@ use std::str::FromStr;
 /// let position: Position = "61992".parse()?;
 /// assert_eq!(position.to_string(), "61992");
 /// assert!("61993".parse::<Position>().is_err());
+/// assert_eq!(Position::try_from(61992), Ok(position));
 /// # Ok::<(), shared_block_ring::format::ParsePositionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -39,11 +40,13 @@ impl Position {
     }
 
     /// Returns the position `bytes` (a multiple of 4) further on; `None` past [`END`](Self::END).
+    #[must_use]
     pub fn checked_add(self, bytes: u64) -> Option<Self> {
         self.0.checked_add(bytes).and_then(Self::new).filter(|&position| position <= Self::END)
     }
 
     /// Returns the bytes from `earlier` to `self`; `None` when `earlier` is later.
+    #[must_use]
     pub fn since(self, earlier: Self) -> Option<u64> {
         self.0.checked_sub(earlier.0)
     }
@@ -61,8 +64,16 @@ impl From<Position> for u64 {
     }
 }
 
-/// The error of a text that is not a position.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+impl TryFrom<u64> for Position {
+    type Error = ParsePositionError;
+
+    fn try_from(bytes: u64) -> Result<Self, ParsePositionError> {
+        Self::new(bytes).ok_or_else(|| ParsePositionError(bytes.to_string()))
+    }
+}
+
+/// The error of a text or number that is not a position.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, thiserror::Error)]
 #[error("\"{0}\" is not a position: a decimal multiple of 4 is")]
 pub struct ParsePositionError(String);
 

@@ -27,7 +27,7 @@ pub struct SlotSearch<'a> {
 }
 
 /// The result of one reading of a pointer sector.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Reading {
     /// The reading is consistent. The slot for its position, or `None` where the sector
     /// has no slots.

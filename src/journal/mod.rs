@@ -1,28 +1,5 @@
 //! A write-ahead journal: entries that are performed at least once, in order, whatever crashes in
 //! between.
-//!
-//! ```
-//! use shared_block_ring::{Journal, JournalOptions, OpenOptions};
-//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let dir = std::env::temp_dir().join(format!("journal-doc-{}", std::process::id()));
-//! # std::fs::create_dir_all(&dir)?;
-//! # let path = dir.join("journal");
-//! # shared_block_ring::make_file(&path, 1 << 20)?;
-//! let device = OpenOptions::default().open(&path)?;
-//! let options = JournalOptions::new(|aside| Err(std::io::Error::other(aside.reason.clone())));
-//! let perform = |entries: &[String]| -> Result<(), std::io::Error> {
-//!     // It must be idempotent: after a crash an entry comes again.
-//!     entries.iter().for_each(|entry| println!("{entry}"));
-//!     Ok(())
-//! };
-//! let journal = Journal::start(device, options, perform)?; // first performs what a crash has left
-//! let ticket = journal.push(&"hello".to_owned())?; // durable: it will be performed
-//! ticket.sync(None)?; // it has been performed
-//! journal.shutdown();
-//! # std::fs::remove_dir_all(&dir)?;
-//! # Ok(())
-//! # }
-//! ```
 
 mod options;
 mod shared;
@@ -56,8 +33,31 @@ const LOOK: Duration = Duration::from_millis(20);
 
 type Device = Arc<dyn RingDevice + Sync>;
 
-/// A running journal. Dropping it shuts it down, and waits for a call of `perform` that is under
-/// way.
+/// A running write-ahead journal: entries that are performed at least once, in order, whatever
+/// crashes in between.
+///
+/// ```
+/// use shared_block_ring::{Journal, JournalOptions, OpenOptions};
+/// use std::io;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("journal");
+/// # shared_block_ring::make_file(&path, 1 << 20)?;
+///
+/// let device = OpenOptions::default().open(&path)?;
+/// let options = JournalOptions::new(|aside| Err(io::Error::other(aside.reason.clone())));
+/// let perform = |entries: &[String]| -> Result<(), io::Error> {
+///     // It must be idempotent: after a crash an entry comes again.
+///     entries.iter().for_each(|entry| println!("{entry}"));
+///     Ok(())
+/// };
+/// let journal = Journal::start(device, options, perform)?; // first performs what a crash has left
+/// let ticket = journal.push(&"hello".to_owned())?; // durable: it will be performed
+/// ticket.sync(None)?; // it has been performed
+/// journal.shutdown();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// Dropping a journal shuts it down, and waits for a call of `perform` that is under way.
 ///
 /// Its methods may be called from any thread, and from within `perform`, where none of them waits:
 /// a push without room fails with [`JournalError::Full`], [`Ticket::sync`] with

@@ -45,6 +45,22 @@ pub enum WhenFull {
 pub(super) type AsideFn = Box<dyn FnMut(&Aside) -> io::Result<()> + Send>;
 
 /// Options of a [`Journal`](super::Journal), with their defaults in brackets.
+///
+/// ```
+/// use shared_block_ring::JournalOptions;
+/// use std::io::Write;
+/// use std::num::NonZeroU32;
+/// # let dir = tempfile::tempdir()?;
+/// # let path = dir.path().join("aside");
+///
+/// let mut kept = std::fs::File::options().append(true).create(true).open(path)?;
+/// let mut options = JournalOptions::new(move |aside| {
+///     writeln!(kept, "{}: {}", aside.position, aside.reason)?;
+///     kept.sync_data()
+/// });
+/// options.max_failures = NonZeroU32::new(10);
+/// # Ok::<(), std::io::Error>(())
+/// ```
 pub struct JournalOptions {
     /// The longest time that an entry waits for others before it is handed to `perform` (100 ms).
     pub flush_interval: Duration,

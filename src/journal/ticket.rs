@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 /// How an entry left the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Synced {
     /// `perform` has returned `Ok` for it.
     Performed,

@@ -191,7 +191,8 @@ impl<D: RingDevice> Producer<D> {
         self.push_batch(&[item])
     }
 
-    /// Pushes items, all or none of them.
+    /// Pushes items, all or none of them, and returns the position to [`advance`](Self::advance)
+    /// to.
     ///
     /// # Errors
     /// As [`push`](Self::push), with the size of all items together.
@@ -207,6 +208,21 @@ impl<D: RingDevice> Producer<D> {
 
     /// Pushes as many of the items as there is room for, at least one, and returns how many, with
     /// the position to [`advance`](Self::advance) to.
+    ///
+    /// ```
+    /// # use shared_block_ring::{OpenOptions, Producer, create, make_file};
+    /// # let dir = tempfile::tempdir()?;
+    /// # let path = dir.path().join("ring");
+    /// # make_file(&path, 1 << 20)?;
+    /// # create(&OpenOptions::default().open(&path)?, Default::default())?;
+    /// # let mut producer = Producer::attach(OpenOptions::default().open(&path)?, "logs", "web-1")?;
+    /// let lines = ["debit 7", "credit 7", "close"];
+    /// let (pushed, end) = producer.push_some(&lines)?;
+    /// producer.advance(end)?;
+    /// let later = &lines[pushed..]; // when the consumer has made room
+    /// # assert!(later.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`push`](Self::push), if not even the first item fits.

@@ -6,7 +6,7 @@ use crate::device::presence::{Displaced, bytes_of, unchanged_size};
 use crate::device::{
     AlignedBuf, BlockDevice, DeviceError, MappedDevice, Mapping, Operation, RingDevice,
 };
-use crate::error::{Error, Result as RingResult};
+use crate::error::Error;
 use crate::format::{Geometry, SectorSize, Side};
 use crate::handover::{Answer, DESCRIPTORS, Hello, Role, VERSION, receive, send};
 use crate::wait::Limits;
@@ -65,7 +65,7 @@ pub(super) struct Asked {
 impl Asked {
     /// Asks the backend at `path` for its region, as `role`. Only a backend that accepts no
     /// connections is waited for.
-    pub fn new(path: &Path, name: &str, role: Role, limits: &Limits<'_>) -> RingResult<Self> {
+    pub fn new(path: &Path, name: &str, role: Role, limits: &Limits<'_>) -> crate::Result<Self> {
         let fail = |operation, source: io::Error| DeviceError::new(name, operation, source);
         let connection =
             dial(path, SocketKind::Messages, limits).map_err(|e| fail(Operation::Connect, e))?;
@@ -81,7 +81,7 @@ impl Asked {
     }
 
     /// Takes the answer, once there is one.
-    pub fn answer(self, name: &str) -> RingResult<(Link, Geometry)> {
+    pub fn answer(self, name: &str) -> crate::Result<(Link, Geometry)> {
         Link::of(self.connection, self.role, name)
     }
 }
@@ -93,7 +93,7 @@ impl Link {
         name: &str,
         role: Role,
         limits: &Limits<'_>,
-    ) -> RingResult<(Self, Geometry)> {
+    ) -> crate::Result<(Self, Geometry)> {
         let asked = Asked::new(path, name, role, limits)?;
         await_readable(asked.connection.as_fd(), limits)
             .map_err(|e| DeviceError::new(name, Operation::ReceiveHandover, e))?;
@@ -101,7 +101,7 @@ impl Link {
     }
 
     /// Takes the backend's answer.
-    fn of(connection: OwnedFd, role: Role, name: &str) -> RingResult<(Self, Geometry)> {
+    fn of(connection: OwnedFd, role: Role, name: &str) -> crate::Result<(Self, Geometry)> {
         let fail = |operation, source: io::Error| DeviceError::new(name, operation, source);
         let (answer, descriptors) = receive::<Answer>(connection.as_fd())
             .map_err(|e| fail(Operation::ReceiveHandover, e))?;

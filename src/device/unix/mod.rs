@@ -9,7 +9,7 @@ use super::lock::{RangeLock, holder_of};
 use super::{
     BlockDevice, DeviceError, Forbidden, Operation, RingDevice, SharedSleep, Sleep, rights, shown,
 };
-use crate::error::{Error, Result as RingResult};
+use crate::error::Error;
 use crate::format::{FLAG_AT, Geometry, POINTER_BYTES, Position, Side};
 use crate::handover::{Reply, Request, Role, receive_words, send};
 use crate::wait::{ANSWER_PATIENCE, Limits, Pauses, Woken, wait_readable};
@@ -30,6 +30,15 @@ use std::time::Instant;
 /// data area and sector 1, a consumer sector 2; everything else is [`Forbidden`]. Without a role
 /// the region is mapped for reading, by a descriptor that is open for reading, and the suspend flag
 /// is changed by the backend.
+///
+/// ```no_run
+/// use shared_block_ring::{Consumer, Role, UnixDevice};
+///
+/// let device = UnixDevice::connect("/run/vm1.out", Role::Consumer)?;
+/// let mut consumer = Consumer::attach(device, "logs", "collector")?;
+/// let item = consumer.pop(consumer.position())?;
+/// # Ok::<(), shared_block_ring::Error>(())
+/// ```
 pub struct UnixDevice {
     path: PathBuf,
     name: String,
@@ -58,12 +67,12 @@ impl Drop for UnixDevice {
 }
 
 impl UnixDevice {
-    /// Asks the backend at `path` for its region, as the ring's only `role` or beside it. Gives up
+    /// Asks the backend at `path` for its ring, as the ring's only `role` or beside it. Gives up
     /// after 5 seconds without an answer.
     ///
     /// # Errors
     /// [`Error::RoleTaken`]; [`Error::Device`], also for a refusal, which says why.
-    pub fn connect(path: impl AsRef<Path>, role: Role) -> RingResult<Self> {
+    pub fn connect(path: impl AsRef<Path>, role: Role) -> crate::Result<Self> {
         Self::connect_within(path, role, &Limits::within(ANSWER_PATIENCE))
     }
 
@@ -76,7 +85,7 @@ impl UnixDevice {
         path: impl AsRef<Path>,
         role: Role,
         limits: &Limits<'_>,
-    ) -> RingResult<Self> {
+    ) -> crate::Result<Self> {
         let path = path.as_ref();
         let name = format!("unix:{}", shown(path));
         let connect = || Link::new(path, &name, role, limits);
@@ -124,12 +133,13 @@ impl UnixDevice {
         self
     }
 
-    /// The backend's counters, as of the connection.
+    /// Returns the counters of the backend as of the connection, a JSON object as `blockring diagnostics`
+    /// shows it: what it holds depends on the version of the backend.
     pub fn counters(&self) -> serde_json::Value {
         self.link().counters.clone()
     }
 
-    /// The process that has `side` of the ring, as far as `/proc/*/fdinfo` lets this user see.
+    /// Returns the process that has `side` of the ring, as far as `/proc/*/fdinfo` lets this user see.
     pub fn holder(&self, side: Side) -> Option<i32> {
         holder_of(self.link().region.lock_file()?, self.geometry, side)
     }
@@ -268,7 +278,7 @@ impl RingDevice for UnixDevice {
     }
 
     /// Nothing is lent after this until a backend has stated again that it guards the ring.
-    fn ensure_role(&self) -> RingResult<()> {
+    fn ensure_role(&self) -> crate::Result<()> {
         let link = self.link();
         let Some(side) = side_of(self.role).filter(|_| !link.held.load(Ordering::Relaxed)) else {
             return Ok(());

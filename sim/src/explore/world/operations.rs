@@ -121,7 +121,8 @@ impl World {
                 }
                 match self.setting.durability {
                     Durability::Ordered => lock(&self.oracle).advanced_in_order(end),
-                    Durability::Flush | Durability::PageCache => lock(&self.oracle).advanced(end),
+                    // Nothing is taken back: what is asked of any other durability.
+                    _ => lock(&self.oracle).advanced(end),
                 }
                 lock(&self.ends).drain(..=index);
             }
@@ -173,7 +174,7 @@ impl World {
         if self.lives(Party::Consumer) {
             match self.setting.durability {
                 Durability::Ordered => lock(&self.oracle).freed_in_order(at),
-                Durability::Flush | Durability::PageCache => lock(&self.oracle).freed(at),
+                _ => lock(&self.oracle).freed(at),
             }
         }
         Ok(())
