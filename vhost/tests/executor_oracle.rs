@@ -5,7 +5,7 @@
 use arbitrary::{Arbitrary, Unstructured};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
-use ring_simulation::oracle::states::{Shape, UUID, ring};
+use ring_simulation::oracle::states::{Shape, UUID, random_ring, ring};
 use ring_simulation::oracle::{Ring, UNIT, writes};
 use ring_simulation::requests::{Backend, Sequence};
 use ring_test_support::executor_disk::{Disk, answer};
@@ -23,20 +23,7 @@ fn executor_decides_each_write_as_the_oracle() {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut tried = (0, 0);
     for state in 0..STATES {
-        let data_sectors = random.random_range(1..4);
-        let size = if state % 16 < 14 { UNIT } else { 4096 };
-        let capacity = data_sectors * size as u64;
-        let shape = Shape {
-            guest: if state % 2 == 0 { Side::Producer } else { Side::Consumer },
-            size,
-            data_sectors,
-            identity: random.random_range(0..5) > 0,
-            framing: random.random_range(0..9),
-            slots: (random.random_range(0..4), random.random_range(0..4)),
-        };
-        let consumer = random.random_range(0..capacity) * 4;
-        let producer = consumer + random.random_range(0..=capacity / 4) * 4;
-        let ring = ring(shape, consumer, producer);
+        let (shape, ring) = random_ring(&mut random, state);
         let mut guest = Disk::of(&ring);
         writes::all(&ring, &mut |first, bytes| {
             let place = format!("seed {seed}, state {state}, sector {first}, {shape:?}");

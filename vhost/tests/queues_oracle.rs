@@ -5,11 +5,10 @@
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
-use ring_simulation::oracle::states::{Shape, ring};
-use ring_simulation::oracle::{Ring, UNIT, writes};
+use ring_simulation::oracle::states::random_ring;
+use ring_simulation::oracle::{Ring, writes};
 use ring_test_support::executor_disk::{Disk, open};
 use ring_test_support::worker_disk::{Direct, Payload, Place};
-use shared_block_ring::format::Side;
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use vhost_device_blockring::data_path::flusher::Flusher;
@@ -77,29 +76,12 @@ impl Search {
     }
 }
 
-fn state(random: &mut SmallRng, case: usize) -> Ring {
-    let data_sectors = random.random_range(1..4);
-    let size = if case % 16 < 14 { UNIT } else { 4096 };
-    let capacity = data_sectors * size as u64;
-    let shape = Shape {
-        guest: if case.is_multiple_of(2) { Side::Producer } else { Side::Consumer },
-        size,
-        data_sectors,
-        identity: random.random_range(0..5) > 0,
-        framing: random.random_range(0..9),
-        slots: (random.random_range(0..4), random.random_range(0..4)),
-    };
-    let consumer = random.random_range(0..capacity) * 4;
-    let producer = consumer + random.random_range(0..=capacity / 4) * 4;
-    ring(shape, consumer, producer)
-}
-
 #[test]
 fn writes_of_several_queues_are_decided_in_some_order_of_them() {
     let mut random = SmallRng::seed_from_u64(11);
     let (mut done, mut refused, mut judged, mut mixed) = (0u64, 0u64, 0u64, 0u64);
     for case in 0..CASES {
-        let ring = state(&mut random, case);
+        let (_, ring) = random_ring(&mut random, case);
         let mut writes = Vec::new();
         writes::all(&ring, &mut |first, bytes| writes.push((first, bytes.to_vec())));
         let writes: Vec<_> = writes.sample(&mut random, CHOICE).cloned().collect();

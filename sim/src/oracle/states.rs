@@ -1,7 +1,9 @@
 //! States of a ring.
 
 use super::slot::{Claim, encode};
-use super::{Ring, other, sector_of};
+use super::{Ring, UNIT, other, sector_of};
+use rand::RngExt;
+use rand::rngs::SmallRng;
 use shared_block_ring::format::Side;
 
 /// UUID of every ring here that has an identity.
@@ -29,6 +31,24 @@ pub struct Shape {
 pub fn lengths(room: u64) -> [u32; 9] {
     let exact = u32::try_from(room).unwrap();
     [0, 1, 3, 4, exact, exact + 1, 0x7fff_ffff, 0xffff_ffff, 0xffff_fffc]
+}
+
+/// Makes the ring `number` of several at random: of all kinds, with positions that agree.
+pub fn random_ring(random: &mut SmallRng, number: usize) -> (Shape, Ring) {
+    let data_sectors = random.random_range(1..4);
+    let size = if number % 16 < 14 { UNIT } else { 4096 };
+    let capacity = data_sectors * size as u64;
+    let shape = Shape {
+        guest: if number.is_multiple_of(2) { Side::Producer } else { Side::Consumer },
+        size,
+        data_sectors,
+        identity: random.random_range(0..5) > 0,
+        framing: random.random_range(0..9),
+        slots: (random.random_range(0..4), random.random_range(0..4)),
+    };
+    let consumer = random.random_range(0..capacity) * 4;
+    let producer = consumer + random.random_range(0..=capacity / 4) * 4;
+    (shape, ring(shape, consumer, producer))
 }
 
 /// Makes a ring at these positions, which may contradict each other.
