@@ -44,9 +44,14 @@ pub struct Address {
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Any device that an address can name.
-pub type Device = Box<dyn RingDevice>;
+pub type Device = Box<dyn RingDevice + Send>;
 
 impl Address {
+    /// Makes the address that a configuration has in the place of a command line.
+    pub fn new(address: PathBuf, sector_size: Option<SectorSize>) -> Self {
+        Self { address, sector_size }
+    }
+
     /// Opens the ring for `role`; a backend hands a ring over to one producer and one consumer at a
     /// time. `stop` also ends the waits for a backend that is gone, and for one that does not
     /// answer; that wait ends after `timeout`, too.

@@ -3,7 +3,7 @@
 
 use super::failure::{Failure, Outcome};
 use super::output::{message, print, say};
-use super::signals::stop_on_signal;
+use super::signals::{stop_except_on_hangup, stop_on_signal};
 use ring_program::{Stop, set_up_signals};
 use serde::Serialize;
 use shared_block_ring::wait::wait_readable;
@@ -51,8 +51,24 @@ pub fn stoppable<T: Default + Serialize>(
     json: Option<Stream>,
     run: impl FnOnce(&Stop, &mut T) -> Outcome,
 ) -> u8 {
+    stoppable_by(stop_on_signal, json, run)
+}
+
+/// Does the same for a command that SIGHUP does not end.
+pub fn stoppable_except_on_hangup<T: Default + Serialize>(
+    json: Option<Stream>,
+    run: impl FnOnce(&Stop, &mut T) -> Outcome,
+) -> u8 {
+    stoppable_by(stop_except_on_hangup, json, run)
+}
+
+fn stoppable_by<T: Default + Serialize>(
+    signals: impl FnOnce() -> Result<Stop, Failure>,
+    json: Option<Stream>,
+    run: impl FnOnce(&Stop, &mut T) -> Outcome,
+) -> u8 {
     let mut facts = T::default();
-    let (outcome, stop) = match signals_set_up().and_then(|()| stop_on_signal()) {
+    let (outcome, stop) = match signals_set_up().and_then(|()| signals()) {
         Ok(stop) => (run(&stop, &mut facts), Some(stop)),
         Err(failure) => (Err(failure), None),
     };

@@ -11,7 +11,6 @@ mod ending;
 mod facts;
 mod failure;
 mod fate;
-#[allow(dead_code)] // until its subcommand
 mod forward;
 mod framing;
 mod input;
@@ -27,7 +26,7 @@ mod splitter;
 mod suspend;
 
 use clap::{Parser, Subcommand};
-use ending::{Stream, interruptible, plain, stoppable};
+use ending::{Stream, interruptible, plain, stoppable, stoppable_except_on_hangup};
 use output::{message, print};
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -67,6 +66,7 @@ enum Command {
     Create(create::Create),
     Produce(produce::Produce),
     Consume(consume::Consume),
+    Forward(Box<forward::Forward>),
     Diagnostics(facts::Diagnostics),
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
@@ -111,6 +111,9 @@ fn carry_out(command: Command) -> u8 {
         Command::Create(command) => plain(|| command.run()),
         Command::Produce(c) => stoppable(on_error(c.json), |stop, counts| c.run(stop, counts)),
         Command::Consume(c) => stoppable(on_error(c.json), |stop, counts| c.run(stop, counts)),
+        Command::Forward(c) => {
+            stoppable_except_on_hangup(on_error(c.json), |stop, report| c.run(stop, report))
+        }
         Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
         Command::Suspend(command) => plain(|| command.run()),
         Command::Resume(command) => plain(|| command.run()),

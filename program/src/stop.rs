@@ -37,12 +37,28 @@ impl Stop {
     /// # Errors
     /// The operating system's, where there can be no handler or no socket pair.
     pub fn on_signal() -> io::Result<Self> {
+        let hangup = (!is_ignored(libc::SIGHUP)?).then_some(libc::SIGHUP);
+        Self::on([libc::SIGTERM, libc::SIGINT].into_iter().chain(hangup))
+    }
+
+    /// Makes SIGTERM and SIGINT requests to stop, for a program to which SIGHUP means something
+    /// else.
+    ///
+    /// # Errors
+    /// As [`on_signal`](Self::on_signal).
+    pub fn except_on_hangup() -> io::Result<Self> {
+        Self::on([libc::SIGTERM, libc::SIGINT])
+    }
+
+    /// Makes `signals` readable here. Where the requests are not to stop, [`take`](Self::take)
+    /// takes them.
+    ///
+    /// # Errors
+    /// As [`on_signal`](Self::on_signal).
+    pub fn on(signals: impl IntoIterator<Item = libc::c_int>) -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
         let last = Arc::new(AtomicUsize::new(0));
-        for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
-            if signal == libc::SIGHUP && is_ignored(signal)? {
-                continue;
-            }
+        for signal in signals {
             let number = usize::try_from(signal).map_err(io::Error::other)?;
             // Before the byte: whoever reads that finds the number.
             signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
@@ -91,6 +107,18 @@ impl Stop {
         // One byte for each request. Without any the read fails at once.
         recv(self.reader.as_raw_fd(), &mut signals, MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
             .unwrap_or(0)
+    }
+
+    /// Takes the requests so far, and returns whether there were any.
+    pub fn take(&self) -> bool {
+        let mut signals = [0; 64];
+        let mut any = false;
+        while recv(self.reader.as_raw_fd(), &mut signals, MsgFlags::MSG_DONTWAIT)
+            .is_ok_and(|count| count > 0)
+        {
+            any = true;
+        }
+        any
     }
 
     /// Returns the number of the signal that came last; 0 if there was none.
@@ -177,5 +205,6 @@ mod tests {
             ask();
         }
         assert!(stop.requested() && stop.requests() > 1);
+        assert!(stop.take() && !stop.requested() && !stop.take());
     }
 }

@@ -7,9 +7,11 @@ use shared_block_ring::BlockDevice;
 use shared_block_ring::UnixDevice;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::handover::{Hello, Role, receive, send};
+use shared_block_ring::wait::wait_readable;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// The backend's answer about its guard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +87,7 @@ impl Backend {
         let descriptors = [region.as_fd(), page.as_fd(), events[0].as_fd(), events[1].as_fd()];
         send(client.as_fd(), &self.welcome, &descriptors).unwrap();
         let [event, _] = events;
-        Client { _connection: client, bell: Bell::new(&page, event, Sleeper::Host).unwrap() }
+        Client { connection: client, bell: Bell::new(&page, event, Sleeper::Host).unwrap() }
     }
 
     /// Accepts the next client's connection, and does not answer.
@@ -98,7 +100,7 @@ impl Backend {
 
 /// A client that was welcomed; for it the backend is gone when this is dropped.
 pub struct Client {
-    _connection: OwnedFd,
+    connection: OwnedFd,
     bell: Bell,
 }
 
@@ -107,5 +109,11 @@ impl Client {
     /// Returns whether it slept.
     pub fn ring(&self) -> bool {
         self.bell.ring()
+    }
+
+    /// Returns whether the client has ended its connection.
+    pub fn is_gone(&self) -> bool {
+        let readable = wait_readable(&[self.connection.as_fd()], Some(Duration::ZERO));
+        readable.unwrap().is_some()
     }
 }

@@ -1,3 +1,193 @@
-//! `blockring forward`.
+//! `blockring forward`: the items of many rings into one sink.
+//!
+//! The engine owns the rings, on one thread. A sink reports what has arrived, and only that is
+//! freed.
 
+mod engine;
+mod folders;
+mod memory;
+mod opener;
+mod retry;
+mod ring;
+mod rings;
+mod settings;
 pub mod sink;
+mod values;
+
+use super::address::seconds;
+use super::failure::{Failure, Outcome};
+use super::framing::{Framing, OnSeparator};
+use super::output::{print, require_messages};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use engine::{Engine, Report};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use ring_program::{Stop, parse_size};
+use settings::{Destination, RingSource, Settings, SinkOptions};
+use sink::exec::ExecOptions;
+use sink::file::FileOptions;
+use sink::nats::options::NatsOptions;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const EXAMPLES: &str = "\
+Each RING is an address as blockring --help has it. A path can be a pattern (unix:/run/blockring/*.out,
+quoted): rings that appear are taken up, and those that go are forwarded to their end. The name of a
+ring is its socket's or file's without the extension. Each ring keeps its order, and none waits for
+another. A ring that fails is tried again by itself.
+
+Items are freed when they have arrived for good. What has no room in --max-memory stays in the ring,
+and so the guest waits.
+
+--to file:PATH appends to a file, which {ring} in PATH makes one for each ring, and records the
+position in PATH.positions: after any crash each item is there once.
+--to exec:COMMAND gives items to the standard input of sh -c COMMAND, one for each ring, with
+BLOCKRING_RING in its environment. In front of each item stands a position, which COMMAND prints in a
+line of its own once it has dealt with the item and all before it. Items without that come again.
+
+SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing.
+SIGTERM and SIGINT end forward, after what is in flight has arrived or --grace has passed, with exit
+code 0. With --json the last line of standard error is one JSON object, however forward ends.
+
+Examples:
+  blockring forward 'unix:/run/blockring/*.out' --to 'file:/var/log/guests/{ring}.log' \\
+      --rotate-size 100M --keep 10 --compress zstd
+  blockring forward --drain ring.img --to file:items   append what is in the ring, and end
+  blockring forward ring.img --to 'exec:while IFS=\"$(printf \"\\t\")\" read -r position item; do
+      store \"$item\" && echo \"$position\" || exit 1; done'
+  blockring forward --config /etc/blockring/forward.toml
+  blockring forward --check-config --config forward.toml";
+
+/// Forward the items of rings into files or programs
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Forward {
+    #[command(flatten)]
+    given: Given,
+    #[command(flatten)]
+    items: ItemOptions,
+    #[command(flatten)]
+    file: FileOptions,
+    #[command(flatten)]
+    exec: ExecOptions,
+    #[command(flatten)]
+    nats: NatsOptions,
+    /// Take rings, sink and options from this TOML file
+    #[arg(
+        long,
+        value_name = "FILE",
+        required_unless_present_all = ["rings", "to"],
+        conflicts_with_all = ["Given", "ItemOptions", "FileOptions", "ExecOptions", "NatsOptions"],
+    )]
+    config: Option<PathBuf>,
+    /// Check the options or the configuration, say which rings there are now, and end
+    #[arg(long)]
+    check_config: bool,
+    /// End when all items of all rings have arrived, or with the first error
+    #[arg(long)]
+    drain: bool,
+    /// Report counts, exit code and error as one JSON object in the last line of standard error
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Rings, sink and limits.
+#[derive(clap::Args)]
+struct Given {
+    /// The rings to forward
+    #[arg(value_name = "RING", value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
+    rings: Vec<RingSource>,
+    /// Where to: `nats://HOST[:PORT]`, `tls://HOST[:PORT]`, `file:PATH` or `exec:COMMAND`
+    #[arg(long, value_name = "SINK", value_parser = Destination::parse)]
+    to: Option<Destination>,
+    /// Memory for items that were read and have not arrived, over all rings
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = |text: &str| parse_size(text).and_then(settings::memory))]
+    max_memory: u64,
+    /// The longest time in seconds to wait for what is in flight, when asked to end
+    #[arg(long, value_name = "S", default_value = "10", value_parser = seconds, allow_negative_numbers = true)]
+    grace: Duration,
+    /// Do not flush the rings: faster; after a crash of the machine or a power loss, items that
+    /// have arrived may come again
+    #[arg(long)]
+    no_flush: bool,
+}
+
+/// Options of how items are written.
+#[derive(clap::Args)]
+struct ItemOptions {
+    /// How items are separated in files, and for commands
+    #[arg(long, value_enum, default_value = "lines")]
+    framing: Framing,
+    /// What to do about an item that contains the byte that ends items: fail leaves its ring alone
+    #[arg(long, value_enum, default_value = "fail")]
+    on_separator: OnSeparator,
+}
+
+impl Forward {
+    pub fn run(self, stop: &Stop, report: &mut Report) -> Outcome {
+        require_messages(self.json)?;
+        let hangup = Stop::on([libc::SIGHUP]);
+        let hangup = hangup.map_err(Failure::io("cannot set up signals"))?;
+        let settings = self.settings()?;
+        let found = rings::find(&settings.rings);
+        if let Some(words) = found.refused.first() {
+            return Err(Failure::Refused(words.clone()));
+        }
+        if self.check_config {
+            sink::make(&settings.to, &settings.sinks)?;
+            let mut lines: Vec<_> = found
+                .rings
+                .iter()
+                .map(|(name, ring)| format!("{name}: {}", ring.shown()))
+                .collect();
+            lines.extend(found.odd.iter().map(|words| format!("left out: {words}")));
+            lines.push(format!("the configuration is sound; rings now: {}", found.rings.len()));
+            return print(&lines.join("\n"), Some(stop));
+        }
+        raise_limit();
+        std::thread::scope(|scope| {
+            let mut engine = Engine::new(settings, self.drain, scope, stop, &hangup)?;
+            let outcome = engine.run(&|| self.settings());
+            *report = engine.end();
+            outcome
+        })
+    }
+
+    /// Returns the settings of the file, or else of the command line.
+    fn settings(&self) -> Result<Settings, Failure> {
+        if let Some(config) = &self.config {
+            let settings = settings::read(config)?;
+            let refused = rings::find(&settings.rings).refused;
+            return match refused.first() {
+                Some(words) => Err(Failure::Refused(words.clone())),
+                None => Ok(settings),
+            };
+        }
+        let Given { rings, to, max_memory, grace, no_flush } = &self.given;
+        let to = to.clone().ok_or_else(|| Failure::Refused("--to is missing".to_owned()))?;
+        Ok(Settings {
+            to,
+            sinks: SinkOptions {
+                framing: self.items.framing,
+                on_separator: self.items.on_separator,
+                file: self.file.clone(),
+                exec: self.exec.clone(),
+                nats: self.nats.clone(),
+            },
+            rings: rings.clone(),
+            max_memory: *max_memory,
+            grace: *grace,
+            no_flush: *no_flush,
+        })
+    }
+}
+
+/// Allows as many open files as this process may have: each ring takes some.
+fn raise_limit() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    // What is too much then is an error of the ring that needs it.
+    if let Err(e) = raised {
+        log::debug!("cannot raise the limit of open files: {e}");
+    }
+}

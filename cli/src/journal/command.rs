@@ -13,20 +13,22 @@ use std::sync::atomic::Ordering;
 const NOT_EXECUTABLE: i32 = 126;
 const NOT_FOUND: i32 = 127;
 
-/// Verifies that there is a shell and that the command has no syntax error. The command is not run.
-pub fn verify(command: &str) -> Result<(), Failure> {
+/// Verifies that there is a shell and that the command of `option` has no syntax error. The command
+/// is not run.
+pub fn verify(option: &str, command: &str) -> Result<(), Failure> {
     let mut shell = Command::new("sh");
     let status = shell.args(["-n", "-c", command]).stdin(Stdio::null()).status();
-    match status.map_err(Failure::io("cannot run sh, which is to run the command of --exec"))? {
+    let what = format!("cannot run sh, which is to run the command of {option}");
+    match status.map_err(Failure::io(what))? {
         status if status.success() => Ok(()),
         _ => Err(Failure::Refused(format!(
-            "sh does not understand the command of --exec: {command}"
+            "sh does not understand the command of {option}: {command}"
         ))),
     }
 }
 
 /// Runs the command with an item on its standard input.
-pub fn run(command: &str, item: &[u8], counters: &Counters) -> io::Result<()> {
+pub(super) fn run(command: &str, item: &[u8], counters: &Counters) -> io::Result<()> {
     let started = start(command, item);
     counters.unable.store(started.is_err(), Ordering::Relaxed);
     let mut child = started.map_err(|e| {
@@ -55,7 +57,7 @@ fn start(command: &str, item: &[u8]) -> io::Result<Child> {
     shell.args(["-c", command]).stdin(input).process_group(0).spawn()
 }
 
-fn hint(status: ExitStatus) -> &'static str {
+pub fn hint(status: ExitStatus) -> &'static str {
     match status.code() {
         Some(NOT_FOUND) => " (a command was not found)",
         Some(NOT_EXECUTABLE) => " (a command is not executable)",

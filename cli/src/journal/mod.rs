@@ -1,7 +1,7 @@
 //! `blockring journal`.
 
 mod aside;
-mod command;
+pub mod command;
 mod feed;
 
 use super::address::{Address, KERNEL_ONLY, positive, seconds};
@@ -151,7 +151,7 @@ impl Journal {
         }
         let input = Input::open()?;
         require_messages(self.json)?;
-        command::verify(&self.exec)?;
+        command::verify("--exec", &self.exec)?;
         let aside = self.aside_file()?;
         if let Some(bytes) = self.size
             && let Some(path) = self.address.path().filter(|path| !path.exists())

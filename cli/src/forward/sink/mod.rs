@@ -5,8 +5,12 @@
 //! children; what becomes of a batch it reports by the lane's [`Reporter`]. A ring's consumer
 //! pointer moves only behind [`Event::Acknowledged`].
 
+pub mod exec;
+pub mod file;
 pub mod nats;
 
+use super::super::failure::Failure;
+use super::settings::{Destination, SinkOptions};
 use bytes::Bytes;
 use nix::sys::eventfd::EventFd;
 use shared_block_ring::Position;
@@ -21,6 +25,23 @@ pub trait Sink {
     /// Opens the way of one ring into the sink. Never blocks: what comes of it is reported to
     /// `events`, first of all [`Event::Ready`] or [`Event::Failed`].
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane>;
+}
+
+/// Makes the sink that the configuration names. What is wrong with it is found here, as far as that
+/// needs no connection.
+pub fn make(to: &Destination, options: &SinkOptions) -> Result<Box<dyn Sink>, Failure> {
+    let framing = (options.framing, options.on_separator);
+    Ok(match to {
+        Destination::File(path) => Box::new(file::Files::new(path, framing, &options.file)?),
+        Destination::Exec(command) => {
+            Box::new(exec::Commands::new(command, framing, &options.exec)?)
+        }
+        Destination::Nats(address) => {
+            let settings = options.nats.clone().settings(address);
+            let settings = settings.map_err(|e| Failure::Refused(e.to_string()))?;
+            Box::new(nats::Nats::new(settings))
+        }
+    })
 }
 
 /// Way of one ring into a sink. Dropping it ends the work for the ring; batches without an

@@ -1,0 +1,143 @@
+//! A ring of the forwarder, and where its items are.
+
+use super::retry::Retry;
+use super::rings::RingSpec;
+use super::sink::{Lane, LaneId};
+use serde::Serialize;
+use shared_block_ring::{Key, Position};
+use std::collections::VecDeque;
+use uuid::Uuid;
+
+/// A ring that is, or is to be, forwarded.
+pub struct Ring {
+    pub name: String,
+    pub spec: RingSpec,
+    pub phase: Phase,
+    /// Whether it is forwarded to its end only: the configuration does not stand for it any more.
+    pub is_leaving: bool,
+    /// Failures of the ring itself.
+    pub retry: Retry,
+    /// Failures of the sink for this ring.
+    pub sink_retry: Retry,
+    pub report: RingReport,
+}
+
+/// Counts of a ring, for the report at the end.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct RingReport {
+    /// Items and their bytes that have arrived.
+    pub items: u64,
+    pub bytes: u64,
+    /// The consumer's pointer.
+    pub position: Option<Position>,
+    /// The error that keeps the ring from being forwarded now.
+    pub error: Option<String>,
+}
+
+pub enum Phase {
+    /// Not open; an attempt follows.
+    Closed,
+    /// Being opened.
+    Opening,
+    Open(Opened),
+    /// Left alone until the configuration changes.
+    Stopped,
+}
+
+/// An open ring.
+pub struct Opened {
+    pub key: Key,
+    pub uuid: Uuid,
+    pub lane: Option<OpenLane>,
+    /// The position behind the last item that was sent.
+    pub read: Position,
+    /// The position up to which everything has arrived.
+    pub arrived: Position,
+    pub flights: VecDeque<Flight>,
+    /// Bytes of memory of the items in flight.
+    pub cost: u64,
+    /// Whether there is nothing behind `read`, as far as the set has looked.
+    pub is_resting: bool,
+    /// Whether its backend is gone.
+    pub is_away: bool,
+}
+
+/// The ring's way into the sink.
+pub struct OpenLane {
+    pub id: LaneId,
+    pub lane: Box<dyn Lane>,
+    pub is_ready: bool,
+}
+
+/// An item in flight.
+#[derive(Debug, Clone, Copy)]
+pub struct Flight {
+    /// The position behind it.
+    pub end: Position,
+    pub bytes: u32,
+}
+
+/// Memory of an item in flight beside its bytes.
+pub const ITEM_COST: u64 = (size_of::<Flight>() + size_of::<super::sink::Item>()) as u64;
+
+impl Opened {
+    pub fn is_ready(&self) -> bool {
+        self.lane.as_ref().is_some_and(|lane| lane.is_ready)
+    }
+
+    /// Returns whether all that the ring had when the set looked has arrived.
+    pub fn is_done(&self) -> bool {
+        self.is_resting && self.is_ready() && self.flights.is_empty()
+    }
+
+    /// Takes the items before `position` out of those in flight. Returns their number, bytes and
+    /// cost; `None` if no item ends there.
+    pub fn acknowledge(&mut self, position: Position) -> Option<(u64, u64, u64)> {
+        if position <= self.arrived {
+            return Some((0, 0, 0));
+        }
+        let at = self.flights.partition_point(|flight| flight.end < position);
+        if self.flights.get(at)?.end != position {
+            return None;
+        }
+        let bytes = self.flights.drain(..=at).map(|flight| u64::from(flight.bytes)).sum();
+        let items = at as u64 + 1;
+        let cost = bytes + items * ITEM_COST;
+        self.cost -= cost;
+        self.arrived = position;
+        Some((items, bytes, cost))
+    }
+}
+
+impl Ring {
+    pub fn new(name: String, spec: RingSpec) -> Self {
+        Self {
+            name,
+            spec,
+            phase: Phase::Closed,
+            is_leaving: false,
+            retry: Retry::default(),
+            sink_retry: Retry::default(),
+            report: RingReport::default(),
+        }
+    }
+
+    /// Returns whether a ring that leaves has come to its end. A backend can remove its socket
+    /// before it has published the last items: then its own end is waited for.
+    pub fn has_ended(&self) -> bool {
+        match &self.phase {
+            Phase::Open(opened) => {
+                opened.is_done() && (opened.is_away || !self.spec.is_socket_gone())
+            }
+            Phase::Closed | Phase::Stopped => true,
+            Phase::Opening => false,
+        }
+    }
+
+    pub fn opened(&mut self) -> Option<&mut Opened> {
+        match &mut self.phase {
+            Phase::Open(opened) => Some(opened),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! The rings that a configuration stands for now, by name.
+
+use super::super::address::{Address, SERIAL, SOCKET, strip};
+use super::settings::{RingSource, verify_name};
+use shared_block_ring::device::shown;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+/// A ring to forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RingSpec {
+    pub address: PathBuf,
+    pub sector_size: Option<u32>,
+}
+
+/// The rings by name, and what is wrong with some of them.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    pub rings: BTreeMap<String, RingSpec>,
+    /// Errors that the configuration itself has, whatever files there are.
+    pub refused: Vec<String>,
+    /// Errors of what patterns match now.
+    pub odd: Vec<String>,
+}
+
+/// Finds the rings of `sources`. A ring that two of them name is one ring.
+pub fn find(sources: &[RingSource]) -> Found {
+    let mut found = Found::default();
+    // Rings with names of their own first: a pattern that matches them, too, changes nothing.
+    let (plain, patterns): (Vec<_>, Vec<_>) =
+        sources.iter().partition(|source| source.pattern().is_none());
+    for source in plain {
+        if let Err(e) = found.add(source.name.clone(), &source.address, source.sector_size) {
+            found.refused.push(e);
+        }
+    }
+    for source in patterns {
+        let Some((prefix, path)) = source.pattern() else { continue };
+        for path in matches(path) {
+            let mut address = OsString::from(prefix);
+            address.push(path);
+            if let Err(e) = found.add(None, Path::new(&address), source.sector_size) {
+                found.odd.push(e);
+            }
+        }
+    }
+    found
+}
+
+/// Returns the paths that a pattern matches, in order.
+fn matches(pattern: &Path) -> Vec<PathBuf> {
+    // Verified before; a folder that cannot be read has no matches.
+    let paths = pattern.to_str().and_then(|text| glob::glob(text).ok());
+    paths.into_iter().flatten().flatten().collect()
+}
+
+impl Found {
+    fn add(
+        &mut self,
+        name: Option<String>,
+        address: &Path,
+        sector_size: Option<u32>,
+    ) -> Result<(), String> {
+        if name.is_none() && self.rings.values().any(|ring| ring.address == address) {
+            return Ok(());
+        }
+        let shown_address = shown(address);
+        let name = match name {
+            Some(name) => name,
+            None => name_of(address)
+                .ok_or_else(|| format!("{shown_address}: its name is not UTF-8 (configure one)"))?,
+        };
+        verify_name(&name).map_err(|e| format!("{shown_address}: {e} (configure one)"))?;
+        if let Some(other) = self.rings.get(&name) {
+            return Err(format!(
+                "{shown_address} and {} both have the name {name} (give one of them another name: [[ring]] with address and name)",
+                shown(&other.address)
+            ));
+        }
+        self.rings.insert(name, RingSpec { address: address.to_owned(), sector_size });
+        Ok(())
+    }
+}
+
+/// Returns the name of a ring that none was configured for: the stem of its file or socket, or what
+/// its address has behind the prefix.
+fn name_of(address: &Path) -> Option<String> {
+    let address = address.as_os_str();
+    if let Some(serial) = strip(address, SERIAL) {
+        return serial.to_str().map(str::to_owned);
+    }
+    if let Some(function) = strip(address, "pci:") {
+        return function.to_str().map(str::to_owned);
+    }
+    let path = [SOCKET, "vhost-user:"].iter().find_map(|prefix| strip(address, prefix));
+    let stem = Path::new(path.unwrap_or(address)).file_stem();
+    stem.and_then(OsStr::to_str).map(str::to_owned)
+}
+
+impl RingSpec {
+    pub fn address(&self) -> Address {
+        let source =
+            RingSource { address: self.address.clone(), name: None, sector_size: self.sector_size };
+        Address::new(self.address.clone(), source.sector_size())
+    }
+
+    /// Returns whether the ring was got from a backend at a socket that is there no more.
+    pub fn is_socket_gone(&self) -> bool {
+        let socket = strip(self.address.as_os_str(), SOCKET);
+        socket.is_some_and(|path| !Path::new(path).exists())
+    }
+
+    /// Returns the address as messages show it.
+    pub fn shown(&self) -> String {
+        shown(&self.address)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn source(address: &str) -> RingSource {
+        RingSource::new(OsStr::new(address)).unwrap()
+    }
+
+    #[test]
+    fn ring_has_the_name_of_its_file_unless_configured() {
+        for (address, name) in [
+            ("unix:/run/blockring/web-1.out", "web-1"),
+            ("/var/lib/rings/ring.img", "ring"),
+            ("serial:commands", "commands"),
+            ("vhost-user:/run/db.sock", "db"),
+            ("pci:0000:00:04.0", "0000:00:04.0"),
+        ] {
+            let found = find(&[source(address)]);
+            assert_eq!(found.rings.keys().collect::<Vec<_>>(), [name]);
+        }
+        let named = RingSource { name: Some("x".to_owned()), ..source("a.img") };
+        assert_eq!(find(&[named]).rings.keys().collect::<Vec<_>>(), ["x"]);
+    }
+
+    #[test]
+    fn name_that_is_used_twice_is_refused_with_both_addresses() {
+        let found = find(&[source("/a/ring.img"), source("/b/ring.img"), source("/a/ring.img")]);
+        assert_eq!(found.rings.len(), 1);
+        assert_eq!(found.refused.len(), 1);
+        for word in ["/a/ring.img", "/b/ring.img", "name ring"] {
+            assert!(found.refused[0].contains(word), "{}", found.refused[0]);
+        }
+    }
+
+    #[test]
+    fn pattern_finds_what_is_there_and_no_ring_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["a.out", "b.out", "c.in", "b.x.out"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        let path = |name: &str| format!("unix:{}/{name}", dir.path().display());
+        let named = RingSource { name: Some("first".to_owned()), ..source(&path("a.out")) };
+        let found = find(&[source(&path("*.out")), named]);
+        assert_eq!(found.rings.keys().collect::<Vec<_>>(), ["b", "b.x", "first"]);
+        std::fs::write(dir.path().join("b.y"), "").unwrap();
+        let found = find(&[source(&path("*"))]);
+        assert_eq!((found.refused.len(), found.odd.len()), (0, 1));
+        assert!(found.odd[0].contains("name b"), "{:?}", found.odd);
+    }
+}

@@ -1,0 +1,179 @@
+//! `blockring forward --to exec:`: a command has each item at least once, in order, and what it has
+//! not acknowledged again.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::scene::{Scene, counts};
+use nix::sys::signal::Signal;
+use ring_test_support::process::{ended, signal};
+use ring_test_support::{assert_fails, assert_ok};
+use std::time::Instant;
+
+/// A command that notes each item, and acknowledges it.
+const NOTE: &str = r#"while IFS="$(printf '\t')" read -r position item; do echo "$item" >> done; echo "$position"; done"#;
+
+fn forward(scene: &Scene, command: &str, more: &[&str]) -> std::process::Output {
+    let to = format!("exec:{command}");
+    let arguments = [&["forward", "--drain", "--json", "ring", "--to", &to], more].concat();
+    scene.run(&arguments, b"")
+}
+
+fn numbers(count: usize) -> Vec<String> {
+    (1..=count).map(|number| number.to_string()).collect()
+}
+
+#[test]
+fn command_has_each_item_once_if_nothing_fails() {
+    let scene = Scene::with_lines(3000);
+    let output = forward(&scene, NOTE, &[]);
+    assert_ok(&output);
+    assert_eq!(scene.lines("done"), numbers(3000));
+    assert_eq!(counts(&output)["items"], 3000);
+    assert!(scene.rest().is_empty());
+}
+
+#[test]
+fn commands_that_die_repeat_only_what_they_did_not_acknowledge() {
+    let scene = Scene::with_lines(400);
+    // Each child dies after some items; every other time with an item noted, and not acknowledged.
+    scene.write(
+        "dying",
+        r#"
+        echo x >> starts
+        life=$((1 + $(wc -l < starts) * 7 % 19))
+        while IFS="$(printf '\t')" read -r position item; do
+            life=$((life - 1))
+            [ $life = 0 ] && [ $((position % 8)) = 0 ] && kill -9 $$
+            echo "$item" >> done
+            [ $life = 0 ] && kill -9 $$
+            echo "$position" | tee -a acknowledged
+        done"#,
+    );
+    let forwarder =
+        scene.without_input(&["forward", "ring", "--to", "exec:. ./dying"]).spawn().unwrap();
+    scene.wait_for("done", |bytes| bytes.ends_with(b"\n400\n"));
+    scene.wait_for_facts("ring", |facts| facts["used"] == 0);
+    signal(&forwarder, Signal::SIGTERM);
+    assert_ok(&ended(forwarder, "forward"));
+    let mut found: Vec<usize> =
+        scene.lines("done").iter().map(|line| line.parse().unwrap()).collect();
+    let starts = scene.lines("starts").len();
+    assert!(starts > 10, "{starts} children");
+    // What comes again is the one item that its child had noted before it died.
+    assert!(found.len() < 400 + starts, "{} items by {starts} children", found.len());
+    found.dedup();
+    assert!(found.into_iter().eq(1..=400));
+    // Nothing that was acknowledged was given again.
+    let mut acknowledged = scene.lines("acknowledged");
+    let all = acknowledged.len();
+    acknowledged.dedup();
+    assert_eq!((all, acknowledged.len()), (400, 400));
+}
+
+#[test]
+fn exit_code_acknowledges_a_batch() {
+    let scene = Scene::with_lines(2500);
+    let output = forward(&scene, "cat >> done; echo x >> starts", &["--ack", "exit"]);
+    assert_ok(&output);
+    assert_eq!(scene.lines("done"), numbers(2500));
+    assert!(scene.lines("starts").len() > 1);
+    let scene = Scene::with_lines(10);
+    assert_fails(&forward(&scene, "cat; exit 3", &["--ack", "exit"]), 1, "exit status: 3");
+    assert_eq!(scene.rest().lines().count(), 10);
+    assert_fails(&forward(&Scene::with_lines(1), "no-such", &["--ack", "exit"]), 1, "not found");
+}
+
+#[test]
+fn command_for_each_batch_acknowledges_by_lines_and_gets_the_end_of_its_input() {
+    let scene = Scene::with_lines(2500);
+    let output = forward(&scene, &format!("{NOTE}; echo x >> starts"), &["--per-batch"]);
+    assert_ok(&output);
+    assert_eq!(scene.lines("done"), numbers(2500));
+    assert!(scene.lines("starts").len() > 1);
+}
+
+#[test]
+fn command_knows_its_ring_and_gets_any_bytes_by_length() {
+    let scene = Scene::with_ring("1M");
+    assert_ok(&scene.run(&["produce", "--framing", "nul", "ring"], b"a\nb\0\0"));
+    let command = "cat > done; echo $BLOCKRING_RING $BLOCKRING_UUID > name";
+    let output = forward(&scene, command, &["--ack", "exit", "--framing", "length"]);
+    assert_ok(&output);
+    assert_eq!(scene.read("done"), b"\x03\0\0\0a\nb\0\0\0\0");
+    let uuid = scene.facts("ring")["uuid"].as_str().unwrap().to_owned();
+    assert_eq!(scene.lines("name"), [format!("ring {uuid}")]);
+    // With positions: the one behind the first item is its length with header and padding.
+    let scene = Scene::with_lines(1);
+    let command = "head -c 8 > position; cat > item; od -An -tu8 position";
+    assert_ok(&forward(&scene, command, &["--per-batch", "--framing", "length"]));
+    assert_eq!(scene.read("item"), b"\x01\0\0\x001");
+}
+
+#[test]
+fn command_that_prints_no_position_of_its_own_is_refused() {
+    for (command, words) in [
+        ("echo hello; cat > /dev/null", "which is no position"),
+        ("echo 4000; cat > /dev/null", "that it was given"),
+        ("exec < /dev/null; exit 0", "were not acknowledged"),
+        ("yes no | tr -d '\\n'; cat > /dev/null", "no position"),
+    ] {
+        let scene = Scene::with_lines(3);
+        assert_fails(&forward(&scene, command, &[]), 1, words);
+        assert_eq!(scene.rest().lines().count(), 3, "{command}");
+    }
+    let scene = Scene::with_lines(3);
+    assert_fails(&forward(&scene, "if", &[]), 1, "sh does not understand");
+    assert_fails(&forward(&scene, "cat", &["--framing", "whole"]), 1, "--ack exit");
+}
+
+#[test]
+fn termination_frees_what_was_acknowledged_and_ends_children_within_the_grace() {
+    let scene = Scene::with_lines(100);
+    // It acknowledges 40 items, and then ignores the end of its input and SIGTERM.
+    let command = r#"trap '' TERM; echo $$ > child
+        while IFS="$(printf '\t')" read -r position item; do
+            [ "$item" = 41 ] && break
+            echo $position
+        done
+        echo x > stuck; while :; do sleep 1; done"#;
+    let to = format!("exec:{command}");
+    let arguments = ["forward", "--json", "--grace", "4", "ring", "--to", &to];
+    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    scene.wait_for_lines("stuck", 1);
+    let begin = Instant::now();
+    signal(&forwarder, Signal::SIGTERM);
+    let output = ended(forwarder, "forward");
+    assert_ok(&output);
+    assert!(begin.elapsed().as_secs() < 60);
+    assert_eq!(counts(&output)["items"], 40);
+    let rest: Vec<_> = scene.rest().lines().map(str::to_owned).collect();
+    assert_eq!(rest, numbers(100)[40..]);
+    let child: i32 = scene.lines("child")[0].parse().unwrap();
+    let is_gone = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), None).is_err();
+    assert!(is_gone, "the child outlives the forwarder");
+}
+
+#[test]
+fn memory_stays_under_its_limit_while_nothing_is_acknowledged() {
+    let scene = Scene::with_ring("8M");
+    scene.succeed("$RING create --size 8M other; head -c 6000000 /dev/zero | tr '\\0' x | fold -w 999 > lines; echo >> lines");
+    scene.succeed("for ring in ring other; do $RING produce --no-flush $ring < lines; done");
+    let command = "echo x >> started; exec sleep 1000";
+    let to = format!("exec:{command}");
+    let arguments =
+        ["forward", "--json", "--grace", "1", "--max-memory", "1M", "ring", "other", "--to", &to];
+    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    // Both rings have their share.
+    scene.wait_for_lines("started", 2);
+    signal(&forwarder, Signal::SIGTERM);
+    let output = ended(forwarder, "forward");
+    assert_ok(&output);
+    let report = counts(&output);
+    let peak = report["peak_memory"].as_u64().unwrap();
+    assert!((500_000..=1 << 20).contains(&peak), "{report}");
+    for ring in ["ring", "other"] {
+        let left = scene.succeed(&format!("$RING consume {ring} | cmp - lines && echo same"));
+        assert_eq!(left, "same\n");
+    }
+}
