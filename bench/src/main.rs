@@ -14,6 +14,7 @@ mod durable;
 mod ends;
 mod error;
 mod figures;
+mod forward;
 mod front;
 mod guest;
 mod items;
@@ -49,6 +50,7 @@ Examples:
   ring-bench --rows 512-write,64K                   what has one of these in its name
   ring-bench --compare-guard --json figures.json    with a daemon without a guard beside it
   ring-bench --measure items,durable                rings from end to end
+  ring-bench --measure forward                      rings into JetStream
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
 
 /// Measure requests through vhost-user against qemu-storage-daemon and the machine's limits
@@ -124,6 +126,9 @@ enum What {
     Guest,
     /// All of this
     All,
+    /// `blockring forward` into JetStream, against a program without rings; needs
+    /// scripts/fetch-nats.sh. Not one of all
+    Forward,
 }
 
 fn main() -> ExitCode {
@@ -162,6 +167,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         Vec::new()
     };
+    if arguments.wants(What::Forward) {
+        let program = arguments.program()?.with_file_name("blockring");
+        let rounds = if arguments.quick { 1 } else { arguments.rounds };
+        forward::all(&program, &arguments.dir, rounds, arguments.quick)?;
+    }
     pin(arguments.cpus.front)?;
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(&arguments.dir);
     let dir = dir.map_err(doing(format!("making a folder in {}", arguments.dir.display())))?;
@@ -185,7 +195,9 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 impl Arguments {
     fn wants(&self, what: What) -> bool {
-        self.measure.iter().any(|wanted| *wanted == what || *wanted == What::All)
+        let all = What::All;
+        let is_so = |wanted: &What| *wanted == what || *wanted == all && what != What::Forward;
+        self.measure.iter().any(is_so)
     }
 
     fn plan(&self) -> Result<Plan> {

@@ -45,6 +45,9 @@ position in PATH.positions: after any crash each item is there once.
 BLOCKRING_RING in its environment. In front of each item stands a position, which COMMAND prints in a
 line of its own once it has dealt with the item and all before it. Items without that come again.
 
+--to nats://HOST publishes to a JetStream stream of a NATS server of version 2.12 or newer: each item is
+there once. --stream and --subject are needed; docs/jetstream.md has the rest.
+
 SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing.
 SIGTERM and SIGINT end forward, after what is in flight has arrived or --grace has passed, with exit
 code 0. With --json the last line of standard error is one JSON object, however forward ends.
@@ -55,10 +58,12 @@ Examples:
   blockring forward --drain ring.img --to file:items   append what is in the ring, and end
   blockring forward ring.img --to 'exec:while IFS=\"$(printf \"\\t\")\" read -r position item; do
       store \"$item\" && echo \"$position\" || exit 1; done'
+  blockring forward 'unix:/run/blockring/*.out' --to nats://localhost --stream VMS \\
+      --subject 'vm.{ring}.log' --create-stream
   blockring forward --config /etc/blockring/forward.toml
   blockring forward --check-config --config forward.toml";
 
-/// Forward the items of rings into files or programs
+/// Forward the items of rings into files, programs or a JetStream stream
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Forward {

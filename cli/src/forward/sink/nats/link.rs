@@ -270,8 +270,11 @@ impl Outage {
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.last_line.is_none_or(|line| line.elapsed() >= REMINDER) {
             self.last_line = Some(Instant::now());
-            let seconds = since.elapsed().as_secs();
-            log::warn!("{words} (for {seconds} s; trying again, items stay in their rings)");
+            let so_far = match since.elapsed().as_secs() {
+                0 => String::new(),
+                seconds => format!("for {seconds} s; "),
+            };
+            log::warn!("{words} ({so_far}trying again, items stay in their rings)");
         }
         self.attempts += 1;
         tokio::time::sleep(pause(self.attempts + 4)).await;

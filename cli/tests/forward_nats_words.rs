@@ -1,0 +1,119 @@
+//! What `blockring forward` says where a stream of a NATS server cannot be used, and what it does in
+//! the end.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+#[path = "common/stream.rs"]
+mod stream;
+
+use common::scene::Scene;
+use nix::sys::signal::Signal;
+use ring_test_support::nats::NatsServer;
+use ring_test_support::process::{ended, eventually, signal, words};
+use ring_test_support::{assert_fails, assert_ok};
+use stream::{context, read, talk};
+
+/// Returns the number of messages of the stream; 0 while there is none.
+fn messages(server: &NatsServer) -> u64 {
+    talk(async {
+        let stream = context(&server.address()).await.get_stream("VMS").await;
+        stream.map_or(0, |stream| stream.cached_info().state.messages)
+    })
+}
+
+/// Makes a folder with a ring of five lines.
+fn scene() -> Scene {
+    Scene::with_lines(5)
+}
+
+/// Runs `forward --drain` with these words.
+fn drain(scene: &Scene, more: &str) -> std::process::Output {
+    let words = format!("forward --drain ring {more}");
+    scene.run(&words.split_whitespace().collect::<Vec<_>>(), b"")
+}
+
+const STREAM: &str = "--stream VMS --subject vm.{ring}.log";
+
+#[test]
+fn forward_makes_the_stream_delivers_and_frees() {
+    let (server, scene) = (NatsServer::start(""), scene());
+    let to = format!("--to {} {STREAM} --create-stream", server.address());
+    assert_ok(&drain(&scene, &to));
+    let mut found = Vec::new();
+    read(&server.address(), "VMS", |message| {
+        assert_eq!(message.subject, "vm.ring.log");
+        found.push(String::from_utf8(message.payload.to_vec()).unwrap());
+    });
+    assert_eq!(found, ["1", "2", "3", "4", "5"]);
+    assert_eq!(scene.rest(), "");
+}
+
+#[test]
+fn forward_takes_the_options_from_a_file() {
+    let (server, scene) = (NatsServer::start(""), scene());
+    scene.write(
+        "forward.toml",
+        format!(
+            "to = \"{}\"\nrings = [\"ring\"]\n[nats]\nstream = \"VMS\"\nsubject = \"vm.{{ring}}.log\"\n\
+             create-stream = true\n",
+            server.address()
+        ),
+    );
+    assert_ok(&scene.run(&["forward", "--drain", "--config", "forward.toml"], b""));
+    assert_eq!(messages(&server), 5);
+}
+
+#[test]
+fn forward_refuses_options_before_it_connects() {
+    let scene = scene();
+    for (more, wanted) in [
+        ("--to nats://localhost --subject vm.{ring}", "--stream"),
+        ("--to nats://localhost --stream VMS", "--subject"),
+        ("--to nats://localhost --stream VMS --subject vm", "{ring}"),
+        ("--to nats://me:pw@localhost --stream VMS --subject vm.{ring}", "--password-file"),
+        ("--to nats://localhost --stream VMS --subject vm.{ring} --nkey none", "none"),
+        ("--to tls://localhost --stream VMS --subject vm.{ring} --tls-cert ring", "--tls-key"),
+    ] {
+        let output = drain(&scene, more);
+        let text = words(&output);
+        assert!(!output.status.success() && text.contains(wanted), "{more}: {text}");
+    }
+}
+
+#[test]
+fn forward_ends_with_the_remedy_and_leaves_the_items() {
+    let scene = scene();
+    let server = NatsServer::start("");
+    let old = NatsServer::start_old();
+    for (address, wanted) in [(server.address(), "--create-stream"), (old.address(), "2.12")] {
+        assert_fails(&drain(&scene, &format!("--to {address} {STREAM}")), 1, wanted);
+    }
+    assert_eq!(scene.rest(), "1\n2\n3\n4\n5\n");
+}
+
+#[test]
+fn forward_to_an_old_server_says_that_items_may_repeat() {
+    let (server, scene) = (NatsServer::start_old(), scene());
+    let to = format!("--to {} {STREAM} --create-stream --at-least-once", server.address());
+    let output = drain(&scene, &to);
+    assert_ok(&output);
+    assert!(words(&output).contains("at least once"), "{}", words(&output));
+    assert_eq!(messages(&server), 5);
+}
+
+#[test]
+fn forward_waits_for_a_server_that_is_away_and_ends_when_told() {
+    let mut server = NatsServer::start("");
+    let scene = scene();
+    let to = server.address();
+    let mut words = vec!["forward", "ring", "--to", &to, "--create-stream"];
+    words.extend(STREAM.split_whitespace());
+    server.kill();
+    let child = scene.without_input(&words).spawn().unwrap();
+    scene.wait_for_role("ring", "consumer", &child);
+    server.restart();
+    eventually("the items arrive", || messages(&server) == 5);
+    signal(&child, Signal::SIGTERM);
+    assert_ok(&ended(child, "the forwarder"));
+    assert_eq!(scene.rest(), "");
+}
