@@ -25,6 +25,7 @@ use ring_program::{Stop, parse_size};
 use settings::{Destination, RingSource, Settings, SinkOptions};
 use sink::exec::ExecOptions;
 use sink::file::FileOptions;
+use sink::journald::JournaldOptions;
 use sink::nats::options::NatsOptions;
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -44,7 +45,10 @@ position in PATH.positions: after any crash each item is there once.
 --to exec:COMMAND gives items to the standard input of sh -c COMMAND, one for each ring, with
 BLOCKRING_RING in its environment. In front of each item stands a position, which COMMAND prints in a
 line of its own once it has dealt with the item and all before it. Items without that come again.
-
+--to journald:DIRECTORY has a journal file for each ring, which the host's systemd-journal-remote
+writes: after any crash of processes each item is there once. --to journald: sends items to the
+journal of this host, by its socket: at least once. Items that are journal export entries keep their
+fields.
 --to nats://HOST publishes to a JetStream stream of a NATS server of version 2.12 or newer: each item is
 there once. --stream and --subject are needed; docs/jetstream.md has the rest.
 
@@ -60,6 +64,7 @@ Examples:
       store \"$item\" && echo \"$position\" || exit 1; done'
   blockring forward 'unix:/run/blockring/*.out' --to nats://localhost --stream VMS \\
       --subject 'vm.{ring}.log' --create-stream
+  blockring forward 'unix:/run/blockring/*.out' --to journald:/var/log/journal/guests
   blockring forward --config /etc/blockring/forward.toml
   blockring forward --check-config --config forward.toml";
 
@@ -76,13 +81,15 @@ pub struct Forward {
     #[command(flatten)]
     exec: ExecOptions,
     #[command(flatten)]
+    journald: JournaldOptions,
+    #[command(flatten)]
     nats: NatsOptions,
     /// Take rings, sink and options from this TOML file
     #[arg(
         long,
         value_name = "FILE",
         required_unless_present_all = ["rings", "to"],
-        conflicts_with_all = ["Given", "ItemOptions", "FileOptions", "ExecOptions", "NatsOptions"],
+        conflicts_with_all = ["Given", "ItemOptions", "FileOptions", "ExecOptions", "JournaldOptions", "NatsOptions"],
     )]
     config: Option<PathBuf>,
     /// Check the options or the configuration, say which rings there are now, and end
@@ -102,7 +109,8 @@ struct Given {
     /// The rings to forward
     #[arg(value_name = "RING", value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
     rings: Vec<RingSource>,
-    /// Where to: `nats://HOST[:PORT]`, `tls://HOST[:PORT]`, `file:PATH` or `exec:COMMAND`
+    /// Where to: `nats://HOST[:PORT]`, `tls://HOST[:PORT]`, `file:PATH`, `exec:COMMAND`,
+    /// `journald:DIRECTORY` or `journald:`
     #[arg(long, value_name = "SINK", value_parser = Destination::parse)]
     to: Option<Destination>,
     /// Memory for items that were read and have not arrived, over all rings
@@ -177,6 +185,7 @@ impl Forward {
                 on_separator: self.items.on_separator,
                 file: self.file.clone(),
                 exec: self.exec.clone(),
+                journald: self.journald.clone(),
                 nats: self.nats.clone(),
             },
             rings: rings.clone(),

@@ -5,6 +5,7 @@ use super::super::failure::Failure;
 use super::super::framing::{Framing, OnSeparator};
 use super::sink::exec::ExecOptions;
 use super::sink::file::FileOptions;
+use super::sink::journald::JournaldOptions;
 use super::sink::nats::options::NatsOptions;
 use super::values::{Choice, Memory, Name, Seconds, Sectors, Text};
 use glob::Pattern;
@@ -41,6 +42,7 @@ pub struct SinkOptions {
     pub on_separator: OnSeparator,
     pub file: FileOptions,
     pub exec: ExecOptions,
+    pub journald: JournaldOptions,
     pub nats: NatsOptions,
 }
 
@@ -53,19 +55,24 @@ pub enum Destination {
     Exec(String),
     /// The NATS server at this address.
     Nats(String),
+    /// Journal files in this folder, or else the journal of this host.
+    Journald(Option<PathBuf>),
 }
 
 impl Destination {
     /// Reads what `--to` names.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let takes = "it takes nats://HOST, tls://HOST, file:PATH or exec:COMMAND";
+        let takes = "it takes nats://HOST, tls://HOST, file:PATH, exec:COMMAND, journald:DIRECTORY or journald:";
         let (kind, rest) = text.split_once(':').ok_or(takes)?;
-        if rest.is_empty() {
+        if rest.is_empty() && kind != "journald" {
             return Err(takes.to_owned());
         }
         match kind {
             "file" => Ok(Self::File(rest.to_owned())),
             "exec" => Ok(Self::Exec(rest.to_owned())),
+            "journald" => {
+                Ok(Self::Journald(Some(PathBuf::from(rest)).filter(|_| !rest.is_empty())))
+            }
             // The sink verifies it with its options.
             "nats" | "tls" => Ok(Self::Nats(text.to_owned())),
             _ => Err(takes.to_owned()),
@@ -168,6 +175,8 @@ struct Document {
     #[serde(default)]
     exec: ExecOptions,
     #[serde(default)]
+    journald: JournaldOptions,
+    #[serde(default)]
     nats: NatsOptions,
 }
 
@@ -206,6 +215,7 @@ pub fn parse(text: &str) -> Result<Settings, String> {
             on_separator: document.on_separator.map_or(OnSeparator::Fail, |choice| choice.0),
             file: document.file,
             exec: document.exec,
+            journald: document.journald,
             nats: document.nats,
         },
         rings,
@@ -249,6 +259,8 @@ mod tests {
             [file]
             rotate-size = "100M"
             keep = 3
+            [journald]
+            gather = 1.5
             "#,
         )
         .unwrap();
@@ -258,6 +270,7 @@ mod tests {
         assert_eq!((settings.max_memory, settings.grace.as_millis()), (16 << 20, 2500));
         assert_eq!(settings.sinks.framing, Framing::Length);
         assert_eq!(settings.sinks.file.rotate_size, Some(100 << 20));
+        assert_eq!(settings.sinks.journald.gather, Some(Duration::from_millis(1500)));
     }
 
     #[test]

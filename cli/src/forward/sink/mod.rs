@@ -7,6 +7,7 @@
 
 pub mod exec;
 pub mod file;
+pub mod journald;
 pub mod nats;
 
 use super::super::failure::Failure;
@@ -36,6 +37,7 @@ pub fn make(to: &Destination, options: &SinkOptions) -> Result<Box<dyn Sink>, Fa
         Destination::Exec(command) => {
             Box::new(exec::Commands::new(command, framing, &options.exec)?)
         }
+        Destination::Journald(folder) => journald::make(folder.as_deref(), &options.journald)?,
         Destination::Nats(address) => {
             let settings = options.nats.clone().settings(address);
             let settings = settings.map_err(|e| Failure::Refused(e.to_string()))?;
