@@ -1,5 +1,5 @@
 //! What `blockring forward` says where a stream of a NATS server cannot be used, and what it does in
-//! the end.
+//! the end; its memory while the server stands still.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -9,7 +9,7 @@ mod stream;
 use common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::nats::NatsServer;
-use ring_test_support::process::{ended, eventually, signal, words};
+use ring_test_support::process::{ended, eventually, finish, signal, words};
 use ring_test_support::{assert_fails, assert_ok};
 use stream::{context, read, talk};
 
@@ -116,4 +116,54 @@ fn forward_waits_for_a_server_that_is_away_and_ends_when_told() {
     signal(&child, Signal::SIGTERM);
     assert_ok(&ended(child, "the forwarder"));
     assert_eq!(scene.rest(), "");
+}
+
+/// Returns the most memory that a process has had, in bytes.
+fn peak(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn forward_keeps_its_memory_and_the_producer_waits_while_the_server_stands_still() {
+    const LIMIT: u64 = 8 << 20;
+    // What the client and its buffers take beside the items.
+    const SLACK: u64 = 8 << 20;
+    let server = NatsServer::start("");
+    let scene = Scene::with_ring("4M");
+    scene.succeed("echo first | $RING produce ring");
+    let to = server.address();
+    let mut words = vec!["forward", "ring", "--to", &to, "--create-stream", "--max-memory", "8M"];
+    words.extend(STREAM.split_whitespace());
+    let forwarder = scene.without_input(&words).spawn().unwrap();
+    eventually("the first item arrives", || messages(&server) == 1);
+    let before = peak(forwarder.id());
+
+    server.set_stopped(true);
+    let mut producer = scene.command(&["produce", "--no-flush", "ring"]);
+    let producer = producer.spawn().unwrap();
+    let line = [vec![b'.'; 60_000], vec![b'\n']].concat();
+    let fed = std::thread::scope(|scope| {
+        // 30 MB, of which ring, forwarder and pipes have room for less than half.
+        let output = scope.spawn(|| {
+            let input = line.repeat(500);
+            finish(producer, &input)
+        });
+        let number = |facts: &serde_json::Value, name: &str| facts[name].as_u64().unwrap_or(0);
+        scene.wait_for_facts("ring", |facts| {
+            number(facts, "capacity").saturating_sub(number(facts, "used")) < 61_000
+        });
+        let while_stopped = peak(forwarder.id());
+        assert!(while_stopped < before + LIMIT + SLACK, "{before}, then {while_stopped} bytes");
+        assert!(!output.is_finished());
+        server.set_stopped(false);
+        output.join().unwrap()
+    });
+    assert_ok(&fed);
+    eventually("all items arrive", || messages(&server) == 501);
+    let after = peak(forwarder.id());
+    assert!(after < before + LIMIT + SLACK, "{before}, then {after} bytes");
+    signal(&forwarder, Signal::SIGTERM);
+    assert_ok(&ended(forwarder, "the forwarder"));
 }

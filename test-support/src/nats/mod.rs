@@ -5,7 +5,8 @@ mod proxy;
 
 pub use proxy::{Fault, Proxy};
 
-use crate::process::{PATIENCE, eventually};
+use crate::process::{PATIENCE, eventually, signal};
+use nix::sys::signal::Signal;
 use std::io::{BufRead, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
@@ -68,6 +69,12 @@ impl NatsServer {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Stops the server, or lets it go on: it accepts connections, and answers nothing.
+    pub fn set_stopped(&self, stopped: bool) {
+        let number = if stopped { Signal::SIGSTOP } else { Signal::SIGCONT };
+        signal(self.child.as_ref().unwrap(), number);
     }
 
     /// Returns the address as a client writes it.
