@@ -68,7 +68,7 @@ Examples:
   blockring forward --config /etc/blockring/forward.toml
   blockring forward --check-config --config forward.toml";
 
-/// Forward the items of rings into files, programs or a JetStream stream
+/// Forward the items of rings into files, programs, a journal or a JetStream stream
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Forward {
