@@ -42,8 +42,9 @@ impl Engine<'_, '_> {
         let Some(opened) = ring.opened() else { return Ok(()) };
         let (key, read, own) = (opened.key, opened.read, opened.cost);
         let Some(consumer) = self.set.get_mut(key) else { return Ok(()) };
-        let allowance = self.memory.allowance(own);
-        let admits = |cost| self.memory.admits(own, cost);
+        let rings = self.names.len();
+        let allowance = self.memory.allowance(own, rings);
+        let admits = |cost| self.memory.admits(own, rings, cost);
         let taken = collect(consumer, read, allowance, admits, &mut self.scratch);
         let batch = match taken.map_err(Failure::about(shown))? {
             Taken::NoMemory => {
