@@ -3,7 +3,7 @@
 use super::super::address::{Address, SERIAL, SOCKET, strip};
 use super::settings::{RingSource, verify_name};
 use shared_block_ring::device::shown;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,7 @@ pub struct Found {
     pub refused: Vec<String>,
     /// Errors of what patterns match now.
     pub odd: Vec<String>,
+    addresses: BTreeSet<PathBuf>,
 }
 
 /// Finds the rings of `sources`. A ring that two of them name is one ring.
@@ -62,7 +63,7 @@ impl Found {
         address: &Path,
         sector_size: Option<u32>,
     ) -> Result<(), String> {
-        if name.is_none() && self.rings.values().any(|ring| ring.address == address) {
+        if name.is_none() && self.addresses.contains(address) {
             return Ok(());
         }
         let shown_address = shown(address);
@@ -78,6 +79,7 @@ impl Found {
                 shown(&other.address)
             ));
         }
+        self.addresses.insert(address.to_owned());
         self.rings.insert(name, RingSpec { address: address.to_owned(), sector_size });
         Ok(())
     }

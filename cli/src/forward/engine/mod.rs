@@ -25,7 +25,7 @@ use std::thread::Scope;
 use std::time::{Duration, Instant};
 
 /// The time after which patterns are looked up even without news: a folder may not be watched.
-const LOOK_UP: Duration = Duration::from_secs(10);
+const LOOK_UP: Duration = Duration::from_secs(30);
 
 /// The part of the grace that is for the sink's own end: its children, its threads.
 const SINKS_SHARE: u32 = 4;

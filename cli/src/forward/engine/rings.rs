@@ -19,7 +19,7 @@ impl Engine<'_, '_> {
     /// Looks up which rings the configuration stands for now.
     pub fn look_up(&mut self) {
         self.folders.watch(&self.settings.rings);
-        let Found { rings, refused, odd } = find(&self.settings.rings);
+        let Found { rings, refused, odd, .. } = find(&self.settings.rings);
         let odd: Vec<_> = refused.into_iter().chain(odd).collect();
         for words in odd.iter().filter(|words| !self.odd.contains(words)) {
             log::warn!("a ring is left out: {words}");
