@@ -253,3 +253,18 @@ fn path_that_is_no_file_is_refused_in_words() {
     assert_fails(&output, 1, "is there such a folder?");
     assert_fails(&scene.shell("$RING forward --drain ring --to file:/dev/null"), 1, "regular file");
 }
+
+#[test]
+fn file_that_holds_a_ring_is_refused_and_stays_as_it_was() {
+    let scene = with_rings(&["ring", "other"]);
+    scene.succeed("echo x | $RING produce ring");
+    let other = scene.read("other");
+    for file in ["ring", "other"] {
+        let output = scene.shell(&format!("$RING forward --drain ring --to file:{file}"));
+        assert_fails(&output, 1, &format!("{file}: cannot open the file: it holds a ring"));
+    }
+    assert_eq!(scene.read("other"), other);
+    let output = scene.shell("$RING forward --drain ring --to file:/dev/shm.log");
+    assert_fails(&output, 1, "file system of device nodes");
+    assert_eq!(scene.succeed("$RING consume ring"), "x\n");
+}

@@ -6,8 +6,9 @@ use super::FileOptions;
 use super::compress::Compressor;
 use super::record::{Entry, Line, Record};
 use super::rotation::{beside, kept, numbered, remove_old};
-use shared_block_ring::Position;
 use shared_block_ring::device::shown;
+use shared_block_ring::format::SIGNATURE;
+use shared_block_ring::{Position, refuse_among_devices};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
@@ -55,6 +56,8 @@ impl Log {
         if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
             return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
         }
+        refuse_among_devices(path)?;
+        refuse_ring(path)?;
         let (record, is_new) = Record::open(&beside(path, "positions"))?;
         finish_rotation(path, &record.state)?;
         let file = open_data(path)?;
@@ -239,6 +242,17 @@ fn finish_rotation(path: &Path, state: &Line) -> io::Result<()> {
     }
     std::fs::rename(path, &target)?;
     sync_folder(path)
+}
+
+/// Refuses a file that holds a ring, one that is forwarded here perhaps.
+fn refuse_ring(path: &Path) -> io::Result<()> {
+    let mut start = [0; SIGNATURE.len()];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut start, 0));
+    if read.is_ok() && start == *SIGNATURE {
+        let text = "it holds a ring, which the items would overwrite (name another file)";
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    Ok(())
 }
 
 fn open_data(path: &Path) -> io::Result<File> {
