@@ -39,6 +39,19 @@ waits_or_ended() {
     esac
     return 1
 }
+# The least limit, in steps, under which the program can begin: hardly_enough OPTION STEP PROGRAM.
+hardly_enough() {
+    limit=$2
+    # The example has no such option.
+    case $3 in
+        *blockring)
+            until (ulimit "$1" "$limit" && exec "$3" --version) >/dev/null 2>&1 || [ "$limit" -gt 100000 ]; do
+                limit=$((limit + $2))
+            done ;;
+        *) limit=9000 ;;
+    esac
+    echo "$limit"
+}
 # Mounts that are the program's own.
 private() { exec unshare --mount --propagation private sh -c "$@"; }
 "#;

@@ -19,8 +19,18 @@ pub const ROWS: &[Row] = &[
     ),
     Row::new("machine", "few descriptors", "ulimit -n 4; exec \"$@\"", few_descriptors),
     Row::new("machine", "little memory", "ulimit -v 60000; exec \"$@\"", any_documented),
-    Row::new("machine", "hardly any memory", "ulimit -v 9000; exec \"$@\"", hardly_any),
-    Row::new("machine", "hardly any memory for data", "ulimit -d 300; exec \"$@\"", hardly_any),
+    Row::new(
+        "machine",
+        "hardly any memory",
+        "ulimit -v $(hardly_enough -v 500 \"$1\"); exec \"$@\"",
+        hardly_any,
+    ),
+    Row::new(
+        "machine",
+        "hardly any memory for data",
+        "ulimit -d $(hardly_enough -d 50 \"$1\"); exec \"$@\"",
+        hardly_any,
+    ),
     Row::new("machine", "a file size limit", "ulimit -f 1; exec \"$@\"", file_size),
     Row::new(
         "machine",
