@@ -11,7 +11,7 @@ use ring_test_support::{assert_fails, assert_ok};
 use std::time::Instant;
 
 /// A command that notes each item, and acknowledges it.
-const NOTE: &str = r#"while IFS="$(printf '\t')" read -r position item; do echo "$item" >> done; echo "$position"; done"#;
+const NOTE: &str = r#"t=$(printf '\t'); while IFS= read -r line; do echo "${line#*"$t"}" >> done; echo "${line%%"$t"*}"; done"#;
 
 fn forward(scene: &Scene, command: &str, more: &[&str]) -> std::process::Output {
     let to = format!("exec:{command}");
@@ -176,4 +176,17 @@ fn memory_stays_under_its_limit_while_nothing_is_acknowledged() {
         let left = scene.succeed(&format!("$RING consume {ring} | cmp - lines && echo same"));
         assert_eq!(left, "same\n");
     }
+}
+
+#[test]
+fn acknowledgements_at_the_end_of_input_count_when_forward_is_stopped() {
+    let scene = Scene::with_lines(5);
+    let command = r#"exec:echo > started; p=$(cut -f1); echo "$p""#;
+    let arguments = ["forward", "ring", "--to", command];
+    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    // It is started for the batch that has all of the lines.
+    scene.wait_for("started", |bytes| !bytes.is_empty());
+    signal(&forwarder, Signal::SIGTERM);
+    assert_ok(&ended(forwarder, "SIGTERM"));
+    scene.wait_for_facts("ring", |facts| facts["used"] == 0);
 }

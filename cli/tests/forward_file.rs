@@ -160,7 +160,8 @@ fn ring_that_is_older_than_the_file_is_refused_with_both_positions() {
     let report = drain(&scene, "ring --to file:out");
     let position = report["rings"]["ring"]["position"].to_string();
     scene.succeed("cp older ring; echo x | $RING produce ring");
-    let output = scene.shell("$RING forward --drain ring --to file:out");
+    // Without --drain, too: it is not tried again.
+    let output = scene.shell("$RING forward ring --to file:out");
     assert_fails(&output, 1, "older copy");
     assert_fails(&output, 1, &format!("before position {position}"));
     assert_eq!(scene.read("out"), lines(100).as_bytes());
@@ -267,4 +268,50 @@ fn file_that_holds_a_ring_is_refused_and_stays_as_it_was() {
     let output = scene.shell("$RING forward --drain ring --to file:/dev/shm.log");
     assert_fails(&output, 1, "file system of device nodes");
     assert_eq!(scene.succeed("$RING consume ring"), "x\n");
+}
+
+#[test]
+fn file_with_two_names_is_refused_and_nothing_is_lost() {
+    let scene = with_rings(&["a.img", "b.img"]);
+    scene.succeed(
+        "seq 1 3 | $RING produce a.img; seq 11 13 | $RING produce b.img; ln -s b.log a.log",
+    );
+    let output = scene.shell("$RING forward --drain a.img b.img --to file:{ring}.log");
+    assert_fails(&output, 1, "by another name already");
+    scene.succeed("$RING consume a.img > rest; $RING consume b.img >> rest; cat b.log >> rest");
+    scene.succeed("sort -n rest > sorted; { seq 1 3; seq 11 13; } | cmp - sorted");
+}
+
+#[test]
+fn name_of_a_file_that_is_kept_is_refused() {
+    let scene = with_rings(&["x.1.img", "x.positions.img"]);
+    scene.succeed("for r in x.1 x.positions; do echo $r | $RING produce $r.img; done");
+    for ring in ["x.1", "x.positions"] {
+        let output = scene.shell(&format!("$RING forward --drain {ring}.img --to file:{{ring}}"));
+        assert_fails(&output, 1, "names that end so");
+        assert_eq!(scene.succeed(&format!("$RING consume {ring}.img")), format!("{ring}\n"));
+    }
+}
+
+#[test]
+fn file_and_record_that_others_change_lose_and_repeat_nothing() {
+    let scene = with_rings(&["ring"]);
+    let mut forwarder = scene.without_input(&["forward", "ring", "--to", "file:out"]);
+    let mut forwarder = forwarder.spawn().unwrap();
+    let pass = |lines: &str| {
+        scene.succeed(&format!("{lines} | $RING produce ring"));
+        scene.wait_for_facts("ring", |facts| facts["used"] == 0);
+    };
+    pass("seq 1 5");
+    scene.succeed("echo foreign >> out");
+    pass("seq 6 10");
+    scene.succeed("{ seq 1 5; echo foreign; seq 6 10; } | cmp - out; : > out");
+    pass("seq 11 15");
+    scene.succeed("seq 11 15 | cmp - out; rm out.positions");
+    pass("seq 16 20");
+    forwarder.kill().unwrap();
+    forwarder.wait().unwrap();
+    scene.succeed("seq 21 25 | $RING produce ring");
+    drain(&scene, "ring --to file:out");
+    scene.succeed("seq 11 25 | cmp - out");
 }

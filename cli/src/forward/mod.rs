@@ -60,8 +60,8 @@ Examples:
   blockring forward 'unix:/run/blockring/*.out' --to 'file:/var/log/guests/{ring}.log' \\
       --rotate-size 100M --keep 10 --compress zstd
   blockring forward --drain ring.img --to file:items   append what is in the ring, and end
-  blockring forward ring.img --to 'exec:while IFS=\"$(printf \"\\t\")\" read -r position item; do
-      store \"$item\" && echo \"$position\" || exit 1; done'
+  blockring forward ring.img --to 'exec:t=$(printf \"\\t\"); while IFS= read -r line; do
+      store \"${line#*\"$t\"}\" && echo \"${line%%\"$t\"*}\" || exit 1; done'
   blockring forward 'unix:/run/blockring/*.out' --to nats://localhost --stream VMS \\
       --subject 'vm.{ring}.log' --create-stream
   blockring forward 'unix:/run/blockring/*.out' --to journald:/var/log/journal/guests

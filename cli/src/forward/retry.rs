@@ -11,18 +11,27 @@ const LONGEST: Duration = Duration::from_secs(5);
 /// The time after which a failure that goes on is said again.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
 
+/// The time after which a success counts as the end of the failures: what fails again before that
+/// has not been well.
+const SETTLED: Duration = Duration::from_secs(10);
+
 /// Failures in a row of one thing.
 #[derive(Debug, Default)]
 pub struct Retry {
     failures: u32,
     /// The last one that was said, and when.
     said: Option<(String, Instant)>,
+    /// The last success since the last failure that was said.
+    succeeded: Option<Instant>,
 }
 
 impl Retry {
     /// Notes a failure. Returns the pause before the next attempt, and whether the failure is to be
     /// said: a new one is, and one that goes on is once a minute.
     pub fn failed(&mut self, message: &str) -> (Duration, bool) {
+        if self.succeeded.is_some_and(|at| at.elapsed() >= SETTLED) {
+            *self = Self::default();
+        }
         let pause = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         let now = Instant::now();
@@ -32,14 +41,22 @@ impl Retry {
         };
         if is_new {
             self.said = Some((message.to_owned(), now));
+            self.succeeded = None;
         }
         (pause, is_new)
     }
 
-    /// Notes a success. Returns whether a failure was said before it.
-    pub fn succeeded(&mut self) -> bool {
+    /// Notes that something was achieved: the next pause is a short one. Returns whether it is to
+    /// be said.
+    pub fn progressed(&mut self) -> bool {
         self.failures = 0;
-        self.said.take().is_some()
+        self.succeeded()
+    }
+
+    /// Notes a success after which the same can fail at once. Returns whether it is to be said: the
+    /// first one after a failure that was.
+    pub fn succeeded(&mut self) -> bool {
+        self.succeeded.replace(Instant::now()).is_none() && self.said.is_some()
     }
 }
 
@@ -58,6 +75,12 @@ mod tests {
         }
         assert_eq!(retry.failed("b"), (LONGEST, false));
         assert!(retry.succeeded() && !retry.succeeded());
-        assert_eq!(retry.failed("b"), (FIRST, true));
+        assert_eq!(retry.failed("b"), (LONGEST, false), "it was not well for long");
+        assert!(!retry.succeeded(), "nor is that said each time");
+        assert_eq!(retry.failed("c"), (LONGEST, true));
+        assert!(retry.progressed());
+        assert_eq!(retry.failed("c"), (FIRST, false));
+        retry.succeeded = Instant::now().checked_sub(SETTLED);
+        assert_eq!(retry.failed("c"), (FIRST, true));
     }
 }

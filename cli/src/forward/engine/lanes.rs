@@ -42,18 +42,18 @@ impl Engine<'_, '_> {
         if let Some(arrived) = arrived.filter(|arrived| *arrived > opened.arrived) {
             let (skipped, from) = (consumer.advance(arrived), opened.arrived);
             if let Err(e) = skipped.and_then(|()| consumer.flush()) {
-                let failure = match e {
-                    Error::InvalidAdvance { limit, .. } if arrived > limit => {
-                        Failure::Refused(format!(
-                            "{shown}: the sink has everything before position {arrived}, and the ring has items up to position {limit} only: it is an older copy of the ring (forward it to another place, or remove what the sink has of it)"
-                        ))
-                    }
-                    Error::InvalidAdvance { limit, .. } => Failure::Refused(format!(
-                        "{shown}: the sink has everything before position {arrived}, and no item of the ring, which has positions {from} to {limit}, ends there (is it another copy of the ring?)"
-                    )),
-                    other => Failure::about(shown)(other),
+                // Not tried again: once the ring's items reach that position, those before it
+                // would count as arrived.
+                let words = match e {
+                    Error::InvalidAdvance { limit, .. } if arrived > limit => format!(
+                        "the sink has everything before position {arrived}, and the ring has items up to position {limit} only: it is an older copy of the ring (forward it to another place, or remove what the sink has of it)"
+                    ),
+                    Error::InvalidAdvance { limit, .. } => format!(
+                        "the sink has everything before position {arrived}, and no item of the ring, which has positions {from} to {limit}, ends there (is it another copy of the ring?)"
+                    ),
+                    other => return self.ring_failed(number, &Failure::about(shown)(other)),
                 };
-                return self.ring_failed(number, &failure);
+                return self.stop_ring(number, &words);
             }
             opened.arrived = arrived;
             log::info!("{shown}: the sink has the items between {from} and {arrived} already");
@@ -86,7 +86,7 @@ impl Engine<'_, '_> {
         self.former.bytes += bytes;
         self.memory.give_back(cost);
         if items > 0 {
-            if ring.sink_retry.succeeded() {
+            if ring.sink_retry.progressed() {
                 log::warn!("{}: items arrive again", ring.name);
             }
             self.to_free.insert(number);

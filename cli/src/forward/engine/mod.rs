@@ -281,6 +281,9 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         unwatched.map_err(Failure::io("cannot wait for the rings"))?;
         self.hungry.clear();
         self.starved.clear();
+        for lane in self.rings.values_mut().filter_map(|ring| ring.opened()?.lane.as_mut()) {
+            lane.lane.finish();
+        }
         let mut occurrences = Vec::new();
         loop {
             self.take_events();

@@ -52,6 +52,10 @@ pub trait Lane {
     /// Takes a batch; never blocks. It is called only after [`Event::Ready`]. The batches of a lane
     /// are in the ring's order, and the first one starts at or behind the reported position.
     fn send(&mut self, batch: Batch);
+
+    /// Notes that no batch follows, while what was sent is still waited for: a destination that
+    /// answers at the end of its input can end it. Never blocks.
+    fn finish(&mut self) {}
 }
 
 /// Facts of a ring for its lane.

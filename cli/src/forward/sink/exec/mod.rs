@@ -18,7 +18,7 @@ use std::thread::JoinHandle;
 /// Stack of a thread in bytes.
 const STACK: usize = 256 << 10;
 
-const HEADING: &str = "Options of exec:";
+const HEADING: &str = "Options of exec";
 
 /// Options of commands.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]
@@ -110,22 +110,37 @@ struct ExecLane {
     events: Reporter,
     threads: Arc<std::sync::Mutex<Vec<JoinHandle<()>>>>,
     /// The way to the thread, which starts with the first batch: an idle ring has none.
-    way: Option<(Sender<Batch>, Arc<EventFd>)>,
+    way: Option<(Sender<Order>, Arc<EventFd>)>,
+}
+
+/// What a lane's thread is told. It ends when nobody can tell it anything.
+pub enum Order {
+    Give(Batch),
+    /// No item follows.
+    Finish,
 }
 
 impl ExecLane {
-    fn start(&self) -> io::Result<(Sender<Batch>, Arc<EventFd>)> {
-        let (sender, batches): (_, Receiver<Batch>) = channel();
+    fn start(&self) -> io::Result<(Sender<Order>, Arc<EventFd>)> {
+        let (sender, orders): (_, Receiver<Order>) = channel();
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let wake = Arc::new(wake);
         let (manner, ring) = (Arc::clone(&self.manner), self.ring.clone());
-        let worker = Worker::new(manner, ring, self.events.clone(), batches, Arc::clone(&wake));
+        let worker = Worker::new(manner, ring, self.events.clone(), orders, Arc::clone(&wake));
         let thread = std::thread::Builder::new().name("exec".to_owned()).stack_size(STACK);
         let thread = thread.spawn(move || worker.run())?;
         let mut threads = self.threads.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         threads.retain(|thread| !thread.is_finished());
         threads.push(thread);
         Ok((sender, wake))
+    }
+
+    fn tell(&self, order: Order) {
+        if let Some((orders, wake)) = &self.way {
+            // A thread that has ended has reported why.
+            let _ = orders.send(order);
+            let _ = wake.write(1);
+        }
     }
 }
 
@@ -141,18 +156,18 @@ impl Lane for ExecLane {
                 }
             }
         }
-        if let Some((batches, wake)) = &self.way {
-            // A thread that has ended has reported why.
-            let _ = batches.send(batch);
-            let _ = wake.write(1);
-        }
+        self.tell(Order::Give(batch));
+    }
+
+    fn finish(&mut self) {
+        self.tell(Order::Finish);
     }
 }
 
 impl Drop for ExecLane {
     fn drop(&mut self) {
-        if let Some((batches, wake)) = self.way.take() {
-            drop(batches);
+        if let Some((orders, wake)) = self.way.take() {
+            drop(orders);
             let _ = wake.write(1);
         }
     }

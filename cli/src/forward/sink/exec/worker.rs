@@ -3,7 +3,7 @@
 use super::super::super::super::framing::Framing;
 use super::super::{Batch, Event, Item, Reporter, RingFacts, SinkError, SinkErrorKind};
 use super::child::{Child, words};
-use super::{Ack, Manner};
+use super::{Ack, Manner, Order};
 use nix::sys::eventfd::EventFd;
 use shared_block_ring::Position;
 use std::collections::VecDeque;
@@ -33,7 +33,7 @@ pub struct Worker {
     manner: Arc<Manner>,
     ring: RingFacts,
     events: Reporter,
-    batches: Receiver<Batch>,
+    orders: Receiver<Order>,
     wake: Arc<EventFd>,
     /// Batches that are not framed yet; of the first one, the items from `next_item` on.
     waiting: VecDeque<Batch>,
@@ -43,6 +43,8 @@ pub struct Worker {
     input: Vec<u8>,
     /// Why an item cannot be given: it fails once all before it have been dealt with.
     refused: Option<String>,
+    /// Whether no item follows.
+    is_finishing: bool,
     is_dropped: bool,
 }
 
@@ -51,20 +53,21 @@ impl Worker {
         manner: Arc<Manner>,
         ring: RingFacts,
         events: Reporter,
-        batches: Receiver<Batch>,
+        orders: Receiver<Order>,
         wake: Arc<EventFd>,
     ) -> Self {
         Self {
             manner,
             ring,
             events,
-            batches,
+            orders,
             wake,
             waiting: VecDeque::new(),
             next_item: 0,
             given: VecDeque::new(),
             input: Vec::new(),
             refused: None,
+            is_finishing: false,
             is_dropped: false,
         }
     }
@@ -74,10 +77,11 @@ impl Worker {
         let end = loop {
             // A child is started for something to do.
             if self.waiting.is_empty() {
-                match self.batches.recv() {
-                    Ok(batch) => self.waiting.push_back(batch),
+                match self.orders.recv() {
+                    Ok(order) => self.take(order),
                     Err(_) => return,
                 }
+                continue;
             }
             let mut child = match Child::start(&self.manner.command, &self.ring) {
                 Ok(child) => child,
@@ -98,12 +102,12 @@ impl Worker {
     fn serve(&mut self, child: &mut Child) -> Result<(), End> {
         let mut is_given = false;
         loop {
-            self.take_batches();
+            self.take_orders();
             if self.is_dropped {
                 return Err(End::Dropped);
             }
             if child.takes_input() && !is_given {
-                is_given = self.fill();
+                is_given = self.fill() || (self.is_finishing && self.waiting.is_empty());
                 if is_given && self.input.is_empty() {
                     child.end_input();
                 }
@@ -139,10 +143,17 @@ impl Worker {
         }
     }
 
-    fn take_batches(&mut self) {
+    fn take(&mut self, order: Order) {
+        match order {
+            Order::Give(batch) => self.waiting.push_back(batch),
+            Order::Finish => self.is_finishing = true,
+        }
+    }
+
+    fn take_orders(&mut self) {
         loop {
-            match self.batches.try_recv() {
-                Ok(batch) => self.waiting.push_back(batch),
+            match self.orders.try_recv() {
+                Ok(order) => self.take(order),
                 Err(TryRecvError::Empty) => return,
                 Err(TryRecvError::Disconnected) => {
                     self.is_dropped = true;

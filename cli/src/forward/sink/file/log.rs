@@ -10,7 +10,7 @@ use shared_block_ring::device::shown;
 use shared_block_ring::format::SIGNATURE;
 use shared_block_ring::{Position, refuse_among_devices};
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -57,6 +57,7 @@ impl Log {
             return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
         }
         refuse_among_devices(path)?;
+        refuse_reserved(path)?;
         refuse_ring(path)?;
         let (record, is_new) = Record::open(&beside(path, "positions"))?;
         finish_rotation(path, &record.state)?;
@@ -164,6 +165,8 @@ impl Log {
     /// that is recorded, which are cut off.
     fn store(&mut self, rings: Vec<Entry>) -> io::Result<()> {
         self.follow_name()?;
+        self.follow_length()?;
+        self.record.follow_name()?;
         if self.is_due() {
             self.rotate()?;
         }
@@ -189,6 +192,20 @@ impl Log {
         self.file = open_data(&self.path)?;
         sync_folder(&self.path)?;
         self.begin(self.file.metadata()?.len(), self.record.state.last)
+    }
+
+    /// Begins behind what others have written, or where they have cut the file off.
+    fn follow_length(&mut self) -> io::Result<()> {
+        let (bytes, length) = (self.file.metadata()?.len(), self.record.state.length);
+        if bytes == length {
+            return Ok(());
+        }
+        log::warn!(
+            "{}: the file has {bytes} of {length} bytes: somebody else has written to it or cut it",
+            shown(&self.path)
+        );
+        let Line { begun, last, .. } = self.record.state;
+        self.record.write(&Line { length: bytes, begun, last, ..Line::default() })
     }
 
     /// Returns whether the file is to be kept, and another one begun, before the buffer is written.
@@ -255,8 +272,30 @@ fn refuse_ring(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Refuses a name that a file which is kept beside another can get, or that other's record.
+fn refuse_reserved(path: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let end = |name: &str| name.rsplit_once('.').map(|(_, end)| end.to_owned()).unwrap_or_default();
+    let last = end(name.strip_suffix(".zst").unwrap_or(&name));
+    let is_number = !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number || ["positions", "new", "partial"].contains(&last.as_str()) {
+        let text = "names that end so are those of files that forward keeps beside others (choose another end, such as {ring}.log)";
+        return Err(io::Error::new(ErrorKind::InvalidInput, text));
+    }
+    Ok(())
+}
+
+/// Opens the file, which nobody else may write to by this or another name.
 fn open_data(path: &Path) -> io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let text = "it is written to by another name already (is there a link?)";
+            Err(io::Error::new(ErrorKind::ResourceBusy, text))
+        }
+        Err(TryLockError::Error(e)) => Err(e),
+    }
 }
 
 /// Makes the names in the folder of `path` durable.

@@ -26,7 +26,7 @@ use std::time::Duration;
 /// Stands in a path for the name of the ring.
 const RING: &str = "{ring}";
 
-const HEADING: &str = "Options of file:";
+const HEADING: &str = "Options of file";
 
 /// Options of files.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]

@@ -116,6 +116,17 @@ impl Record {
         Ok(())
     }
 
+    /// Writes the record anew if others have moved or removed it: without it a restart would not
+    /// know what the file has.
+    pub fn follow_name(&mut self) -> io::Result<()> {
+        let (ours, there) = (self.file.metadata()?, std::fs::metadata(&self.path));
+        if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Ok(());
+        }
+        log::warn!("{}: others have moved or removed it: written anew", self.path.display());
+        self.shorten()
+    }
+
     /// Replaces the record by one with a single line that says the same.
     fn shorten(&mut self) -> io::Result<()> {
         let line = Line { rings: self.rings.values().cloned().collect(), ..self.state.clone() };
