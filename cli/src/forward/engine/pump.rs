@@ -7,14 +7,15 @@ use super::Engine;
 use bytes::Bytes;
 use shared_block_ring::{Consumer, Error, Position, RingDevice};
 
-/// The bytes of a batch at most, unless its only item is larger.
-const BATCH_BYTES: u64 = 256 << 10;
+/// The bytes of a batch at most, unless its only item is larger: some dozens of long items share
+/// what a sink does for each batch.
+const BATCH_BYTES: u64 = 2 << 20;
 
 /// The items of a batch at most: an atomic batch of a `JetStream` server has no more.
 const BATCH_ITEMS: usize = 1000;
 
 /// Bytes of memory for batches that are put together that are kept.
-const SCRATCH: usize = 1 << 20;
+const SCRATCH: usize = 2 << 20;
 
 /// What a turn of a ring has come to.
 enum Taken {
