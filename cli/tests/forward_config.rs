@@ -68,6 +68,13 @@ fn bad_configuration_is_refused_by_line_and_key() {
 }
 
 #[test]
+fn drain_of_a_pattern_without_rings_fails_at_once() {
+    let scene = Scene::new();
+    let output = scene.shell("timeout 20 $RING forward --drain 'no*.img' --to file:x");
+    assert_fails(&output, 1, "there is no ring to drain");
+}
+
+#[test]
 fn rings_of_the_configuration_have_their_names() {
     let scene = with_rings(&["a.img", "b.img"]);
     scene.write(

@@ -226,7 +226,8 @@ impl<'scope, 'env> Engine<'scope, 'env> {
     /// Returns the longest time to wait for the next thing.
     fn pause(&self) -> Duration {
         let watchful = self.drain || self.rings.values().any(|ring| ring.is_leaving);
-        if !self.hungry.is_empty() || (self.is_unsettled && watchful) {
+        let is_over = self.drain && self.rings.is_empty();
+        if !self.hungry.is_empty() || (self.is_unsettled && watchful) || is_over {
             return Duration::ZERO;
         }
         let now = Instant::now();
@@ -259,6 +260,10 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         }
         if !self.drain || self.is_unsettled {
             return None;
+        }
+        if self.rings.is_empty() {
+            let text = "there is no ring to drain: no file or socket matches the patterns";
+            return Some(Err(Failure::Refused(text.to_owned())));
         }
         let is_settled = |ring: &Ring| match &ring.phase {
             Phase::Open(opened) => opened.is_done() || ring.report.error.is_some(),

@@ -198,7 +198,7 @@ impl<'a> Exact<'a> {
         )))
     }
 
-    /// Reads the subject's last message, as often as it takes. Returns none if there is no message.
+    /// Reads the subject's last message, in several attempts. Returns none if there is no message.
     async fn last(&self) -> Result<Option<Last>, SinkError> {
         let mut pause = FIRST_PAUSE;
         loop {
@@ -230,12 +230,15 @@ impl<'a> Exact<'a> {
                 () = self.link.gone(up.epoch) => continue,
             };
             if pause >= LAST_PAUSE {
-                log::warn!(
-                    "the last message of {} cannot be read: {words} (may this user publish to \
-                     $JS.API.STREAM.MSG.GET.{}?)",
-                    self.subject,
-                    self.settings.stream
-                );
+                let (subject, stream) = (&self.subject, &self.settings.stream);
+                let hint = if words.contains("stream not found") {
+                    format!("was {stream} deleted? it is made by --create-stream")
+                } else {
+                    format!("may this user publish to $JS.API.STREAM.MSG.GET.{stream}?")
+                };
+                let text =
+                    format!("the last message of {subject} cannot be read: {words} ({hint})");
+                return Err(retry(text));
             }
             tokio::time::sleep(pause).await;
             pause = LAST_PAUSE.min(pause * 2);
