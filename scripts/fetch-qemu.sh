@@ -8,7 +8,8 @@ usage: scripts/fetch-qemu.sh
 
 Fetches Debian 13's QEMU with the libraries that it uses, as packages (10 MB of lists, 38 MB of packages), and keeps in
 target/guest-image/qemu-10 what boots a guest (66 MB), to be run from there: nothing is installed, and no root is needed.
-Does nothing where that folder is there, and nothing where the system's QEMU is at least as new.
+Refreshes the package lists where there are none and it is run by root. Does nothing where that folder is there, and nothing where the
+system's QEMU is at least as new.
 
   BLOCKRING_QEMU_10   a QEMU of your own, 9.2 or newer; nothing is fetched then
   CARGO_TARGET_DIR    moves the target folder, as it does for cargo
@@ -40,12 +41,10 @@ new_enough() { # PROGRAM
     [ -n "$version" ] && printf '9.2\n%s\n' "$version" | sort --check=quiet --version-sort
 }
 
-# The mirror that this machine uses.
+# The mirror that this machine uses; empty if it uses none of Debian's.
 mirror() {
-    local configured
     # shellcheck disable=SC2016  # apt fills these in
-    configured=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1)
-    echo "${configured:-http://deb.debian.org/debian/}"
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' | head -n 1
 }
 
 # Runs apt-get with lists, state and packages in the current folder, as if nothing were installed.
@@ -57,9 +56,20 @@ apt() {
 }
 
 download() {
+    local from
     mkdir -p lists/partial archives/partial
     : >status
-    echo "deb [signed-by=$KEYS] $(mirror) $SUITE main" >sources
+    from=$(mirror)
+    if [ -z "$from" ] && [ "$(id -u)" = 0 ]; then
+        say "refreshing the package lists (apt-get update)"
+        apt-get update -q >&2 || true
+        from=$(mirror)
+    fi
+    if [ -z "$from" ]; then
+        say "apt has no lists of a Debian mirror here (apt-get update)"
+        return 1
+    fi
+    echo "deb [signed-by=$KEYS] $from $SUITE main" >sources
     apt update && apt install --yes --no-install-recommends --download-only qemu-system-x86
 }
 
