@@ -106,7 +106,7 @@ fn hangup_reads_a_good_configuration_and_keeps_to_the_old_one_for_a_bad_one() {
     scene.succeed("echo more | $RING produce a.img");
     scene.wait_for_lines("a.log", 2);
     assert!(!scene.path("b.log").exists());
-    // What has not arrived for good would come to the other place, too.
+    // Items that are not acknowledged yet would be written to the other file, too.
     scene.wait_for_facts("a.img", |facts| facts["used"] == 0);
     // Another ring, and another place.
     scene.write("forward.toml", "to = \"file:new-{ring}\"\nrings = [\"a.img\", \"b.img\"]\n");

@@ -118,8 +118,8 @@ impl Forwarders<'_> {
         assert_ok(&self.scene.run(&arguments, b""));
     }
 
-    /// Starts a forwarder of copies of the rings, as a restored snapshot of this host would: no lock
-    /// keeps it away.
+    /// Starts a forwarder of copies of the rings, as a restored snapshot of this host would: no
+    /// lock keeps it away.
     fn start_beside(&self, first: &Child) -> Child {
         signal(first, Signal::SIGSTOP);
         self.scene.succeed("rm -rf copies; mkdir copies; cp --sparse=always *.img copies/");

@@ -1,5 +1,5 @@
-//! What `blockring forward` says where a stream of a NATS server cannot be used, and what it does in
-//! the end; its memory while the server stands still.
+//! What `blockring forward` says where a stream of a NATS server cannot be used, and what it does
+//! in the end; its memory while the server stands still.
 #![allow(clippy::unwrap_used)]
 
 mod common;

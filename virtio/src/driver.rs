@@ -186,8 +186,8 @@ impl BlockDriver {
         self.transport.acknowledge();
     }
 
-    /// Makes [`interrupt_fd`](Self::interrupt_fd), if there is one, readable, for another thread that
-    /// waits for what was found here.
+    /// Makes [`interrupt_fd`](Self::interrupt_fd), if there is one, readable, for another thread
+    /// that waits for what was found here.
     pub fn pass_on_interrupt(&self) {
         self.transport.pass_on();
     }

@@ -72,7 +72,8 @@ impl RequestId {
     }
 }
 
-/// A free place for a request, with a buffer of [`Shape::buffer_bytes`](super::Shape::buffer_bytes) bytes.
+/// A free place for a request, with a buffer of [`Shape::buffer_bytes`](super::Shape::buffer_bytes)
+/// bytes.
 ///
 /// The device has no access to the buffer before [`submit`](Self::submit), which takes the slot: a
 /// buffer that the device may read or write cannot be named. A slot that is dropped stays free.

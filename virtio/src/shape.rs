@@ -63,8 +63,8 @@ pub(crate) struct Plan {
 }
 
 impl Shape {
-    /// Describes a queue of `depth` requests at once, each with a buffer of `buffer` bytes, and with
-    /// indirect descriptors where direct ones would not fit.
+    /// Describes a queue of `depth` requests at once, each with a buffer of `buffer` bytes, and
+    /// with indirect descriptors where direct ones would not fit.
     ///
     /// # Panics
     /// If the depth is 0 or more than 32,768, the most that a virtqueue can have.

@@ -200,7 +200,7 @@ impl Forward {
 fn raise_limit() {
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
         .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    // What is too much then is an error of the ring that needs it.
+    // Without a higher limit, a ring that needs too many descriptors fails by itself.
     if let Err(e) = raised {
         log::debug!("cannot raise the limit of open files: {e}");
     }

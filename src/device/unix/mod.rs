@@ -133,13 +133,14 @@ impl UnixDevice {
         self
     }
 
-    /// Returns the counters of the backend as of the connection, a JSON object as `blockring diagnostics`
-    /// shows it: what it holds depends on the version of the backend.
+    /// Returns the counters of the backend as of the connection, a JSON object as `blockring
+    /// diagnostics` shows it: what it holds depends on the version of the backend.
     pub fn counters(&self) -> serde_json::Value {
         self.link().counters.clone()
     }
 
-    /// Returns the process that has `side` of the ring, as far as `/proc/*/fdinfo` lets this user see.
+    /// Returns the process that has `side` of the ring, as far as `/proc/*/fdinfo` lets this user
+    /// see.
     pub fn holder(&self, side: Side) -> Option<i32> {
         holder_of(self.link().region.lock_file()?, self.geometry, side)
     }

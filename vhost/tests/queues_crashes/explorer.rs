@@ -62,8 +62,8 @@ impl<'a> Explorer<'a> {
         world
     }
 
-    /// Lets everything happen that can behind `path`, which has led to `world`. Returns the world of
-    /// the path that was added to `open` last, if it is there.
+    /// Lets everything happen that can behind `path`, which has led to `world`. Returns the world
+    /// of the path that was added to `open` last, if it is there.
     fn expand(
         &mut self,
         path: &[Event],

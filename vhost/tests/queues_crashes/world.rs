@@ -19,8 +19,8 @@ pub const QUEUES: usize = 2;
 pub enum Mutant {
     /// No flush makes anything durable.
     FlushesNothing,
-    /// A FLUSH promises what was answered before its answer, instead of before it was put there: the
-    /// flush that was under way would have to answer it.
+    /// A FLUSH promises what was answered before its answer, instead of before it was put there:
+    /// the flush that was under way would have to answer it.
     PromisesMore,
     /// A killed backend has published the answers to requests that it had not carried out.
     PublishesFirst,

@@ -1,6 +1,6 @@
-//! QEMU 7.2.22 and 10.0.13: `hw/block/vhost-user-blk.c`, `hw/virtio/{vhost,vhost-user,virtio}.c`, and
-//! what a proxy between the two and the backend has seen. Both send the same messages; they differ
-//! in the answers that they ask for and in the size of queues.
+//! QEMU 7.2.22 and 10.0.13: `hw/block/vhost-user-blk.c`, `hw/virtio/{vhost,vhost-user,virtio}.c`,
+//! and what a proxy between the two and the backend has seen. Both send the same messages; they
+//! differ in the answers that they ask for and in the size of queues.
 
 use super::script::Message::*;
 use super::script::{Acknowledged, Base, COMMON, DISK, IN_ORDER, Message, Vmm};

@@ -82,7 +82,7 @@ pub struct Engine<'scope, 'env> {
     drain: bool,
     scratch: Vec<u8>,
     peak: u64,
-    /// What has been said of rings that were left out.
+    /// Warnings about rings that are left out, as they were logged last.
     odd: Vec<String>,
     /// Reports of rings that are not forwarded any more.
     former: Report,

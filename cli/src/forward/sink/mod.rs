@@ -113,7 +113,7 @@ pub enum Event {
 pub struct SinkError {
     /// What failed, on what, why, and what to do.
     pub message: String,
-    /// What is to be done about the lane.
+    /// Whether the engine opens the lane again.
     pub kind: SinkErrorKind,
 }
 

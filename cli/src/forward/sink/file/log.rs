@@ -26,7 +26,7 @@ pub struct Style {
     pub options: FileOptions,
 }
 
-/// What has become of a batch.
+/// Outcome of writing one batch.
 #[derive(Debug, Default)]
 pub struct BatchOutcome {
     /// Everything before this position has arrived.

@@ -193,7 +193,8 @@ impl Work {
                 }
             }
             Err(message) => {
-                // What is in the file now is in doubt: it is looked at when it is opened again.
+                // A failed write may have left any part of its bytes: the next opening cuts them
+                // off.
                 self.log = None;
                 for (_, (_, events)) in self.lanes.drain() {
                     let kind = SinkErrorKind::Retry;

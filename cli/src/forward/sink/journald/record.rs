@@ -1,8 +1,8 @@
 //! The journal's record of an item, and which fields of the guest's it keeps.
 //!
 //! A guest may write any entry into its ring. So that no guest can speak for another one or for the
-//! host, the fields that say where a record comes from are the sink's alone; a guest's field of such
-//! a name is renamed and keeps its value.
+//! host, the fields that say where a record comes from are the sink's alone; a guest's field of
+//! such a name is renamed and keeps its value.
 
 use super::super::{Item, RingFacts};
 use super::export::{Field, LONGEST_NAME, parse, put};
@@ -177,8 +177,8 @@ fn is_files_own(name: &str) -> bool {
 }
 
 /// Returns whether the host's journal believes a field of that name to be of the host: those that
-/// begin with an underscore it adds itself, the others say of which of the host's units, processes or
-/// crashes a record tells.
+/// begin with an underscore it adds itself, the others say of which of the host's units, processes
+/// or crashes a record tells.
 fn is_hosts_own(name: &str) -> bool {
     ["_", "OBJECT_", "COREDUMP_"].iter().any(|front| name.starts_with(front))
         || matches!(name, "SYSLOG_IDENTIFIER" | "UNIT" | "USER_UNIT")

@@ -7,7 +7,10 @@ use super::options::Settings;
 use super::plan::{Group, Message, Rules, groups};
 use super::record::{Last, Part, Record};
 use super::words::deepest;
-use super::{Batch, Event, Reporter, RingFacts, SinkError, retry, stop};
+use super::{
+    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, group_arrived, retry,
+    stop,
+};
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
 };
@@ -21,10 +24,6 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Bound on an acknowledgement: a server that flushes every batch on a busy disk takes its time.
 const ACKNOWLEDGEMENT: Duration = Duration::from_secs(10);
-
-/// Pauses after failures in a row begin and end with these.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A lane's task.
 pub struct Exact<'a> {
@@ -121,13 +120,7 @@ impl<'a> Exact<'a> {
             if !group.messages.is_empty() {
                 self.deliver_group(&group).await?;
             }
-            for (position, size) in &group.dropped {
-                let name = &self.ring.name;
-                log::warn!(
-                    "dropped an item of {name}, too large: position {position}, {size} bytes"
-                );
-            }
-            self.events.report(Event::Acknowledged(group.next));
+            group_arrived(self.ring, &group, self.events);
         }
         too_large.map_or(Ok(()), |item| Err(stop(format!("{}: {item}", self.ring.name))))
     }

@@ -125,7 +125,8 @@ impl Link {
 
     /// Tells the lanes that there is no use in waiting, until one of them asks for another attempt.
     async fn refuse(&self, message: String) {
-        // What was right at start may be put right again; what never was is for the user to change.
+        // A server or stream that was suitable before can become so again: it is tried again. One
+        // that never was needs the user.
         let was_up = self.was_up.load(Ordering::Relaxed);
         let error = if was_up { retry(message) } else { stop(message) };
         self.state.send_replace(State::Refused(error));

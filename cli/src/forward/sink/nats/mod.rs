@@ -29,12 +29,18 @@ use super::{Batch, Event, Lane, Reporter, RingFacts, Sink, SinkError, SinkErrorK
 use exact::Exact;
 use link::Link;
 use options::Settings;
+use plan::Group;
 use repeats::Repeats;
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
+
+/// Pauses after failures in a row begin and end with these.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A stream of a NATS server.
 #[derive(Debug)]
@@ -151,6 +157,15 @@ async fn run(
     if let Err(error) = outcome {
         events.report(Event::Failed(error));
     }
+}
+
+/// Reports that everything up to the end of a group has arrived, or is left out of the stream.
+fn group_arrived(ring: &RingFacts, group: &Group, events: &Reporter) {
+    for (position, size) in &group.dropped {
+        let name = &ring.name;
+        log::warn!("dropped an item of {name}, too large: position {position}, {size} bytes");
+    }
+    events.report(Event::Acknowledged(group.next));
 }
 
 fn stop(message: String) -> SinkError {

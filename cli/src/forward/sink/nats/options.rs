@@ -51,7 +51,8 @@ pub struct NatsOptions {
     #[arg(long, value_name = "FILE", help_heading = HEADING)]
     pub password_file: Option<PathBuf>,
 
-    /// File with the certificates (PEM) that the server's must be signed by, instead of the system's
+    /// File with the certificates (PEM) that the server's must be signed by, instead of the
+    /// system's
     #[arg(long, value_name = "FILE", help_heading = HEADING)]
     pub tls_ca: Option<PathBuf>,
 

@@ -8,15 +8,12 @@ use super::link::{Link, Up};
 use super::options::Settings;
 use super::plan::{Message, Rules, groups};
 use super::words::deepest;
-use super::{Batch, Event, Reporter, RingFacts, SinkError, stop};
+use super::{
+    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, group_arrived, stop,
+};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{HeaderMap, Subject};
-use std::time::Duration;
 use tokio::sync::mpsc::UnboundedReceiver;
-
-/// Pauses after failures in a row begin and end with these.
-const FIRST_PAUSE: Duration = Duration::from_millis(20);
-const LAST_PAUSE: Duration = Duration::from_secs(5);
 
 /// A lane's task.
 pub struct Repeats<'a> {
@@ -83,13 +80,7 @@ impl<'a> Repeats<'a> {
                 tokio::time::sleep(pause).await;
                 pause = LAST_PAUSE.min(pause * 2);
             }
-            for (position, size) in &group.dropped {
-                let name = &self.ring.name;
-                log::warn!(
-                    "dropped an item of {name}, too large: position {position}, {size} bytes"
-                );
-            }
-            self.events.report(Event::Acknowledged(group.next));
+            group_arrived(self.ring, &group, self.events);
         }
         too_large.map_or(Ok(()), |item| Err(stop(format!("{}: {item}", self.ring.name))))
     }

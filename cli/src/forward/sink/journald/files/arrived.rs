@@ -1,9 +1,9 @@
 //! What of a ring is in its journal files.
 //!
 //! The last record of a ring tells how far the ring has arrived: each record has the position
-//! behind its item, and the files are written in order. A file that was not closed, as after a kill,
-//! may not be on disk yet: while the host has not been booted since, its pages are there to be
-//! flushed; after that its last records prove nothing, since earlier ones can be lost.
+//! behind its item, and the files are written in order. A file that was not closed, as after a
+//! kill, may not be on disk yet: while the host has not been booted since, its pages are there to
+//! be flushed; after that its last records prove nothing, since earlier ones can be lost.
 
 use super::super::record;
 use super::program::Program;

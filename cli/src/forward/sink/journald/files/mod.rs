@@ -93,8 +93,8 @@ fn find_in_path(name: &str) -> Option<PathBuf> {
 }
 
 /// Returns the beginning of the names of a ring's files: its name after `remote-`, as
-/// `systemd-journal-remote` names its files by host. What is not a letter, a digit, a dot, a dash or
-/// an underscore is written as its bytes, so that no name is a pattern or another ring's.
+/// `systemd-journal-remote` names its files by host. What is not a letter, a digit, a dot, a dash
+/// or an underscore is written as its bytes, so that no name is a pattern or another ring's.
 fn stem(name: &str) -> String {
     let mut stem = "remote-".to_owned();
     for byte in name.bytes() {

@@ -168,7 +168,7 @@ impl Writer {
                 Ok(true) => arrived = Some(item.next),
                 Ok(false) => break,
                 Err(e) => {
-                    // Of a journal that has gone the next socket tells.
+                    // The next connection reports that the journal's socket is gone.
                     self.socket = None;
                     outcome = Err(e);
                     break;
