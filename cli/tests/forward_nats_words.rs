@@ -126,6 +126,25 @@ fn peak(pid: u32) -> u64 {
 }
 
 #[test]
+fn forward_names_a_stream_that_was_deleted_and_the_way_to_make_it() {
+    let server = NatsServer::start("");
+    let scene = scene();
+    let to = server.address();
+    let mut words = vec!["forward", "ring", "--to", &to, "--create-stream"];
+    words.extend(STREAM.split_whitespace());
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let forwarder = scene.without_input(&words).stderr(errors).spawn().unwrap();
+    scene.wait_for_facts("ring", |facts| facts["used"] == 0);
+    talk(async { context(&to).await.delete_stream("VMS").await }).unwrap();
+    scene.succeed("echo 6 | $RING produce ring");
+    let has = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains("was VMS deleted?");
+    scene.wait_for("errors", has);
+    signal(&forwarder, Signal::SIGTERM);
+    ended(forwarder, "SIGTERM");
+    assert_eq!(scene.rest(), "6\n");
+}
+
+#[test]
 fn forward_keeps_its_memory_and_the_producer_waits_while_the_server_stands_still() {
     const LIMIT: u64 = 8 << 20;
     // What the client and its buffers take beside the items.

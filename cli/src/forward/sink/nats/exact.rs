@@ -203,7 +203,7 @@ impl<'a> Exact<'a> {
             }
             let stream = up.context.get_stream_no_info(&self.settings.stream);
             let answer = async {
-                let stream = stream.await.map_err(|error| deepest(&error))?;
+                let stream = stream.await.map_err(|error| (deepest(&error), false))?;
                 match stream.get_last_raw_message_by_subject(&self.subject).await {
                     Ok(message) => Ok(Some(Last {
                         sequence: message.sequence,
@@ -211,20 +211,20 @@ impl<'a> Exact<'a> {
                     })),
                     Err(error) => match error.kind() {
                         LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                        _ => Err(deepest(&error)),
+                        kind => Err((deepest(&error), is_stream_missing(&kind))),
                     },
                 }
             };
-            let words = tokio::select! {
+            let (words, is_missing) = tokio::select! {
                 answer = answer => match answer {
                     Ok(last) => return Ok(last),
-                    Err(words) => words,
+                    Err(failure) => failure,
                 },
                 () = self.link.gone(up.epoch) => continue,
             };
             if pause >= LAST_PAUSE {
                 let (subject, stream) = (&self.subject, &self.settings.stream);
-                let hint = if words.contains("stream not found") {
+                let hint = if is_missing {
                     format!("was {stream} deleted? it is made by --create-stream")
                 } else {
                     format!("may this user publish to $JS.API.STREAM.MSG.GET.{stream}?")
@@ -295,6 +295,11 @@ impl<'a> Exact<'a> {
         }
         headers
     }
+}
+
+fn is_stream_missing(kind: &LastRawMessageErrorKind) -> bool {
+    let LastRawMessageErrorKind::JetStream(error) = kind else { return false };
+    error.error_code() == ErrorCode::STREAM_NOT_FOUND
 }
 
 /// Text of a time: many items have the same.
