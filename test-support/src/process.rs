@@ -1,9 +1,12 @@
 //! Processes that a test starts, and the pipes between it and them. Every wait has a bound.
 
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
+use std::borrow::{Borrow, BorrowMut};
 use std::io::{PipeReader, PipeWriter, Read, Write, pipe};
+use std::ops::{Deref, DerefMut};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output};
 use std::thread;
@@ -60,11 +63,61 @@ pub fn finish(mut child: Child, input: &[u8]) -> Output {
     })
 }
 
+/// A process that does not outlive its test: it is killed when this is dropped, with what it has
+/// started in its process group.
+#[derive(Debug)]
+pub struct Guarded(Child);
+
+impl Guarded {
+    /// Starts a command in a process group of its own.
+    pub fn start(command: &mut Command) -> Self {
+        Self(command.process_group(0).spawn().unwrap())
+    }
+}
+
+impl Deref for Guarded {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Guarded {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Borrow<Child> for Guarded {
+    fn borrow(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl BorrowMut<Child> for Guarded {
+    fn borrow_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        // The number of a process that was waited for can be another's.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            // It ends in between, or the signal arrives.
+            let _ = killpg(Pid::from_raw(self.0.id().cast_signed()), Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
+    }
+}
+
 /// Waits for the end of a process, and returns what it wrote.
-pub fn ended(mut child: Child, what: &str) -> Output {
+pub fn ended(mut child: impl BorrowMut<Child>, what: &str) -> Output {
+    let child = child.borrow_mut();
     let stdout = read_beside(child.stdout.take());
     let stderr = read_beside(child.stderr.take());
-    let status = status_of(&mut child, what);
+    let status = status_of(child, what);
     Output { status, stdout: stdout.join().unwrap(), stderr: stderr.join().unwrap() }
 }
 
@@ -159,4 +212,28 @@ pub fn assert_fails(output: &Output, code: i32, wanted: &str) {
     let text = words(output);
     assert_eq!(output.status.code(), Some(code), "{text}");
     assert!(text.contains(wanted), "{text:?} lacks {wanted:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::process::Stdio;
+
+    #[test]
+    fn guarded_process_and_its_children_end_with_a_test_that_fails() {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "sleep 1000 & echo; wait"]).stdout(Stdio::piped());
+        let mut output = None;
+        let failed = catch_unwind(AssertUnwindSafe(|| {
+            let mut process = Guarded::start(&mut shell);
+            let mut started = process.stdout.take().unwrap();
+            started.read_exact(&mut [0]).unwrap();
+            output = Some(started);
+            panic!("a test fails");
+        }));
+        assert!(failed.is_err());
+        // The end of the output is that of both processes.
+        output.unwrap().read_to_end(&mut Vec::new()).unwrap();
+    }
 }
