@@ -6,9 +6,8 @@ mod common;
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::backend::{Backend, Word};
-use ring_test_support::process::{ended, eventually, signal, words};
+use ring_test_support::process::{Guarded, ended, eventually, signal, words};
 use ring_test_support::{RingFile, assert_fails, assert_ok};
-use std::process::Child;
 
 /// Makes rings of those names, each with its name as an item.
 fn with_rings(names: &[&str]) -> Scene {
@@ -21,7 +20,7 @@ fn with_rings(names: &[&str]) -> Scene {
     scene
 }
 
-fn end(forwarder: Child) -> std::process::Output {
+fn end(forwarder: Guarded) -> std::process::Output {
     signal(&forwarder, Signal::SIGTERM);
     let output = ended(forwarder, "forward");
     assert_ok(&output);
@@ -95,7 +94,7 @@ fn hangup_reads_a_good_configuration_and_keeps_to_the_old_one_for_a_bad_one() {
     scene.write("forward.toml", "to = \"file:{ring}.log\"\nrings = [\"a.img\"]\n");
     let errors = std::fs::File::create(scene.path("errors")).unwrap();
     let mut forwarder = scene.without_input(&["forward", "--config", "forward.toml"]);
-    let forwarder = forwarder.stderr(errors).spawn().unwrap();
+    let forwarder = Guarded::start(forwarder.stderr(errors));
     scene.wait_for_lines("a.log", 1);
     scene.write("forward.toml", "to = \"file:{ring}.log\"\nrigns = [\"b.img\"]\n");
     signal(&forwarder, Signal::SIGHUP);
@@ -128,10 +127,8 @@ fn ring_that_appears_is_taken_up_and_one_that_goes_is_forwarded_to_its_end() {
     let file = RingFile::new(64 << 10, 512);
     let mut producer = file.producer().unwrap();
     let pattern = format!("unix:{}/run/*.out", scene.path(".").display());
-    let forwarder = scene
-        .without_input(&["forward", "--json", &pattern, "--to", "file:{ring}.log"])
-        .spawn()
-        .unwrap();
+    let arguments = ["forward", "--json", &pattern, "--to", "file:{ring}.log"];
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
     // The folder is not there at first, either.
     scene.succeed("mkdir run");
     let backend = Backend::new(&file, Word::Guarded);
@@ -161,7 +158,7 @@ fn backend_that_is_silent_or_gone_delays_no_other_ring() {
     let scene = with_rings(&["ring"]);
     let _silent = scene.silent_socket(nix::sys::socket::SockType::SeqPacket);
     let arguments = ["forward", "unix:socket", "unix:none", "ring", "--to", "file:{ring}.log"];
-    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
     scene.wait_for_lines("ring.log", 1);
     // It is said, and tried again.
     eventually("a second attempt", || {
@@ -190,7 +187,8 @@ fn ring_that_is_named_no_more_is_given_back_while_its_backend_is_there() {
     let socket = file.path.with_extension("socket");
     let text = format!("to = \"file:out\"\nrings = [\"unix:{}\"]\n", socket.display());
     scene.write("forward.toml", text);
-    let forwarder = scene.without_input(&["forward", "--config", "forward.toml"]).spawn().unwrap();
+    let forwarder =
+        Guarded::start(&mut scene.without_input(&["forward", "--config", "forward.toml"]));
     let client = backend.accept();
     let mut producer = file.producer().unwrap();
     let end_of_item = producer.push("item").unwrap();

@@ -6,7 +6,7 @@ mod common;
 
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
-use ring_test_support::process::{ended, signal};
+use ring_test_support::process::{Guarded, ended, signal};
 use ring_test_support::{assert_fails, assert_ok};
 use std::time::Instant;
 
@@ -51,7 +51,7 @@ fn commands_that_die_repeat_only_what_they_did_not_acknowledge() {
         done"#,
     );
     let forwarder =
-        scene.without_input(&["forward", "ring", "--to", "exec:. ./dying"]).spawn().unwrap();
+        Guarded::start(&mut scene.without_input(&["forward", "ring", "--to", "exec:. ./dying"]));
     scene.wait_for("done", |bytes| bytes.ends_with(b"\n400\n"));
     scene.wait_for_facts("ring", |facts| facts["used"] == 0);
     signal(&forwarder, Signal::SIGTERM);
@@ -139,7 +139,7 @@ fn termination_frees_what_was_acknowledged_and_ends_children_within_the_grace() 
         echo x > stuck; while :; do sleep 1; done"#;
     let to = format!("exec:{command}");
     let arguments = ["forward", "--json", "--grace", "4", "ring", "--to", &to];
-    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
     scene.wait_for_lines("stuck", 1);
     let begin = Instant::now();
     signal(&forwarder, Signal::SIGTERM);
@@ -155,6 +155,40 @@ fn termination_frees_what_was_acknowledged_and_ends_children_within_the_grace() 
 }
 
 #[test]
+fn command_that_acknowledges_nothing_is_reported_until_it_does() {
+    let scene = Scene::with_lines(5);
+    let command = format!("exec:until [ -e go ]; do sleep 0.05; done; {NOTE}");
+    let arguments = ["forward", "--json", "--warn-after", "0.2", "ring", "--to", &command];
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let forwarder = Guarded::start(scene.without_input(&arguments).stderr(errors));
+    let has =
+        |words: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(words);
+    // An item of one byte has 8 bytes in the ring.
+    scene.wait_for("errors", has("ring: waiting for acknowledgement of 8 since 0 s, with 5 items"));
+    scene.write("go", "");
+    scene.wait_for("errors", has("items arrive again"));
+    signal(&forwarder, Signal::SIGTERM);
+    assert_ok(&ended(forwarder, "forward"));
+    assert_eq!(scene.lines("done"), numbers(5));
+}
+
+#[test]
+fn item_that_is_waited_for_at_the_end_is_in_the_report() {
+    let scene = Scene::with_lines(5);
+    let command = r#"exec:read -r line; echo "${line%%[!0-9]*}"; echo > read; exec sleep 1000"#;
+    let arguments = ["forward", "--json", "--grace", "1", "ring", "--to", command];
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
+    scene.wait_for("read", |bytes| !bytes.is_empty());
+    scene.wait_for_facts("ring", |facts| facts["used"] == 32);
+    signal(&forwarder, Signal::SIGTERM);
+    let output = ended(forwarder, "forward");
+    assert_ok(&output);
+    let ring = &counts(&output)["rings"]["ring"];
+    assert_eq!((&ring["items"], &ring["waiting"]["position"]), (&1.into(), &16.into()));
+    assert_eq!(ring["waiting"]["items"], 4);
+}
+
+#[test]
 fn memory_stays_under_its_limit_while_nothing_is_acknowledged() {
     let scene = Scene::with_ring("8M");
     scene.succeed("$RING create --size 8M other; head -c 6000000 /dev/zero | tr '\\0' x | fold -w 999 > lines; echo >> lines");
@@ -163,7 +197,7 @@ fn memory_stays_under_its_limit_while_nothing_is_acknowledged() {
     let to = format!("exec:{command}");
     let arguments =
         ["forward", "--json", "--grace", "1", "--max-memory", "1M", "ring", "other", "--to", &to];
-    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
     // Both rings have their share.
     scene.wait_for_lines("started", 2);
     signal(&forwarder, Signal::SIGTERM);
@@ -183,7 +217,7 @@ fn acknowledgements_at_the_end_of_input_count_when_forward_is_stopped() {
     let scene = Scene::with_lines(5);
     let command = r#"exec:echo > started; p=$(cut -f1); echo "$p""#;
     let arguments = ["forward", "ring", "--to", command];
-    let forwarder = scene.without_input(&arguments).spawn().unwrap();
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
     // It is started for the batch that has all of the lines.
     scene.wait_for("started", |bytes| !bytes.is_empty());
     signal(&forwarder, Signal::SIGTERM);

@@ -6,7 +6,7 @@ mod common;
 use common::machine;
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
-use ring_test_support::process::{ended, eventually, signal};
+use ring_test_support::process::{Guarded, ended, eventually, signal};
 use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;
 use std::process::Stdio;
@@ -46,7 +46,7 @@ fn survive(scene: &Scene, rings: &[&str], count: usize, arguments: &str) {
                 format!("seq {count} | {} produce {ring}", env!("CARGO_BIN_EXE_blockring"));
             let mut command = std::process::Command::new("sh");
             command.args(["-c", &script]).current_dir(scene.path(".")).stdout(Stdio::null());
-            command.spawn().unwrap()
+            Guarded::start(&mut command)
         })
         .collect();
     for kill in 0..KILLS {
@@ -54,7 +54,7 @@ fn survive(scene: &Scene, rings: &[&str], count: usize, arguments: &str) {
         words.extend_from_slice(rings);
         words.extend(arguments.split(' '));
         let mut command = scene.without_input(&words);
-        let mut forwarder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut forwarder = Guarded::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
         // Any moment is as good as another.
         std::thread::sleep(Duration::from_millis(5 + kill * 17 % 60));
         forwarder.kill().unwrap();
@@ -64,7 +64,7 @@ fn survive(scene: &Scene, rings: &[&str], count: usize, arguments: &str) {
     let mut words = vec!["forward"];
     words.extend_from_slice(rings);
     words.extend(arguments.split(' '));
-    let mut forwarder = scene.without_input(&words).spawn().unwrap();
+    let mut forwarder = Guarded::start(&mut scene.without_input(&words));
     for producer in &mut producers {
         assert!(producer.wait().unwrap().success());
     }
@@ -126,9 +126,11 @@ fn full_disk_keeps_items_in_the_ring_until_there_is_room() {
         must 1 'make room' "$RING" forward --drain ring --to file:small/out
         $RING forward ring --to file:small/out 2> errors &
         forwarder=$!
-        until grep -q 'make room' errors; do sleep 0.1; done
+        trap 'kill -9 $forwarder' EXIT
+        timeout 60 sh -c "until grep -q 'make room' errors; do sleep 0.1; done"
         mount -o remount,size=4M small
-        until [ "$(wc -l < small/out)" = 20000 ]; do sleep 0.1; done
+        timeout 60 sh -c 'until [ "$(wc -l < small/out)" = 20000 ]; do sleep 0.1; done'
+        trap - EXIT
         kill $forwarder
         wait $forwarder
         seq 20000 | cmp - small/out
@@ -182,7 +184,8 @@ fn file_is_cut_behind_what_its_record_has_and_keeps_what_was_there_first() {
 #[test]
 fn file_that_others_move_is_begun_anew() {
     let scene = with_rings(&["ring"]);
-    let forwarder = scene.without_input(&["forward", "ring", "--to", "file:out"]).spawn().unwrap();
+    let forwarder =
+        Guarded::start(&mut scene.without_input(&["forward", "ring", "--to", "file:out"]));
     scene.succeed("seq 10 | $RING produce ring");
     scene.wait_for_lines("out", 10);
     scene.succeed("mv out moved; seq 11 20 | $RING produce ring");
@@ -223,7 +226,7 @@ fn old_file_is_kept_when_the_next_item_comes() {
 fn second_forwarder_of_a_file_waits_for_the_first() {
     let scene = with_rings(&["a", "b"]);
     scene.succeed("echo a | $RING produce a; echo b | $RING produce b");
-    let first = scene.without_input(&["forward", "a", "--to", "file:out"]).spawn().unwrap();
+    let first = Guarded::start(&mut scene.without_input(&["forward", "a", "--to", "file:out"]));
     scene.wait_for_lines("out", 1);
     let output = scene.shell("$RING forward --drain b --to file:out");
     assert_fails(&output, 1, "another process writes it");
@@ -296,8 +299,8 @@ fn name_of_a_file_that_is_kept_is_refused() {
 #[test]
 fn file_and_record_that_others_change_lose_and_repeat_nothing() {
     let scene = with_rings(&["ring"]);
-    let mut forwarder = scene.without_input(&["forward", "ring", "--to", "file:out"]);
-    let mut forwarder = forwarder.spawn().unwrap();
+    let mut forwarder =
+        Guarded::start(&mut scene.without_input(&["forward", "ring", "--to", "file:out"]));
     let pass = |lines: &str| {
         scene.succeed(&format!("{lines} | $RING produce ring"));
         scene.wait_for_facts("ring", |facts| facts["used"] == 0);

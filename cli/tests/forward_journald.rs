@@ -4,6 +4,7 @@
 mod common;
 
 use common::scene::Scene;
+use ring_test_support::process::Guarded;
 use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;
 use std::os::unix::net::UnixDatagram;
@@ -51,19 +52,19 @@ fn killed_forwarders_leave_each_item_once_and_in_order_in_the_journal() {
                 format!("seq {count} | {} produce {ring}", env!("CARGO_BIN_EXE_blockring"));
             let mut command = Command::new("sh");
             command.args(["-c", &script]).current_dir(scene.path(".")).stdout(Stdio::null());
-            command.spawn().unwrap()
+            Guarded::start(&mut command)
         })
         .collect();
     let words = ["forward", "web", "db", "--to", "journald:journal", "--gather", "0"];
     for kill in 0..KILLS {
         let mut command = scene.without_input(&words);
-        let mut forwarder = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut forwarder = Guarded::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
         // Any moment is as good as another.
         std::thread::sleep(Duration::from_millis(10 + kill * 37 % 250));
         forwarder.kill().unwrap();
         forwarder.wait().unwrap();
     }
-    let mut forwarder = scene.without_input(&words).stderr(Stdio::null()).spawn().unwrap();
+    let mut forwarder = Guarded::start(scene.without_input(&words).stderr(Stdio::null()));
     for mut producer in producers {
         assert!(producer.wait().unwrap().success());
     }
@@ -105,7 +106,7 @@ fn socket_of_the_journal_takes_each_item() {
     let count = 2000;
     scene.succeed(&format!("seq {count} | $RING produce web"));
     let words = ["forward", "--drain", "web", "--to", "journald:", "--journal-socket", "socket"];
-    let mut forwarder = scene.without_input(&words).spawn().unwrap();
+    let mut forwarder = Guarded::start(&mut scene.without_input(&words));
     let mut bytes = vec![0; 64 << 10];
     for number in 1..=count {
         let length = journal.recv(&mut bytes).unwrap();

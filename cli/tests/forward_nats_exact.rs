@@ -14,7 +14,7 @@ use common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::nats::{Fault, NatsServer, Proxy};
-use ring_test_support::process::{PATIENCE, ended, signal, status_of};
+use ring_test_support::process::{Guarded, PATIENCE, ended, signal, status_of};
 use std::io::Write;
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -75,7 +75,7 @@ fn item(ring: &str, number: usize) -> Vec<u8> {
 fn produce(scene: &Scene, ring: &str, items: usize, fed: &AtomicUsize) {
     let file = format!("{ring}.img");
     let arguments = ["produce", "--no-flush", "--framing", "length", &file];
-    let mut child = scene.spawn(&arguments);
+    let mut child = Guarded::start(&mut scene.command(&arguments));
     let mut input = child.stdin.take().unwrap();
     for number in 0..items {
         let item = item(ring, number);
@@ -102,13 +102,13 @@ impl Forwarders<'_> {
         words.into_iter().map(str::to_owned).chain(rings).collect()
     }
 
-    fn start(&self, folder: &str) -> Child {
+    fn start(&self, folder: &str) -> Guarded {
         let arguments = self.arguments(folder, &[]);
         let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
         let mut command = self.scene.without_input(&arguments);
         // What it says of failures is not looked at, and must not fill a pipe.
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        command.spawn().unwrap()
+        Guarded::start(&mut command)
     }
 
     /// Forwards the rest of the rings, and ends.
@@ -120,7 +120,7 @@ impl Forwarders<'_> {
 
     /// Starts a forwarder of copies of the rings, as a restored snapshot of this host would: no
     /// lock keeps it away.
-    fn start_beside(&self, first: &Child) -> Child {
+    fn start_beside(&self, first: &Child) -> Guarded {
         signal(first, Signal::SIGSTOP);
         self.scene.succeed("rm -rf copies; mkdir copies; cp --sparse=always *.img copies/");
         signal(first, Signal::SIGCONT);
@@ -128,7 +128,7 @@ impl Forwarders<'_> {
     }
 }
 
-fn kill(mut child: Child) {
+fn kill(mut child: Guarded) {
     child.kill().unwrap();
     status_of(&mut child, "the forwarder");
 }
@@ -149,7 +149,7 @@ fn forward_through_failures(items: usize, server: &mut NatsServer) {
         });
         let failures = failures();
         let mut forwarder = forwarders.start(".");
-        let mut second: Option<Child> = None;
+        let mut second: Option<Guarded> = None;
         for (number, failure) in failures.iter().enumerate() {
             wait_for(&fed, items * (number + 1) / (failures.len() + 1));
             second.take().into_iter().for_each(kill);

@@ -6,11 +6,13 @@ mod common;
 #[path = "common/stream.rs"]
 mod stream;
 
-use common::scene::Scene;
+use async_nats::jetstream::stream::{Config, DiscardPolicy};
+use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::nats::NatsServer;
-use ring_test_support::process::{ended, eventually, finish, signal, words};
+use ring_test_support::process::{Guarded, ended, eventually, finish, signal, words};
 use ring_test_support::{assert_fails, assert_ok};
+use std::process::Output;
 use stream::{context, read, talk};
 
 /// Returns the number of messages of the stream; 0 while there is none.
@@ -27,7 +29,7 @@ fn scene() -> Scene {
 }
 
 /// Runs `forward --drain` with these words.
-fn drain(scene: &Scene, more: &str) -> std::process::Output {
+fn drain(scene: &Scene, more: &str) -> Output {
     let words = format!("forward --drain ring {more}");
     scene.run(&words.split_whitespace().collect::<Vec<_>>(), b"")
 }
@@ -109,13 +111,83 @@ fn forward_waits_for_a_server_that_is_away_and_ends_when_told() {
     let mut words = vec!["forward", "ring", "--to", &to, "--create-stream"];
     words.extend(STREAM.split_whitespace());
     server.kill();
-    let child = scene.without_input(&words).spawn().unwrap();
+    let child = Guarded::start(&mut scene.without_input(&words));
     scene.wait_for_role("ring", "consumer", &child);
     server.restart();
     eventually("the items arrive", || messages(&server) == 5);
     signal(&child, Signal::SIGTERM);
     assert_ok(&ended(child, "the forwarder"));
     assert_eq!(scene.rest(), "");
+}
+
+#[test]
+fn drain_says_what_it_waits_for_and_ends_after_its_limit() {
+    let mut server = NatsServer::start("");
+    let scene = scene();
+    server.kill();
+    let more = "--drain-timeout 3 --warn-after 0.2 --json";
+    let output = drain(&scene, &format!("--to {} {STREAM} {more}", server.address()));
+    for wanted in
+        ["--drain waits for 1 ring: ring: cannot connect to nats://", "timed out after 3 s"]
+    {
+        assert_fails(&output, 3, wanted);
+    }
+    let report = counts(&output);
+    let error = report["rings"]["ring"]["error"].as_str().unwrap();
+    assert!(error.contains("cannot connect to nats://"), "{report}");
+    assert_eq!(scene.rest(), "1\n2\n3\n4\n5\n");
+}
+
+/// Runs a forwarder until its log has these words, and returns what it has said.
+fn said_until(scene: &Scene, server: &NatsServer, more: &str, wanted: &'static str) -> Output {
+    let words = format!("forward --json ring --to {} {STREAM} {more}", server.address());
+    let words: Vec<_> = words.split_whitespace().collect();
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let forwarder = Guarded::start(scene.without_input(&words).stderr(errors));
+    scene.wait_for("errors", |bytes| String::from_utf8_lossy(bytes).contains(wanted));
+    signal(&forwarder, Signal::SIGTERM);
+    let output = ended(forwarder, "the forwarder");
+    assert_ok(&output);
+    Output { stderr: scene.read("errors"), ..output }
+}
+
+#[test]
+fn full_stream_is_said_once_and_named_in_the_report() {
+    let (server, scene) = (NatsServer::start(""), scene());
+    talk(async {
+        let config = Config {
+            name: "VMS".to_owned(),
+            subjects: vec!["vm.>".to_owned()],
+            max_bytes: 100,
+            discard: DiscardPolicy::New,
+            allow_atomic_publish: true,
+            ..Config::default()
+        };
+        context(&server.address()).await.create_stream(config).await.unwrap();
+    });
+    let output = said_until(&scene, &server, "--grace 0", "it is tried again");
+    let report = counts(&output);
+    let error = report["rings"]["ring"]["error"].as_str().unwrap();
+    assert!(error.contains("vm.ring.log: maximum bytes exceeded"), "{report}");
+    assert_eq!(words(&output).matches("it is tried again").count(), 1, "{}", words(&output));
+    assert_eq!(scene.rest().lines().count(), 5);
+}
+
+#[test]
+fn missing_permission_is_said_once_and_named_in_the_report() {
+    let server = NatsServer::start(
+        "authorization { users: [{ user: u, password: p, permissions: { publish: [\"$JS.API.>\"] } }] }",
+    );
+    let scene = scene();
+    scene.write("password", "p");
+    let more = "--grace 0 --create-stream --user u --password-file password";
+    let output = said_until(&scene, &server, more, "it is tried again");
+    let report = counts(&output);
+    let error = report["rings"]["ring"]["error"].as_str().unwrap();
+    assert!(error.contains("Permissions Violation"), "{report}");
+    let text = words(&output);
+    assert_eq!(text.matches("link] the server says").count(), 1, "{text}");
+    assert_eq!(scene.rest().lines().count(), 5);
 }
 
 /// Returns the most memory that a process has had, in bytes.
@@ -133,7 +205,7 @@ fn forward_names_a_stream_that_was_deleted_and_the_way_to_make_it() {
     let mut words = vec!["forward", "ring", "--to", &to, "--create-stream"];
     words.extend(STREAM.split_whitespace());
     let errors = std::fs::File::create(scene.path("errors")).unwrap();
-    let forwarder = scene.without_input(&words).stderr(errors).spawn().unwrap();
+    let forwarder = Guarded::start(scene.without_input(&words).stderr(errors));
     scene.wait_for_facts("ring", |facts| facts["used"] == 0);
     talk(async { context(&to).await.delete_stream("VMS").await }).unwrap();
     scene.succeed("echo 6 | $RING produce ring");
@@ -155,7 +227,7 @@ fn forward_keeps_its_memory_and_the_producer_waits_while_the_server_stands_still
     let to = server.address();
     let mut words = vec!["forward", "ring", "--to", &to, "--create-stream", "--max-memory", "8M"];
     words.extend(STREAM.split_whitespace());
-    let forwarder = scene.without_input(&words).spawn().unwrap();
+    let forwarder = Guarded::start(&mut scene.without_input(&words));
     eventually("the first item arrives", || messages(&server) == 1);
     let before = peak(forwarder.id());
 

@@ -14,12 +14,12 @@ mod settings;
 pub mod sink;
 mod values;
 
-use super::address::seconds;
+use super::address::{positive_seconds, seconds};
 use super::failure::{Failure, Outcome};
 use super::framing::{Framing, OnSeparator};
 use super::output::{print, require_messages};
 use clap::builder::{OsStringValueParser, TypedValueParser};
-use engine::{Engine, Report};
+use engine::{Drain, Engine, Report};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ring_program::{Stop, parse_size};
 use settings::{Destination, RingSource, Settings, SinkOptions};
@@ -54,7 +54,7 @@ there once. --stream and --subject are needed; docs/jetstream.md has the rest.
 
 SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing.
 SIGTERM and SIGINT end forward, after what is in flight has arrived or --grace has passed, with exit
-code 0. With --json the last line of standard error is one JSON object, however forward ends.
+code 0. A --drain that --drain-timeout ends has exit code 3. With --json the last line of standard error is one JSON object, however forward ends.
 
 Examples:
   blockring forward 'unix:/run/blockring/*.out' --to 'file:/var/log/guests/{ring}.log' \\
@@ -98,6 +98,9 @@ pub struct Forward {
     /// End when all items of all rings have arrived, or with the first error
     #[arg(long)]
     drain: bool,
+    /// End --drain after S seconds with exit code 3, if not everything has arrived by then
+    #[arg(long, value_name = "S", requires = "drain", value_parser = seconds, allow_negative_numbers = true)]
+    drain_timeout: Option<Duration>,
     /// Report counts, exit code and error as one JSON object in the last line of standard error
     #[arg(long)]
     pub json: bool,
@@ -123,6 +126,9 @@ struct Given {
     /// have arrived may come again
     #[arg(long)]
     no_flush: bool,
+    /// Warn, and then once a minute, of a ring whose items have had no acknowledgement for S seconds
+    #[arg(long, value_name = "S", default_value = "30", value_parser = positive_seconds, allow_negative_numbers = true)]
+    warn_after: Duration,
 }
 
 /// Options of how items are written.
@@ -159,7 +165,8 @@ impl Forward {
         }
         raise_limit();
         std::thread::scope(|scope| {
-            let mut engine = Engine::new(settings, self.drain, scope, stop, &hangup)?;
+            let drain = self.drain.then(|| Drain::new(self.drain_timeout, settings.warn_after));
+            let mut engine = Engine::new(settings, drain, scope, stop, &hangup)?;
             let outcome = engine.run(&|| self.settings());
             *report = engine.end();
             outcome
@@ -176,7 +183,7 @@ impl Forward {
                 None => Ok(settings),
             };
         }
-        let Given { rings, to, max_memory, grace, no_flush } = &self.given;
+        let Given { rings, to, max_memory, grace, no_flush, warn_after } = &self.given;
         let to = to.clone().ok_or_else(|| Failure::Refused("--to is missing".to_owned()))?;
         Ok(Settings {
             to,
@@ -192,6 +199,7 @@ impl Forward {
             max_memory: *max_memory,
             grace: *grace,
             no_flush: *no_flush,
+            warn_after: *warn_after,
         })
     }
 }

@@ -6,6 +6,7 @@ use super::sink::{Lane, LaneId};
 use serde::Serialize;
 use shared_block_ring::{Key, Position};
 use std::collections::VecDeque;
+use std::time::Instant;
 use uuid::Uuid;
 
 /// A ring that is, or is to be, forwarded.
@@ -19,6 +20,10 @@ pub struct Ring {
     pub retry: Retry,
     /// Failures of the sink for this ring.
     pub sink_retry: Retry,
+    /// Long waits for an acknowledgement.
+    pub slow: Retry,
+    /// What keeps items from arriving, while the lane goes on trying.
+    pub trouble: Option<String>,
     pub report: RingReport,
 }
 
@@ -30,8 +35,21 @@ pub struct RingReport {
     pub bytes: u64,
     /// The consumer's pointer.
     pub position: Option<Position>,
+    /// The item that the sink has had longest at the end without an acknowledgement.
+    pub waiting: Option<Waiting>,
     /// The error that keeps the ring from being forwarded now.
     pub error: Option<String>,
+}
+
+/// A wait for an acknowledgement.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Waiting {
+    /// The position that is to be acknowledged next: that behind the first item in flight.
+    pub position: Position,
+    /// Seconds since the acknowledgement before, or since there are items in flight.
+    pub seconds: f64,
+    /// Items in flight.
+    pub items: usize,
 }
 
 pub enum Phase {
@@ -54,6 +72,8 @@ pub struct Opened {
     /// The position up to which everything has arrived.
     pub arrived: Position,
     pub flights: VecDeque<Flight>,
+    /// Since when the first of them is waited for.
+    pub waits_since: Option<Instant>,
     /// Bytes of memory of the items in flight.
     pub cost: u64,
     /// Whether there is nothing behind `read`, as far as the set has looked.
@@ -90,6 +110,13 @@ impl Opened {
         self.is_resting && self.is_ready() && self.flights.is_empty()
     }
 
+    /// Returns the wait for an acknowledgement, if there is one.
+    pub fn waiting(&self, now: Instant) -> Option<Waiting> {
+        let position = self.flights.front()?.end;
+        let waited = now.saturating_duration_since(self.waits_since?);
+        Some(Waiting { position, seconds: waited.as_secs_f64(), items: self.flights.len() })
+    }
+
     /// Takes the items before `position` out of those in flight. Returns their number, bytes and
     /// cost; `None` if no item ends there.
     pub fn acknowledge(&mut self, position: Position) -> Option<(u64, u64, u64)> {
@@ -105,6 +132,7 @@ impl Opened {
         let cost = bytes + items * ITEM_COST;
         self.cost -= cost;
         self.arrived = position;
+        self.waits_since = (!self.flights.is_empty()).then(Instant::now);
         Some((items, bytes, cost))
     }
 }
@@ -118,6 +146,8 @@ impl Ring {
             is_leaving: false,
             retry: Retry::default(),
             sink_retry: Retry::default(),
+            slow: Retry::default(),
+            trouble: None,
             report: RingReport::default(),
         }
     }

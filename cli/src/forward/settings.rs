@@ -7,7 +7,7 @@ use super::sink::exec::ExecOptions;
 use super::sink::file::FileOptions;
 use super::sink::journald::JournaldOptions;
 use super::sink::nats::options::NatsOptions;
-use super::values::{Choice, Memory, Name, Seconds, Sectors, Text};
+use super::values::{Choice, Memory, Name, PositiveSeconds, Seconds, Sectors, Text};
 use glob::Pattern;
 use serde::Deserialize;
 use shared_block_ring::format::SectorSize;
@@ -22,6 +22,9 @@ pub const MAX_MEMORY: u64 = 64 << 20;
 /// The default of `--grace`, in seconds.
 pub const GRACE: f64 = 10.0;
 
+/// The default of `--warn-after`, in seconds.
+pub const WARN_AFTER: f64 = 30.0;
+
 /// A forwarder's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
@@ -33,6 +36,8 @@ pub struct Settings {
     /// The longest time that what is in flight is waited for at the end.
     pub grace: Duration,
     pub no_flush: bool,
+    /// The time after which a wait for an acknowledgement is said.
+    pub warn_after: Duration,
 }
 
 /// Options of the sinks. Those of sinks that are not used have no effect.
@@ -76,6 +81,19 @@ impl Destination {
             // The sink verifies it with its options.
             "nats" | "tls" => Ok(Self::Nats(text.to_owned())),
             _ => Err(takes.to_owned()),
+        }
+    }
+}
+
+impl Destination {
+    /// Returns what to look at where nothing is acknowledged, to follow on a message.
+    pub fn acknowledgement_hint(&self) -> &'static str {
+        match self {
+            Self::Exec(_) => {
+                " (does the command print the positions that it has dealt with, and flush each line?)"
+            }
+            Self::File(_) | Self::Journald(Some(_)) => " (is the disk stuck?)",
+            Self::Nats(_) | Self::Journald(None) => "",
         }
     }
 }
@@ -167,6 +185,8 @@ struct Document {
     #[serde(default)]
     no_flush: bool,
     #[serde(default)]
+    warn_after: Option<PositiveSeconds>,
+    #[serde(default)]
     framing: Option<Choice<Framing>>,
     #[serde(default)]
     on_separator: Option<Choice<OnSeparator>>,
@@ -222,6 +242,9 @@ pub fn parse(text: &str) -> Result<Settings, String> {
         max_memory: document.max_memory.map_or(MAX_MEMORY, |memory| memory.0),
         grace: document.grace.map_or(Duration::from_secs_f64(GRACE), |seconds| seconds.0),
         no_flush: document.no_flush,
+        warn_after: document
+            .warn_after
+            .map_or(Duration::from_secs_f64(WARN_AFTER), |seconds| seconds.0),
     })
 }
 
@@ -251,6 +274,7 @@ mod tests {
             rings = ["unix:/run/blockring/*.out", "serial:commands"]
             max-memory = "16M"
             grace = 2.5
+            warn-after = 7
             framing = "length"
             [[ring]]
             address = "/dev/vdb"
@@ -268,6 +292,7 @@ mod tests {
         assert_eq!(settings.rings.len(), 3);
         assert_eq!(settings.rings[2].name.as_deref(), Some("web"));
         assert_eq!((settings.max_memory, settings.grace.as_millis()), (16 << 20, 2500));
+        assert_eq!(settings.warn_after, Duration::from_secs(7));
         assert_eq!(settings.sinks.framing, Framing::Length);
         assert_eq!(settings.sinks.file.rotate_size, Some(100 << 20));
         assert_eq!(settings.sinks.journald.gather, Some(Duration::from_millis(1500)));

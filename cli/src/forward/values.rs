@@ -1,6 +1,6 @@
 //! Values of a configuration file, each verified where it is read, so that an error has its place.
 
-use super::super::address::{seconds, sector_size};
+use super::super::address::{positive_seconds, seconds, sector_size};
 use super::settings::{Destination, RingSource, memory, verify_name};
 use clap::ValueEnum;
 use ring_program::parse_size;
@@ -103,6 +103,15 @@ impl<'de> Deserialize<'de> for Seconds {
     }
 }
 
+/// A time in seconds that is not 0.
+pub struct PositiveSeconds(pub Duration);
+
+impl<'de> Deserialize<'de> for PositiveSeconds {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        scalar(deserializer, positive_seconds).map(Self)
+    }
+}
+
 /// A sector size in bytes.
 pub struct Sectors(pub u32);
 
@@ -119,7 +128,7 @@ pub fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D
 
 /// Reads an optional time.
 pub fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    scalar(deserializer, super::super::address::positive_seconds).map(Some)
+    scalar(deserializer, positive_seconds).map(Some)
 }
 
 /// Reads an option that has one of several values.

@@ -4,7 +4,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
 };
 use ring_test_support::assert_ok;
-use ring_test_support::process::{ended, eventually_or, finish, words};
+use ring_test_support::process::{Guarded, ended, eventually_or, finish, words};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -90,8 +90,7 @@ impl Scene {
     pub fn shell(&self, script: &str) -> Output {
         let mut command = Command::new("sh");
         command.args(["-c", script]).env("RING", PROGRAM);
-        let child = self.piped(command).stdin(Stdio::null()).spawn().unwrap();
-        ended(child, script)
+        ended(Guarded::start(self.piped(command).stdin(Stdio::null())), script)
     }
 
     /// Runs a script that must end with 0, and returns what it printed.

@@ -28,6 +28,7 @@ impl Engine<'_, '_> {
             match event {
                 Event::Ready { arrived } => self.ready(number, arrived),
                 Event::Acknowledged(position) => self.acknowledged(number, position),
+                Event::Trouble { message, is_said } => self.troubled(number, message, is_said),
                 Event::Failed(error) => self.lane_failed(number, &error),
             }
         }
@@ -65,6 +66,7 @@ impl Engine<'_, '_> {
         }
         let (key, read) = (opened.key, opened.read);
         ring.report.error = None;
+        ring.trouble = None;
         self.set.rest(key, read);
         self.is_unsettled = true;
     }
@@ -86,12 +88,22 @@ impl Engine<'_, '_> {
         self.former.bytes += bytes;
         self.memory.give_back(cost);
         if items > 0 {
-            if ring.sink_retry.progressed() {
+            ring.trouble = None;
+            if ring.sink_retry.progressed() | ring.slow.progressed() {
                 log::warn!("{}: items arrive again", ring.name);
             }
             self.to_free.insert(number);
         }
         self.feed_starved();
+    }
+
+    /// Notes what a lane fails at while it goes on trying.
+    fn troubled(&mut self, number: u64, message: String, is_said: bool) {
+        let Some(ring) = self.rings.get_mut(&number) else { return };
+        if !is_said && ring.sink_retry.failed(&message).1 {
+            log::warn!("{}: {message}; it is tried again", ring.name);
+        }
+        ring.trouble = Some(message);
     }
 
     fn lane_failed(&mut self, number: u64, error: &SinkError) {

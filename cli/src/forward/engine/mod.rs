@@ -4,7 +4,9 @@
 mod lanes;
 mod pump;
 mod rings;
+mod watch;
 
+pub use self::watch::Drain;
 use super::super::address::Device;
 use super::super::failure::{Failure, Outcome};
 use super::folders::Folders;
@@ -76,10 +78,12 @@ pub struct Engine<'scope, 'env> {
     due: BTreeSet<(Instant, u64)>,
     folders: Folders,
     next_look_up: Instant,
+    /// The next look at waits for acknowledgements.
+    next_watch: Instant,
     /// Whether a ring has come to rest since the last wait: the set may know of items.
     is_unsettled: bool,
-    /// Whether the end is reached when everything has arrived.
-    drain: bool,
+    /// Set if the end is reached when everything has arrived.
+    drain: Option<Drain>,
     scratch: Vec<u8>,
     peak: u64,
     /// Warnings about rings that are left out, as they were logged last.
@@ -93,7 +97,7 @@ pub struct Engine<'scope, 'env> {
 impl<'scope, 'env> Engine<'scope, 'env> {
     pub fn new(
         settings: Settings,
-        drain: bool,
+        drain: Option<Drain>,
         scope: &'scope Scope<'scope, 'env>,
         stop: &'env Stop,
         hangup: &'env Stop,
@@ -115,6 +119,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         let (reports, events) = channel();
         Ok(Self {
             memory: Memory::new(settings.max_memory),
+            drain,
             settings,
             set,
             rings: HashMap::new(),
@@ -133,8 +138,8 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             due: BTreeSet::new(),
             folders,
             next_look_up: Instant::now(),
+            next_watch: Instant::now(),
             is_unsettled: false,
-            drain,
             scratch: Vec::new(),
             peak: 0,
             odd: Vec::new(),
@@ -225,14 +230,15 @@ impl<'scope, 'env> Engine<'scope, 'env> {
 
     /// Returns the longest time to wait for the next thing.
     fn pause(&self) -> Duration {
-        let watchful = self.drain || self.rings.values().any(|ring| ring.is_leaving);
-        let is_over = self.drain && self.rings.is_empty();
+        let watchful = self.drain.is_some() || self.rings.values().any(|ring| ring.is_leaving);
+        let is_over = self.drain.is_some() && self.rings.is_empty();
         if !self.hungry.is_empty() || (self.is_unsettled && watchful) || is_over {
             return Duration::ZERO;
         }
         let now = Instant::now();
         let due = self.due.first().map(|(due, _)| *due);
-        let until = due.map_or(self.next_look_up, |due| due.min(self.next_look_up));
+        let times = [due, self.next_watch()].into_iter().flatten();
+        let until = times.fold(self.next_look_up, Instant::min);
         until.saturating_duration_since(now)
     }
 
@@ -248,6 +254,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             self.due.remove(&(due, number));
             self.attempt(number);
         }
+        self.watch(now);
     }
 
     /// Returns the end, if it is reached without being asked for.
@@ -258,7 +265,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             let error = self.names.values().find_map(|number| error(self.rings.get(number)?));
             return Some(Err(Failure::Refused(error.unwrap_or_default())));
         }
-        if !self.drain || self.is_unsettled {
+        if self.drain.is_none() || self.is_unsettled {
             return None;
         }
         if self.rings.is_empty() {
@@ -271,7 +278,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             Phase::Opening => false,
         };
         if !self.rings.values().all(is_settled) {
-            return None;
+            return self.drain_overdue(Instant::now());
         }
         let error = self.names.values().find_map(|number| error(self.rings.get(number)?));
         Some(error.map_or(Ok(()), |error| Err(Failure::Refused(error))))
@@ -311,7 +318,13 @@ impl<'scope, 'env> Engine<'scope, 'env> {
     /// Ends the sink and writes all pointers, and returns the report.
     pub fn end(mut self) -> Report {
         let numbers: Vec<_> = self.names.values().copied().collect();
+        let now = Instant::now();
         for number in numbers {
+            if let Some(ring) = self.rings.get_mut(&number) {
+                ring.report.waiting = ring.opened().and_then(|opened| opened.waiting(now));
+                let trouble = ring.trouble.take().map(|words| format!("{}: {words}", ring.name));
+                ring.report.error = ring.report.error.take().or(trouble);
+            }
             self.take_ring(number);
         }
         // It ends its children and threads, within bounds.

@@ -6,6 +6,7 @@ use super::super::sink::{Batch, Item};
 use super::Engine;
 use bytes::Bytes;
 use shared_block_ring::{Consumer, Error, Position, RingDevice};
+use std::time::Instant;
 
 /// The bytes of a batch at most, unless its only item is larger: some dozens of long items share
 /// what a sink does for each batch.
@@ -68,6 +69,7 @@ impl Engine<'_, '_> {
                 opened.read = item.next;
             }
             opened.cost += cost;
+            opened.waits_since.get_or_insert_with(Instant::now);
             self.memory.take(cost);
             self.peak = self.peak.max(self.memory.used());
             if let Some(lane) = &mut opened.lane {

@@ -140,6 +140,7 @@ impl Engine<'_, '_> {
             read: position,
             arrived: position,
             flights: VecDeque::new(),
+            waits_since: None,
             cost: 0,
             is_resting: false,
             is_away: false,
@@ -197,6 +198,7 @@ impl Engine<'_, '_> {
         }
         opened.read = opened.arrived;
         opened.flights.clear();
+        opened.waits_since = None;
         opened.is_resting = false;
         self.memory.give_back(std::mem::take(&mut opened.cost));
         self.feed_starved();

@@ -103,6 +103,14 @@ pub enum Event {
     },
     /// Everything before the position has arrived for good.
     Acknowledged(Position),
+    /// Something keeps items from arriving, and the lane goes on trying. The next acknowledgement
+    /// is the end of it.
+    Trouble {
+        /// What fails, on what, why, and what to do.
+        message: String,
+        /// Whether the sink has said it itself, once for all of its lanes.
+        is_said: bool,
+    },
     /// The lane is dead: the engine drops it, and reads unacknowledged items again for the next.
     Failed(SinkError),
 }

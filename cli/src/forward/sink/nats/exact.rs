@@ -8,8 +8,8 @@ use super::plan::{Group, Message, Rules, groups};
 use super::record::{Last, Part, Record};
 use super::words::deepest;
 use super::{
-    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, group_arrived, retry,
-    stop,
+    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, TROUBLE, group_arrived,
+    retry, stop,
 };
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -19,7 +19,7 @@ use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use async_nats::{HeaderMap, Request, Subject};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// Bound on an acknowledgement: a server that flushes every batch on a busy disk takes its time.
@@ -112,7 +112,7 @@ impl<'a> Exact<'a> {
     async fn deliver(&mut self, batch: &Batch) -> Result<(), SinkError> {
         let rules = Rules {
             ring: self.ring.uuid,
-            max_message: self.link.up().await?.max_message(),
+            max_message: self.link.up(self.events).await?.max_message(),
             on_too_large: self.settings.on_too_large,
         };
         let (groups, too_large) = groups(&rules, batch, self.present.take());
@@ -127,9 +127,9 @@ impl<'a> Exact<'a> {
 
     /// Publishes until the stream has the group.
     async fn deliver_group(&mut self, group: &Group) -> Result<(), SinkError> {
-        let mut pause = FIRST_PAUSE;
+        let (begin, mut pause) = (Instant::now(), FIRST_PAUSE);
         loop {
-            let up = self.link.up().await?;
+            let up = self.link.up(self.events).await?;
             let refusal = tokio::select! {
                 outcome = self.publish(&up, group) => match outcome {
                     Ok(sequence) => {
@@ -142,9 +142,9 @@ impl<'a> Exact<'a> {
             };
             if let Refusal::Unknown(words) = &refusal {
                 log::debug!("{}: {words}", self.subject);
-                if pause >= LAST_PAUSE {
-                    let subject = &self.subject;
-                    log::warn!("{subject}: {words} (trying again, items stay in the ring)");
+                if begin.elapsed() >= TROUBLE {
+                    let message = self.link.explained(format!("{}: {words}", self.subject));
+                    self.events.report(Event::Trouble { message, is_said: false });
                 }
                 tokio::time::sleep(pause).await;
                 pause = LAST_PAUSE.min(pause * 2);
@@ -195,7 +195,7 @@ impl<'a> Exact<'a> {
     async fn last(&self) -> Result<Option<Last>, SinkError> {
         let mut pause = FIRST_PAUSE;
         loop {
-            let up = self.link.up().await?;
+            let up = self.link.up(self.events).await?;
             if let Some(words) =
                 super::stream::refusal(&up.config, &self.subject, &self.settings.template)
             {
@@ -231,7 +231,7 @@ impl<'a> Exact<'a> {
                 };
                 let text =
                     format!("the last message of {subject} cannot be read: {words} ({hint})");
-                return Err(retry(text));
+                return Err(retry(self.link.explained(text)));
             }
             tokio::time::sleep(pause).await;
             pause = LAST_PAUSE.min(pause * 2);

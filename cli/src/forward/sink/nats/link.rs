@@ -1,13 +1,15 @@
 //! The connection to the server, which all lanes share, and who keeps it.
 
+use super::Event::Trouble as LaneTrouble;
 use super::examine::examine;
 use super::options::{Login, Settings};
 use super::words::{Trouble, connecting};
-use super::{SinkError, retry, stop};
+use super::{Reporter, SinkError, retry, stop};
 use async_nats::jetstream::{self, Context, stream::Config};
 use async_nats::{Client, ConnectOptions, Event};
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -40,6 +42,7 @@ pub struct Link {
     state: watch::Sender<State>,
     /// Notified when a lane wants another attempt after a refusal.
     again: Notify,
+    server: Arc<ServerWords>,
     /// Whether the server and its stream were in order once.
     was_up: AtomicBool,
     pub batches: Semaphore,
@@ -48,8 +51,8 @@ pub struct Link {
 
 #[derive(Debug, Clone)]
 enum State {
-    /// An attempt is under way.
-    Down,
+    /// An attempt is under way; why there was none that went well, if that is known.
+    Down(Option<String>),
     Up(Arc<Up>),
     /// The server, the stream or the login is not as it must be.
     Refused(SinkError),
@@ -76,8 +79,9 @@ impl Up {
 impl Link {
     pub fn new() -> Self {
         Self {
-            state: watch::Sender::new(State::Down),
+            state: watch::Sender::new(State::Down(None)),
             again: Notify::new(),
+            server: Arc::default(),
             was_up: AtomicBool::new(false),
             batches: Semaphore::new(BATCHES),
             room: Semaphore::new(ROOM),
@@ -89,7 +93,7 @@ impl Link {
         let refused = |state: &mut State| {
             let refused = matches!(state, State::Refused(_));
             if refused {
-                *state = State::Down;
+                *state = State::Down(None);
             }
             refused
         };
@@ -98,15 +102,44 @@ impl Link {
         }
     }
 
-    /// Waits for a connection, or for the reason why there is none to wait for.
-    pub async fn up(&self) -> Result<Arc<Up>, SinkError> {
+    /// Waits for a connection, or for the reason why there is none to wait for. Meanwhile `events`
+    /// is told why there is none yet.
+    pub async fn up(&self, events: &Reporter) -> Result<Arc<Up>, SinkError> {
         let mut state = self.state.subscribe();
-        // The sender lives as long as this.
-        let found = state.wait_for(|state| !matches!(state, State::Down)).await;
-        match found.as_deref() {
-            Ok(State::Up(up)) => Ok(Arc::clone(up)),
-            Ok(State::Refused(error)) => Err(error.clone()),
-            Ok(State::Down) | Err(_) => Err(retry("the connection has ended".to_owned())),
+        loop {
+            let now = state.borrow_and_update().clone();
+            match now {
+                State::Up(up) => return Ok(up),
+                State::Refused(error) => return Err(error),
+                State::Down(None) => {}
+                State::Down(Some(message)) => {
+                    events.report(LaneTrouble { message, is_said: true });
+                }
+            }
+            // The sender lives as long as this.
+            if state.changed().await.is_err() {
+                return Err(retry("the connection has ended".to_owned()));
+            }
+        }
+    }
+
+    /// Notes why there is no connection, or no suitable stream, for now.
+    fn down(&self, words: &str) {
+        self.state.send_if_modified(|state| match state {
+            State::Down(Some(known)) if known == words => false,
+            state => {
+                *state = State::Down(Some(words.to_owned()));
+                true
+            }
+        });
+    }
+
+    /// Adds to the words of a failure what the server has said of late: it does not answer a
+    /// message that it refuses for want of a permission.
+    pub fn explained(&self, words: String) -> String {
+        match self.server.last() {
+            Some(said) => format!("{words}; the server says: {said}"),
+            None => words,
         }
     }
 
@@ -146,9 +179,9 @@ pub async fn keep(link: &Link, settings: &Settings) {
     let mut outage = Outage::default();
     let connection = watch::Sender::new(Connection::default());
     let client = loop {
-        match connect(settings, connection.clone()).await {
+        match connect(settings, connection.clone(), Arc::clone(&link.server)).await {
             Ok(client) => break client,
-            Err(Trouble::Passing(words)) => outage.goes_on(&words).await,
+            Err(Trouble::Passing(words)) => outage.goes_on(link, &words).await,
             Err(Trouble::Lasting(words)) => link.refuse(words).await,
         }
     };
@@ -157,7 +190,7 @@ pub async fn keep(link: &Link, settings: &Settings) {
     loop {
         let up = tokio::time::timeout(REMINDER, events.wait_for(|now| now.is_up)).await;
         let Some(Ok(now)) = up.ok().map(|found| found.map(|now| *now)) else {
-            outage.goes_on(&format!("no connection to {}", settings.address)).await;
+            outage.goes_on(link, &format!("no connection to {}", settings.address)).await;
             continue;
         };
         match examine(&client, &context, settings).await {
@@ -169,10 +202,9 @@ pub async fn keep(link: &Link, settings: &Settings) {
                 link.state.send_replace(State::Up(Arc::new(up)));
                 let is_over = |other: &Connection| !other.is_up || other.epoch != now.epoch;
                 let _ = events.wait_for(is_over).await;
-                link.state.send_replace(State::Down);
-                outage.begins(&settings.address);
+                outage.begins(link, &settings.address);
             }
-            Err(Trouble::Passing(words)) => outage.goes_on(&words).await,
+            Err(Trouble::Passing(words)) => outage.goes_on(link, &words).await,
             Err(Trouble::Lasting(words)) => link.refuse(words).await,
         }
     }
@@ -182,6 +214,7 @@ pub async fn keep(link: &Link, settings: &Settings) {
 async fn connect(
     settings: &Settings,
     connection: watch::Sender<Connection>,
+    server: Arc<ServerWords>,
 ) -> Result<Client, Trouble> {
     let unusable = |option: &'static str| {
         move |error: std::io::Error| Trouble::Lasting(format!("the file of {option}: {error}"))
@@ -196,7 +229,7 @@ async fn connect(
         .skip_subject_validation(true)
         .reconnect_delay_callback(pause)
         .event_callback(move |event| {
-            note(&connection, event);
+            note(&connection, &server, event);
             std::future::ready(())
         });
     options = match &settings.login {
@@ -237,15 +270,55 @@ fn pause(attempt: usize) -> Duration {
     }
 }
 
-fn note(connection: &watch::Sender<Connection>, event: Event) {
+fn note(connection: &watch::Sender<Connection>, server: &ServerWords, event: Event) {
     match event {
         Event::Connected => connection.send_modify(|now| {
             *now = Connection { epoch: now.epoch + 1, is_up: true };
         }),
         Event::Disconnected | Event::Closed => connection.send_modify(|now| now.is_up = false),
         // Such as a subject that the user may not publish to.
-        Event::ServerError(error) => log::warn!("the server says: {error}"),
+        Event::ServerError(error) => server.note(&error.to_string()),
         other => log::debug!("{other}"),
+    }
+}
+
+/// Errors that the server has sent by themselves, not as answers.
+#[derive(Debug, Default)]
+struct ServerWords {
+    said: Mutex<Said>,
+}
+
+#[derive(Debug, Default)]
+struct Said {
+    last: Option<(Instant, String)>,
+    /// When each was logged: a refused subject is told for each message, of each ring.
+    logged: HashMap<String, Instant>,
+}
+
+impl ServerWords {
+    /// Different errors that are remembered.
+    const MOST: usize = 1000;
+
+    /// Logs an error, but the same one once in a while only.
+    fn note(&self, words: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        said.last = Some((now, words.to_owned()));
+        if said.logged.get(words).is_some_and(|at| now.duration_since(*at) < REMINDER) {
+            return;
+        }
+        if said.logged.len() >= Self::MOST {
+            said.logged.clear();
+        }
+        said.logged.insert(words.to_owned(), now);
+        log::warn!("the server says: {words}");
+    }
+
+    /// Returns the last error, while it is new.
+    fn last(&self) -> Option<String> {
+        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let (at, words) = said.last.as_ref()?;
+        (at.elapsed() < ANSWER * 4).then(|| words.clone())
     }
 }
 
@@ -258,16 +331,17 @@ struct Outage {
 }
 
 impl Outage {
-    fn begins(&mut self, address: &str) {
-        log::warn!(
-            "the connection to {address} is lost: items stay in their rings until it is back"
-        );
+    fn begins(&mut self, link: &Link, address: &str) {
+        let words = format!("the connection to {address} is lost");
+        log::warn!("{words}: items stay in their rings until it is back");
+        link.down(&words);
         let now = Some(Instant::now());
         *self = Self { since: now, last_line: now, attempts: 0 };
     }
 
     /// Logs the reason now and then, and waits before the next attempt.
-    async fn goes_on(&mut self, words: &str) {
+    async fn goes_on(&mut self, link: &Link, words: &str) {
+        link.down(words);
         let since = *self.since.get_or_insert_with(Instant::now);
         if self.last_line.is_none_or(|line| line.elapsed() >= REMINDER) {
             self.last_line = Some(Instant::now());

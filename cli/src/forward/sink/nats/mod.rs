@@ -42,6 +42,9 @@ use tokio::task::AbortHandle;
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LAST_PAUSE: Duration = Duration::from_secs(5);
 
+/// The time after which failures in a row are no passing matter.
+const TROUBLE: Duration = Duration::from_secs(1);
+
 /// A stream of a NATS server.
 #[derive(Debug)]
 pub struct Nats {

@@ -9,10 +9,12 @@ use super::options::Settings;
 use super::plan::{Message, Rules, groups};
 use super::words::deepest;
 use super::{
-    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, group_arrived, stop,
+    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, TROUBLE, group_arrived,
+    stop,
 };
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{HeaderMap, Subject};
+use std::time::Instant;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 /// A lane's task.
@@ -38,7 +40,7 @@ impl<'a> Repeats<'a> {
     /// Delivers batches until the lane is dropped.
     pub async fn run(self, mut batches: UnboundedReceiver<Batch>) -> Result<(), SinkError> {
         self.link.try_again();
-        let up = self.link.up().await?;
+        let up = self.link.up(self.events).await?;
         if let Some(words) =
             super::stream::refusal(&up.config, &self.subject, &self.settings.template)
         {
@@ -55,14 +57,15 @@ impl<'a> Repeats<'a> {
     async fn deliver(&self, batch: &Batch) -> Result<(), SinkError> {
         let rules = Rules {
             ring: self.ring.uuid,
-            max_message: self.link.up().await?.max_message(),
+            max_message: self.link.up(self.events).await?.max_message(),
             on_too_large: self.settings.on_too_large,
         };
         let (groups, too_large) = groups(&rules, batch, None);
         for group in groups {
             let (mut missing, mut pause) = (&group.messages[..], FIRST_PAUSE);
+            let begin = Instant::now();
             while !missing.is_empty() {
-                let up = self.link.up().await?;
+                let up = self.link.up(self.events).await?;
                 let mut arrived = 0;
                 let words = tokio::select! {
                     outcome = self.publish(&up, missing, &mut arrived) => match outcome {
@@ -73,9 +76,9 @@ impl<'a> Repeats<'a> {
                 };
                 missing = &missing[arrived..];
                 log::debug!("{}: {words}", self.subject);
-                if pause >= LAST_PAUSE {
-                    let subject = &self.subject;
-                    log::warn!("{subject}: {words} (trying again, items stay in the ring)");
+                if begin.elapsed() >= TROUBLE {
+                    let message = self.link.explained(format!("{}: {words}", self.subject));
+                    self.events.report(Event::Trouble { message, is_said: false });
                 }
                 tokio::time::sleep(pause).await;
                 pause = LAST_PAUSE.min(pause * 2);

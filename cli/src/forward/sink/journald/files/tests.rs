@@ -183,7 +183,7 @@ fn killed_program_leaves_a_part_that_is_not_repeated() {
                     );
                     break;
                 }
-                Event::Ready { .. } => panic!("ready twice"),
+                Event::Ready { .. } | Event::Trouble { .. } => panic!("{done} of {total}"),
             }
         }
     }

@@ -193,6 +193,7 @@ impl Driver {
                 (ring.is_ready, ring.sent) = (true, ring.freed);
             }
             Event::Acknowledged(position) => ring.free_up_to(position),
+            Event::Trouble { .. } => {}
             Event::Failed(error) => {
                 self.failures.push(error.to_string());
                 ring.lane = None;

@@ -1,0 +1,129 @@
+//! Waits that last: what is said of them, and the end of one that has a limit.
+
+use super::super::super::failure::{Failure, Outcome};
+use super::super::ring::{Phase, Ring};
+use super::Engine;
+use std::time::{Duration, Instant};
+
+/// The time after which a wait that goes on is said again.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// Rings that a message names: there may be hundreds, which wait for the same thing.
+const NAMED: usize = 3;
+
+/// A wait for everything to arrive.
+#[derive(Debug)]
+pub struct Drain {
+    begin: Instant,
+    limit: Option<Duration>,
+    /// When it is said next that the wait goes on.
+    said_next: Instant,
+}
+
+impl Drain {
+    pub fn new(limit: Option<Duration>, warn_after: Duration) -> Self {
+        let begin = Instant::now();
+        Self { begin, limit, said_next: later(begin, warn_after) }
+    }
+}
+
+/// Returns a time that is as good as never if it cannot be told.
+fn later(begin: Instant, time: Duration) -> Instant {
+    const NEVER: Duration = Duration::from_secs(1 << 30);
+    begin + time.min(NEVER)
+}
+
+impl Engine<'_, '_> {
+    /// Returns the time of the next look at waits, if there is one to look at.
+    pub fn next_watch(&self) -> Option<Instant> {
+        let flights = (self.memory.used() > 0).then_some(self.next_watch);
+        let drain = self.drain.as_ref().map(|drain| {
+            let limit = drain.limit.map(|limit| later(drain.begin, limit));
+            limit.map_or(drain.said_next, |limit| limit.min(drain.said_next))
+        });
+        [flights, drain].into_iter().flatten().min()
+    }
+
+    /// Says which waits have become long.
+    pub fn watch(&mut self, now: Instant) {
+        const SELDOM: Duration = Duration::from_secs(5);
+        let warn_after = self.settings.warn_after;
+        if self.memory.used() > 0 && self.next_watch <= now {
+            let often = Duration::from_millis(10);
+            self.next_watch = now + (warn_after / 4).clamp(often, SELDOM);
+            self.warn_of_slow_rings(now, warn_after);
+        }
+        if self.drain.as_ref().is_some_and(|drain| drain.said_next <= now) {
+            log::warn!("--drain waits for {} (--drain-timeout S ends the wait)", self.left_rings());
+            if let Some(drain) = &mut self.drain {
+                drain.said_next = now + SAY_AGAIN;
+            }
+        }
+    }
+
+    fn warn_of_slow_rings(&mut self, now: Instant, warn_after: Duration) {
+        let hint = self.settings.to.acknowledgement_hint();
+        let (mut lines, mut others) = (Vec::new(), 0);
+        for number in self.names.values() {
+            let Some(ring) = self.rings.get_mut(number) else { continue };
+            // What is failing has been said.
+            if ring.trouble.is_some() {
+                continue;
+            }
+            let Some(waiting) = ring.opened().and_then(|opened| opened.waiting(now)) else {
+                continue;
+            };
+            if waiting.seconds < warn_after.as_secs_f64() || !ring.slow.failed("").1 {
+                continue;
+            }
+            if lines.len() == NAMED {
+                others += 1;
+                continue;
+            }
+            lines.push(format!(
+                "{}: waiting for acknowledgement of {} since {:.0} s, with {} items in flight{hint}",
+                ring.name, waiting.position, waiting.seconds, waiting.items
+            ));
+        }
+        for line in lines {
+            log::warn!("{line}");
+        }
+        if others > 0 {
+            log::warn!("{others} more rings wait for an acknowledgement so long");
+        }
+    }
+
+    /// Returns the rings whose items have not all arrived, with the reasons that are known.
+    fn left_rings(&self) -> String {
+        let left = |ring: &Ring| match &ring.phase {
+            Phase::Open(opened) => !opened.is_done(),
+            Phase::Closed | Phase::Opening | Phase::Stopped => true,
+        };
+        let mut rings = self.names.values().filter_map(|number| self.rings.get(number));
+        let all: Vec<_> = rings.by_ref().filter(|ring| left(ring)).collect();
+        let reason = |ring: &&Ring| {
+            let in_flight = match &ring.phase {
+                Phase::Open(opened) => opened.flights.len(),
+                _ => 0,
+            };
+            let known = ring.report.error.clone().or_else(|| ring.trouble.clone());
+            match known {
+                Some(known) => format!("{}: {known}", ring.name),
+                None => format!("{}: {in_flight} items in flight", ring.name),
+            }
+        };
+        let named: Vec<_> = all.iter().take(NAMED).map(reason).collect();
+        let more = if all.len() > NAMED { "; …" } else { "" };
+        let rings = if all.len() == 1 { "ring" } else { "rings" };
+        format!("{} {rings}: {}{more}", all.len(), named.join("; "))
+    }
+
+    /// Returns the error that ends a wait for everything to arrive, once it has taken too long.
+    pub fn drain_overdue(&self, now: Instant) -> Option<Outcome> {
+        let drain = self.drain.as_ref()?;
+        let limit = drain.limit?;
+        let what = || format!("not everything has arrived of {}", self.left_rings());
+        (later(drain.begin, limit) <= now)
+            .then(|| Err(Failure::TimedOut { seconds: limit.as_secs_f64(), what: what() }))
+    }
+}
