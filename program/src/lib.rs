@@ -2,6 +2,7 @@
 //! block a thread, a log that guests and clients cannot fill or forge, and documented exit codes
 //! where memory is refused, a file's size is limited or the program is at fault.
 
+pub mod descriptors;
 mod logger;
 mod memory;
 mod pace;
@@ -14,7 +15,7 @@ pub mod text;
 pub use memory::Memory;
 pub use pace::Pace;
 pub use size::parse_size;
-pub use stop::{Stop, set_up_signals};
+pub use stop::{Stop, restore_limits, set_up_signals, tie_to_parent};
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;

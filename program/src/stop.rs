@@ -1,6 +1,10 @@
 //! SIGTERM, SIGINT and SIGHUP as a readable descriptor, so that every wait ends with them and every
-//! batch is finished first; and a limit of file sizes as an error, not the end of the process.
+//! batch is finished first; a limit of file sizes as an error, not the end of the process; and the
+//! end of what this process has started with it.
 
+use nix::errno::Errno;
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::sys::socket::{MsgFlags, recv, send};
 use nix::unistd::Pid;
@@ -9,6 +13,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -185,6 +191,38 @@ pub fn set_up_signals() -> io::Result<()> {
     let stops = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGURG];
     SigSet::from_iter(stops).thread_unblock()?;
     Ok(())
+}
+
+/// Has the process of `command` killed when the thread that starts it ends, with this process or
+/// before, and does what [`restore_limits`] does. What that process starts itself is not killed.
+pub fn tie_to_parent(command: &mut Command) {
+    prepare(command, Some(Signal::SIGKILL));
+}
+
+/// Gives the process of `command` the limit of open descriptors that this process was started with
+/// ([`descriptors::raise`](crate::descriptors::raise)).
+pub fn restore_limits(command: &mut Command) {
+    prepare(command, None);
+}
+
+fn prepare(command: &mut Command, at_parents_end: Option<Signal>) {
+    let (parent, limits) = (Pid::this(), crate::descriptors::original());
+    let prepare = move || {
+        if let Some(signal) = at_parents_end {
+            set_pdeathsig(signal)?;
+            // The parent has ended before that call: nobody would send the signal.
+            if Pid::parent() != parent {
+                return Err(io::Error::from(Errno::ECANCELED));
+            }
+        }
+        if let Some((soft, hard)) = limits {
+            setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the child makes three system calls and nothing else; what they
+    // get is in the closure by value, and an error of a number allocates nothing.
+    unsafe { command.pre_exec(prepare) };
 }
 
 #[cfg(test)]

@@ -1,0 +1,42 @@
+//! The limit of open descriptors: as high as this process may have it, and as it was for what the
+//! process starts.
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use std::io;
+use std::sync::OnceLock;
+
+/// The limits, soft and hard, before they were raised.
+static ORIGINAL: OnceLock<(u64, u64)> = OnceLock::new();
+
+/// Raises the limit to the highest that this process may set, and returns the limit in force.
+/// Programs that use `select` fail with a limit beyond 1,024: so what is started gets back what was
+/// ([`tie_to_parent`](crate::tie_to_parent)).
+///
+/// # Errors
+/// The operating system's, if there is no telling the limit.
+pub fn raise() -> io::Result<u64> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    // The first call's limits stay.
+    let _ = ORIGINAL.set((soft, hard));
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => Ok(hard),
+        Err(e) => {
+            log::debug!("cannot raise the limit of open descriptors from {soft} to {hard}: {e}");
+            Ok(soft)
+        }
+    }
+}
+
+/// Returns the limits before they were raised, soft and hard; none if they were not.
+pub fn original() -> Option<(u64, u64)> {
+    ORIGINAL.get().copied()
+}
+
+/// Returns how many descriptors this process has open.
+///
+/// # Errors
+/// The operating system's; there may be no `/proc`.
+pub fn open() -> io::Result<u64> {
+    // One of them is that of the folder.
+    Ok(std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1) as u64)
+}
