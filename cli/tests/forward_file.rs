@@ -82,20 +82,22 @@ fn killed_forwarders_leave_each_item_once_in_a_file_for_each_ring() {
     }
 }
 
+/// Returns what is in a file that is kept, compressed or not.
+fn kept(scene: &Scene, name: &str, number: u64) -> Option<Vec<u8>> {
+    let (plain, packed) = (format!("{name}.{number}"), format!("{name}.{number}.zst"));
+    if scene.path(&packed).is_file() {
+        return Some(zstd::decode_all(&scene.read(&packed)[..]).unwrap());
+    }
+    scene.path(&plain).is_file().then(|| scene.read(&plain))
+}
+
 #[test]
 fn killed_forwarders_leave_each_item_once_in_files_that_are_kept() {
     let scene = with_rings(&["a"]);
     survive(&scene, &["a"], 30_000, "--to file:a.log --rotate-size 10K --compress zstd");
     let mut all = String::new();
     for number in 1.. {
-        let (plain, packed) = (format!("a.log.{number}"), format!("a.log.{number}.zst"));
-        let bytes = if scene.path(&packed).exists() {
-            zstd::decode_all(&scene.read(&packed)[..]).unwrap()
-        } else if scene.path(&plain).exists() {
-            scene.read(&plain)
-        } else {
-            break;
-        };
+        let Some(bytes) = kept(&scene, "a.log", number) else { break };
         all.push_str(std::str::from_utf8(&bytes).unwrap());
     }
     assert!(!all.is_empty());
@@ -256,6 +258,57 @@ fn path_that_is_no_file_is_refused_in_words() {
     let output = scene.shell("$RING forward --drain ring --to file:none/out");
     assert_fails(&output, 1, "is there such a folder?");
     assert_fails(&scene.shell("$RING forward --drain ring --to file:/dev/null"), 1, "regular file");
+}
+
+#[test]
+fn error_of_the_record_names_the_record() {
+    let scene = with_rings(&["ring"]);
+    scene.succeed("echo x | $RING produce ring; mkdir out.positions");
+    let output = scene.shell("$RING forward --drain ring --to file:out");
+    assert_fails(&output, 1, "out.positions: cannot open the record of positions");
+    let output = scene.shell("$RING forward --check-config ring --to file:new/x");
+    assert_fails(&output, 1, "new/x");
+    scene.succeed("rmdir out.positions");
+    drain(&scene, "ring --to file:out");
+    assert_eq!(scene.lines("out"), ["x"]);
+}
+
+#[test]
+fn folders_with_the_names_of_files_that_are_kept_stay_and_lose_nothing() {
+    let scene = with_rings(&["ring"]);
+    scene.succeed("mkdir out.1 out.3 out.3.zst");
+    for round in 0..6 {
+        let (from, to) = (round * 10 + 1, round * 10 + 10);
+        scene.succeed(&format!("seq {from} {to} | $RING produce ring"));
+        drain(&scene, "ring --to file:out --rotate-size 10 --keep 2 --compress zstd");
+    }
+    assert!(["out.1", "out.3", "out.3.zst"].iter().all(|name| scene.path(name).is_dir()));
+    assert!(!scene.path("out.1.zst.partial").exists());
+    let kept = [7, 8].map(|number| kept(&scene, "out", number).unwrap());
+    assert_eq!(
+        [&kept[0][..], &kept[1], &scene.read("out")].concat(),
+        &lines(60).as_bytes()[lines(30).len()..]
+    );
+}
+
+#[test]
+fn name_that_is_taken_while_a_file_is_renamed_stops_the_file_and_loses_nothing() {
+    let scene = with_rings(&["ring"]);
+    scene.succeed("seq 10 | $RING produce ring");
+    drain(&scene, "ring --to file:out");
+    // As a crash before the renaming leaves it, and then somebody takes the name.
+    let line = scene.lines("out.positions").pop().unwrap();
+    let mut line: Value = serde_json::from_str(&line).unwrap();
+    line["rotate"] = 1.into();
+    line["last"] = 1.into();
+    scene.write("line", format!("{line}\n"));
+    scene.succeed("cat line >> out.positions; mkdir out.1; seq 11 20 | $RING produce ring");
+    let output = scene.shell("$RING forward --drain ring --to file:out");
+    assert_fails(&output, 1, "out.1, which is there already (move that away)");
+    assert_eq!(scene.read("out"), lines(10).as_bytes());
+    scene.succeed("rmdir out.1");
+    drain(&scene, "ring --to file:out");
+    scene.succeed("seq 10 | cmp - out.1; seq 11 20 | cmp - out");
 }
 
 #[test]

@@ -67,6 +67,10 @@ impl Compressor {
 
 /// Replaces a file by its compressed form. A crash leaves one of the two, or both of them.
 fn compress(path: &Path, is_ending: &AtomicBool) -> io::Result<()> {
+    // A folder that only has such a name.
+    if path.is_dir() {
+        return Ok(());
+    }
     let mut source = match File::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
         source => source?,

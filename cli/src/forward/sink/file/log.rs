@@ -4,8 +4,10 @@ use super::super::super::super::framing::{Framing, OnSeparator};
 use super::super::{Batch, RingFacts};
 use super::FileOptions;
 use super::compress::Compressor;
-use super::record::{Entry, Line, Record};
+use super::record::{Entry, Line, Record, RecordError};
 use super::rotation::{beside, kept, numbered, remove_old};
+use nix::errno::Errno;
+use nix::unistd::{AccessFlags, eaccess};
 use shared_block_ring::device::shown;
 use shared_block_ring::format::SIGNATURE;
 use shared_block_ring::{Position, refuse_among_devices};
@@ -49,16 +51,11 @@ impl Log {
     /// Opens the file, and cuts off what was not acknowledged.
     pub fn open(path: &Path, style: Style, compressor: Arc<Compressor>) -> Result<Self, String> {
         let opened = Self::recover(path, style, compressor);
-        opened.map_err(|e| format!("{}: cannot open the file: {e}{}", shown(path), remedy(&e)))
+        opened.map_err(|e| words(path, "open", &e))
     }
 
     fn recover(path: &Path, style: Style, compressor: Arc<Compressor>) -> io::Result<Self> {
-        if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
-            return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
-        }
-        refuse_among_devices(path)?;
-        refuse_reserved(path)?;
-        refuse_ring(path)?;
+        refuse_unsuitable(path)?;
         let (record, is_new) = Record::open(&beside(path, "positions"))?;
         finish_rotation(path, &record.state)?;
         let file = open_data(path)?;
@@ -112,7 +109,7 @@ impl Log {
         batches: impl Iterator<Item = (&'a RingFacts, &'a Batch)>,
     ) -> Result<Vec<BatchOutcome>, String> {
         let written = self.append_all(batches);
-        written.map_err(|e| format!("{}: cannot write: {e}{}", shown(&self.path), remedy(&e)))
+        written.map_err(|e| words(&self.path, "write", &e))
     }
 
     fn append_all<'a>(
@@ -222,7 +219,7 @@ impl Log {
     /// anywhere is finished by [`recover`](Self::recover).
     fn rotate(&mut self) -> io::Result<()> {
         let highest = kept(&self.path)?.into_iter().max().unwrap_or(0);
-        let number = highest.max(self.record.state.last) + 1;
+        let number = highest.max(self.record.state.last).saturating_add(1);
         let state = Line { rotate: Some(number), last: number, ..self.record.state.clone() };
         self.record.write(&state)?;
         finish_rotation(&self.path, &self.record.state)?;
@@ -239,23 +236,57 @@ impl Log {
     }
 }
 
+/// Returns why the file at a path could not be written, as far as a look tells that changes nothing.
+pub fn examine(path: &Path) -> Result<(), String> {
+    refuse_unsuitable(path).map_err(|e| words(path, "write", &e))?;
+    let is_allowed = eaccess(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK);
+    is_allowed.map_err(|e| words(path, "write", &e.into()))?;
+    for file in [path, &beside(path, "positions")] {
+        match eaccess(file, AccessFlags::R_OK | AccessFlags::W_OK) {
+            Ok(()) | Err(Errno::ENOENT) => {}
+            Err(e) => return Err(words(file, "write", &e.into())),
+        }
+    }
+    Ok(())
+}
+
+fn refuse_unsuitable(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    refuse_among_devices(path)?;
+    refuse_reserved(path)?;
+    refuse_ring(path)
+}
+
 /// Gives the file the number by which it is kept, if it does not have it yet.
 fn finish_rotation(path: &Path, state: &Line) -> io::Result<()> {
     let Some(number) = state.rotate else { return Ok(()) };
-    let target = numbered(path, number);
-    if target.exists() || beside(&target, "zst").exists() {
-        return Ok(());
-    }
-    match OpenOptions::new().write(true).open(path) {
-        Ok(file) => {
-            if file.metadata()?.len() > state.length {
-                file.set_len(state.length)?;
-                file.sync_all()?;
-            }
-        }
-        // Somebody has removed it.
+    let file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        // It has its number, or somebody has removed it.
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         Err(e) => return Err(e),
+    };
+    match file.metadata()?.len() {
+        // The new file has been made already: nothing is written to it before the next record.
+        0 => return Ok(()),
+        bytes if bytes > state.length => {
+            file.set_len(state.length)?;
+            file.sync_all()?;
+        }
+        _ => {}
+    }
+    let target = numbered(path, number);
+    // A file that others have put there would be lost, and a folder stays where it is.
+    for taken in [&target, &beside(&target, "zst")] {
+        if taken.symlink_metadata().is_ok() {
+            let text = format!(
+                "it is to be kept as {}, which is there already (move that away)",
+                shown(taken)
+            );
+            return Err(io::Error::new(ErrorKind::AlreadyExists, text));
+        }
     }
     std::fs::rename(path, &target)?;
     sync_folder(path)
@@ -300,8 +331,25 @@ fn open_data(path: &Path) -> io::Result<File> {
 
 /// Makes the names in the folder of `path` durable.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder_of(path))?.sync_all()
+}
+
+fn folder_of(path: &Path) -> &Path {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
+    folder.unwrap_or(Path::new("."))
+}
+
+/// Returns an error in words. Those of the record of positions name it.
+fn words(path: &Path, action: &str, error: &io::Error) -> String {
+    let record = error.get_ref().and_then(|inner| inner.downcast_ref::<RecordError>());
+    match record {
+        Some(RecordError { path, source }) => format!(
+            "{}: cannot {action} the record of positions: {source}{}",
+            shown(path),
+            remedy(error)
+        ),
+        None => format!("{}: cannot {action} the file: {error}{}", shown(path), remedy(error)),
+    }
 }
 
 /// Returns what can be done about an error.

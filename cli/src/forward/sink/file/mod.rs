@@ -18,7 +18,7 @@ use super::super::values::{positive, size, time};
 use super::{Batch, Lane, Reporter, RingFacts, Sink};
 use ring_program::parse_size;
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -47,6 +47,19 @@ pub struct FileOptions {
     #[arg(long, help_heading = HEADING, value_enum)]
     #[serde(deserialize_with = "compression")]
     pub compress: Option<Compression>,
+}
+
+impl FileOptions {
+    /// Returns the options, and whether each was given.
+    pub fn given(&self) -> [(&'static str, bool); 4] {
+        let Self { rotate_size, rotate_age, keep, compress } = self;
+        [
+            ("rotate-size", rotate_size.is_some()),
+            ("rotate-age", rotate_age.is_some()),
+            ("keep", keep.is_some()),
+            ("compress", compress.is_some()),
+        ]
+    }
 }
 
 /// How files are compressed.
@@ -90,7 +103,22 @@ impl Files {
     }
 }
 
+/// Returns what keeps the files of rings with these names from being written, as far as a look tells
+/// that changes nothing.
+pub fn faults(path: &str, rings: &BTreeSet<&str>) -> Vec<String> {
+    // A folder can be looked at before there is a ring.
+    let any = BTreeSet::from(["ring"]);
+    let rings = if rings.is_empty() { &any } else { rings };
+    let paths: BTreeSet<_> = rings.iter().map(|ring| path.replace(RING, ring)).collect();
+    paths.iter().filter_map(|path| log::examine(Path::new(path)).err()).collect()
+}
+
 impl Sink for Files {
+    fn descriptors(&self) -> u64 {
+        // The file and its record, and the next of each while one takes the place of the other.
+        4
+    }
+
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         let path = PathBuf::from(self.path.replace(RING, &ring.name));
         let known = self.outputs.get(&path).and_then(Weak::upgrade);

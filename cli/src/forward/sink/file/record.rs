@@ -7,6 +7,7 @@
 use super::log::sync_folder;
 use serde::{Deserialize, Serialize};
 use shared_block_ring::Position;
+use shared_block_ring::device::shown;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
@@ -64,9 +65,32 @@ pub struct Record {
     rings: BTreeMap<Uuid, Entry>,
 }
 
+/// An error of the record itself, and not of the file that it is about.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {source}", shown(path))]
+pub struct RecordError {
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl RecordError {
+    /// Returns an error of the same kind that names the record.
+    fn of(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
+        let path = path.to_owned();
+        move |source| io::Error::new(source.kind(), Self { path, source })
+    }
+}
+
 impl Record {
     /// Opens the record, and returns whether it is new. A new one is empty.
+    ///
+    /// # Errors
+    /// Those of the record name it: see [`RecordError`].
     pub fn open(path: &Path) -> io::Result<(Self, bool)> {
+        Self::read(path).map_err(RecordError::of(path))
+    }
+
+    fn read(path: &Path) -> io::Result<(Self, bool)> {
         let file = lock(path)?;
         let mut record = Self {
             path: path.to_owned(),
@@ -105,6 +129,10 @@ impl Record {
 
     /// Writes a line, durably.
     pub fn write(&mut self, line: &Line) -> io::Result<()> {
+        self.append(line).map_err(RecordError::of(&self.path))
+    }
+
+    fn append(&mut self, line: &Line) -> io::Result<()> {
         if self.bytes > LONG {
             self.shorten()?;
         }
@@ -119,6 +147,10 @@ impl Record {
     /// Writes the record anew if others have moved or removed it: without it a restart would not
     /// know what the file has.
     pub fn follow_name(&mut self) -> io::Result<()> {
+        self.restore_name().map_err(RecordError::of(&self.path))
+    }
+
+    fn restore_name(&mut self) -> io::Result<()> {
         let (ours, there) = (self.file.metadata()?, std::fs::metadata(&self.path));
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
             return Ok(());

@@ -33,11 +33,14 @@ pub fn kept(path: &Path) -> io::Result<BTreeSet<u64>> {
     Ok(numbers)
 }
 
-/// Removes the files that are kept by numbers up to `last`.
+/// Removes the files that are kept by numbers up to `last`. A folder is none of them.
 pub fn remove_old(path: &Path, last: u64) -> io::Result<()> {
     for number in kept(path)?.into_iter().filter(|number| *number <= last) {
         let file = numbered(path, number);
         for file in [beside(&file, "zst"), file] {
+            if file.symlink_metadata().is_ok_and(|about| about.is_dir()) {
+                continue;
+            }
             match std::fs::remove_file(file) {
                 Err(e) if e.kind() != ErrorKind::NotFound => return Err(e),
                 _ => {}
