@@ -39,6 +39,9 @@ pub enum Failure {
     /// A refusal, in words.
     #[error("{0}")]
     Refused(String),
+    /// Options that are missing, or do not fit together, in words.
+    #[error("{0}")]
+    Usage(String),
     /// Standard output is the ring itself. Nothing may be written there, not even a report of this
     /// failure.
     #[error("{0}")]
@@ -87,9 +90,7 @@ impl Failure {
     fn remedy(&self) -> Option<&'static str> {
         let error = match self.ring()? {
             Error::Device(error) => error,
-            Error::Format(FormatError::NotARing) => {
-                return Some("is it the right file or device? blockring create makes a ring");
-            }
+            Error::Format(damage) => return remedy_of_damage(damage),
             _ => return None,
         };
         if let Some(displaced) = Displaced::of(error) {
@@ -147,6 +148,7 @@ impl Failure {
     /// Returns the exit code.
     pub fn code(&self) -> u8 {
         match self {
+            Self::Usage(_) => 2,
             Self::TimedOut { .. } => 3,
             Self::Suspended(_) => 4,
             Self::Corrupt(_) => 5,
@@ -154,6 +156,25 @@ impl Failure {
             Self::Ended { source, .. } => code_of(source),
             Self::Io { .. } | Self::Refused(_) | Self::OutputIsRing(_) => 1,
         }
+    }
+}
+
+/// Returns what the user can do about damaged bytes, where the text does not say it.
+fn remedy_of_damage(damage: &FormatError) -> Option<&'static str> {
+    match damage {
+        FormatError::NotARing => {
+            Some("is it the right file or device? blockring create makes a ring")
+        }
+        FormatError::Span { .. } | FormatError::Count { .. } | FormatError::ItemLength { .. } => {
+            Some(
+                "blockring check says more; items cannot be repaired: blockring consume --on-corrupt skip gives up what is damaged, and what follows is taken again",
+            )
+        }
+        FormatError::IdentityChecksum { .. }
+        | FormatError::Misaligned { .. }
+        | FormatError::Slots { .. }
+        | FormatError::Pointers { .. } => Some("blockring repair says what it can restore"),
+        _ => None,
     }
 }
 

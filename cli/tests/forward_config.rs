@@ -3,11 +3,13 @@
 
 mod common;
 
+use common::machine;
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::backend::{Backend, Word};
 use ring_test_support::process::{Guarded, ended, eventually, signal, words};
 use ring_test_support::{RingFile, assert_fails, assert_ok};
+use std::process::Stdio;
 
 /// Makes rings of those names, each with its name as an item.
 fn with_rings(names: &[&str]) -> Scene {
@@ -64,6 +66,118 @@ fn bad_configuration_is_refused_by_line_and_key() {
     for usage in ["", "a.img", "--to file:x", "--config f --to file:x", "--config f --keep 3"] {
         assert_fails(&scene.shell(&format!("$RING forward {usage}")), 2, "Usage");
     }
+    assert_fails(&scene.shell("$RING forward a.img"), 2, "not provided:\n  --to <SINK>");
+    assert_fails(&scene.shell("$RING forward --to file:x"), 2, "not provided:\n  <RING>");
+}
+
+#[test]
+fn option_of_another_sink_is_refused_by_name() {
+    let scene = with_rings(&["a.img"]);
+    let output = scene.shell("$RING forward --drain a.img --to file:x --ack lines");
+    assert_fails(&output, 2, "--ack is an option of exec:");
+    scene.write("f", "to = \"exec:cat\"\nrings = [\"a.img\"]\n[file]\nkeep = 3\n");
+    assert_fails(&scene.shell("$RING forward --drain --config f"), 1, "f: key `file.keep`");
+    assert_eq!(scene.succeed("$RING consume a.img"), "a.img\n");
+}
+
+#[test]
+fn check_of_the_configuration_looks_at_folders_and_names() {
+    let scene = with_rings(&["a.b.img", "c.img"]);
+    scene.succeed("mkdir ro; touch ro/x; echo > file");
+    let nats = "--to nats://h --stream S --subject 'vm.{ring}'";
+    for (words, wanted) in [
+        ("'*.img' --to file:none/x", "none/x: cannot write the file"),
+        ("'*.img' --to file:none/x", "is there such a folder?"),
+        ("'n*.img' --to 'file:none/{ring}'", "none/ring"),
+        ("'*.img' --to 'file:c.img'", "it holds a ring"),
+        ("'*.img' --to 'file:file/{ring}'", "file/c: cannot write the file"),
+        (&format!("'*.img' {nats}"), "'a.b' cannot be a part of a subject"),
+    ] {
+        let check = format!("$RING forward --check-config {words}");
+        assert_fails(&scene.shell(&check), 1, wanted);
+    }
+    scene.succeed(&format!("$RING forward --check-config c.img {nats}"));
+    assert!(scene.lines("ro/x").is_empty() && !scene.path("file.positions").exists());
+    // The superuser may write anywhere but where nobody may.
+    machine::succeed(
+        r#"
+        mkdir ro && mount -t tmpfs none ro && touch ro/x ro/x.positions && mount -o remount,ro ro
+        $RING create --size 64K ring
+        must 1 'ro/x: cannot write the file' "$RING" forward --check-config ring --to file:ro/x
+        must 1 'may this user' "$RING" forward --check-config ring --to file:ro/y
+        must 1 'may this user' "$RING" forward --check-config ring --to journald:ro
+        "#,
+    );
+}
+
+#[test]
+fn ring_in_the_making_is_no_alert_and_one_that_stays_none_is() {
+    let scene = Scene::new();
+    let arguments = ["forward", "*.img", "--to", "file:{ring}.log"];
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let forwarder =
+        Guarded::start(scene.without_input(&arguments).env("RUST_LOG", "info").stderr(errors));
+    scene.succeed("$RING create --size 64K first.img; echo x | $RING produce first.img");
+    scene.wait_for_lines("first.log", 1);
+    scene.succeed("truncate -s 64K ring.img never.img");
+    let said = |words: &str| String::from_utf8_lossy(&scene.read("errors")).contains(words);
+    eventually("the forwarder has looked", || said("ring: ring.img: not a ring"));
+    scene.succeed(
+        "$RING create --size 64K made && mv made ring.img; echo x | $RING produce ring.img",
+    );
+    scene.wait_for_lines("ring.log", 1);
+    eventually("the other one is said", || said("makes a ring); it is tried again"));
+    let text = String::from_utf8(scene.read("errors")).unwrap();
+    let warned: Vec<_> = text.lines().filter(|line| line.contains(" WARN ")).collect();
+    assert!(warned.len() == 1 && warned[0].contains("never"), "{text}");
+    end(forwarder);
+}
+
+#[test]
+fn rings_beyond_the_budget_of_open_files_wait_and_are_taken_up_when_others_go() {
+    const RINGS: usize = 20;
+    let scene = Scene::new();
+    let script = format!(
+        "for n in $(seq {RINGS}); do $RING create --size 64K $n.img; echo x | $RING produce $n.img; done"
+    );
+    scene.succeed(&script);
+    let mut shell = std::process::Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_blockring");
+    let script = format!("ulimit -n 100; exec {program} forward '*.img' --to 'file:{{ring}}.log'");
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    shell.args(["-c", &script]).current_dir(scene.path(".")).stdin(Stdio::null()).stderr(errors);
+    let forwarder = Guarded::start(&mut shell);
+    let said = || String::from_utf8(scene.read("errors")).unwrap();
+    eventually("rings wait", || said().contains("waits for open files: the limit is 100"));
+    let arrived = || (1..=RINGS).filter(|n| !scene.lines(&format!("{n}.log")).is_empty());
+    assert!(arrived().count() < RINGS);
+    eventually("all rings are taken up, in turn", || {
+        let done: Vec<_> = arrived().collect();
+        for number in &done {
+            let _ = std::fs::remove_file(scene.path(&format!("{number}.img")));
+        }
+        done.len() == RINGS
+    });
+    let said = said();
+    assert_eq!(said.matches("waits for open files").count(), 1, "{said}");
+    assert!(!said.contains("Too many"), "{said}");
+    end(forwarder);
+}
+
+#[test]
+fn damaged_ring_is_named_with_the_remedy() {
+    let scene = with_rings(&["a.img"]);
+    // The first item's length.
+    scene.succeed("printf '\\377' | dd of=a.img bs=1 seek=1538 conv=notrunc 2> dd");
+    let output = scene.shell("$RING forward --drain a.img --to file:x");
+    assert_fails(&output, 1, "consume --on-corrupt skip");
+    let output = scene.shell("$RING consume a.img");
+    assert_fails(&output, 5, "consume --on-corrupt skip");
+    // The producer's position.
+    scene.succeed(
+        "head -c 8 /dev/zero | tr '\\0' '\\377' | dd of=a.img bs=1 seek=512 conv=notrunc 2> dd",
+    );
+    assert_fails(&scene.shell("$RING forward --drain a.img --to file:x"), 1, "blockring repair");
 }
 
 #[test]

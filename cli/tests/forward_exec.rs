@@ -6,8 +6,9 @@ mod common;
 
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
-use ring_test_support::process::{Guarded, ended, signal};
+use ring_test_support::process::{Guarded, ended, eventually, signal, state};
 use ring_test_support::{assert_fails, assert_ok};
+use std::path::Path;
 use std::time::Instant;
 
 /// A command that notes each item, and acknowledges it.
@@ -85,6 +86,58 @@ fn exit_code_acknowledges_a_batch() {
 }
 
 #[test]
+fn exit_code_of_a_command_that_has_not_read_its_input_acknowledges_nothing() {
+    for (lines, command) in [(3, "exit 0"), (3, "read -r first"), (50_000, "exit 0")] {
+        let scene = Scene::with_lines(lines);
+        let output = forward(&scene, command, &["--ack", "exit"]);
+        assert_fails(&output, 1, "it has not read all of its input");
+        assert_fails(&output, 1, "cat > /dev/null");
+        assert_eq!(scene.rest().lines().count(), lines);
+    }
+    let scene = Scene::with_lines(3000);
+    assert_ok(&forward(&scene, "cat > /dev/null", &["--ack", "exit"]));
+    assert!(scene.rest().is_empty());
+}
+
+#[test]
+fn what_a_command_leaves_behind_ends_with_it() {
+    let scene = Scene::with_lines(3);
+    // The child ends by itself, its own child would not.
+    let command = "cat > done; sleep 1000 > /dev/null & echo $! > left";
+    assert_ok(&forward(&scene, command, &["--ack", "exit"]));
+    assert_eq!(scene.lines("done"), numbers(3));
+    let left: u32 = scene.lines("left")[0].parse().unwrap();
+    assert!(!is_alive(left), "it is still there");
+}
+
+/// Returns whether a process is there, and not only its exit code.
+fn is_alive(pid: u32) -> bool {
+    Path::new(&format!("/proc/{pid}/stat")).exists() && state(pid) != 'Z'
+}
+
+#[test]
+fn child_ends_with_a_forwarder_that_is_killed() {
+    let scene = Scene::with_lines(3);
+    // It ignores the end of its input.
+    let to = "exec:trap '' TERM PIPE; echo $$ > child; while :; do sleep 0.1; done";
+    let forwarder = Guarded::start(&mut scene.without_input(&["forward", "ring", "--to", to]));
+    scene.wait_for_lines("child", 1);
+    let child: u32 = scene.lines("child")[0].parse().unwrap();
+    assert!(is_alive(child));
+    signal(&forwarder, Signal::SIGKILL);
+    eventually("the child ends, too", || !is_alive(child));
+}
+
+#[test]
+fn children_have_the_limit_of_open_files_that_the_forwarder_was_given() {
+    let scene = Scene::with_lines(1);
+    scene.succeed(
+        "ulimit -S -n 100; $RING forward --drain ring --to 'exec:cat; ulimit -S -n > limit' --ack exit",
+    );
+    assert_eq!(scene.lines("limit"), ["100"]);
+}
+
+#[test]
 fn command_for_each_batch_acknowledges_by_lines_and_gets_the_end_of_its_input() {
     let scene = Scene::with_lines(2500);
     let output = forward(&scene, &format!("{NOTE}; echo x >> starts"), &["--per-batch"]);
@@ -124,7 +177,7 @@ fn command_that_prints_no_position_of_its_own_is_refused() {
     }
     let scene = Scene::with_lines(3);
     assert_fails(&forward(&scene, "if", &[]), 1, "sh does not understand");
-    assert_fails(&forward(&scene, "cat", &["--framing", "whole"]), 1, "--ack exit");
+    assert_fails(&forward(&scene, "cat", &["--framing", "whole"]), 2, "--ack exit");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 
 mod engine;
 mod folders;
+mod foreign;
 mod memory;
 mod opener;
 mod retry;
@@ -20,7 +21,6 @@ use super::framing::{Framing, OnSeparator};
 use super::output::{print, require_messages};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use engine::{Drain, Engine, Report};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ring_program::{Stop, parse_size};
 use settings::{Destination, RingSource, Settings, SinkOptions};
 use sink::exec::ExecOptions;
@@ -88,7 +88,6 @@ pub struct Forward {
     #[arg(
         long,
         value_name = "FILE",
-        required_unless_present_all = ["rings", "to"],
         conflicts_with_all = ["Given", "ItemOptions", "FileOptions", "ExecOptions", "JournaldOptions", "NatsOptions"],
     )]
     config: Option<PathBuf>,
@@ -110,11 +109,11 @@ pub struct Forward {
 #[derive(clap::Args)]
 struct Given {
     /// The rings to forward
-    #[arg(value_name = "RING", value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
+    #[arg(value_name = "RING", required_unless_present = "config", value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
     rings: Vec<RingSource>,
     /// Where to: `nats://HOST[:PORT]`, `tls://HOST[:PORT]`, `file:PATH`, `exec:COMMAND`,
     /// `journald:DIRECTORY` or `journald:`
-    #[arg(long, value_name = "SINK", value_parser = Destination::parse)]
+    #[arg(long, value_name = "SINK", required_unless_present = "config", value_parser = Destination::parse)]
     to: Option<Destination>,
     /// Memory for items that were read and have not arrived, over all rings
     #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = |text: &str| parse_size(text).and_then(settings::memory))]
@@ -134,16 +133,25 @@ struct Given {
 /// Options of how items are written.
 #[derive(clap::Args)]
 struct ItemOptions {
-    /// How items are separated in files, and for commands
-    #[arg(long, value_enum, default_value = "lines")]
-    framing: Framing,
+    /// How items are separated in files, and for commands [default: lines]
+    #[arg(long, value_enum)]
+    framing: Option<Framing>,
     /// What to do about an item that contains the byte that ends items: fail leaves its ring alone
-    #[arg(long, value_enum, default_value = "fail")]
-    on_separator: OnSeparator,
+    /// [default: fail]
+    #[arg(long, value_enum)]
+    on_separator: Option<OnSeparator>,
 }
 
 impl Forward {
     pub fn run(self, stop: &Stop, report: &mut Report) -> Outcome {
+        self.carry_out(stop, report).map_err(|failure| match failure {
+            // The words are about a file then, not about the use of this program.
+            Failure::Usage(words) if self.config.is_some() => Failure::Refused(words),
+            other => other,
+        })
+    }
+
+    fn carry_out(&self, stop: &Stop, report: &mut Report) -> Outcome {
         require_messages(self.json)?;
         let hangup = Stop::on([libc::SIGHUP]);
         let hangup = hangup.map_err(Failure::io("cannot set up signals"))?;
@@ -154,6 +162,11 @@ impl Forward {
         }
         if self.check_config {
             sink::make(&settings.to, &settings.sinks)?;
+            let names = found.rings.keys().map(String::as_str).collect();
+            let faults = sink::faults(&settings.to, &settings.sinks, &names);
+            if !faults.is_empty() {
+                return Err(Failure::Refused(faults.join("; ")));
+            }
             let mut lines: Vec<_> = found
                 .rings
                 .iter()
@@ -163,10 +176,11 @@ impl Forward {
             lines.push(format!("the configuration is sound; rings now: {}", found.rings.len()));
             return print(&lines.join("\n"), Some(stop));
         }
-        raise_limit();
+        let files = ring_program::descriptors::raise();
+        let files = files.map_err(Failure::io("cannot read the limit of open files"))?;
         std::thread::scope(|scope| {
             let drain = self.drain.then(|| Drain::new(self.drain_timeout, settings.warn_after));
-            let mut engine = Engine::new(settings, drain, scope, stop, &hangup)?;
+            let mut engine = Engine::new(settings, drain, files, scope, stop, &hangup)?;
             let outcome = engine.run(&|| self.settings());
             *report = engine.end();
             outcome
@@ -184,32 +198,26 @@ impl Forward {
             };
         }
         let Given { rings, to, max_memory, grace, no_flush, warn_after } = &self.given;
-        let to = to.clone().ok_or_else(|| Failure::Refused("--to is missing".to_owned()))?;
+        let to = to.clone().ok_or_else(|| Failure::Usage("--to is missing".to_owned()))?;
+        let sinks = SinkOptions {
+            framing: self.items.framing,
+            on_separator: self.items.on_separator,
+            file: self.file.clone(),
+            exec: self.exec.clone(),
+            journald: self.journald.clone(),
+            nats: self.nats.clone(),
+        };
+        if let Some(foreign) = foreign::find(&to, &sinks) {
+            return Err(Failure::Usage(foreign.of_command_line()));
+        }
         Ok(Settings {
             to,
-            sinks: SinkOptions {
-                framing: self.items.framing,
-                on_separator: self.items.on_separator,
-                file: self.file.clone(),
-                exec: self.exec.clone(),
-                journald: self.journald.clone(),
-                nats: self.nats.clone(),
-            },
+            sinks,
             rings: rings.clone(),
             max_memory: *max_memory,
             grace: *grace,
             no_flush: *no_flush,
             warn_after: *warn_after,
         })
-    }
-}
-
-/// Allows as many open files as this process may have: each ring takes some.
-fn raise_limit() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    // Without a higher limit, a ring that needs too many descriptors fails by itself.
-    if let Err(e) = raised {
-        log::debug!("cannot raise the limit of open files: {e}");
     }
 }

@@ -6,7 +6,7 @@ use super::sink::{Lane, LaneId};
 use serde::Serialize;
 use shared_block_ring::{Key, Position};
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// A ring that is, or is to be, forwarded.
@@ -16,6 +16,8 @@ pub struct Ring {
     pub phase: Phase,
     /// Whether it is forwarded to its end only: the configuration does not stand for it any more.
     pub is_leaving: bool,
+    /// When it appeared, if that was while forward ran: whoever makes it may not be done yet.
+    pub appeared: Option<Instant>,
     /// Failures of the ring itself.
     pub retry: Retry,
     /// Failures of the sink for this ring.
@@ -87,7 +89,12 @@ pub struct OpenLane {
     pub id: LaneId,
     pub lane: Box<dyn Lane>,
     pub is_ready: bool,
+    /// Whether it was given a batch: until then a sink may have opened nothing for it.
+    pub is_used: bool,
 }
+
+/// The time in which a ring's file or socket that has appeared becomes one that can be opened.
+const MAKING: Duration = Duration::from_secs(2);
 
 /// An item in flight.
 #[derive(Debug, Clone, Copy)]
@@ -144,12 +151,18 @@ impl Ring {
             spec,
             phase: Phase::Closed,
             is_leaving: false,
+            appeared: None,
             retry: Retry::default(),
             sink_retry: Retry::default(),
             slow: Retry::default(),
             trouble: None,
             report: RingReport::default(),
         }
+    }
+
+    /// Returns whether the ring may still be in the making.
+    pub fn is_young(&self) -> bool {
+        self.appeared.is_some_and(|at| at.elapsed() < MAKING)
     }
 
     /// Returns whether a ring that leaves has come to its end. A backend can remove its socket

@@ -3,6 +3,7 @@
 use super::super::address::{SERIAL, SOCKET, driven, strip};
 use super::super::failure::Failure;
 use super::super::framing::{Framing, OnSeparator};
+use super::foreign;
 use super::sink::exec::ExecOptions;
 use super::sink::file::FileOptions;
 use super::sink::journald::JournaldOptions;
@@ -40,11 +41,11 @@ pub struct Settings {
     pub warn_after: Duration,
 }
 
-/// Options of the sinks. Those of sinks that are not used have no effect.
+/// Options of the sinks. Those of sinks that are not used are not given.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SinkOptions {
-    pub framing: Framing,
-    pub on_separator: OnSeparator,
+    pub framing: Option<Framing>,
+    pub on_separator: Option<OnSeparator>,
     pub file: FileOptions,
     pub exec: ExecOptions,
     pub journald: JournaldOptions,
@@ -228,16 +229,21 @@ pub fn parse(text: &str) -> Result<Settings, String> {
     if rings.is_empty() {
         return Err("key `rings`: no ring is named".to_owned());
     }
+    let to = document.to.0;
+    let sinks = SinkOptions {
+        framing: document.framing.map(|choice| choice.0),
+        on_separator: document.on_separator.map(|choice| choice.0),
+        file: document.file,
+        exec: document.exec,
+        journald: document.journald,
+        nats: document.nats,
+    };
+    if let Some(foreign) = foreign::find(&to, &sinks) {
+        return Err(foreign.of_file());
+    }
     Ok(Settings {
-        to: document.to.0,
-        sinks: SinkOptions {
-            framing: document.framing.map_or(Framing::Lines, |choice| choice.0),
-            on_separator: document.on_separator.map_or(OnSeparator::Fail, |choice| choice.0),
-            file: document.file,
-            exec: document.exec,
-            journald: document.journald,
-            nats: document.nats,
-        },
+        to,
+        sinks,
         rings,
         max_memory: document.max_memory.map_or(MAX_MEMORY, |memory| memory.0),
         grace: document.grace.map_or(Duration::from_secs_f64(GRACE), |seconds| seconds.0),
@@ -283,8 +289,6 @@ mod tests {
             [file]
             rotate-size = "100M"
             keep = 3
-            [journald]
-            gather = 1.5
             "#,
         )
         .unwrap();
@@ -293,9 +297,11 @@ mod tests {
         assert_eq!(settings.rings[2].name.as_deref(), Some("web"));
         assert_eq!((settings.max_memory, settings.grace.as_millis()), (16 << 20, 2500));
         assert_eq!(settings.warn_after, Duration::from_secs(7));
-        assert_eq!(settings.sinks.framing, Framing::Length);
+        assert_eq!(settings.sinks.framing, Some(Framing::Length));
         assert_eq!(settings.sinks.file.rotate_size, Some(100 << 20));
-        assert_eq!(settings.sinks.journald.gather, Some(Duration::from_millis(1500)));
+        let text = "to = \"journald:/log\"\nrings = [\"a\"]\n[journald]\ngather = 1.5\njournal-remote = \"r\"";
+        let journald = parse(text).unwrap().sinks.journald;
+        assert_eq!(journald.gather, Some(Duration::from_millis(1500)));
     }
 
     #[test]
@@ -315,6 +321,10 @@ mod tests {
             (&format!("{to}rings = [\"a\"]\nframing = \"x\""), &["line 3", "framing", "lines"]),
             (&format!("{to}rings = [\"a\"]\n[file]\nkeep = \"x\""), &["line 4", "keep"]),
             (&format!("{to}rings = [\"a\"]\n[file]\nrotate = 1"), &["line 4", "rotate"]),
+            (
+                &format!("{to}rings = [\"a\"]\n[nats]\nstream = \"S\""),
+                &["`nats.stream`", "nats://", "file:"],
+            ),
             (&format!("{to}[[ring]]\nname = \"x\""), &["line 2", "address"]),
             (&format!("{to}[[ring]]\naddress = \"a\"\nname = \"\""), &["line 4", "name"]),
             (&format!("{to}[[ring]]\naddress = \"a*\"\nname = \"n\""), &["name", "pattern"]),

@@ -17,7 +17,7 @@ impl Engine<'_, '_> {
         let Some(opened) = ring.opened() else { return };
         let facts = RingFacts { name, uuid: opened.uuid, position: opened.arrived };
         let lane = self.sink.open(&facts, reporter);
-        opened.lane = Some(OpenLane { id, lane, is_ready: false });
+        opened.lane = Some(OpenLane { id, lane, is_ready: false, is_used: false });
         self.lanes.insert(id, number);
     }
 

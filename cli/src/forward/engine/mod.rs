@@ -1,6 +1,7 @@
 //! The engine: one thread that has the rings, reads them as far as memory allows, and frees what
 //! has arrived.
 
+mod files;
 mod lanes;
 mod pump;
 mod rings;
@@ -12,6 +13,7 @@ use super::super::failure::{Failure, Outcome};
 use super::folders::Folders;
 use super::memory::Memory;
 use super::opener::Opener;
+use super::retry::Retry;
 use super::ring::{Phase, Ring, RingReport};
 use super::settings::Settings;
 use super::sink::{self, Event, LaneId, Reporter, Sink};
@@ -76,8 +78,14 @@ pub struct Engine<'scope, 'env> {
     to_free: BTreeSet<u64>,
     /// The times of the next attempts.
     due: BTreeSet<(Instant, u64)>,
+    /// The limit of open files.
+    files: u64,
+    /// What is said of rings that wait for open files.
+    few_files: Retry,
     folders: Folders,
     next_look_up: Instant,
+    /// Whether patterns were looked up before: what is found now has appeared since.
+    has_looked_up: bool,
     /// The next look at waits for acknowledgements.
     next_watch: Instant,
     /// Whether a ring has come to rest since the last wait: the set may know of items.
@@ -98,6 +106,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
     pub fn new(
         settings: Settings,
         drain: Option<Drain>,
+        files: u64,
         scope: &'scope Scope<'scope, 'env>,
         stop: &'env Stop,
         hangup: &'env Stop,
@@ -136,8 +145,11 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             starved: VecDeque::new(),
             to_free: BTreeSet::new(),
             due: BTreeSet::new(),
+            files,
+            few_files: Retry::default(),
             folders,
             next_look_up: Instant::now(),
+            has_looked_up: false,
             next_watch: Instant::now(),
             is_unsettled: false,
             scratch: Vec::new(),
@@ -287,7 +299,8 @@ impl<'scope, 'env> Engine<'scope, 'env> {
     /// Reads nothing more, and waits for what is in flight, within the grace.
     fn finish(&mut self) -> Outcome {
         let grace = self.settings.grace;
-        let deadline = Instant::now() + grace.saturating_sub(grace / SINKS_SHARE);
+        let begin = Instant::now();
+        let deadline = begin + grace.saturating_sub(grace / SINKS_SHARE);
         // It stays readable; a second signal ends the wait by itself.
         let unwatched = self.set.unwatch(self.stop.fd());
         unwatched.map_err(Failure::io("cannot wait for the rings"))?;
@@ -303,7 +316,11 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             let in_flight = self.memory.used() > 0;
             let left = deadline.saturating_duration_since(Instant::now());
             // A second request ends the grace.
-            if !in_flight || left.is_zero() || self.stop.requests() > 1 {
+            let is_asked_again = self.stop.requests() > 1;
+            if !in_flight || left.is_zero() || is_asked_again {
+                let now = Instant::now();
+                let end = if is_asked_again { now + grace / SINKS_SHARE } else { begin + grace };
+                self.sink.end_by(end);
                 return Ok(());
             }
             let waited = self.set.wait(Some(left), &mut occurrences);

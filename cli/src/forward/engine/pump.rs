@@ -73,6 +73,7 @@ impl Engine<'_, '_> {
             self.memory.take(cost);
             self.peak = self.peak.max(self.memory.used());
             if let Some(lane) = &mut opened.lane {
+                lane.is_used = true;
                 lane.lane.send(batch);
             }
         }

@@ -10,10 +10,13 @@ use super::{Engine, Reread};
 use ring_program::say;
 use shared_block_ring::Durability;
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Bytes that are freed at once in a busy ring, about: the pointer's write costs flushes.
 const FREED_AT_ONCE: u64 = 64 << 10;
+
+/// Pause before the next attempt to open a ring that may still be in the making.
+const RETRY_YOUNG: Duration = Duration::from_millis(50);
 
 impl Engine<'_, '_> {
     /// Looks up which rings the configuration stands for now.
@@ -44,9 +47,12 @@ impl Engine<'_, '_> {
             }
             let number = self.number();
             self.names.insert(name.clone(), number);
-            self.rings.insert(number, Ring::new(name, spec));
+            let mut ring = Ring::new(name, spec);
+            ring.appeared = self.has_looked_up.then(Instant::now);
+            self.rings.insert(number, ring);
             self.due.insert((Instant::now(), number));
         }
+        self.has_looked_up = true;
     }
 
     /// Takes another configuration, if it is a good one.
@@ -90,6 +96,10 @@ impl Engine<'_, '_> {
 
     /// Makes the next attempt for a ring: to open it, or its lane.
     pub fn attempt(&mut self, number: u64) {
+        let is_closed = |ring: &Ring| matches!(ring.phase, Phase::Closed) && !ring.is_leaving;
+        if self.rings.get(&number).is_some_and(is_closed) && !self.has_files(number) {
+            return;
+        }
         let Some(ring) = self.rings.get_mut(&number) else { return };
         match &ring.phase {
             Phase::Closed if ring.is_leaving => {}
@@ -157,7 +167,12 @@ impl Engine<'_, '_> {
         self.close(number);
         let Some(ring) = self.rings.get_mut(&number) else { return };
         let words = failure.words();
-        let (pause, is_new) = ring.retry.failed(&words);
+        let (pause, is_new) = if ring.is_young() {
+            log::info!("{}: {words}; it may still be made, and is tried again", ring.name);
+            (RETRY_YOUNG, false)
+        } else {
+            ring.retry.failed(&words)
+        };
         if is_new {
             log::warn!("{}: {words}; it is tried again", ring.name);
         }

@@ -11,14 +11,17 @@ pub mod journald;
 pub mod nats;
 
 use super::super::failure::Failure;
+use super::super::framing::{Framing, OnSeparator};
 use super::settings::{Destination, SinkOptions};
 use bytes::Bytes;
+use nats::options::OptionsError;
 use nix::sys::eventfd::EventFd;
 use shared_block_ring::Position;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 use uuid::Uuid;
 
 /// Destination of the items of rings.
@@ -26,12 +29,20 @@ pub trait Sink {
     /// Opens the way of one ring into the sink. Never blocks: what comes of it is reported to
     /// `events`, first of all [`Event::Ready`] or [`Event::Failed`].
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane>;
+
+    /// Returns how many descriptors a lane takes at most, once it has items.
+    fn descriptors(&self) -> u64;
+
+    /// Notes when the sink's own end must be over, where it can see to that: its lanes are dropped
+    /// next, and then the sink.
+    fn end_by(&mut self, _deadline: Instant) {}
 }
 
 /// Makes the sink that the configuration names. What is wrong with it is found here, as far as that
 /// needs no connection.
 pub fn make(to: &Destination, options: &SinkOptions) -> Result<Box<dyn Sink>, Failure> {
-    let framing = (options.framing, options.on_separator);
+    let framing = options.framing.unwrap_or(Framing::Lines);
+    let framing = (framing, options.on_separator.unwrap_or(OnSeparator::Fail));
     Ok(match to {
         Destination::File(path) => Box::new(file::Files::new(path, framing, &options.file)?),
         Destination::Exec(command) => {
@@ -40,10 +51,25 @@ pub fn make(to: &Destination, options: &SinkOptions) -> Result<Box<dyn Sink>, Fa
         Destination::Journald(folder) => journald::make(folder.as_deref(), &options.journald)?,
         Destination::Nats(address) => {
             let settings = options.nats.clone().settings(address);
-            let settings = settings.map_err(|e| Failure::Refused(e.to_string()))?;
+            let settings = settings.map_err(|e| match e {
+                OptionsError::Unreadable { .. } => Failure::Refused(e.to_string()),
+                _ => Failure::Usage(e.to_string()),
+            })?;
             Box::new(nats::Nats::new(settings))
         }
     })
+}
+
+/// Returns what keeps the items of rings with these names from the sink, as far as a look tells that
+/// changes nothing and needs no connection. At run time each is tried again, or leaves one ring
+/// alone.
+pub fn faults(to: &Destination, options: &SinkOptions, rings: &BTreeSet<&str>) -> Vec<String> {
+    match to {
+        Destination::File(path) => file::faults(path, rings),
+        Destination::Exec(_) | Destination::Journald(None) => Vec::new(),
+        Destination::Journald(Some(folder)) => journald::faults(folder),
+        Destination::Nats(_) => options.nats.faults(rings),
+    }
 }
 
 /// Way of one ring into a sink. Dropping it ends the work for the ring; batches without an

@@ -6,11 +6,13 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
-use std::io::{self, Read, Write};
+use ring_program::tie_to_parent;
+use std::io::{self, PipeReader, PipeWriter, Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// The longest time in which a child may end by itself once its input has ended and nobody waits
@@ -29,8 +31,16 @@ const LONGEST_LINE: usize = 4096;
 /// A child that runs the command.
 pub struct Child {
     process: std::process::Child,
+    /// The number of the child, and of its process group.
+    group: Pid,
+    /// Whether the child was waited for: its number can be another's then, unless others are in its
+    /// group.
+    is_reaped: bool,
     /// `None` once its input has ended.
-    input: Option<ChildStdin>,
+    input: Option<PipeWriter>,
+    /// The end of the same pipe that the child reads, to see what it has left in there; only where
+    /// that counts, since a child that closes its input is not noticed then.
+    unread: Option<PipeReader>,
     /// `None` once it has closed its output.
     output: Option<ChildStdout>,
     line: Vec<u8>,
@@ -44,24 +54,28 @@ pub struct Ready {
 }
 
 impl Child {
-    pub fn start(command: &str, ring: &RingFacts) -> io::Result<Self> {
+    /// Starts a child. With `watches_input`, [`has_unread`](Self::has_unread) can tell what it has
+    /// not read.
+    pub fn start(command: &str, ring: &RingFacts, watches_input: bool) -> io::Result<Self> {
+        let (reader, input) = pipe()?;
+        let unread = watches_input.then(|| reader.try_clone()).transpose()?;
         let mut shell = Command::new("sh");
         // A process group of its own, so that all of what the command has started can be ended.
-        let shell = shell
+        shell
             .args(["-c", command])
             .env("BLOCKRING_RING", &ring.name)
             .env("BLOCKRING_UUID", ring.uuid.to_string())
-            .stdin(Stdio::piped())
+            .stdin(reader)
             .stdout(Stdio::piped())
             .process_group(0);
+        tie_to_parent(&mut shell);
         let mut process = shell.spawn()?;
-        let (input, output) = (process.stdin.take(), process.stdout.take());
-        let child = Self { process, input, output, line: Vec::new() };
-        if let Some(input) = &child.input {
-            let flags = OFlag::from_bits_retain(fcntl(input, FcntlArg::F_GETFL)?);
-            fcntl(input, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
-        }
-        Ok(child)
+        let output = process.stdout.take();
+        let flags = OFlag::from_bits_retain(fcntl(&input, FcntlArg::F_GETFL)?);
+        fcntl(&input, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+        let group = Pid::from_raw(process.id().cast_signed());
+        let input = Some(input);
+        Ok(Self { process, group, is_reaped: false, input, unread, output, line: Vec::new() })
     }
 
     /// Waits until the child can take or has given something, `wake` is readable, or `timeout` has
@@ -147,9 +161,23 @@ impl Child {
     }
 
     /// Returns how the child has ended, if it has; never before all of its output was taken, unless
-    /// others have its output.
+    /// others have its output. What it has left behind in its process group is told to end.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
+        if !self.is_reaped {
+            if !self.has_ended()? {
+                return Ok(None);
+            }
+            // Before its number can be another's.
+            self.signal(Signal::SIGTERM);
+            self.is_reaped = true;
+        }
         self.process.try_wait()
+    }
+
+    /// Returns whether the child itself has ended. Its number stays its own meanwhile.
+    fn has_ended(&self) -> io::Result<bool> {
+        let look = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        Ok(self.is_reaped || waitid(Id::Pid(self.group), look)? != WaitStatus::StillAlive)
     }
 
     /// Returns whether the child has closed its output.
@@ -157,32 +185,81 @@ impl Child {
         self.output.is_none()
     }
 
-    /// Ends the child, and what it has started, within a bound.
-    pub fn end(mut self) {
+    /// Returns whether a child that has ended has left some of its input unread.
+    pub fn has_unread(&self) -> bool {
+        let Some(unread) = &self.unread else { return false };
+        let mut polled = [PollFd::new(unread.as_fd(), PollFlags::POLLIN)];
+        let is_readable = |polled: &PollFd<'_>| {
+            polled.revents().is_some_and(|found| found.contains(PollFlags::POLLIN))
+        };
+        poll(&mut polled, PollTimeout::ZERO).is_ok() && is_readable(&polled[0])
+    }
+
+    fn signal(&self, signal: Signal) {
+        // It has ended in between, or the signal arrives.
+        let _ = killpg(self.group, signal);
+    }
+
+    /// Returns whether nothing is left of the child's process group.
+    fn is_gone(&mut self) -> bool {
+        matches!(self.ended(), Ok(Some(_))) && killpg(self.group, None) == Err(Errno::ESRCH)
+    }
+
+    /// Ends the child, and what it has started in its process group: by `deadline`, and within a
+    /// bound in any case.
+    pub fn end(mut self, deadline: Option<Instant>) {
         self.input = None;
-        let group = i32::try_from(self.process.id()).ok().map(Pid::from_raw);
-        for signal in [None, Some(Signal::SIGTERM)] {
-            if let (Some(group), Some(signal)) = (group, signal) {
-                // It has ended in between, or the signal arrives.
-                let _ = killpg(group, signal);
-            }
-            let end = Instant::now() + LAST_TIME;
-            while Instant::now() < end {
-                if !matches!(self.process.try_wait(), Ok(None)) {
-                    return;
-                }
-                std::thread::sleep(LOOK);
-            }
+        let now = Instant::now();
+        let part = patience(deadline.map(|end| end.saturating_duration_since(now)));
+        self.wait_until(now + part, |child| child.has_ended().unwrap_or(true));
+        if !self.is_reaped {
+            self.signal(Signal::SIGTERM);
         }
-        if let Some(group) = group {
-            let _ = killpg(group, Signal::SIGKILL);
+        if self.wait_until(Instant::now() + part, Self::is_gone) {
+            return;
         }
+        self.signal(Signal::SIGKILL);
         // Nothing outlives SIGKILL for long.
         let _ = self.process.wait();
     }
+
+    /// Waits until something is so. Returns false if it is not so in time.
+    fn wait_until(&mut self, end: Instant, is_so: impl Fn(&mut Self) -> bool) -> bool {
+        loop {
+            if is_so(self) {
+                return true;
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            std::thread::sleep(LOOK.min(left));
+        }
+    }
+}
+
+/// Returns how long a child may take to end by itself, and again after SIGTERM, if all of it must
+/// be over in the time that is left.
+fn patience(left: Option<Duration>) -> Duration {
+    left.map_or(LAST_TIME, |left| LAST_TIME.min(left / 2))
 }
 
 /// Returns the end of a child in words.
 pub fn words(command: &str, status: ExitStatus) -> String {
     format!("{command}: {status}{}", hint(status))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn child_is_killed_before_the_grace_is_over() {
+        assert_eq!(patience(None), LAST_TIME);
+        for milliseconds in [0, 1, 100, 250, 999, 1000, 10_000] {
+            let left = Duration::from_millis(milliseconds);
+            let part = patience(Some(left));
+            assert!(2 * part <= left && part <= LAST_TIME, "{part:?} of {left:?}");
+        }
+    }
 }

@@ -7,13 +7,15 @@ use self::worker::Worker;
 use super::super::super::failure::Failure;
 use super::super::super::framing::{Framing, OnSeparator};
 use super::super::super::journal::command::verify;
+use super::super::values::choice;
 use super::{Batch, Event, Lane, Reporter, RingFacts, Sink, SinkError, SinkErrorKind};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// Stack of a thread in bytes.
 const STACK: usize = 256 << 10;
@@ -24,13 +26,25 @@ const HEADING: &str = "Options of exec";
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct ExecOptions {
-    /// How the command says that it has dealt with items
-    #[arg(long, help_heading = HEADING, value_enum, default_value = "lines")]
-    #[serde(deserialize_with = "super::super::values::choice")]
-    pub ack: Ack,
+    /// How the command says that it has dealt with items [default: lines]
+    #[arg(long, help_heading = HEADING, value_enum)]
+    #[serde(deserialize_with = "acknowledgement")]
+    pub ack: Option<Ack>,
     /// Start the command anew for each batch of items, and end its input behind that
     #[arg(long, help_heading = HEADING)]
     pub per_batch: bool,
+}
+
+fn acknowledgement<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ack>, D::Error> {
+    choice(deserializer).map(Some)
+}
+
+impl ExecOptions {
+    /// Returns the options, and whether each was given.
+    pub fn given(&self) -> [(&'static str, bool); 2] {
+        let Self { ack, per_batch } = self;
+        [("ack", ack.is_some()), ("per-batch", *per_batch)]
+    }
 }
 
 /// How a command acknowledges items.
@@ -46,13 +60,15 @@ pub enum Ack {
 }
 
 /// What all lanes do alike.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Manner {
     pub command: String,
     pub framing: Framing,
     pub on_separator: OnSeparator,
     pub ack: Ack,
     pub per_batch: bool,
+    /// When all children must have ended, once that is known.
+    pub deadline: OnceLock<Instant>,
 }
 
 /// The sink `exec:COMMAND`.
@@ -71,18 +87,30 @@ impl Commands {
     ) -> Result<Self, Failure> {
         verify("exec:", command)?;
         let (framing, on_separator) = framing;
-        if framing == Framing::Whole && options.ack == Ack::Lines {
+        let ack = options.ack.unwrap_or_default();
+        if framing == Framing::Whole && ack == Ack::Lines {
             let text = "--framing whole has no place for the positions that --ack lines needs (choose another framing, or --ack exit)";
-            return Err(Failure::Refused(text.to_owned()));
+            return Err(Failure::Usage(text.to_owned()));
         }
-        let per_batch = options.per_batch || options.ack == Ack::Exit;
+        let per_batch = options.per_batch || ack == Ack::Exit;
         let command = command.to_owned();
-        let manner = Manner { command, framing, on_separator, ack: options.ack, per_batch };
+        let manner =
+            Manner { command, framing, on_separator, ack, per_batch, deadline: OnceLock::new() };
         Ok(Self { manner: Arc::new(manner), threads: Arc::default() })
     }
 }
 
 impl Sink for Commands {
+    fn descriptors(&self) -> u64 {
+        // The ends of the child's pipes, an event, and what its start takes for a moment.
+        8
+    }
+
+    fn end_by(&mut self, deadline: Instant) {
+        // The first one stays.
+        let _ = self.manner.deadline.set(deadline);
+    }
+
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         // Nobody but the ring knows what a command has dealt with.
         events.report(Event::Ready { arrived: None });

@@ -83,12 +83,16 @@ impl Worker {
                 }
                 continue;
             }
-            let mut child = match Child::start(&self.manner.command, &self.ring) {
+            let mut child = match Child::start(
+                &self.manner.command,
+                &self.ring,
+                self.manner.ack == Ack::Exit,
+            ) {
                 Ok(child) => child,
                 Err(e) => break retry(format!("cannot run sh: {e}")),
             };
             let served = self.serve(&mut child);
-            child.end();
+            child.end(self.manner.deadline.get().copied());
             if let Err(end) = served {
                 break end;
             }
@@ -230,7 +234,14 @@ impl Worker {
             }
         }
         let command = &self.manner.command;
-        if self.manner.ack == Ack::Exit && status.success() && self.input.is_empty() {
+        if self.manner.ack == Ack::Exit && status.success() {
+            // It says that it has dealt with what it cannot have seen.
+            if !self.input.is_empty() || child.has_unread() {
+                return Some(Err(retry(format!(
+                    "{command}: {status}, and it has not read all of its input: {} items count as not dealt with (a command that needs no input reads it all the same: cat > /dev/null)",
+                    self.given.len()
+                ))));
+            }
             if let Some(position) = self.given.pop_back() {
                 self.given.clear();
                 self.events.report(Event::Acknowledged(position));

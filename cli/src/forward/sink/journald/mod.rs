@@ -13,6 +13,7 @@ use super::super::values::Seconds;
 use super::Sink;
 use files::Files;
 use local::Local;
+use nix::unistd::{AccessFlags, eaccess};
 use serde::{Deserialize, Deserializer};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,9 +46,26 @@ fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duratio
 }
 
 impl JournaldOptions {
+    /// Returns the options, and whether each was given.
+    pub fn given(&self) -> [(&'static str, bool); 3] {
+        let Self { journal_socket, journal_remote, gather } = self;
+        [
+            ("journal-socket", journal_socket.is_some()),
+            ("journal-remote", journal_remote.is_some()),
+            ("gather", gather.is_some()),
+        ]
+    }
+
     fn gather(&self) -> Duration {
         self.gather.unwrap_or(GATHER)
     }
+}
+
+/// Returns what keeps journal files from being written in the folder.
+pub fn faults(folder: &Path) -> Vec<String> {
+    let refused = eaccess(folder, AccessFlags::W_OK | AccessFlags::X_OK).err();
+    let words = |e| format!("journald:{}: {e} (may this user make files there?)", folder.display());
+    refused.map(words).into_iter().collect()
 }
 
 /// Makes the sink `journald:FOLDER`, or `journald:` without one.

@@ -103,6 +103,11 @@ impl Nats {
 }
 
 impl Sink for Nats {
+    fn descriptors(&self) -> u64 {
+        // All lanes share a connection.
+        0
+    }
+
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         let (sender, batches) = mpsc::unbounded_channel();
         let (settings, link) = (Arc::clone(&self.settings), Arc::clone(&self.link));

@@ -3,6 +3,7 @@
 
 use super::subject::{SubjectError, Template};
 use crate::oversize::OnTooLarge;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Options of `nats://` and `tls://`.
@@ -100,6 +101,11 @@ pub enum OptionsError {
     #[error("'{0}' is no address of a NATS server: write nats://HOST[:PORT] or tls://HOST[:PORT]")]
     Address(String),
     #[error(
+        "'{0}' has something behind the host, which a server's address has not: write \
+         nats://HOST[:PORT], and give the stream by --stream and the subject by --subject"
+    )]
+    Path(String),
+    #[error(
         "the address holds a user or a password, which other users of this machine could read: \
          give --user and --password-file, --credentials or --nkey"
     )]
@@ -123,6 +129,35 @@ pub enum OptionsError {
 }
 
 impl NatsOptions {
+    /// Returns the options, and whether each was given.
+    pub fn given(&self) -> [(&'static str, bool); 13] {
+        let Self { stream, subject, create_stream, at_least_once, accept_expiry, .. } = self;
+        let Self { on_too_large, credentials, nkey, user, password_file, .. } = self;
+        let Self { tls_ca, tls_cert, tls_key, .. } = self;
+        [
+            ("stream", stream.is_some()),
+            ("subject", subject.is_some()),
+            ("create-stream", *create_stream),
+            ("at-least-once", *at_least_once),
+            ("accept-expiry", *accept_expiry),
+            ("on-too-large", on_too_large.is_some()),
+            ("credentials", credentials.is_some()),
+            ("nkey", nkey.is_some()),
+            ("user", user.is_some()),
+            ("password-file", password_file.is_some()),
+            ("tls-ca", tls_ca.is_some()),
+            ("tls-cert", tls_cert.is_some()),
+            ("tls-key", tls_key.is_some()),
+        ]
+    }
+
+    /// Returns which of these names of rings cannot be a part of a subject.
+    pub fn faults(&self, rings: &BTreeSet<&str>) -> Vec<String> {
+        let template = self.subject.as_deref().and_then(|text| Template::new(text).ok());
+        let fault = |ring: &&str| Some(template.as_ref()?.subject(ring).err()?.to_string());
+        rings.iter().filter_map(fault).collect()
+    }
+
     /// Verifies that the options are complete, fit together, and name files that can be read.
     pub fn settings(self, address: &str) -> Result<Settings, OptionsError> {
         let require_tls = scheme(address)?;
@@ -184,8 +219,12 @@ fn scheme(address: &str) -> Result<bool, OptionsError> {
     if parsed.username().is_some() || parsed.password().is_some() {
         return Err(OptionsError::Login);
     }
+    let url = parsed.clone().into_inner();
+    let has_more = !matches!(url.path(), "" | "/") || url.query().or(url.fragment()).is_some();
     match scheme {
         _ if parsed.host().is_empty() => Err(wrong()),
+        // The stream is no part of the address, and what stands there would have no effect.
+        _ if has_more => Err(OptionsError::Path(address.to_owned())),
         "nats" => Ok(false),
         "tls" => Ok(true),
         _ => Err(wrong()),
@@ -237,6 +276,16 @@ mod tests {
             let words = refusal(address, |_| {});
             assert!(words.contains("nats://HOST[:PORT]"), "{address}: {words}");
         }
+    }
+
+    #[test]
+    fn address_with_a_path_is_refused_with_the_option_for_it() {
+        for address in ["nats://host/VMS", "tls://host:4222/a/b", "nats://host?s=VMS", "nats://h#x"]
+        {
+            let words = refusal(address, |_| {});
+            assert!(words.contains("--stream") && words.contains(address), "{words}");
+        }
+        assert!(complete().settings("nats://host/").is_ok());
     }
 
     #[test]

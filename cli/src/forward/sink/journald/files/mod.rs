@@ -109,6 +109,11 @@ fn stem(name: &str) -> String {
 }
 
 impl Sink for Files {
+    fn descriptors(&self) -> u64 {
+        // The ring's lock; programs run a few at a time.
+        2
+    }
+
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         let stem = stem(&ring.name);
         if stem.len() > LONGEST_STEM {

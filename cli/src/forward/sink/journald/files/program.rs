@@ -3,6 +3,7 @@
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
+use ring_program::restore_limits;
 use ring_program::text::one_line;
 use std::fs::File;
 use std::io::{self, Read, Seek};
@@ -49,7 +50,8 @@ impl Program {
         let failed = |what: &str| format!("{}: {what}", self.path.display());
         // Nothing of the forwarder's service is the program's: neither its descriptors nor its
         // readiness. In a process group of its own it ends with its input, and not by Ctrl-C.
-        let mut child = Command::new(&self.path)
+        let mut command = Command::new(&self.path);
+        command
             .args(arguments)
             .current_dir(folder)
             .env_clear()
@@ -59,9 +61,9 @@ impl Program {
             .process_group(0)
             .stdin(input)
             .stdout(output)
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(|e| failed(&format!("cannot be started: {e}")))?;
+            .stderr(Stdio::piped());
+        restore_limits(&mut command);
+        let mut child = command.spawn().map_err(|e| failed(&format!("cannot be started: {e}")))?;
         let mut words = Vec::new();
         // The end of its messages is its own end.
         let waited = child.stderr.take().map_or(Ok(()), |messages| drain(messages, &mut words));

@@ -81,6 +81,11 @@ impl Local {
 }
 
 impl Sink for Local {
+    fn descriptors(&self) -> u64 {
+        // All lanes share a socket.
+        0
+    }
+
     fn open(&mut self, ring: &RingFacts, events: Reporter) -> Box<dyn Lane> {
         let is_closed = AtomicBool::new(false);
         let way = Arc::new(Way { facts: ring.clone(), events, is_closed });

@@ -1,0 +1,57 @@
+//! The budget of open files (descriptors): what does not fit into it waits by the ring, rather than
+//! fail somewhere.
+
+use super::super::ring::Phase;
+use super::Engine;
+use ring_program::descriptors;
+use std::time::{Duration, Instant};
+
+/// Descriptors of an open ring, and those that opening it takes for a moment: a hand-over has a
+/// connection, the region, two locks and two events.
+const RING: u64 = 8;
+
+/// Descriptors beside those of rings and lanes: the engine's own, and those that threads of sinks
+/// and libraries take for a moment.
+const OTHERS: u64 = 32;
+
+/// Pause between two looks for a ring that waits.
+const LOOK: Duration = Duration::from_secs(1);
+
+impl Engine<'_, '_> {
+    /// Returns whether another ring may be opened. If not, it waits, and that is said.
+    pub fn has_files(&mut self, number: u64) -> bool {
+        let lane = self.sink.descriptors();
+        // Most limits are far away: no look is needed.
+        if self.names.len() as u64 * (RING + lane) + 2 * OTHERS <= self.files {
+            return true;
+        }
+        // Without a number there is no budget: what fails is tried again.
+        let Ok(open) = descriptors::open() else { return true };
+        let reserved: u64 = self
+            .rings
+            .values()
+            .map(|ring| match &ring.phase {
+                Phase::Opening => RING + lane,
+                Phase::Open(opened) if opened.lane.as_ref().is_none_or(|lane| !lane.is_used) => {
+                    lane
+                }
+                Phase::Open(_) | Phase::Closed | Phase::Stopped => 0,
+            })
+            .sum();
+        if open + reserved + RING + lane + OTHERS <= self.files {
+            return true;
+        }
+        let limit = self.files;
+        let words = format!(
+            "the ring waits for open files: the limit is {limit} (raise it: LimitNOFILE= in the service, ulimit -Hn in a shell)"
+        );
+        let Some(ring) = self.rings.get_mut(&number) else { return true };
+        ring.report.error = Some(format!("{}: {words}", ring.name));
+        self.due.insert((Instant::now() + LOOK, number));
+        // One message for all: others wait for the same thing.
+        if self.few_files.failed(&words).1 {
+            log::warn!("{}: {words}; the same goes for rings that come after it", ring.name);
+        }
+        false
+    }
+}
