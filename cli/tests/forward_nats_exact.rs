@@ -6,22 +6,22 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/load.rs"]
+mod load;
 #[path = "common/stream.rs"]
 mod stream;
 
 use async_nats::jetstream::stream::Config;
 use common::scene::Scene;
+use load::{RINGS, is_long, item, items, produce, rings, wait_for};
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::nats::{Fault, NatsServer, Proxy};
-use ring_test_support::process::{Guarded, PATIENCE, ended, signal, status_of};
-use std::io::Write;
+use ring_test_support::process::{Guarded, ended, signal, status_of};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 use stream::{context, read, talk};
-
-const RINGS: [&str; 4] = ["a", "b", "c", "d"];
 
 /// Numbers of failures of each kind.
 const FORWARDER_KILLS: usize = 50;
@@ -58,33 +58,6 @@ fn failures() -> Vec<Failure> {
     }
     placed.sort_by_key(|(place, _)| *place);
     placed.into_iter().map(|(_, failure)| failure).collect()
-}
-
-/// Returns an item: its ring, its number, and as many bytes as the two make of it, up to 64 KiB but
-/// mostly less than one.
-fn item(ring: &str, number: usize) -> Vec<u8> {
-    let mut bytes = format!("{ring} {number} ").into_bytes();
-    let random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    let size = if random.is_multiple_of(32) { random / 32 % 65_500 } else { random / 32 % 1000 };
-    let filling = (bytes.len()..size).map(|at| (number + at).to_le_bytes()[0]);
-    bytes.extend(filling.collect::<Vec<_>>());
-    bytes
-}
-
-/// Feeds a ring's producer with its items, which waits while the ring is full.
-fn produce(scene: &Scene, ring: &str, items: usize, fed: &AtomicUsize) {
-    let file = format!("{ring}.img");
-    let arguments = ["produce", "--no-flush", "--framing", "length", &file];
-    let mut child = Guarded::start(&mut scene.command(&arguments));
-    let mut input = child.stdin.take().unwrap();
-    for number in 0..items {
-        let item = item(ring, number);
-        let head = u32::try_from(item.len()).unwrap().to_le_bytes();
-        input.write_all(&[&head, item.as_slice()].concat()).unwrap();
-        fed.fetch_add(1, Ordering::Relaxed);
-    }
-    drop(input);
-    assert_ok(&ended(child, "the producer"));
 }
 
 /// The forwarders of a scene.
@@ -135,17 +108,14 @@ fn kill(mut child: Guarded) {
 
 /// Forwards that many items while everything fails, and verifies what is in the stream.
 fn forward_through_failures(items: usize, server: &mut NatsServer) {
-    let scene = Scene::new();
-    for ring in RINGS {
-        scene.succeed(&format!("$RING create --size 512K {ring}.img"));
-    }
+    let scene = rings();
     let proxy = Proxy::start(server.port);
     let forwarders = Forwarders { scene: &scene, address: proxy.address() };
     let (each, fed) = (items / RINGS.len(), AtomicUsize::new(0));
     std::thread::scope(|scope| {
         let producers = RINGS.map(|ring| {
             let (scene, fed) = (&scene, &fed);
-            scope.spawn(move || produce(scene, ring, each, fed))
+            scope.spawn(move || produce(scene, ring, each, fed, item))
         });
         let failures = failures();
         let mut forwarder = forwarders.start(".");
@@ -181,22 +151,6 @@ fn forward_through_failures(items: usize, server: &mut NatsServer) {
     verify(server, each);
 }
 
-/// Waits until that many items were fed.
-fn wait_for(fed: &AtomicUsize, goal: usize) {
-    let (mut last, mut since) = (0, Instant::now());
-    loop {
-        let now = fed.load(Ordering::Relaxed);
-        if now >= goal {
-            return;
-        }
-        if now > last {
-            (last, since) = (now, Instant::now());
-        }
-        assert!(since.elapsed() < PATIENCE, "nothing moves at item {now}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// Verifies that the stream has the items of each ring once, in order.
 fn verify(server: &NatsServer, each: usize) {
     let mut found = RINGS.map(|_| 0);
@@ -213,10 +167,6 @@ fn verify(server: &NatsServer, each: usize) {
     assert_eq!(found, RINGS.map(|_| each));
 }
 
-fn is_long() -> bool {
-    std::env::var_os("BLOCKRING_LONG").is_some()
-}
-
 /// Numbers of messages that the server remembers for hardly any time cannot help.
 #[test]
 fn forwarder_delivers_once_through_all_failures_without_a_window() {
@@ -231,8 +181,8 @@ fn forwarder_delivers_once_through_all_failures_without_a_window() {
         };
         context(&server.address()).await.create_stream(config).await.unwrap();
     });
-    forward_through_failures(if is_long() { 400_000 } else { 20_000 }, &mut server);
+    forward_through_failures(items(), &mut server);
     if is_long() {
-        forward_through_failures(400_000, &mut NatsServer::start(""));
+        forward_through_failures(items(), &mut NatsServer::start(""));
     }
 }
