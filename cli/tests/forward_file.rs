@@ -172,6 +172,20 @@ fn ring_that_is_older_than_the_file_is_refused_with_both_positions() {
 }
 
 #[test]
+fn restored_ring_whose_guest_has_gone_on_is_refused_by_its_items() {
+    let scene = with_rings(&["ring"]);
+    scene.succeed("cp ring older; seq 10 99 | sed s/^/a/ | $RING produce ring");
+    drain(&scene, "ring --to file:out");
+    let before = scene.read("out");
+    // Items of the same sizes, so that one ends where the file's last one does, and more of them.
+    scene.succeed("cp older ring; seq 10 150 | sed s/^/b/ | $RING produce ring");
+    let output = scene.shell("$RING forward ring --to file:out");
+    assert_fails(&output, 1, "the ring has another item there");
+    assert_eq!(scene.read("out"), before);
+    assert_eq!(scene.succeed("$RING consume ring | wc -l"), "141\n");
+}
+
+#[test]
 fn file_is_cut_behind_what_its_record_has_and_keeps_what_was_there_first() {
     let scene = with_rings(&["ring"]);
     scene.write("out", "of others\n");

@@ -51,6 +51,17 @@ fn forward_makes_the_stream_delivers_and_frees() {
 }
 
 #[test]
+fn restored_ring_whose_guest_has_gone_on_is_refused_by_its_items() {
+    let (server, scene) = (NatsServer::start(""), Scene::with_ring("64K"));
+    let to = format!("--to {} {STREAM} --create-stream", server.address());
+    scene.succeed("cp ring older; seq 10 99 | sed s/^/a/ | $RING produce ring");
+    assert_ok(&drain(&scene, &to));
+    scene.succeed("cp older ring; seq 10 150 | sed s/^/b/ | $RING produce ring");
+    assert_fails(&drain(&scene, &to), 1, "the ring has another item there");
+    assert_eq!((messages(&server), scene.rest().lines().count()), (90, 141));
+}
+
+#[test]
 fn forward_takes_the_options_from_a_file() {
     let (server, scene) = (NatsServer::start(""), scene());
     scene.write(

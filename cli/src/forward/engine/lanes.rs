@@ -2,10 +2,26 @@
 
 use super::super::super::failure::Failure;
 use super::super::ring::{OpenLane, Ring};
-use super::super::sink::{Event, RingFacts, SinkError, SinkErrorKind};
+use super::super::sink::{Arrived, Event, RingFacts, SinkError, SinkErrorKind, checksum};
 use super::Engine;
-use shared_block_ring::{Error, Position};
+use shared_block_ring::{Consumer, Error, Position, RingDevice};
 use std::time::Instant;
+
+/// Returns the checksum of the item that ends at a position, if one does.
+fn item_before<D: RingDevice>(
+    consumer: &mut Consumer<D>,
+    mut from: Position,
+    end: Position,
+) -> Option<u32> {
+    while from < end {
+        let item = consumer.pop(from).ok()?;
+        from = item.next;
+        if from == end {
+            return Some(checksum(item.bytes));
+        }
+    }
+    None
+}
 
 impl Engine<'_, '_> {
     /// Opens the way of an open ring into the sink.
@@ -35,12 +51,22 @@ impl Engine<'_, '_> {
     }
 
     /// Goes on behind what the sink has.
-    fn ready(&mut self, number: u64, arrived: Option<Position>) {
+    fn ready(&mut self, number: u64, arrived: Option<Arrived>) {
         let Some(ring) = self.rings.get_mut(&number) else { return };
         let shown = ring.spec.shown();
         let Some(opened) = ring.opened() else { return };
         let Some(consumer) = self.set.get_mut(opened.key) else { return };
-        if let Some(arrived) = arrived.filter(|arrived| *arrived > opened.arrived) {
+        if let Some(Arrived { position: arrived, checksum }) =
+            arrived.filter(|arrived| arrived.position > opened.arrived)
+        {
+            // Where no item ends there, the skip below fails.
+            let item = item_before(consumer, opened.arrived, arrived);
+            if item.is_some_and(|item| checksum.is_some_and(|checksum| checksum != item)) {
+                let words = format!(
+                    "the sink has everything before position {arrived}, and the ring has another item there: it was restored from an older copy, and its guest has gone on from that (forward it to another place, or remove what the sink has of it)"
+                );
+                return self.stop_ring(number, &words);
+            }
             let (skipped, from) = (consumer.advance(arrived), opened.arrived);
             if let Err(e) = skipped.and_then(|()| consumer.flush()) {
                 // Not tried again: once the ring's items reach that position, those before it

@@ -17,6 +17,7 @@ use bytes::Bytes;
 use nats::options::OptionsError;
 use nix::sys::eventfd::EventFd;
 use shared_block_ring::Position;
+use shared_block_ring::format::Tally;
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
@@ -124,8 +125,8 @@ pub enum Event {
     /// The sink is ready for the ring, and has everything before `arrived` (`None`: it has nothing
     /// of this ring).
     Ready {
-        /// Position behind the last item that has arrived for good.
-        arrived: Option<Position>,
+        /// The last item that has arrived for good.
+        arrived: Option<Arrived>,
     },
     /// Everything before the position has arrived for good.
     Acknowledged(Position),
@@ -139,6 +140,21 @@ pub enum Event {
     },
     /// The lane is dead: the engine drops it, and reads unacknowledged items again for the next.
     Failed(SinkError),
+}
+
+/// The last item of a ring that a sink has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Arrived {
+    /// Position behind it: everything before has arrived.
+    pub position: Position,
+    /// Its checksum, where the sink can tell it: a ring whose item there has another one is not the
+    /// ring that the sink knows, although it has the same UUID.
+    pub checksum: Option<u32>,
+}
+
+/// Returns the checksum of an item: its CRC32C.
+pub fn checksum(item: &[u8]) -> u32 {
+    Tally::from_here(Position::ZERO).extend(1, item).crc
 }
 
 /// Error of a sink, or of one lane of it.

@@ -1,7 +1,7 @@
 //! One file that items are appended to, with its record of positions.
 
 use super::super::super::super::framing::{Framing, OnSeparator};
-use super::super::{Batch, RingFacts};
+use super::super::{Arrived, Batch, RingFacts, checksum};
 use super::FileOptions;
 use super::compress::Compressor;
 use super::record::{Entry, Line, Record, RecordError};
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, eaccess};
 use shared_block_ring::device::shown;
 use shared_block_ring::format::SIGNATURE;
-use shared_block_ring::{Position, refuse_among_devices};
+use shared_block_ring::refuse_among_devices;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind};
@@ -31,8 +31,8 @@ pub struct Style {
 /// Outcome of writing one batch.
 #[derive(Debug, Default)]
 pub struct BatchOutcome {
-    /// Everything before this position has arrived.
-    pub arrived: Option<Position>,
+    /// The last item that has arrived.
+    pub arrived: Option<Arrived>,
     /// The reason why an item cannot be written, in words.
     pub refused: Option<String>,
 }
@@ -95,9 +95,9 @@ impl Log {
         self.record.write(&Line { length, begun: now(), last, ..Line::default() })
     }
 
-    /// Returns the position up to which the file has everything of a ring.
-    pub fn arrived(&self, uuid: Uuid) -> Option<Position> {
-        self.record.position(uuid)
+    /// Returns the last item of a ring that the file has.
+    pub fn arrived(&self, uuid: Uuid) -> Option<Arrived> {
+        self.record.last(uuid)
     }
 
     /// Appends the batches, durably. Returns the outcome of each.
@@ -120,11 +120,14 @@ impl Log {
         let mut entries = BTreeMap::new();
         self.buffer.clear();
         for (ring, batch) in batches {
-            let known = entries.get(&ring.uuid).map(|entry: &Entry| entry.position);
-            let known = known.or_else(|| self.record.position(ring.uuid));
+            let known = entries.get(&ring.uuid).map(|entry: &Entry| Arrived {
+                position: entry.position,
+                checksum: entry.checksum,
+            });
+            let known = known.or_else(|| self.record.last(ring.uuid));
             let outcome = self.add(known, batch);
-            if let Some(position) = outcome.arrived {
-                let entry = Entry { ring: ring.name.clone(), uuid: ring.uuid, position };
+            if let Some(Arrived { position, checksum }) = outcome.arrived {
+                let entry = Entry { ring: ring.name.clone(), uuid: ring.uuid, position, checksum };
                 entries.insert(ring.uuid, entry);
             }
             outcomes.push(outcome);
@@ -138,11 +141,12 @@ impl Log {
     }
 
     /// Puts the items of a batch behind `known` into the buffer: the others are in the file.
-    fn add(&mut self, known: Option<Position>, batch: &Batch) -> BatchOutcome {
+    fn add(&mut self, known: Option<Arrived>, batch: &Batch) -> BatchOutcome {
         let Style { framing, on_separator, .. } = self.style;
         let mut outcome = BatchOutcome { arrived: known, refused: None };
+        let mut last = None;
         for item in &batch.items {
-            if known.is_some_and(|known| item.next <= known) {
+            if known.is_some_and(|known| item.next <= known.position) {
                 continue;
             }
             let bytes = batch.bytes.get(item.range.clone()).unwrap_or_default();
@@ -153,7 +157,10 @@ impl Log {
                 ));
                 break;
             }
-            outcome.arrived = Some(item.next);
+            last = Some((item.next, bytes));
+        }
+        if let Some((position, bytes)) = last {
+            outcome.arrived = Some(Arrived { position, checksum: Some(checksum(bytes)) });
         }
         outcome
     }

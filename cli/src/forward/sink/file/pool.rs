@@ -1,7 +1,7 @@
 //! The threads that write: a few for all files, since each write ends with a flush that takes
 //! milliseconds. What waits for a file meanwhile shares its next flush.
 
-use super::super::{Batch, Event, Reporter, RingFacts, SinkError, SinkErrorKind};
+use super::super::{Arrived, Batch, Event, Reporter, RingFacts, SinkError, SinkErrorKind};
 use super::compress::Compressor;
 use super::log::{Log, Style};
 use std::collections::{HashMap, VecDeque};
@@ -143,9 +143,10 @@ impl Work {
         match log {
             Ok(log) => {
                 let arrived = log.arrived(ring.uuid);
-                if let Some(arrived) = arrived.filter(|arrived| *arrived < ring.position) {
+                let before = |arrived: &Arrived| arrived.position < ring.position;
+                if let Some(Arrived { position, .. }) = arrived.filter(before) {
                     log::warn!(
-                        "{}: the items between positions {arrived} and {} were taken by others: the file lacks them",
+                        "{}: the items between positions {position} and {} were taken by others: the file lacks them",
                         ring.name,
                         ring.position
                     );
@@ -179,8 +180,8 @@ impl Work {
                 let mut refused = Vec::new();
                 for ((lane, ..), outcome) in known.iter().zip(outcomes) {
                     let Some((_, events)) = lanes.get(lane) else { continue };
-                    if let Some(position) = outcome.arrived {
-                        events.report(Event::Acknowledged(position));
+                    if let Some(last) = outcome.arrived {
+                        events.report(Event::Acknowledged(last.position));
                     }
                     if let Some(message) = outcome.refused {
                         let kind = SinkErrorKind::Stop;

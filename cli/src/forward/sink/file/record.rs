@@ -4,6 +4,7 @@
 //! It is text, a JSON object a line, and the last line counts. A line is one write, followed by a
 //! flush; what a crash leaves of it does not parse, and is cut off.
 
+use super::super::Arrived;
 use super::log::sync_folder;
 use serde::{Deserialize, Serialize};
 use shared_block_ring::Position;
@@ -52,6 +53,9 @@ pub struct Entry {
     pub uuid: Uuid,
     /// The position behind the last item of the ring in the file.
     pub position: Position,
+    /// The checksum of that item.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checksum: Option<u32>,
 }
 
 /// An open record, which no other process has.
@@ -122,9 +126,10 @@ impl Record {
         self.state = Line { rings: Vec::new(), ..*line };
     }
 
-    /// Returns the position behind the last item of a ring.
-    pub fn position(&self, uuid: Uuid) -> Option<Position> {
-        self.rings.get(&uuid).map(|entry| entry.position)
+    /// Returns the last item of a ring.
+    pub fn last(&self, uuid: Uuid) -> Option<Arrived> {
+        let Entry { position, checksum, .. } = *self.rings.get(&uuid)?;
+        Some(Arrived { position, checksum })
     }
 
     /// Writes a line, durably.
@@ -219,6 +224,7 @@ mod tests {
             ring: format!("ring-{number}"),
             uuid: Uuid::from_u128(u128::from(number)),
             position,
+            checksum: None,
         }
     }
 
@@ -246,9 +252,10 @@ mod tests {
                 std::fs::write(&path, bytes).unwrap();
                 let (record, is_new) = Record::open(&path).unwrap();
                 assert!(!is_new && record.state.length == 20, "cut at {cut}");
-                assert_eq!(record.position(entry(1).uuid), Some(entry(1).position));
-                assert_eq!(record.position(entry(2).uuid), Some(entry(2).position));
-                assert_eq!(record.position(entry(3).uuid), None);
+                let position = |n| record.last(entry(n).uuid).map(|last| last.position);
+                assert_eq!(position(1), Some(entry(1).position));
+                assert_eq!(position(2), Some(entry(2).position));
+                assert_eq!(position(3), None);
             }
         }
     }
@@ -268,6 +275,7 @@ mod tests {
         drop(record);
         let (record, _) = Record::open(&path).unwrap();
         assert_eq!((record.state.length, record.state.last), (101, 7));
-        assert!((1..=101).all(|n| record.position(entry(n).uuid) == Some(entry(n).position)));
+        let position = |n| record.last(entry(n).uuid).map(|last| last.position);
+        assert!((1..=101).all(|n| position(n) == Some(entry(n).position)));
     }
 }

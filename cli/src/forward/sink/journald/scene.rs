@@ -37,6 +37,7 @@ impl TestLane {
         let mut lane = Self::open(sink, ring);
         match lane.event() {
             Event::Ready { arrived } => {
+                let arrived = arrived.map(|arrived| arrived.position);
                 lane.next = arrived.unwrap_or(ring.position);
                 (lane, arrived)
             }

@@ -8,8 +8,8 @@ use super::plan::{Group, Message, Rules, groups};
 use super::record::{Last, Part, Record};
 use super::words::deepest;
 use super::{
-    Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, TROUBLE, group_arrived,
-    retry, stop,
+    Arrived, Batch, Event, FIRST_PAUSE, LAST_PAUSE, Reporter, RingFacts, SinkError, TROUBLE,
+    checksum, group_arrived, retry, stop,
 };
 use async_nats::header::{
     NATS_BATCH_COMMIT, NATS_BATCH_ID, NATS_BATCH_SEQUENCE, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE,
@@ -74,6 +74,7 @@ impl<'a> Exact<'a> {
     fn start(&mut self, last: Option<Last>) -> Result<(), SinkError> {
         let (subject, ring) = (&self.subject, self.ring);
         self.fence = last.as_ref().map_or(0, |last| last.sequence);
+        let payload = last.as_ref().map(|last| last.checksum);
         let arrived = match last.map(|last| last.record) {
             None => None,
             Some(None) => {
@@ -93,12 +94,15 @@ impl<'a> Exact<'a> {
             }
             Some(Some(record)) => {
                 self.present = record.part.filter(|_| record.is_unfinished());
-                Some(record.arrived())
+                // A part is not the item.
+                let checksum = payload.filter(|_| record.part.is_none());
+                Some(Arrived { position: record.arrived(), checksum })
             }
         };
-        if let Some(arrived) = arrived.filter(|arrived| *arrived < ring.position) {
+        let is_before = |arrived: &Arrived| arrived.position < ring.position;
+        if let Some(Arrived { position, .. }) = arrived.filter(is_before) {
             log::error!(
-                "{subject} ends at position {arrived}, but items of {} up to {} were acknowledged: \
+                "{subject} ends at position {position}, but items of {} up to {} were acknowledged: \
                  the server has lost them (was it restored, or is sync_interval not 'always'?)",
                 ring.name,
                 ring.position
@@ -208,6 +212,7 @@ impl<'a> Exact<'a> {
                     Ok(message) => Ok(Some(Last {
                         sequence: message.sequence,
                         record: Record::read(&message.headers),
+                        checksum: checksum(&message.payload),
                     })),
                     Err(error) => match error.kind() {
                         LastRawMessageErrorKind::NoMessageFound => Ok(None),

@@ -25,7 +25,9 @@ mod subject;
 mod tests;
 mod words;
 
-use super::{Batch, Event, Lane, Reporter, RingFacts, Sink, SinkError, SinkErrorKind};
+use super::{
+    Arrived, Batch, Event, Lane, Reporter, RingFacts, Sink, SinkError, SinkErrorKind, checksum,
+};
 use exact::Exact;
 use link::Link;
 use options::Settings;

@@ -47,6 +47,8 @@ pub struct Last {
     pub sequence: u64,
     /// Item of the message; `None` if the message is not a forwarder's.
     pub record: Option<Record>,
+    /// Checksum of the message's payload.
+    pub checksum: u32,
 }
 
 /// Item of a message, as its headers tell.

@@ -4,7 +4,7 @@
 //! standard output. So it outlives a forwarder that is killed, and the next forwarder looks at the
 //! file only after the last program that writes it has ended.
 
-use super::super::super::{Batch, Event, Reporter, RingFacts, SinkError, SinkErrorKind};
+use super::super::super::{Arrived, Batch, Event, Reporter, RingFacts, SinkError, SinkErrorKind};
 use super::super::record::{self, Place};
 use super::Tools;
 use super::arrived::current;
@@ -163,7 +163,9 @@ impl Ring {
         }
         work.arrived = archive.durable(&self.stem, self.facts.uuid).map_err(retry)?;
         work.lock = Some(file);
-        self.events.report(Event::Ready { arrived: work.arrived });
+        // The last record is what the program has made of the item, and not the item.
+        let arrived = work.arrived.map(|position| Arrived { position, checksum: None });
+        self.events.report(Event::Ready { arrived });
         Ok(true)
     }
 

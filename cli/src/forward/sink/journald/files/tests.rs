@@ -211,7 +211,7 @@ fn program_that_outlives_its_forwarder_is_waited_for() {
     assert!(lane.is_silent());
     std::fs::write(folder.0.path().join("go"), "").unwrap();
     let Event::Ready { arrived } = lane.event() else { panic!("not ready") };
-    assert_eq!(arrived, Some(position(10)));
+    assert_eq!(arrived.map(|arrived| arrived.position), Some(position(10)));
     assert_eq!(folder.messages(), numbers(0..10));
 }
 

@@ -1,10 +1,11 @@
 //! What arrives, whatever happens on the way.
 
 use super::super::options::NatsOptions;
-use super::driver::{Driver, Ring, STREAM, context, failure, options, read, sink, talk};
+use super::driver::{BATCH, Driver, Ring, STREAM, context, failure, options, read, sink, talk};
 use crate::oversize::OnTooLarge;
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
 use ring_test_support::nats::{Fault, NatsServer, Proxy};
+use shared_block_ring::Position;
 use std::collections::HashSet;
 use std::time::Duration;
 
@@ -216,5 +217,14 @@ fn old_server_gets_every_item_at_least_once() {
             .map(|(record, payload)| (record.position, payload.clone()))
             .collect();
         assert_eq!(found, ring.expected().into_iter().collect(), "{}", ring.facts.name);
+        // What is sent together may change its order; the next batch is sent after all of it.
+        let expected = ring.expected();
+        let index = |at: Position| expected.partition_point(|(position, _)| *position < at);
+        let of_ring = messages.iter().filter(|(record, _)| record.ring == ring.facts.uuid);
+        let mut seen = vec![false; expected.len()];
+        for index in of_ring.map(|(record, _)| index(record.position)) {
+            assert!(seen[..(index + 1).saturating_sub(BATCH)].iter().all(|seen| *seen), "{index}");
+            seen[index] = true;
+        }
     }
 }

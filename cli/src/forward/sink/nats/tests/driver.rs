@@ -20,7 +20,7 @@ use uuid::Uuid;
 pub const STREAM: &str = "VMS";
 
 /// Items of a batch, and batches on their way, of one ring.
-const BATCH: usize = 200;
+pub const BATCH: usize = 200;
 const ON_THE_WAY: usize = 2;
 
 /// Returns options for a stream that is made when it is missing.
@@ -189,7 +189,7 @@ impl Driver {
         }
         match event {
             Event::Ready { arrived } => {
-                ring.free_up_to(arrived.unwrap_or(Position::ZERO));
+                ring.free_up_to(arrived.map_or(Position::ZERO, |arrived| arrived.position));
                 (ring.is_ready, ring.sent) = (true, ring.freed);
             }
             Event::Acknowledged(position) => ring.free_up_to(position),
