@@ -162,6 +162,10 @@ fn rings_beyond_the_budget_of_open_files_wait_and_are_taken_up_when_others_go() 
     assert_eq!(said.matches("waits for open files").count(), 1, "{said}");
     assert!(!said.contains("Too many"), "{said}");
     end(forwarder);
+    // A drain, which closes no ring, fails for them.
+    scene.succeed("for n in $(seq 20); do $RING create --size 64K $n.img; done");
+    let output = scene.shell("ulimit -n 100; $RING forward --drain '*.img' --to 'file:{ring}.log'");
+    assert_fails(&output, 1, "waits for open files");
 }
 
 #[test]

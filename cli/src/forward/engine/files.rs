@@ -1,7 +1,7 @@
 //! The budget of open files (descriptors): what does not fit into it waits by the ring, rather than
 //! fail somewhere.
 
-use super::super::ring::Phase;
+use super::super::ring::{Phase, Ring};
 use super::Engine;
 use ring_program::descriptors;
 use std::time::{Duration, Instant};
@@ -25,21 +25,13 @@ impl Engine<'_, '_> {
         if self.names.len() as u64 * (RING + lane) + 2 * OTHERS <= self.files {
             return true;
         }
-        // Without a number there is no budget: what fails is tried again.
-        let Ok(open) = descriptors::open() else { return true };
-        let reserved: u64 = self
-            .rings
-            .values()
-            .map(|ring| match &ring.phase {
-                Phase::Opening => RING + lane,
-                Phase::Open(opened) if opened.lane.as_ref().is_none_or(|lane| !lane.is_used) => {
-                    lane
-                }
-                Phase::Open(_) | Phase::Closed | Phase::Stopped => 0,
-            })
-            .sum();
-        if open + reserved + RING + lane + OTHERS <= self.files {
-            return true;
+        let now = Instant::now();
+        // Hundreds may wait: they look once, together.
+        if now >= self.next_files {
+            if self.has_room(lane) {
+                return true;
+            }
+            self.next_files = now + LOOK;
         }
         let limit = self.files;
         let words = format!(
@@ -47,11 +39,25 @@ impl Engine<'_, '_> {
         );
         let Some(ring) = self.rings.get_mut(&number) else { return true };
         ring.report.error = Some(format!("{}: {words}", ring.name));
-        self.due.insert((Instant::now() + LOOK, number));
+        self.due.insert((self.next_files, number));
         // One message for all: others wait for the same thing.
         if self.few_files.failed(&words).1 {
             log::warn!("{}: {words}; the same goes for rings that come after it", ring.name);
         }
         false
+    }
+
+    /// Returns whether a ring and its lane fit beside what is open, and what will be for the rings
+    /// that are being opened or have had no item.
+    fn has_room(&self, lane: u64) -> bool {
+        // Without a number there is no budget: what fails is tried again.
+        let Ok(open) = descriptors::open() else { return true };
+        let reserved = |ring: &Ring| match &ring.phase {
+            Phase::Opening => RING + lane,
+            Phase::Open(opened) if opened.lane.as_ref().is_none_or(|lane| !lane.is_used) => lane,
+            Phase::Open(_) | Phase::Closed | Phase::Stopped => 0,
+        };
+        let reserved: u64 = self.rings.values().map(reserved).sum();
+        open + reserved + RING + lane + OTHERS <= self.files
     }
 }

@@ -80,8 +80,9 @@ pub struct Engine<'scope, 'env> {
     due: BTreeSet<(Instant, u64)>,
     /// The limit of open files.
     files: u64,
-    /// What is said of rings that wait for open files.
+    /// What is said of rings that wait for open files, and when one may look again.
     few_files: Retry,
+    next_files: Instant,
     folders: Folders,
     next_look_up: Instant,
     /// Whether patterns were looked up before: what is found now has appeared since.
@@ -147,6 +148,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             due: BTreeSet::new(),
             files,
             few_files: Retry::default(),
+            next_files: Instant::now(),
             folders,
             next_look_up: Instant::now(),
             has_looked_up: false,

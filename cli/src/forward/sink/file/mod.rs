@@ -147,6 +147,6 @@ impl Lane for FileLane {
 
 impl Drop for FileLane {
     fn drop(&mut self) {
-        self.jobs.add(Job::Close);
+        self.jobs.close();
     }
 }

@@ -89,18 +89,23 @@ impl Output {
                     queue.is_scheduled = false;
                     return;
                 }
-                std::mem::take(&mut queue.jobs)
+                // No more than shares a flush: what waits still can be dropped with its lane.
+                let bytes_of = |job: &Job| match job {
+                    Job::Write(batch) => batch.bytes.len(),
+                    Job::Open { .. } | Job::Close => 0,
+                };
+                let mut bytes = 0;
+                let enough = queue.jobs.iter().position(|(_, job)| {
+                    bytes += bytes_of(job);
+                    bytes >= GROUP
+                });
+                let count = enough.map_or(queue.jobs.len(), |last| last + 1);
+                queue.jobs.drain(..count).collect::<Vec<_>>()
             };
-            let mut group = Group::default();
+            let mut group = Vec::new();
             for (lane, job) in jobs {
                 match job {
-                    Job::Write(batch) => {
-                        group.bytes += batch.bytes.len();
-                        group.batches.push((lane, batch));
-                        if group.bytes >= GROUP {
-                            work.write(&mut group);
-                        }
-                    }
+                    Job::Write(batch) => group.push((lane, batch)),
                     Job::Open { ring, events } => {
                         // It is told what has arrived, of an earlier lane, too.
                         work.write(&mut group);
@@ -118,13 +123,6 @@ impl Output {
             }
         }
     }
-}
-
-/// Batches that share a flush.
-#[derive(Default)]
-struct Group {
-    batches: Vec<(u64, Batch)>,
-    bytes: usize,
 }
 
 impl Work {
@@ -163,8 +161,8 @@ impl Work {
     }
 
     /// Writes a group, and reports what has arrived.
-    fn write(&mut self, group: &mut Group) {
-        let Group { batches, .. } = std::mem::take(group);
+    fn write(&mut self, group: &mut Vec<(u64, Batch)>) {
+        let batches = std::mem::take(group);
         let Some(log) = &mut self.log else { return };
         let lanes = &self.lanes;
         let known = batches.iter().filter_map(|(lane, batch)| {
@@ -209,6 +207,15 @@ impl Work {
 impl LaneJobs {
     pub fn new(output: Arc<Output>, pool: Pool, lane: u64) -> Self {
         Self { output, pool, lane }
+    }
+
+    /// Ends the lane: batches that wait are not written.
+    pub fn close(&self) {
+        let is_write = |job: &Job| matches!(job, Job::Write(_));
+        let mut queue = lock(&self.output.queue);
+        queue.jobs.retain(|(lane, job)| *lane != self.lane || !is_write(job));
+        drop(queue);
+        self.add(Job::Close);
     }
 
     /// Adds a job, for a thread to do it. Nothing waits.
@@ -276,5 +283,48 @@ impl Drop for Shared {
             // A panic has ended the process.
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::super::{Item, LaneId};
+    use super::*;
+    use crate::forward::sink::file::FileOptions;
+    use crate::framing::{Framing, OnSeparator};
+    use nix::sys::eventfd::EventFd;
+    use shared_block_ring::Position;
+    use uuid::Uuid;
+
+    #[test]
+    fn batches_that_wait_are_dropped_with_their_lane() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("out");
+        let options = FileOptions::default();
+        let style = Style { framing: Framing::Lines, on_separator: OnSeparator::Fail, options };
+        let output = Arc::new(Output::new(path.clone(), style));
+        // The thread waits for this, as for a slow disk.
+        let busy = lock(&output.work);
+        let pool = Pool::new();
+        let jobs = LaneJobs::new(Arc::clone(&output), pool.clone(), 1);
+        let (sender, events) = channel();
+        let wake = Arc::new(EventFd::new().unwrap());
+        let events_of = Reporter::new(LaneId(1), sender, wake);
+        let ring = RingFacts {
+            name: "ring".to_owned(),
+            uuid: Uuid::from_u128(1),
+            position: Position::ZERO,
+        };
+        jobs.add(Job::Open { ring, events: events_of });
+        let next = Position::new(8).unwrap();
+        let item = Item { range: 0..1, position: Position::ZERO, next, time: None };
+        jobs.add(Job::Write(Batch { bytes: "x".into(), items: vec![item] }));
+        jobs.close();
+        drop(busy);
+        drop((jobs, pool));
+        let reports: Vec<_> = events.try_iter().map(|(_, event)| event).collect();
+        assert!(matches!(reports[..], [Event::Ready { arrived: None }]), "{reports:?}");
+        assert_eq!(std::fs::read(path).unwrap(), b"");
     }
 }

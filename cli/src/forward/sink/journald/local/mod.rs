@@ -235,11 +235,14 @@ impl Writer {
                 Err(e) => return Err(e),
             }
             if complaint.take_if(|time| *time <= Instant::now()).is_some() {
-                log::warn!(
+                let message = format!(
                     "{}: has taken nothing for {} s; the rings wait (is systemd-journald stopped?)",
                     self.path.display(),
                     SLOW.as_secs()
                 );
+                log::warn!("{message}");
+                // The other lanes wait behind this one.
+                way.events.report(Event::Trouble { message, is_said: true });
             }
         }
         Ok(false)
