@@ -199,7 +199,7 @@ fn missing_permission_is_said_once_and_named_in_the_report() {
     let error = report["rings"]["ring"]["error"].as_str().unwrap();
     assert!(error.contains("Permissions Violation"), "{report}");
     let text = words(&output);
-    assert_eq!(text.matches("link] the server says").count(), 1, "{text}");
+    assert_eq!(text.matches("] the server says").count(), 1, "{text}");
     assert_eq!(scene.rest().lines().count(), 5);
 }
 

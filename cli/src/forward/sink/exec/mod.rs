@@ -54,8 +54,8 @@ pub enum Ack {
     /// before it
     #[default]
     Lines,
-    /// Exit code 0: it has dealt with all items of its batch (implies --per-batch, and gives no
-    /// positions)
+    /// Exit code 0, with all of its input read: it has dealt with all items of its batch (implies
+    /// --per-batch, and gives no positions)
     Exit,
 }
 

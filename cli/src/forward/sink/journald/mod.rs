@@ -24,19 +24,21 @@ const SOCKET: &str = "/run/systemd/journal/socket";
 /// The default of `--gather`.
 const GATHER: Duration = Duration::from_millis(200);
 
+const HEADING: &str = "Options of journald";
+
 /// Options of journals.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize, clap::Args)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct JournaldOptions {
     /// journald: the journal's socket, if it is not /run/systemd/journal/socket
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub journal_socket: Option<PathBuf>,
     /// journald:DIRECTORY: the program systemd-journal-remote, if it is not in /usr/lib/systemd
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, help_heading = HEADING, value_name = "PATH")]
     pub journal_remote: Option<PathBuf>,
     /// journald:DIRECTORY: gather the items of S seconds (0.2 by default) for a run of
     /// systemd-journal-remote
-    #[arg(long, value_name = "S", value_parser = super::super::super::address::seconds, allow_negative_numbers = true)]
+    #[arg(long, help_heading = HEADING, value_name = "S", value_parser = super::super::super::address::seconds, allow_negative_numbers = true)]
     #[serde(deserialize_with = "duration")]
     pub gather: Option<Duration>,
 }

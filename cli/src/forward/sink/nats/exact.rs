@@ -147,7 +147,8 @@ impl<'a> Exact<'a> {
             if let Refusal::Unknown(words) = &refusal {
                 log::debug!("{}: {words}", self.subject);
                 if begin.elapsed() >= TROUBLE {
-                    let message = self.link.explained(format!("{}: {words}", self.subject));
+                    let subject = &self.subject;
+                    let message = self.link.explained(subject, format!("{subject}: {words}"));
                     self.events.report(Event::Trouble { message, is_said: false });
                 }
                 tokio::time::sleep(pause).await;
@@ -236,7 +237,7 @@ impl<'a> Exact<'a> {
                 };
                 let text =
                     format!("the last message of {subject} cannot be read: {words} ({hint})");
-                return Err(retry(self.link.explained(text)));
+                return Err(retry(self.link.explained(subject, text)));
             }
             tokio::time::sleep(pause).await;
             pause = LAST_PAUSE.min(pause * 2);

@@ -3,13 +3,13 @@
 use super::Event::Trouble as LaneTrouble;
 use super::examine::examine;
 use super::options::{Login, Settings};
+use super::server_words::ServerWords;
 use super::words::{Trouble, connecting};
 use super::{Reporter, SinkError, retry, stop};
 use async_nats::jetstream::{self, Context, stream::Config};
 use async_nats::{Client, ConnectOptions, Event};
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, Semaphore, watch};
 
@@ -134,10 +134,9 @@ impl Link {
         });
     }
 
-    /// Adds to the words of a failure what the server has said of late: it does not answer a
-    /// message that it refuses for want of a permission.
-    pub fn explained(&self, words: String) -> String {
-        match self.server.last() {
+    /// Adds to the words of a lane's failure what the server has said of late.
+    pub fn explained(&self, subject: &str, words: String) -> String {
+        match self.server.about(subject) {
             Some(said) => format!("{words}; the server says: {said}"),
             None => words,
         }
@@ -279,46 +278,6 @@ fn note(connection: &watch::Sender<Connection>, server: &ServerWords, event: Eve
         // Such as a subject that the user may not publish to.
         Event::ServerError(error) => server.note(&error.to_string()),
         other => log::debug!("{other}"),
-    }
-}
-
-/// Errors that the server has sent by themselves, not as answers.
-#[derive(Debug, Default)]
-struct ServerWords {
-    said: Mutex<Said>,
-}
-
-#[derive(Debug, Default)]
-struct Said {
-    last: Option<(Instant, String)>,
-    /// When each was logged: a refused subject is told for each message, of each ring.
-    logged: HashMap<String, Instant>,
-}
-
-impl ServerWords {
-    /// Different errors that are remembered.
-    const MOST: usize = 1000;
-
-    /// Logs an error, but the same one once in a while only.
-    fn note(&self, words: &str) {
-        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        said.last = Some((now, words.to_owned()));
-        if said.logged.get(words).is_some_and(|at| now.duration_since(*at) < REMINDER) {
-            return;
-        }
-        if said.logged.len() >= Self::MOST {
-            said.logged.clear();
-        }
-        said.logged.insert(words.to_owned(), now);
-        log::warn!("the server says: {words}");
-    }
-
-    /// Returns the last error, while it is new.
-    fn last(&self) -> Option<String> {
-        let said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let (at, words) = said.last.as_ref()?;
-        (at.elapsed() < ANSWER * 4).then(|| words.clone())
     }
 }
 

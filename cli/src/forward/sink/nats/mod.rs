@@ -18,6 +18,7 @@ pub mod options;
 mod plan;
 mod record;
 mod repeats;
+mod server_words;
 mod stream;
 mod subject;
 #[cfg(test)]

@@ -77,7 +77,8 @@ impl<'a> Repeats<'a> {
                 missing = &missing[arrived..];
                 log::debug!("{}: {words}", self.subject);
                 if begin.elapsed() >= TROUBLE {
-                    let message = self.link.explained(format!("{}: {words}", self.subject));
+                    let subject = &self.subject;
+                    let message = self.link.explained(subject, format!("{subject}: {words}"));
                     self.events.report(Event::Trouble { message, is_said: false });
                 }
                 tokio::time::sleep(pause).await;
