@@ -13,6 +13,7 @@ pub mod fault;
 pub mod flusher;
 pub mod guard;
 pub mod kicks;
+mod muted_kicks;
 pub mod polling;
 pub mod queue;
 pub mod queue_set;
