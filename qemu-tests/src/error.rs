@@ -64,6 +64,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a process has found a defect of its own, and aborted.
+    pub(crate) fn is_assertion(&self) -> bool {
+        matches!(self, Self::Died { log, .. } if log.contains(": Assertion `"))
+    }
+
     /// Returns a function for `map_err`: an I/O error of the operation `what`.
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let what = what.into();
@@ -93,5 +98,19 @@ pub(crate) fn tail(log: &[u8]) -> String {
     match text.split_once('\n') {
         Some((_, rest)) if start > 0 => rest.to_owned(),
         _ => text.into_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn assertion_of_qemu_is_told_from_other_ends() {
+        let died = |log: &str| Error::Died { what: "the guest's boot".into(), log: log.into() };
+        let assertion =
+            "qemu: hw/pci/msix.c:228: msix_table_mmio_write: Assertion `addr + size <= 80' failed.";
+        assert!(died(assertion).is_assertion());
+        assert!(!died("qemu: -no-such-option: invalid option").is_assertion());
     }
 }

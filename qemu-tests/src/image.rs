@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use cpio::newc;
-use sha2::{Digest as _, Sha256};
+use twox_hash::XxHash3_128;
 
 use crate::error::{Error, Result};
 use crate::{assets, binaries};
@@ -118,9 +118,7 @@ impl ImageSpec {
     pub fn build(&self) -> Result<PathBuf> {
         let archive = self.archive()?;
         let folder = assets::cache_dir();
-        let digest = Sha256::digest(&archive);
-        // Half of the digest keeps two images apart, and the name short.
-        let hash = digest.iter().take(16).fold(0, |hash: u128, &byte| hash << 8 | u128::from(byte));
+        let hash = XxHash3_128::oneshot(&archive);
         let image = folder.join(format!("initramfs-{hash:032x}.cpio"));
         if let Ok(file) = fs::File::options().append(true).open(&image) {
             // In use: keep it from those who clear up.

@@ -57,7 +57,7 @@ const PATIENCE: &str = "200";
 fn assert_same(sent: &Value, received: &Value) {
     println!("sent {sent}, received {received}");
     assert_eq!(sent["items"], 100_000);
-    for fact in ["items", "bytes", "sha256"] {
+    for fact in ["items", "bytes", "xxh3"] {
         assert_eq!(sent[fact], received[fact]);
     }
 }

@@ -17,7 +17,7 @@ const LONGEST: &str = "16384";
 fn assert_crossed(sent: &Value, received: &Value) {
     println!("sent {sent}, received {received}");
     assert_eq!(sent["items"], 100_000);
-    for fact in ["items", "bytes", "sha256"] {
+    for fact in ["items", "bytes", "xxh3"] {
         assert_eq!(sent[fact], received[fact]);
     }
     assert!(sent["waits"].as_u64() > Some(0), "the ring was never full: {sent}");

@@ -1,17 +1,17 @@
 //! What a run prints: counts, a hash of all items, and times.
 
 use serde::Serialize;
-use sha2::{Digest, Sha256};
-use std::fmt::Write;
 use std::time::Duration;
+use twox_hash::XxHash3_128;
 
 /// The JSON object of one run.
 #[derive(Serialize, Default)]
 pub struct Report {
     pub items: u64,
     pub bytes: u64,
-    /// Hash of every item's length (u32, little-endian) and payload.
-    pub sha256: String,
+    /// XXH3-128 of every item's length (u32, little-endian) and payload. Nobody forges these items,
+    /// and an emulated processor takes several times as long for a cryptographic hash.
+    pub xxh3: String,
     /// Times that the run had to wait for the other end.
     pub waits: u64,
     /// Median of a read of one sector, in nanoseconds.
@@ -29,7 +29,7 @@ pub struct Tally {
     pub items: u64,
     bytes: u64,
     pub waits: u64,
-    hash: Sha256,
+    hash: XxHash3_128,
 }
 
 impl Tally {
@@ -37,18 +37,14 @@ impl Tally {
         self.items += 1;
         self.bytes += item.len() as u64;
         // An item's length is a u32 on the ring.
-        self.hash.update(u32::try_from(item.len()).unwrap_or(u32::MAX).to_le_bytes());
-        self.hash.update(item);
+        self.hash.write(&u32::try_from(item.len()).unwrap_or(u32::MAX).to_le_bytes());
+        self.hash.write(item);
     }
 
     pub fn report(self) -> Report {
-        let sha256 = self.hash.finalize().iter().fold(String::new(), |mut text, byte| {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        });
+        let xxh3 = format!("{:032x}", self.hash.finish_128());
         let Self { items, bytes, waits, .. } = self;
-        Report { items, bytes, sha256, waits, ..Report::default() }
+        Report { items, bytes, xxh3, waits, ..Report::default() }
     }
 }
 
