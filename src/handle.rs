@@ -88,6 +88,20 @@ pub struct DebugInfo {
     pub uuid: Option<String>,
 }
 
+impl DebugInfo {
+    /// Reads the state of the ring on `device`, which no handle has to be open for. It works beside
+    /// a producer and a consumer that move.
+    ///
+    /// # Errors
+    /// The device's, and [`Error::Format`] for a device without a ring or with damaged pointers.
+    pub fn read<D: BlockDevice + ?Sized>(device: &D) -> Result<Self> {
+        let geometry = device.geometry();
+        let mut sector = AlignedBuf::zeroed(geometry.sector_size().bytes());
+        device.read(0, &mut [IoSliceMut::new(&mut sector)])?;
+        debug_info(device, &decode_sector0(&sector, geometry)?)
+    }
+}
+
 /// The names of queue and client, for the text of a pointer sector.
 pub(crate) type Owner<'a> = (&'a str, &'a str);
 
@@ -350,7 +364,7 @@ fn search_slot(
     }
 }
 
-fn debug_info<D: BlockDevice>(device: &D, signed: &Signed) -> Result<DebugInfo> {
+fn debug_info<D: BlockDevice + ?Sized>(device: &D, signed: &Signed) -> Result<DebugInfo> {
     let geometry = device.geometry();
     let size = geometry.sector_size().bytes();
     let (mut first, mut second) = (AlignedBuf::zeroed(size), AlignedBuf::zeroed(size));

@@ -282,6 +282,18 @@ pub fn holder_of(file: BorrowedFd<'_>, geometry: Geometry, side: Side) -> Option
     holder_at(file, LockRange::Role(side).byte(geometry.sector_size().get()))
 }
 
+/// Returns whether another open file description than `file` has the role `side` of a ring of that
+/// shape in this file. Unlike [`holder_of`] it searches no processes, and cannot name one.
+///
+/// # Errors
+/// The operating system's.
+pub fn is_role_held(file: BorrowedFd<'_>, geometry: Geometry, side: Side) -> io::Result<bool> {
+    let byte = LockRange::Role(side).byte(geometry.sector_size().get());
+    let mut found = flock(byte, libc::F_WRLCK);
+    fcntl(file, FcntlArg::F_OFD_GETLK(&mut found))?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
 fn holder_at(file: BorrowedFd<'_>, byte: i64) -> Option<i32> {
     let about = fstat(file).ok()?;
     holder_of_inode(about.st_ino, byte).or_else(|| {

@@ -26,7 +26,7 @@ pub use disk::BlockDevice;
 pub use error::{DeviceError, Operation};
 pub use file::FileDevice;
 #[doc(hidden)] // for `vhost-device-blockring`, which takes locks on behalf of a guest
-pub use lock::{EDIT_PATIENCE, holder_of};
+pub use lock::{EDIT_PATIENCE, holder_of, is_role_held};
 pub use lock::{LockRange, RangeLock, holder};
 pub use mapped::MappedDevice;
 pub use open::OpenOptions;
