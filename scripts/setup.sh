@@ -13,6 +13,7 @@ usage: scripts/setup.sh [--guests | --image-only]
      target/guest-image/debian (nothing of it is installed). This part needs no root.
   3. Fetches a newer QEMU for the tests, which run guests in both: see scripts/fetch-qemu.sh --help.
   4. Fetches NATS servers for the tests of `blockring forward` (scripts/fetch-nats.sh --help).
+  5. Fetches promtool for the tests of metrics and alert rules (scripts/fetch-promtool.sh --help).
 
   --guests       only what boots guests: the first two parts
   --image-only   only the second part
@@ -167,4 +168,5 @@ fi
 if [ "$others" = yes ]; then
     scripts/fetch-qemu.sh
     scripts/fetch-nats.sh
+    scripts/fetch-promtool.sh
 fi
