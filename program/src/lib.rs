@@ -7,6 +7,7 @@ mod logger;
 mod memory;
 mod pace;
 mod size;
+pub mod sockets;
 pub mod standard;
 pub mod stderr;
 mod stop;

@@ -1,5 +1,6 @@
 //! Support for the tests of several packages: a ring in a temporary file, a backend that only hands
-//! a ring over, processes and their pipes, a journal's callbacks, and NATS servers.
+//! a ring over, processes and their pipes, a journal's callbacks, scrapes of metrics, and NATS
+//! servers.
 //!
 //! With the feature `vhost`, a guest: a writer of split rings, a front end that follows the
 //! protocol and messages that do not, and the guest's disk over the backend's executor or worker.
@@ -24,6 +25,7 @@ pub mod guard_write;
 pub mod journal;
 #[cfg(feature = "vhost")]
 pub mod messages;
+pub mod metrics;
 pub mod nats;
 pub mod process;
 #[cfg(feature = "vhost")]

@@ -99,6 +99,10 @@ pub struct Arguments {
     /// formats its own ring or is trusted: consumers then copy what they read
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
     pub guard: Switch,
+    /// Offer metrics (GET /metrics) and health (GET /healthz) here, unix:PATH or 127.0.0.1:PORT;
+    /// repeat it for more
+    #[arg(long, value_name = "ADDRESS")]
+    pub metrics: Vec<ring_metrics::Address>,
     /// Have the queue's thread run on this processor alone
     #[arg(long, value_name = "N")]
     pub cpu: Option<usize>,

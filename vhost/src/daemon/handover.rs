@@ -295,7 +295,10 @@ impl Estate {
     fn oblige(&self, client: &Client) -> io::Result<()> {
         let Request::Suspend(suspend) = receive_words(client.socket.as_fd())?;
         let reply = match (self.suspend)(suspend) {
-            Ok(true) => Reply::Done,
+            Ok(true) => {
+                self.counters.suspends.add(u64::from(suspend));
+                Reply::Done
+            }
             Ok(false) => Reply::Busy,
             Err(reason) => Reply::Failed(reason),
         };

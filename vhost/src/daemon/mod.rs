@@ -6,6 +6,7 @@ pub mod config;
 pub mod failure;
 pub mod handover;
 mod interruptible;
+pub mod metrics;
 pub mod peer;
 pub mod ring;
 pub mod sandbox;

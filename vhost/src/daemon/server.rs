@@ -2,6 +2,7 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::handover::{Estate, Handover, reopen};
+use crate::daemon::metrics;
 use crate::daemon::peer::Admission;
 use crate::daemon::ring::{self, Opened};
 use crate::daemon::sandbox::{self, Policy};
@@ -21,11 +22,13 @@ use crate::front_end::backend::Backend;
 use crate::front_end::connections::Connections;
 use nix::sys::socket::SockType;
 use nix::unistd::geteuid;
+use ring_metrics::{Address, Bound};
 use ring_program::Stop;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::device::event::Signaller;
 use shared_block_ring::handover::refuse_descriptors;
 use shared_block_ring::wait::Limits;
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -67,6 +70,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     // during the handshake.
     let entrance = Entrance::open(&settings.front_ends)?;
     let consumers = settings.consumers.as_ref().map(listen_to_consumers).transpose()?;
+    let metrics = metrics::listen(settings)?;
     let Some((mut opened, region)) = open_ring(settings, &stop)? else {
         log::info!("asked to stop before the ring was served: nothing was begun");
         return Ok(());
@@ -74,15 +78,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let counters = Arc::new(Counters::default());
     let signaller = Arc::new(Signaller::new().map_err(system("prepare for signals to others"))?);
     warn_of_waits(&signaller);
-    let wiring = || -> io::Result<_> {
-        let (page, to_host, to_backend) = (new_page()?, new_event()?, new_event()?);
-        let host = Bell::new(&page, to_host.try_clone()?, Sleeper::Host)?;
-        let host = host.signalled_by(Arc::clone(&signaller));
-        let backend = Bell::new(&page, to_backend.try_clone()?, Sleeper::Backend)?;
-        Ok((page, to_host, to_backend, host, backend))
-    };
     let (page, to_host, to_backend, host_bell, backend_bell) =
-        wiring().map_err(system("make the bells"))?;
+        bells(&signaller).map_err(system("make the bells"))?;
     let (ring_file, names) = names(settings, &opened).map_err(system("look at the files"))?;
     // From here on no failure is expected because of the arguments, and the sandbox soon forbids to
     // undo.
@@ -90,8 +87,9 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
     let faults = Faults::catch().map_err(system("catch faults of memory"))?;
     let sockets = entrance.ours().into_iter().chain(consumers.as_ref().map(|(ours, _)| ours));
+    let sockets = sockets.chain(metrics.iter().filter_map(Bound::listening));
     confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
-    let (read_only, guarded) = (settings.read_only, settings.guarded);
+    let Settings { read_only, guarded, .. } = *settings;
     let serial = settings.serial.map_or_else(|| opened.serial(), Ok);
     let serial = serial.map_err(system("look at the ring's file"))?;
     let service = Service { read_only, guarded, serial };
@@ -99,7 +97,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let guest_state = opened.guest_state;
     let executor =
         Executor::new(region, guard, service, Arc::clone(&counters), host_bell, guest_state);
-    let flusher = Flusher::start(duplicate()?).map_err(system("start a thread"))?;
+    let flusher = Flusher::counted(duplicate()?, Arc::clone(&counters));
+    let flusher = flusher.map_err(system("start a thread"))?;
     let worker = Worker::new(
         executor,
         Arc::clone(&counters),
@@ -118,6 +117,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let watch = watch::start(names).map_err(system("start a thread"))?;
+    let scrapes = metrics::serve(metrics, settings, &opened, &counters)?;
     let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
     // Last: a client that is answered finds a backend that is ready.
     let handover = match consumers {
@@ -155,6 +155,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     end(queue_thread, connections);
     // The watch ends before the sockets are removed.
     drop(watch);
+    drop(scrapes);
     let handed_over = handover.map_or(Ok(()), Handover::finish);
     drop(watchdog);
     finish(settings, &opened, &ring_file)?;
@@ -162,6 +163,15 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     handed_over?;
     log::info!("stopped: everything answered is durable");
     Ok(())
+}
+
+/// Makes the page and the events by which backend and host wake each other, and a bell for each.
+fn bells(signaller: &Arc<Signaller>) -> io::Result<(File, OwnedFd, OwnedFd, Bell, Bell)> {
+    let (page, to_host, to_backend) = (new_page()?, new_event()?, new_event()?);
+    let host = Bell::new(&page, to_host.try_clone()?, Sleeper::Host)?;
+    let host = host.signalled_by(Arc::clone(signaller));
+    let backend = Bell::new(&page, to_backend.try_clone()?, Sleeper::Backend)?;
+    Ok((page, to_host, to_backend, host, backend))
 }
 
 /// Ends the queue's thread: nothing is answered after this. Then drops what its front ends used.
@@ -222,6 +232,11 @@ fn names(settings: &Settings, opened: &Opened) -> io::Result<(Named, Vec<Named>)
     }
     if let Some(consumers) = &settings.consumers {
         names.push(Named::socket(&consumers.path)?);
+    }
+    for address in &settings.metrics {
+        if let Address::Unix(path) = address {
+            names.push(Named::socket(path)?);
+        }
     }
     Ok((ring, names))
 }

@@ -91,6 +91,8 @@ pub struct Settings {
     pub polling: Polling,
     /// Whether the guest's writes are judged.
     pub guarded: bool,
+    /// The addresses of the metrics.
+    pub metrics: Vec<ring_metrics::Address>,
     /// The processor of the queue's thread; any if `None`.
     pub cpu: Option<usize>,
     /// Whether to ask for huge pages.
@@ -162,6 +164,7 @@ impl TryFrom<Arguments> for Settings {
             serial: arguments.serial,
             hold: arguments.hold_ms,
             guarded: arguments.guard == Switch::On,
+            metrics: arguments.metrics,
             cpu: arguments.cpu,
             huge_pages: arguments.hugepages,
             polling: match arguments.poll {

@@ -1,6 +1,7 @@
 //! The backend's counters: each written by one thread, read by any.
 
 use crate::data_path::guard::Reason;
+use ring_metrics::Histogram;
 use serde_json::{Map, Value};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -51,8 +52,18 @@ pub struct Counters {
     pub broken: Counter,
     /// Front ends served.
     pub connections: Counter,
+    /// Front ends that have left.
+    pub departures: Counter,
     /// Clients of the consumer socket that were refused.
     pub turned_away: Counter,
+    /// Suspends that clients of the consumer socket have asked for.
+    pub suspends: Counter,
+    /// The time of each flush of the region.
+    pub flush_time: Histogram,
+    /// Flushes that have failed.
+    pub flush_failures: Counter,
+    /// The queues' thread's time for a request, see [`Poller`](crate::data_path::polling::Poller).
+    pub service_time: Histogram,
     refused: [Counter; Reason::ALL.len()],
 }
 
@@ -65,6 +76,13 @@ impl Counters {
     /// The number of refusals for one reason.
     pub fn refused(&self, reason: Reason) -> u64 {
         self.refused[reason.index()].get()
+    }
+
+    /// Whether a front end is connected.
+    pub fn has_front_end(&self) -> bool {
+        // Departures first: a front end that comes between the two loads counts as connected.
+        let departures = self.departures.get();
+        self.connections.get() > departures
     }
 
     /// Returns the counters as one JSON object. `served` is the sum of answered requests, `refused`
@@ -88,7 +106,10 @@ impl Counters {
             "wakeups": self.wakeups.get(),
             "broken": self.broken.get(),
             "connections": self.connections.get(),
+            "front_end_connected": self.has_front_end(),
             "turned_away": self.turned_away.get(),
+            "suspends": self.suspends.get(),
+            "flush_failures": self.flush_failures.get(),
             "refused": refused,
         })
     }

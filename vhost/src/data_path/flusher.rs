@@ -1,12 +1,15 @@
 //! `fdatasync` on a thread of its own: it takes milliseconds, and the queue's thread must stay able
 //! to answer a stop.
 
+use crate::data_path::counters::Counters;
 use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 /// The number of a requested flush, which any number of requests may share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +41,21 @@ impl Flusher {
     /// No event or no thread can be made.
     pub fn start(file: File) -> io::Result<Self> {
         Self::by(move || file.sync_data())
+    }
+
+    /// Does the same as [`start`](Self::start), and counts the time and the failures of each flush.
+    ///
+    /// # Errors
+    ///
+    /// No event or no thread can be made.
+    pub fn counted(file: File, counters: Arc<Counters>) -> io::Result<Self> {
+        Self::by(move || {
+            let start = Instant::now();
+            let outcome = file.sync_data();
+            counters.flush_time.observe(start.elapsed());
+            counters.flush_failures.add(u64::from(outcome.is_err()));
+            outcome
+        })
     }
 
     /// Starts the thread with a function that makes everything durable that was stored before.

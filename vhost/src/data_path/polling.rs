@@ -1,5 +1,7 @@
-//! How long to poll for requests before sleeping.
+//! How long to poll for requests before sleeping, and how long the queues' thread is busy.
 
+use crate::data_path::counters::Counters;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Polls in succession that cost less than reading the clock.
@@ -23,6 +25,11 @@ pub enum Polling {
 /// Whether polling pays shows after a sleep: either the next request has come so soon that polling
 /// would have met it, or it has not. In the latter case the next sleep comes at once, so that a
 /// driver with time between its requests costs no more than their work.
+///
+/// The clock is read for these decisions alone: when a sleep ends with a kick, and while there is
+/// nothing to do. Between two readings lies a busy stretch; its mean time for a request is counted
+/// in [`Counters::service_time`]. A stretch ends up to [`POLLS_PER_CLOCK`] polls after its last
+/// request.
 #[derive(Debug)]
 pub struct Poller {
     polling: Polling,
@@ -35,26 +42,49 @@ pub struct Poller {
     polls: u32,
     /// The first reading of the clock among those.
     polling_since: Option<Instant>,
+    /// The reading of the clock when the last sleep ended with a kick.
+    woken: Option<Instant>,
+    /// The last reading of the clock since the last sleep, and the requests taken until then.
+    last_reading: Option<(Instant, u64)>,
+    counters: Arc<Counters>,
 }
 
 impl Poller {
     /// Makes a poller that expects polling to pay.
-    pub fn new(polling: Polling) -> Self {
-        let (idle_since, polling_since) = (None, None);
-        Self { polling, pays: true, idle_since, worked: false, polls: 0, polling_since }
+    pub fn new(polling: Polling, counters: Arc<Counters>) -> Self {
+        Self {
+            polling,
+            pays: true,
+            idle_since: None,
+            worked: false,
+            polls: 0,
+            polling_since: None,
+            woken: None,
+            last_reading: None,
+            counters,
+        }
     }
 
-    /// Begins a turn. A thread that was woken without a request goes back to sleep.
-    pub fn start_turn(&mut self) {
+    /// Begins a turn. A thread that was woken without a request goes back to sleep. `kicked` says
+    /// whether there is a request, as far as drivers can be believed; `taken` is the number of
+    /// requests so far. The clock is read only after a sleep.
+    pub fn start_turn(&mut self, kicked: bool, taken: u64) {
         (self.worked, self.polls, self.polling_since) = (false, 0, None);
+        if kicked && self.idle_since.is_some() {
+            let now = Instant::now();
+            self.woken = Some(now);
+            self.last_reading = Some((now, taken));
+        }
     }
 
-    /// Notes that a request was served. The clock is read only after a sleep.
+    /// Notes that a request was served. The clock is read only after a sleep that ended without a
+    /// kick.
     pub fn worked(&mut self) {
         if let Some(window) = self.window()
             && let Some(idle_since) = self.idle_since.take()
         {
-            self.pays = idle_since.elapsed() <= window + WAKE;
+            let now = self.woken.take().unwrap_or_else(Instant::now);
+            self.pays = now.duration_since(idle_since) <= window + WAKE;
         }
         (self.worked, self.polls, self.polling_since) = (true, 0, None);
     }
@@ -67,8 +97,18 @@ impl Poller {
         }
     }
 
-    /// Notes that there was no request. Returns whether to poll again.
-    pub fn polls_on(&mut self) -> bool {
+    /// Notes a reading of the clock while there is nothing to do: the end of a busy stretch, if one
+    /// was begun.
+    fn note_reading(&mut self, now: Instant, taken: u64) {
+        if let Some((then, before)) = self.last_reading.replace((now, taken)) {
+            let requests = taken.wrapping_sub(before);
+            self.counters.service_time.observe_parts(now.duration_since(then), requests);
+        }
+    }
+
+    /// Notes that there was no request; `taken` as in [`start_turn`](Self::start_turn). Returns
+    /// whether to poll again.
+    pub fn polls_on(&mut self, taken: u64) -> bool {
         if self.polling == Polling::Always {
             std::hint::spin_loop();
             return true;
@@ -80,14 +120,20 @@ impl Poller {
             return true;
         }
         let now = Instant::now();
+        self.note_reading(now, taken);
         now.duration_since(*self.polling_since.get_or_insert(now)) < window
     }
 
-    /// Notes that the thread goes to sleep.
-    pub fn sleeps(&mut self) {
+    /// Notes that the thread goes to sleep; `taken` as in [`start_turn`](Self::start_turn).
+    pub fn sleeps(&mut self, taken: u64) {
         if self.worked && self.window().is_some() {
-            self.idle_since = Some(self.polling_since.unwrap_or_else(Instant::now));
+            self.idle_since = Some(self.polling_since.unwrap_or_else(|| {
+                let now = Instant::now();
+                self.note_reading(now, taken);
+                now
+            }));
         }
+        (self.woken, self.last_reading) = (None, None);
     }
 }
 
@@ -95,53 +141,85 @@ impl Poller {
 mod tests {
     use super::*;
 
+    fn poller(polling: Polling) -> Poller {
+        Poller::new(polling, Arc::default())
+    }
+
     /// Polls until it is time to sleep. Returns how long that took.
     fn poll_to_the_end(poller: &mut Poller) -> Duration {
         let start = Instant::now();
-        while poller.polls_on() {}
-        poller.sleeps();
+        while poller.polls_on(0) {}
+        poller.sleeps(0);
         start.elapsed()
     }
 
     #[test]
     fn poller_sleeps_at_once_after_a_wake_without_a_request() {
-        let mut poller = Poller::new(Polling::For(Duration::from_millis(1)));
-        assert!(!poller.polls_on());
+        let mut poller = poller(Polling::For(Duration::from_millis(1)));
+        assert!(!poller.polls_on(0));
         poller.worked();
         assert!(poll_to_the_end(&mut poller) >= Duration::from_millis(1));
-        poller.start_turn();
-        assert!(!poller.polls_on());
+        poller.start_turn(false, 0);
+        assert!(!poller.polls_on(0));
     }
 
     #[test]
     fn poller_sleeps_at_once_when_requests_come_too_late_for_polling() {
         let window = Duration::from_secs(1);
-        let mut poller = Poller::new(Polling::For(window));
+        let mut poller = poller(Polling::For(window));
         poller.worked();
-        poller.sleeps();
-        poller.start_turn();
+        poller.sleeps(0);
+        poller.start_turn(false, 0);
         poller.worked();
-        assert!(poller.polls_on(), "the next request came soon");
-        poller.sleeps();
+        assert!(poller.polls_on(0), "the next request came soon");
+        poller.sleeps(0);
         poller.idle_since = Instant::now().checked_sub(2 * window);
-        poller.start_turn();
+        poller.start_turn(false, 0);
         poller.worked();
-        assert!(!poller.polls_on(), "it did not");
-        poller.sleeps();
-        poller.start_turn();
+        assert!(!poller.polls_on(0), "it did not");
+        poller.sleeps(0);
+        poller.start_turn(false, 0);
         poller.worked();
-        assert!(poller.polls_on(), "it does again");
+        assert!(poller.polls_on(0), "it does again");
     }
 
     #[test]
     fn poller_without_a_window_never_polls_and_always_never_sleeps() {
-        let mut none = Poller::new(Polling::For(Duration::ZERO));
+        let mut none = poller(Polling::For(Duration::ZERO));
         none.worked();
-        assert!(!none.polls_on());
-        none.sleeps();
+        assert!(!none.polls_on(0));
+        none.sleeps(0);
         assert_eq!(none.idle_since, None, "nothing needs that time");
-        let mut always = Poller::new(Polling::Always);
-        assert!((0..1000).all(|_| always.polls_on()));
+        let mut always = poller(Polling::Always);
+        assert!((0..1000).all(|_| always.polls_on(0)));
         assert_eq!(always.polls, 0, "unlimited polls are not counted");
+    }
+
+    /// The number of requests that were counted.
+    fn counted(poller: &Poller) -> u64 {
+        poller.counters.service_time.buckets().iter().map(|(_, count)| count).sum()
+    }
+
+    #[test]
+    fn busy_stretch_counts_each_of_its_requests_once() {
+        let mut poller = poller(Polling::For(Duration::from_secs(1)));
+        poller.worked();
+        poller.sleeps(1);
+        assert_eq!(counted(&poller), 0, "its begin is not known");
+        poller.start_turn(true, 1);
+        poller.worked();
+        while poller.last_reading.is_some_and(|(_, taken)| taken == 1) {
+            assert!(poller.polls_on(4));
+        }
+        assert_eq!(counted(&poller), 3);
+        poller.worked();
+        poller.sleeps(6);
+        assert_eq!(counted(&poller), 5, "a stretch between polls and sleep");
+        poller.start_turn(false, 6);
+        poller.sleeps(6);
+        poller.start_turn(false, 6);
+        poller.worked();
+        poller.sleeps(7);
+        assert_eq!(counted(&poller), 5, "what no kick has begun");
     }
 }

@@ -81,15 +81,17 @@ impl Connections {
                 Arrival::ShutDown => return Err(ShutDown { name: name.to_owned() }.into()),
             }
             // Connections that follow each other quickly are counted, and not logged each time.
-            let mut told = false;
+            let (mut has_come, mut told) = (false, false);
             let reads = self.counters.reads.get();
             let outcome = self.serve_next(|| {
                 self.counters.connections.count();
+                has_come = true;
                 told = said.is_none() && paces[0].due();
                 if told {
                     log::info!("a front end has come");
                 }
             });
+            self.counters.departures.add(u64::from(has_come));
             match outcome {
                 Ok(()) => {
                     if told {

@@ -107,6 +107,7 @@ const FCNTL: &[libc::c_int] = &[
     libc::F_GET_SEALS,
     libc::F_ADD_SEALS,
     libc::F_OFD_SETLK,
+    libc::F_OFD_GETLK,
 ];
 
 /// Flags of the memory that a front end asks for.

@@ -16,9 +16,9 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::os::fd::BorrowedFd;
 
-/// Descriptors of the daemon itself: standard ones, sockets, region, bells, timers, and those of a
-/// connection.
-const OWN_DESCRIPTORS: u64 = 64;
+/// Descriptors of the daemon itself: standard ones, sockets, region, bells, timers, those of a
+/// connection, and those of the metrics' clients.
+const OWN_DESCRIPTORS: u64 = 80;
 
 /// Descriptors of a front end's memory regions, one each.
 const MEMORY_DESCRIPTORS: u64 = crate::data_path::dirty::MAX_REGIONS as u64;

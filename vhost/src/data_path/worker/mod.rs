@@ -77,6 +77,7 @@ impl Worker {
         polling: Polling,
     ) -> Self {
         let (write_through, walking) = (false, None);
+        let poller = Poller::new(polling, Arc::clone(&counters));
         Self {
             carrier: Carrier {
                 executor,
@@ -88,7 +89,7 @@ impl Worker {
                 walking,
             },
             bell: Watched::new(bell, Owner::Ring),
-            poller: Poller::new(polling),
+            poller,
             broken_log: Pace::default(),
             interrupt_log: Pace::default(),
             queues: Arc::default(),

@@ -53,6 +53,7 @@ impl Worker {
             self.bell.awake();
         }
         self.open(&mut session, self.due);
+        self.poller.start_turn(!kicked.is_empty(), self.carrier.arrivals);
         let end = self.serve(&mut session, waiters, mark);
         self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
         session.close(&mut self.progress);
@@ -143,20 +144,19 @@ impl Worker {
     /// The turn's loop: rounds of visits until there is nothing to do, then polls, then asks for
     /// kicks.
     fn serve(&mut self, session: &mut Session<'_>, waiters: &Waiters, mark: Mark) -> TurnEnd {
-        self.poller.start_turn();
         let mut rota = Rota::new();
         loop {
             match self.round(session, &mut rota, waiters, mark) {
                 Visit::CutShort => {}
                 _ if waiters.any_since(mark) => {}
-                _ if self.poller.polls_on() => {}
+                _ if self.poller.polls_on(self.carrier.arrivals) => {}
                 // What is unfinished may be able to go on since another queue was visited.
                 _ if !rota.visited_all() => {
                     rota.visit_all();
                     continue;
                 }
                 _ if self.may_sleep(session, &mut rota) => {
-                    self.poller.sleeps();
+                    self.poller.sleeps(self.carrier.arrivals);
                     let nothing = self.unfinished.is_empty();
                     return TurnEnd::Sleep(if nothing { None } else { self.held_until() });
                 }

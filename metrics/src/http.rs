@@ -1,0 +1,113 @@
+//! As much of HTTP/1.1 as a scrape needs: one GET for each connection.
+
+use crate::scrape::Format;
+
+/// The most bytes of a request's head.
+pub const MAX_HEAD: usize = 8 << 10;
+
+/// The most headers of a request.
+const MAX_HEADERS: usize = 64;
+
+/// What a client asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// The metrics, in this form.
+    Metrics(Format),
+    /// Whether the program is healthy.
+    Health,
+}
+
+/// A request that has arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Request {
+    pub asked: Asked,
+    /// Whether the answer is to have no body (HEAD).
+    pub head_only: bool,
+}
+
+/// An answer without samples: its status line's end, and one line of text.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Refused(pub &'static str, pub &'static str);
+
+/// Reads the head of a request; `None` if more of it has to come.
+pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
+    let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
+    let mut request = httparse::Request::new(&mut headers);
+    match request.parse(bytes) {
+        Ok(status) if status.is_complete() => {}
+        Ok(_) if bytes.len() < MAX_HEAD => return Ok(None),
+        Ok(_) | Err(httparse::Error::TooManyHeaders) => {
+            return Err(Refused("431 Request Header Fields Too Large", "the request is too long"));
+        }
+        Err(_) => return Err(Refused("400 Bad Request", "this is no HTTP request")),
+    }
+    let head_only = match request.method {
+        Some("GET") => false,
+        Some("HEAD") => true,
+        _ => return Err(Refused("405 Method Not Allowed", "only GET and HEAD are answered")),
+    };
+    let path = request.path.unwrap_or("").split('?').next().unwrap_or("");
+    let asked = match path {
+        "/metrics" => {
+            let wants = |header: &httparse::Header<'_>| {
+                header.name.eq_ignore_ascii_case("accept")
+                    && String::from_utf8_lossy(header.value)
+                        .contains("application/openmetrics-text")
+            };
+            let open = request.headers.iter().any(wants);
+            Asked::Metrics(if open { Format::OpenMetrics } else { Format::Prometheus })
+        }
+        "/healthz" => Asked::Health,
+        _ => return Err(Refused("404 Not Found", "there are /metrics and /healthz")),
+    };
+    Ok(Some(Request { asked, head_only }))
+}
+
+/// Returns the bytes of an answer, after which the connection is closed.
+pub fn answer(status: &str, content_type: &str, body: &str, head_only: bool) -> Vec<u8> {
+    let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+    let head = format!(
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        body.len()
+    );
+    [head.as_bytes(), if head_only { b"" } else { body.as_bytes() }].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn asked(text: &str) -> Result<Option<Request>, Refused> {
+        parse(text.as_bytes())
+    }
+
+    #[test]
+    fn request_asks_for_metrics_in_one_of_two_forms_or_for_health() {
+        let request = |asked, head_only| Ok(Some(Request { asked, head_only }));
+        assert_eq!(
+            asked("GET /metrics HTTP/1.1\r\n\r\n"),
+            request(Asked::Metrics(Format::Prometheus), false)
+        );
+        let accept = "application/openmetrics-text;version=1.0.0,text/plain;q=0.5";
+        assert_eq!(
+            asked(&format!("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\naccept: {accept}\r\n\r\n")),
+            request(Asked::Metrics(Format::OpenMetrics), false)
+        );
+        assert_eq!(asked("HEAD /healthz HTTP/1.0\r\n\r\n"), request(Asked::Health, true));
+    }
+
+    #[test]
+    fn request_is_awaited_whole_and_refused_in_words() {
+        assert_eq!(asked("GET /metrics HTTP/1.1\r\nHost: a\r\n"), Ok(None));
+        for (text, status) in [
+            ("hello\r\n\r\n", "400"),
+            ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
+            ("GET / HTTP/1.1\r\n\r\n", "404"),
+            (&format!("GET /metrics HTTP/1.1\r\nX: {}", "a".repeat(MAX_HEAD)), "431"),
+            (&format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65)), "431"),
+        ] {
+            assert!(asked(text).unwrap_err().0.starts_with(status), "{text}");
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! The thread that answers scrapes.
+
+use crate::address::Address;
+use crate::connection::Connection;
+use crate::scrape::Scrape;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::socket::SockType;
+use ring_program::Pace;
+use ring_program::sockets::{Access, Listening};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// The most clients at a time. One more closes the connection that has been open longest.
+const MAX_CONNECTIONS: usize = 8;
+
+/// The pause after a client that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a program tells of itself. Called on the server's thread alone.
+pub trait Source: Send {
+    /// Adds the program's samples.
+    fn scrape(&mut self, scrape: &mut Scrape);
+
+    /// Returns whether the program is healthy, in words either way.
+    ///
+    /// # Errors
+    /// It is not.
+    fn health(&mut self) -> Result<String, String>;
+}
+
+/// A listening socket. A UNIX socket's name is removed when this is dropped.
+#[derive(Debug)]
+pub struct Bound {
+    socket: Socket,
+    name: String,
+}
+
+#[derive(Debug)]
+enum Socket {
+    Unix(UnixListener, Listening),
+    Tcp(TcpListener),
+}
+
+impl Bound {
+    /// Listens at an address. A UNIX socket's file gets owner and mode of `access`; one that a dead
+    /// process has left behind is replaced.
+    ///
+    /// # Errors
+    /// The operating system's; also that a living process listens there.
+    pub fn on(address: &Address, access: &Access) -> io::Result<Self> {
+        match address {
+            Address::Unix(path) => {
+                let listening = Listening::on(path, SockType::Stream, access)?;
+                let listener = UnixListener::from(listening.fd().try_clone()?);
+                let name = address.to_string();
+                Ok(Self { socket: Socket::Unix(listener, listening), name })
+            }
+            Address::Tcp(address) => {
+                let listener = TcpListener::bind(address)?;
+                listener.set_nonblocking(true)?;
+                let name = format!("http://{}/metrics", listener.local_addr()?);
+                Ok(Self { socket: Socket::Tcp(listener), name })
+            }
+        }
+    }
+
+    /// The listening UNIX socket, if it is one.
+    pub fn listening(&self) -> Option<&Listening> {
+        match &self.socket {
+            Socket::Unix(_, listening) => Some(listening),
+            Socket::Tcp(_) => None,
+        }
+    }
+
+    /// The address for the log, with the port that the kernel has chosen.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        match &self.socket {
+            Socket::Unix(listener, _) => listener.as_fd(),
+            Socket::Tcp(listener) => listener.as_fd(),
+        }
+    }
+
+    fn accept(&self) -> io::Result<OwnedFd> {
+        Ok(match &self.socket {
+            Socket::Unix(listener, _) => listener.accept()?.0.into(),
+            Socket::Tcp(listener) => listener.accept()?.0.into(),
+        })
+    }
+}
+
+/// The running server. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<EventFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Answers the clients of `bound` with what `source` tells.
+    ///
+    /// # Errors
+    /// No event or no thread can be made.
+    pub fn start(bound: Vec<Bound>, source: impl Source + 'static) -> io::Result<Self> {
+        let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
+        let asked = Arc::clone(&stop);
+        let serve = move || serve(&bound, Box::new(source), &asked);
+        let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The counter of a fresh event takes a one.
+        let _ = self.stop.write(1);
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been reported on standard error.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
+    // In the order of their coming.
+    let mut connections: Vec<Connection> = Vec::new();
+    let mut lost = Pace::default();
+    for bound in bound {
+        log::info!("metrics at {}", bound.name());
+    }
+    loop {
+        let now = Instant::now();
+        connections.retain(|connection| now < connection.deadline);
+        let ready = match wait(bound, &connections, stop, now) {
+            Ok(ready) => ready,
+            Err(e) => {
+                log::error!("no metrics any more: cannot wait for clients: {e}");
+                return;
+            }
+        };
+        let Some(ready) = ready else { return };
+        let mut index = 0;
+        connections.retain_mut(|connection| {
+            index += 1;
+            !ready[index - 1] || connection.go_on(&mut *source)
+        });
+        for (bound, _) in bound.iter().zip(&ready[index..]).filter(|(_, ready)| **ready) {
+            match bound.accept() {
+                Ok(socket) => {
+                    if connections.len() == MAX_CONNECTIONS {
+                        connections.remove(0);
+                    }
+                    connections.push(Connection::new(socket));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => {
+                    if lost.due() {
+                        log::warn!("a client of {} was lost: {e}", bound.name());
+                    }
+                    // Out of descriptors, perhaps: the client stays in the backlog, without a busy
+                    // loop.
+                    std::thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        }
+    }
+}
+
+/// Waits for clients. Returns which connections can go on and which sockets have a new client, in
+/// their order; `None` at the stop.
+fn wait(
+    bound: &[Bound],
+    connections: &[Connection],
+    stop: &EventFd,
+    now: Instant,
+) -> io::Result<Option<Vec<bool>>> {
+    let awaited = connections.iter().map(Connection::awaits);
+    let listening = bound.iter().map(|bound| (bound.fd(), PollFlags::POLLIN));
+    let all = [(stop.as_fd(), PollFlags::POLLIN)].into_iter().chain(awaited).chain(listening);
+    let mut all: Vec<_> = all.map(|(fd, flags)| PollFd::new(fd, flags)).collect();
+    let deadline = connections.iter().map(|connection| connection.deadline).min();
+    let timeout = deadline.map_or(PollTimeout::NONE, |at| {
+        // Rounded up: the deadline is then over.
+        let left = at.saturating_duration_since(now) + Duration::from_millis(1);
+        PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+    });
+    match poll(&mut all, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {}
+        Err(e) => return Err(e.into()),
+    }
+    let mut ready = all.iter().map(|fd| fd.any().unwrap_or(false));
+    let is_over = ready.next().unwrap_or(true);
+    Ok((!is_over).then(|| ready.collect()))
+}

@@ -1,0 +1,159 @@
+//! What the daemon tells of itself to a scrape: the counters of the data path, and the ring's
+//! pointer sectors.
+
+use crate::daemon::failure::{Failure, system};
+use crate::daemon::ring::Opened;
+use crate::daemon::settings::Settings;
+use crate::data_path::counters::Counters;
+use crate::data_path::fault::{self, Owner, Watched};
+use crate::data_path::guard::Reason;
+use ring_metrics::catalogue::{
+    BROKEN_QUEUES, BUILD, CONNECTIONS, DURABLE_FLUSHES, FAILED, FAILED_REQUESTS, FLUSHES,
+    FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS, SERVICE_TIME,
+    SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
+};
+use ring_metrics::{Ages, Bound, Program, RingReading, Scrape, Server, Source};
+use ring_program::sockets::Access;
+use shared_block_ring::device::{BlockDevice, DeviceError, Operation, is_role_held};
+use shared_block_ring::format::{Geometry, Side};
+use shared_block_ring::{DebugInfo, MappedDevice};
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::sync::Arc;
+
+/// The sockets of the metrics, before the process is confined.
+///
+/// # Errors
+///
+/// One cannot be made.
+pub fn listen(settings: &Settings) -> Result<Vec<Bound>, Failure> {
+    let identity = settings.identity;
+    let access = Access {
+        owner: identity.map(|identity| identity.uid),
+        group: identity.map(|identity| identity.gid),
+        ..Access::default()
+    };
+    let on = |address| {
+        let name = || format!("--metrics {address}");
+        Bound::on(address, &access).map_err(|source| Failure::Socket { name: name(), source })
+    };
+    settings.metrics.iter().map(on).collect()
+}
+
+/// Starts to answer scrapes, if there are addresses for that.
+///
+/// # Errors
+///
+/// The ring cannot be mapped once more, or no thread can be made.
+pub fn serve(
+    bound: Vec<Bound>,
+    settings: &Settings,
+    opened: &Opened,
+    counters: &Arc<Counters>,
+) -> Result<Option<Server>, Failure> {
+    if bound.is_empty() {
+        return Ok(None);
+    }
+    let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
+    let path = settings.ring.as_path();
+    let observed = Observed::new(path, file, opened.geometry, settings.guest, Arc::clone(counters));
+    let name = path.display().to_string();
+    let observed = observed.map_err(|e| Failure::Ring { path: name, source: e.into() })?;
+    Server::start(bound, observed).map(Some).map_err(system("start a thread"))
+}
+
+/// The ring and the counters, as the metrics' thread reads them.
+struct Observed {
+    name: String,
+    guest: Side,
+    file: File,
+    /// A mapping of its own: the queues' thread shares nothing with this one but counters.
+    device: Watched<MappedDevice>,
+    ages: Ages,
+    counters: Arc<Counters>,
+}
+
+impl Observed {
+    /// Observes the ring at `path`, which `file` is.
+    fn new(
+        path: &Path,
+        file: File,
+        geometry: Geometry,
+        guest: Side,
+        counters: Arc<Counters>,
+    ) -> Result<Self, DeviceError> {
+        let name = path.display().to_string();
+        let mapped =
+            file.try_clone().map_err(|e| DeviceError::new(name.clone(), Operation::Map, e))?;
+        let device = MappedDevice::new(mapped, &name, geometry)?;
+        let device = Watched::new(device, Owner::Ring);
+        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+        Ok(Self { name, guest, file, device, ages: Ages::default(), counters })
+    }
+
+    fn read(&self) -> Option<RingReading> {
+        if fault::region_lost() {
+            return None;
+        }
+        let info = DebugInfo::read(&*self.device).ok()?;
+        let attached = |side| {
+            // The guest's role is locked by this process.
+            let held = || is_role_held(self.file.as_fd(), self.device.geometry(), side).ok();
+            if side == self.guest { Some(true) } else { held() }
+        };
+        Some(RingReading {
+            info,
+            producer_attached: attached(Side::Producer),
+            consumer_attached: attached(Side::Consumer),
+        })
+    }
+
+    fn has_failed(&self) -> bool {
+        self.counters.flush_failures.get() > 0 || fault::region_lost()
+    }
+}
+
+impl Source for Observed {
+    fn scrape(&mut self, scrape: &mut Scrape) {
+        scrape.whole(&BUILD, &[Program::Backend.name(), env!("CARGO_PKG_VERSION")], 1);
+        let reading = self.read();
+        RingReading::report(reading.as_ref(), &self.name, &mut self.ages, scrape);
+        let (counters, ring) = (&*self.counters, &[&*self.name]);
+        for (metric, counter) in [
+            (&READS, &counters.reads),
+            (&WRITES, &counters.writes),
+            (&DURABLE_FLUSHES, &counters.flushes),
+            (&FAILED_REQUESTS, &counters.failed),
+            (&READ_BYTES, &counters.read_bytes),
+            (&WRITTEN_BYTES, &counters.written_bytes),
+            (&PUBLICATIONS, &counters.published),
+            (&HELD_READS, &counters.held),
+            (&WAKEUPS, &counters.wakeups),
+            (&BROKEN_QUEUES, &counters.broken),
+            (&SUSPENDS, &counters.suspends),
+            (&CONNECTIONS, &counters.connections),
+            (&TURNED_AWAY, &counters.turned_away),
+        ] {
+            scrape.whole(metric, ring, counter.get());
+        }
+        // All of them, so that the first refusal shows as an increase.
+        for reason in Reason::ALL {
+            scrape.whole(&REFUSALS, &[&self.name, reason.name()], counters.refused(reason));
+        }
+        scrape.flag(&FRONT_END_CONNECTED, ring, counters.has_front_end());
+        scrape.histogram(&SERVICE_TIME, ring, &counters.service_time);
+        scrape.histogram(&FLUSHES, ring, &counters.flush_time);
+        scrape.flag(&FAILED, ring, self.has_failed());
+    }
+
+    fn health(&mut self) -> Result<String, String> {
+        if fault::region_lost() {
+            return Err("the ring's file was cut short, or its medium cannot be read".to_owned());
+        }
+        if self.has_failed() {
+            return Err("a flush has failed: writes fail until the backend starts anew".to_owned());
+        }
+        Ok("ok".to_owned())
+    }
+}

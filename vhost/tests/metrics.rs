@@ -1,0 +1,247 @@
+//! The backend's metrics: complete, documented, in agreement with `diagnostics` and with what a
+//! front end has done, and beside a data path that never waits for them.
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "samples are whole numbers")]
+
+mod common;
+
+use common::daemon::{Daemon, Scene};
+use nix::sys::signal::Signal;
+use ring_metrics::{Format, Program};
+use ring_test_support::front_end::FrontEnd;
+use ring_test_support::metrics::{Samples, connect, get, scrape};
+use ring_test_support::process::eventually;
+use shared_block_ring::handover::Role;
+use shared_block_ring::{BlockDevice, Consumer, Control, RingDevice};
+use std::io::{Read, Write};
+use std::path::PathBuf;
+use virtio_blk_driver::VirtioDevice;
+
+const UNIX: [&str; 2] = ["--metrics", "unix:m"];
+
+/// The name of the ring in `Scene`.
+const RING: &str = "ring";
+
+fn samples(scene: &Scene) -> Samples {
+    scrape(&scene.path("m"))
+}
+
+fn value(scene: &Scene, name: &str) -> f64 {
+    samples(scene).of_ring(name, RING)
+}
+
+/// The port that the kernel has chosen for `--metrics 127.0.0.1:0`.
+fn port(scene: &Scene) -> PathBuf {
+    let mut address = None;
+    eventually("the log tells the port", || {
+        let log = std::fs::read_to_string(scene.path("log")).unwrap();
+        let found = log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
+        address = found.map(PathBuf::from);
+        address.is_some()
+    });
+    address.unwrap()
+}
+
+/// Publishes items and has the consumer take one; with refusals of two kinds.
+fn load(scene: &Scene) -> Consumer<impl RingDevice> {
+    let mut front_end = FrontEnd::new(scene);
+    front_end.publish("one");
+    front_end.publish("two");
+    front_end.write(0, &[7; 512]);
+    front_end.write(1 << 40, &[7; 512]);
+    let mut consumer = Consumer::attach(scene.connect(Role::Consumer).unwrap(), "q", "c").unwrap();
+    let next = consumer.pop(consumer.position()).unwrap().next;
+    consumer.advance(next).unwrap();
+    consumer
+}
+
+#[test]
+fn scrape_is_complete_and_promtool_has_no_objection() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let _consumer = load(&scene);
+    let samples = samples(&scene);
+    samples.assert_complete(Program::Backend);
+    samples.assert_lints();
+}
+
+#[test]
+fn scrape_agrees_with_diagnostics_and_with_what_was_done() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let mut consumer = load(&scene);
+    let info = Control::open(scene.connect(Role::Control).unwrap()).unwrap().debug_info().unwrap();
+    let counters = scene.connect(Role::Control).unwrap().counters();
+    let samples = samples(&scene);
+    let of = |name: &str| samples.of_ring(name, RING);
+    #[allow(clippy::cast_precision_loss, reason = "the numbers are small")]
+    let number = |value: &serde_json::Value| value.as_u64().unwrap() as f64;
+    for (metric, counter) in [
+        ("blockring_reads_total", "reads"),
+        ("blockring_writes_total", "writes"),
+        ("blockring_flushes_total", "flushed"),
+        ("blockring_failed_requests_total", "failed"),
+        ("blockring_read_bytes_total", "read_bytes"),
+        ("blockring_written_bytes_total", "written_bytes"),
+        ("blockring_publications_total", "published"),
+        ("blockring_held_reads_total", "held"),
+        ("blockring_wakeups_total", "wakeups"),
+        ("blockring_broken_queues_total", "broken"),
+        ("blockring_front_end_connections_total", "connections"),
+        ("blockring_clients_turned_away_total", "turned_away"),
+        ("blockring_suspends_total", "suspends"),
+    ] {
+        assert_eq!(of(metric), number(&counters[counter]), "{metric}");
+    }
+    for (metric, value) in [
+        ("blockring_capacity_bytes", info.capacity),
+        ("blockring_used_bytes", info.used),
+        ("blockring_free_bytes", info.capacity - info.used),
+        ("blockring_produced_bytes_total", info.producer.get()),
+        ("blockring_consumed_bytes_total", info.consumer.get()),
+        ("blockring_produced_items_total", 2),
+        ("blockring_consumed_items_total", 1),
+        ("blockring_publications_total", 2),
+        ("blockring_ring_up", 1),
+        ("blockring_producer_attached", 1),
+        ("blockring_consumer_attached", 1),
+        ("blockring_failed", 0),
+    ] {
+        assert_eq!(of(metric), number(&value.into()), "{metric}");
+    }
+    for (reason, count) in [("signature", 1.0), ("out_of_range", 1.0), ("malformed", 0.0)] {
+        let series = format!("blockring_refusals_total{{ring=\"ring\",reason=\"{reason}\"}}");
+        assert_eq!(samples.get(&series), Some(count), "{series}");
+    }
+    assert!(of("blockring_producer_idle_seconds") < 600.0);
+    let age = of("blockring_oldest_item_age_seconds");
+    assert!(age > 0.0 && age <= of("blockring_producer_idle_seconds"), "{age}");
+    let next = consumer.pop(consumer.position()).unwrap().next;
+    consumer.advance(next).unwrap();
+    assert_eq!(value(&scene, "blockring_oldest_item_age_seconds"), 0.0);
+    consumer.detach();
+    assert_eq!(value(&scene, "blockring_consumer_attached"), 0.0);
+}
+
+#[test]
+fn age_of_the_oldest_item_grows_while_newer_ones_come() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let mut front_end = FrontEnd::new(&scene);
+    front_end.publish("old");
+    let first = value(&scene, "blockring_oldest_item_age_seconds");
+    let mut newest = first;
+    eventually("the age has grown beyond that of the last item", || {
+        front_end.publish("new");
+        let samples = samples(&scene);
+        newest = samples.of_ring("blockring_producer_idle_seconds", RING);
+        samples.of_ring("blockring_oldest_item_age_seconds", RING) > first + 2.0 * newest
+    });
+}
+
+#[test]
+fn front_end_and_suspend_show() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    assert_eq!(value(&scene, "blockring_front_end_connected"), 0.0);
+    let front_end = FrontEnd::new(&scene);
+    assert_eq!(value(&scene, "blockring_front_end_connected"), 1.0);
+    drop(front_end);
+    eventually("the front end has left", || value(&scene, "blockring_front_end_connected") == 0.0);
+    assert_eq!(value(&scene, "blockring_front_end_connections_total"), 1.0);
+    let mut control = Control::open(scene.connect(Role::Control).unwrap()).unwrap();
+    control.suspend().unwrap();
+    let samples = samples(&scene);
+    for (name, expected) in [
+        ("blockring_suspends_total", 1.0),
+        ("blockring_suspend_requested", 1.0),
+        ("blockring_suspend_acknowledged", 0.0),
+    ] {
+        assert_eq!(samples.of_ring(name, RING), expected, "{name}");
+    }
+}
+
+#[test]
+fn times_of_requests_and_flushes_are_counted() {
+    let scene = Scene::new();
+    let daemon = scene.start(&UNIX);
+    let mut front_end = FrontEnd::new(&scene);
+    // Each kick ends a sleep, so that the begin of a busy stretch is known.
+    for round in 0..10 {
+        daemon.queue_sleeps();
+        front_end.publish(&format!("item {round}"));
+    }
+    eventually("the last stretch has ended", || {
+        value(&scene, "blockring_request_service_seconds_count") > 0.0
+    });
+    let samples = samples(&scene);
+    let of = |name: &str| samples.of_ring(name, RING);
+    assert!(of("blockring_request_service_seconds_sum") > 0.0);
+    let requests = of("blockring_reads_total") + of("blockring_writes_total");
+    assert!(
+        of("blockring_request_service_seconds_count") <= requests + of("blockring_flushes_total")
+    );
+    drop(front_end);
+    let device = VirtioDevice::connect(scene.path("s"), None);
+    device.unwrap().flush().unwrap();
+    let samples = scrape(&scene.path("m"));
+    assert!(samples.of_ring("blockring_flush_seconds_count", RING) >= 1.0);
+    assert!(samples.of_ring("blockring_flushes_total", RING) >= 1.0);
+}
+
+#[test]
+fn health_is_told_on_both_kinds_of_socket_and_fails_with_the_ring() {
+    let scene = Scene::new();
+    let daemon = scene.start(&["--metrics", "unix:m", "--metrics", "127.0.0.1:0"]);
+    for address in [scene.path("m"), port(&scene)] {
+        let answer = get(&address, "/healthz", "").unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.ends_with("\r\n\r\nok\n"));
+        let open = get(&address, "/metrics", "Accept: application/openmetrics-text\r\n").unwrap();
+        assert!(open.contains(Format::OpenMetrics.content_type()), "{open}");
+        assert!(open.ends_with("# EOF\n"), "{open}");
+        assert!(get(&address, "/", "").unwrap().starts_with("HTTP/1.1 404 "));
+    }
+    let mut front_end = FrontEnd::new(&scene);
+    std::fs::File::options().write(true).open(scene.path("ring")).unwrap().set_len(0).unwrap();
+    front_end.read(1, &mut [0; 512]);
+    let answer = get(&scene.path("m"), "/healthz", "").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("cut short"), "{answer}");
+    assert_eq!(value(&scene, "blockring_failed"), 1.0);
+    assert_eq!(value(&scene, "blockring_ring_up"), 0.0);
+    drop(daemon);
+}
+
+#[test]
+fn clients_that_say_nothing_or_too_much_keep_no_scrape_out() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let address = scene.path("m");
+    let silent: Vec<_> = (0..20).map(|_| connect(&address).unwrap()).collect();
+    let mut long = connect(&address).unwrap();
+    let mut reader = connect(&address).unwrap();
+    reader.write_all(b"GET /metrics HTTP/1.1\r\n").unwrap();
+    assert_eq!(value(&scene, "blockring_ring_up"), 1.0);
+    // More than a socket holds: the server answers before all of it has come, and closes.
+    let _ = long.write_all(&vec![b'a'; 1 << 20]);
+    let mut answer = Vec::new();
+    let _ = long.read_to_end(&mut answer);
+    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 4"), "{answer:?}");
+    assert_eq!(value(&scene, "blockring_ring_up"), 1.0);
+    drop(silent);
+}
+
+#[test]
+fn socket_of_the_metrics_is_replaced_when_stale_and_removed_at_the_end() {
+    let scene = Scene::new();
+    let mut first = scene.start(&UNIX);
+    let arguments =
+        ["--socket-path", "t", "--blk-file", "u", "--size", "64K", "--metrics", "unix:m"];
+    ring_test_support::assert_fails(&scene.run(&arguments), 1, "--metrics unix:m: in use");
+    first.0.kill().unwrap();
+    first.0.wait().unwrap();
+    assert!(scene.path("m").exists(), "SIGKILL leaves it behind");
+    let mut second: Daemon = scene.start(&UNIX);
+    assert_eq!(value(&scene, "blockring_ring_up"), 1.0);
+    second.signal(Signal::SIGTERM);
+    assert_eq!(second.code(), Some(0));
+    assert!(!scene.path("m").exists());
+}
