@@ -148,6 +148,12 @@ impl Address {
         self.not_the_output(UnixDevice::connect(socket, role)?)
     }
 
+    /// Connects without a role, and waits no longer than this for the backend's answer.
+    pub fn connect_within(&self, patience: Duration) -> Result<UnixDevice, Failure> {
+        let socket = self.socket().unwrap_or(Path::new(""));
+        Ok(UnixDevice::connect_within(socket, Role::Control, &Limits::within(patience))?)
+    }
+
     /// Opens the file or block device for this process alone. `remedy` is for a missing file.
     pub fn open_alone(&self, remedy: &str) -> Result<FileDevice, Failure> {
         self.not_the_output(self.open_as(self.options().exclusive(true), remedy)?)

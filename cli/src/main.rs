@@ -8,6 +8,7 @@ mod check;
 mod consume;
 mod create;
 mod ending;
+mod export;
 mod facts;
 mod failure;
 mod fate;
@@ -15,6 +16,7 @@ mod forward;
 mod framing;
 mod input;
 mod journal;
+mod observed;
 mod output;
 mod oversize;
 mod produce;
@@ -67,6 +69,7 @@ enum Command {
     Produce(produce::Produce),
     Consume(consume::Consume),
     Forward(Box<forward::Forward>),
+    Export(export::Export),
     Diagnostics(facts::Diagnostics),
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
@@ -114,6 +117,7 @@ fn carry_out(command: Command) -> u8 {
         Command::Forward(c) => {
             stoppable_except_on_hangup(on_error(c.json), |stop, report| c.run(stop, report))
         }
+        Command::Export(c) => stoppable(None, |stop, ()| c.run(stop)),
         Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
         Command::Suspend(command) => plain(|| command.run()),
         Command::Resume(command) => plain(|| command.run()),

@@ -22,6 +22,10 @@ impl Memory {
         self.limit = limit;
     }
 
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     pub fn used(&self) -> u64 {
         self.used
     }

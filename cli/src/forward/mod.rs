@@ -10,23 +10,27 @@ mod memory;
 mod opener;
 mod retry;
 mod ring;
-mod rings;
-mod settings;
+pub mod rings;
+pub mod settings;
 pub mod sink;
+mod status;
 mod values;
 
 use super::address::{positive_seconds, seconds};
 use super::failure::{Failure, Outcome};
 use super::framing::{Framing, OnSeparator};
+use super::observed::listen;
 use super::output::{print, require_messages};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use engine::{Drain, Engine, Report};
+use ring_metrics::{Address, Server};
 use ring_program::{Stop, parse_size};
 use settings::{Destination, RingSource, Settings, SinkOptions};
 use sink::exec::ExecOptions;
 use sink::file::FileOptions;
 use sink::journald::JournaldOptions;
 use sink::nats::options::NatsOptions;
+use status::Forwarder;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -128,6 +132,9 @@ struct Given {
     /// Warn, and then once a minute, of a ring whose items have had no acknowledgement for S seconds
     #[arg(long, value_name = "S", default_value = "30", value_parser = positive_seconds, allow_negative_numbers = true)]
     warn_after: Duration,
+    /// Offer metrics (GET /metrics) here, unix:PATH or 127.0.0.1:PORT; repeat it for more
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Vec<Address>,
 }
 
 /// Options of how items are written.
@@ -180,8 +187,16 @@ impl Forward {
         let files = files.map_err(Failure::io("cannot read the limit of open files"))?;
         std::thread::scope(|scope| {
             let drain = self.drain.then(|| Drain::new(self.drain_timeout, settings.warn_after));
+            let metrics = settings.metrics.clone();
             let mut engine = Engine::new(settings, drain, files, scope, stop, &hangup)?;
+            let server = if metrics.is_empty() {
+                None
+            } else {
+                let server = Server::start(listen(&metrics)?, Forwarder::new(engine.board()));
+                Some(server.map_err(Failure::io("cannot start a thread"))?)
+            };
             let outcome = engine.run(&|| self.settings());
+            drop(server);
             *report = engine.end();
             outcome
         })
@@ -197,7 +212,7 @@ impl Forward {
                 None => Ok(settings),
             };
         }
-        let Given { rings, to, max_memory, grace, no_flush, warn_after } = &self.given;
+        let Given { rings, to, max_memory, grace, no_flush, warn_after, metrics } = &self.given;
         let to = to.clone().ok_or_else(|| Failure::Usage("--to is missing".to_owned()))?;
         let sinks = SinkOptions {
             framing: self.items.framing,
@@ -218,6 +233,7 @@ impl Forward {
             grace: *grace,
             no_flush: *no_flush,
             warn_after: *warn_after,
+            metrics: metrics.clone(),
         })
     }
 }

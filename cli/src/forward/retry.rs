@@ -18,6 +18,8 @@ const SETTLED: Duration = Duration::from_secs(10);
 /// Failures in a row of one thing.
 #[derive(Debug, Default)]
 pub struct Retry {
+    /// All failures, whatever came between them.
+    total: u64,
     failures: u32,
     /// The last one that was said, and when.
     said: Option<(String, Instant)>,
@@ -30,8 +32,9 @@ impl Retry {
     /// said: a new one is, and one that goes on is once a minute.
     pub fn failed(&mut self, message: &str) -> (Duration, bool) {
         if self.succeeded.is_some_and(|at| at.elapsed() >= SETTLED) {
-            *self = Self::default();
+            *self = Self { total: self.total, ..Self::default() };
         }
+        self.total += 1;
         let pause = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures = self.failures.saturating_add(1);
         let now = Instant::now();
@@ -44,6 +47,11 @@ impl Retry {
             self.succeeded = None;
         }
         (pause, is_new)
+    }
+
+    /// Returns the number of failures so far.
+    pub fn total(&self) -> u64 {
+        self.total
     }
 
     /// Notes that something was achieved: the next pause is a short one. Returns whether it is to

@@ -3,6 +3,7 @@
 use super::retry::Retry;
 use super::rings::RingSpec;
 use super::sink::{Lane, LaneId};
+use super::status::{RingStatus, State};
 use serde::Serialize;
 use shared_block_ring::{Key, Position};
 use std::collections::VecDeque;
@@ -174,6 +175,32 @@ impl Ring {
             }
             Phase::Closed | Phase::Stopped => true,
             Phase::Opening => false,
+        }
+    }
+
+    /// Returns the ring's state for the metrics.
+    pub fn status(&self) -> RingStatus {
+        let opened = match &self.phase {
+            Phase::Open(opened) => Some(opened),
+            _ => None,
+        };
+        let state = match &self.phase {
+            Phase::Closed => State::Closed,
+            Phase::Opening => State::Opening,
+            Phase::Open(opened) if opened.is_away => State::Away,
+            Phase::Open(opened) if opened.is_ready() => State::Ready,
+            Phase::Open(_) => State::Waiting,
+            Phase::Stopped => State::Stopped,
+        };
+        RingStatus {
+            spec: self.spec.clone(),
+            state,
+            items: self.report.items,
+            bytes: self.report.bytes,
+            arrived: opened.map(|opened| opened.arrived),
+            in_flight: opened.map_or(0, |opened| opened.cost),
+            ring_failures: self.retry.total(),
+            sink_failures: self.sink_retry.total(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The rings that a configuration stands for now, by name.
 
-use super::super::address::{Address, SERIAL, SOCKET, strip};
+use super::super::address::{Address, SERIAL, SOCKET, driven, strip};
 use super::settings::{RingSource, verify_name};
 use shared_block_ring::device::shown;
 use std::collections::{BTreeMap, BTreeSet};
@@ -105,6 +105,11 @@ impl RingSpec {
         let source =
             RingSource { address: self.address.clone(), name: None, sector_size: self.sector_size };
         Address::new(self.address.clone(), source.sector_size())
+    }
+
+    /// Returns whether this process is the only one that can use the ring's disk.
+    pub fn is_driven(&self) -> bool {
+        driven(&self.address).is_some()
     }
 
     /// Returns whether the ring was got from a backend at a socket that is there no more.

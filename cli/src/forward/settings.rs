@@ -10,6 +10,7 @@ use super::sink::journald::JournaldOptions;
 use super::sink::nats::options::NatsOptions;
 use super::values::{Choice, Memory, Name, PositiveSeconds, Seconds, Sectors, Text};
 use glob::Pattern;
+use ring_metrics::Address;
 use serde::Deserialize;
 use shared_block_ring::format::SectorSize;
 use std::ffi::OsStr;
@@ -39,6 +40,8 @@ pub struct Settings {
     pub no_flush: bool,
     /// The time after which a wait for an acknowledgement is said.
     pub warn_after: Duration,
+    /// The addresses of the metrics. Another configuration does not change them.
+    pub metrics: Vec<Address>,
 }
 
 /// Options of the sinks. Those of sinks that are not used are not given.
@@ -188,6 +191,8 @@ struct Document {
     #[serde(default)]
     warn_after: Option<PositiveSeconds>,
     #[serde(default)]
+    metrics: Vec<Text<Address>>,
+    #[serde(default)]
     framing: Option<Choice<Framing>>,
     #[serde(default)]
     on_separator: Option<Choice<OnSeparator>>,
@@ -251,6 +256,7 @@ pub fn parse(text: &str) -> Result<Settings, String> {
         warn_after: document
             .warn_after
             .map_or(Duration::from_secs_f64(WARN_AFTER), |seconds| seconds.0),
+        metrics: document.metrics.into_iter().map(|text| text.0).collect(),
     })
 }
 

@@ -30,6 +30,12 @@ impl FromText for Destination {
     }
 }
 
+impl FromText for ring_metrics::Address {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 impl FromText for RingSource {
     fn from_text(text: &str) -> Result<Self, String> {
         Self::new(OsStr::new(text))

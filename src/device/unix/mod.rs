@@ -5,7 +5,7 @@ mod search;
 
 use self::link::{Link, side_of};
 use self::search::Search;
-use super::lock::{RangeLock, holder_of};
+use super::lock::{RangeLock, holder_of, is_role_held};
 use super::{
     BlockDevice, DeviceError, Forbidden, Operation, RingDevice, SharedSleep, Sleep, rights, shown,
 };
@@ -143,6 +143,16 @@ impl UnixDevice {
     /// see.
     pub fn holder(&self, side: Side) -> Option<i32> {
         holder_of(self.link().region.lock_file()?, self.geometry, side)
+    }
+
+    /// Returns whether a process has `side` of the ring, the backend on behalf of a guest included.
+    ///
+    /// # Errors
+    /// The operating system's.
+    pub fn is_held(&self, side: Side) -> io::Result<bool> {
+        let link = self.link();
+        let Some(file) = link.region.lock_file() else { return Ok(false) };
+        is_role_held(file, self.geometry, side)
     }
 
     fn link(&self) -> RwLockReadGuard<'_, Link> {

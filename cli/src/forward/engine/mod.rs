@@ -17,6 +17,7 @@ use super::retry::Retry;
 use super::ring::{Phase, Ring, RingReport};
 use super::settings::Settings;
 use super::sink::{self, Event, LaneId, Reporter, Sink};
+use super::status::{Board, Status};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ring_program::Stop;
 use serde::Serialize;
@@ -97,6 +98,8 @@ pub struct Engine<'scope, 'env> {
     peak: u64,
     /// Warnings about rings that are left out, as they were logged last.
     odd: Vec<String>,
+    /// Where scrapes find the state.
+    board: Arc<Board>,
     /// Reports of rings that are not forwarded any more.
     former: Report,
     hangup: &'env Stop,
@@ -141,6 +144,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             reports,
             events,
             opener: Opener::new(scope, stop, Arc::clone(&wake)),
+            board: Arc::new(Board::new(Arc::clone(&wake))),
             wake,
             hungry: VecDeque::new(),
             starved: VecDeque::new(),
@@ -196,9 +200,24 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             self.free();
             self.pump();
             self.let_go();
+            self.board.leave(|| self.status());
             if let Some(outcome) = self.outcome() {
                 return outcome;
             }
+        }
+    }
+
+    /// Returns the place where scrapes find the state.
+    pub fn board(&self) -> Arc<Board> {
+        Arc::clone(&self.board)
+    }
+
+    fn status(&self) -> Status {
+        let rings = self.rings.values().map(|ring| (ring.name.clone(), ring.status()));
+        Status {
+            rings: rings.collect(),
+            memory: self.memory.used(),
+            memory_limit: self.memory.limit(),
         }
     }
 

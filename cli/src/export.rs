@@ -1,0 +1,97 @@
+//! `blockring export`.
+
+use super::failure::{Failure, Outcome};
+use super::forward::rings::{Found, RingSpec, find};
+use super::forward::settings::RingSource;
+use super::observed::{Observed, listen};
+use super::output::print;
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use ring_metrics::catalogue::BUILD;
+use ring_metrics::{Address, Format, Program, Scrape, Server, Source};
+use ring_program::Stop;
+use shared_block_ring::wait::wait_readable;
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::time::{Duration, Instant};
+
+/// The time after which patterns are looked up again.
+const LOOK_UP: Duration = Duration::from_secs(5);
+
+const EXAMPLES: &str = "\
+Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be a
+pattern (unix:/run/blockring/*.out, quoted). The name of a ring is its socket's or file's without the
+extension. No ring is changed, and no role taken.
+
+Examples:
+  blockring export ring.img                            print the metrics once
+  blockring export 'unix:/run/blockring/*.out' --metrics 127.0.0.1:9102
+  curl --unix-socket /run/rings.metrics http://localhost/metrics";
+
+/// Offer metrics of rings, for Prometheus
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub struct Export {
+    /// The rings
+    #[arg(value_name = "RING", required = true, value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
+    rings: Vec<RingSource>,
+    /// Answer GET /metrics here until a signal, unix:PATH or 127.0.0.1:PORT; repeat it for more.
+    /// Without it the metrics are printed once
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Vec<Address>,
+}
+
+/// The rings of a command line.
+struct Exporter {
+    sources: Vec<RingSource>,
+    specs: BTreeMap<String, RingSpec>,
+    next_look_up: Instant,
+    observed: Observed,
+}
+
+impl Export {
+    pub fn run(self, stop: &Stop) -> Outcome {
+        let Found { refused, rings, .. } = find(&self.rings);
+        if let Some(words) = refused.first() {
+            return Err(Failure::Refused(words.clone()));
+        }
+        if let Some(driven) = rings.values().find(|spec| spec.is_driven()) {
+            let words = "only one process can use it: ask its producer or consumer for metrics";
+            return Err(Failure::Refused(format!("{}: {words}", driven.shown())));
+        }
+        let mut exporter = Exporter {
+            sources: self.rings,
+            specs: rings,
+            next_look_up: Instant::now() + LOOK_UP,
+            observed: Observed::default(),
+        };
+        if self.metrics.is_empty() {
+            let mut scrape = Scrape::default();
+            exporter.scrape(&mut scrape);
+            let text = scrape.encode(Format::Prometheus).map_err(std::io::Error::other);
+            let text = text.map_err(Failure::io("cannot write the metrics"))?;
+            return print(text.trim_end(), Some(stop));
+        }
+        let server = Server::start(listen(&self.metrics)?, exporter);
+        let server = server.map_err(Failure::io("cannot start a thread"))?;
+        let asked = wait_readable(&[stop.fd()], None);
+        asked.map_err(Failure::io("cannot wait for a signal"))?;
+        drop(server);
+        Ok(())
+    }
+}
+
+impl Source for Exporter {
+    fn scrape(&mut self, scrape: &mut Scrape) {
+        scrape.whole(&BUILD, &[Program::Export.name(), env!("CARGO_PKG_VERSION")], 1);
+        let now = Instant::now();
+        if now >= self.next_look_up {
+            self.specs = find(&self.sources).rings;
+            self.next_look_up = now + LOOK_UP;
+        }
+        self.observed.report(&self.specs, scrape);
+    }
+
+    fn health(&mut self) -> Result<String, String> {
+        Ok("ok".to_owned())
+    }
+}

@@ -1,0 +1,138 @@
+//! Rings as metrics show them: opened beside their producers and consumers, and read for each
+//! scrape.
+
+use super::address::Device;
+use super::failure::Failure;
+use super::forward::rings::RingSpec;
+use ring_metrics::{Address, Ages, Bound, RingReading, Scrape};
+use ring_program::say;
+use ring_program::sockets::Access;
+use shared_block_ring::device::{BlockDevice, is_role_held};
+use shared_block_ring::format::Side;
+use shared_block_ring::{DebugInfo, RingDevice, UnixDevice};
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// The longest wait for one backend's answer: all scrapes wait for it.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The time of a scrape after which no more rings are opened for it.
+const OPENING: Duration = Duration::from_secs(2);
+
+/// The pause after a ring could not be opened.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// The time after which a backend is asked anew for its ring: it may be another one by then.
+const ASK_AGAIN: Duration = Duration::from_secs(10);
+
+/// Listens at the addresses of `--metrics`.
+pub fn listen(addresses: &[Address]) -> Result<Vec<Bound>, Failure> {
+    let on = |address: &Address| {
+        let bound = Bound::on(address, &Access::default());
+        let bound = bound.map_err(Failure::io(format!("--metrics {address}")))?;
+        say!("metrics at {}", bound.name());
+        Ok(bound)
+    };
+    addresses.iter().map(on).collect()
+}
+
+/// An open ring without a role.
+enum Open {
+    Socket(Box<UnixDevice>, Instant),
+    Kernel(Device),
+}
+
+impl Open {
+    fn read(&self) -> Option<RingReading> {
+        let attached = |side| match self {
+            Self::Socket(device, _) => device.is_held(side).ok(),
+            Self::Kernel(device) => is_role_held(device.lock_file()?, device.geometry(), side).ok(),
+        };
+        let info = match self {
+            Self::Socket(device, _) => DebugInfo::read(&**device),
+            Self::Kernel(device) => {
+                // A file that was removed or replaced is opened anew.
+                device.check_presence().ok()?;
+                DebugInfo::read(&**device)
+            }
+        };
+        Some(RingReading {
+            info: info.ok()?,
+            producer_attached: attached(Side::Producer),
+            consumer_attached: attached(Side::Consumer),
+        })
+    }
+}
+
+/// A ring that is observed.
+struct View {
+    spec: RingSpec,
+    open: Option<Open>,
+    /// When it may be opened next.
+    next: Instant,
+    ages: Ages,
+}
+
+impl View {
+    fn new(spec: RingSpec) -> Self {
+        Self { spec, open: None, next: Instant::now(), ages: Ages::default() }
+    }
+
+    fn open(&mut self, may_open: bool) {
+        let now = Instant::now();
+        let is_old =
+            |open: &Open| matches!(open, Open::Socket(_, since) if now > *since + ASK_AGAIN);
+        if self.open.as_ref().is_some_and(|open| !is_old(open)) || !may_open || now < self.next {
+            return;
+        }
+        let address = self.spec.address();
+        let open = if address.socket().is_some() {
+            address.connect_within(PATIENCE).map(|device| Open::Socket(Box::new(device), now))
+        } else {
+            address.open_read_only().map(Open::Kernel)
+        };
+        if open.is_err() {
+            self.next = Instant::now() + RETRY;
+        }
+        self.open = open.ok();
+    }
+
+    fn read(&mut self, may_open: bool) -> Option<RingReading> {
+        self.open(may_open);
+        let reading = self.open.as_ref()?.read();
+        if reading.is_none() {
+            self.open = None;
+        }
+        reading
+    }
+}
+
+/// The rings that are observed, by name.
+#[derive(Default)]
+pub struct Observed {
+    views: BTreeMap<String, View>,
+}
+
+impl Observed {
+    /// Adds the samples of the rings of `specs`, and forgets all others. Returns what was read.
+    pub fn report(
+        &mut self,
+        specs: &BTreeMap<String, RingSpec>,
+        scrape: &mut Scrape,
+    ) -> BTreeMap<String, RingReading> {
+        self.views.retain(|name, view| specs.get(name) == Some(&view.spec));
+        let begin = Instant::now();
+        let mut readings = BTreeMap::new();
+        for (name, spec) in specs {
+            // A disk that this process drives itself has no second way to its sectors.
+            if spec.is_driven() {
+                continue;
+            }
+            let view = self.views.entry(name.clone()).or_insert_with(|| View::new(spec.clone()));
+            let reading = view.read(begin.elapsed() < OPENING);
+            RingReading::report(reading.as_ref(), name, &mut view.ages, scrape);
+            readings.extend(reading.map(|reading| (name.clone(), reading)));
+        }
+        readings
+    }
+}

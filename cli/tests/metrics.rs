@@ -1,0 +1,166 @@
+//! The metrics of `blockring forward` and `blockring export`: complete, documented, and in
+//! agreement with `diagnostics` and with what was done.
+#![allow(clippy::unwrap_used, clippy::float_cmp, reason = "samples are whole numbers")]
+
+mod common;
+
+use common::scene::Scene;
+use nix::sys::signal::Signal;
+use ring_metrics::Program;
+use ring_test_support::metrics::{Samples, get, scrape};
+use ring_test_support::process::{Guarded, eventually, signal};
+use ring_test_support::{assert_fails, assert_ok};
+use std::process::Stdio;
+
+/// Starts the program, and waits until it answers at the socket `m`.
+fn start(scene: &Scene, arguments: &[&str]) -> Guarded {
+    let words: Vec<_> = arguments.iter().copied().chain(["--metrics", "unix:m"]).collect();
+    let mut command = scene.without_input(&words);
+    let program = Guarded::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    eventually("metrics are answered", || get(&scene.path("m"), "/healthz", "").is_ok());
+    program
+}
+
+fn samples(scene: &Scene) -> Samples {
+    scrape(&scene.path("m"))
+}
+
+fn state(samples: &Samples, ring: &str, state: &str) -> bool {
+    let series = format!("blockring_forward_state{{ring=\"{ring}\",state=\"{state}\"}}");
+    samples.get(&series) == Some(1.0)
+}
+
+/// Compares the samples of a ring with `diagnostics --json`.
+fn assert_agrees(scene: &Scene, samples: &Samples, ring: &str) {
+    let facts = scene.facts(ring);
+    for (metric, fact) in [
+        ("blockring_capacity_bytes", "capacity"),
+        ("blockring_used_bytes", "used"),
+        ("blockring_produced_bytes_total", "producer"),
+        ("blockring_consumed_bytes_total", "consumer"),
+        ("blockring_produced_items_total", "producer_items"),
+        ("blockring_consumed_items_total", "consumer_items"),
+    ] {
+        assert_eq!(Some(samples.of_ring(metric, ring)), facts[fact].as_f64(), "{metric}: {facts}");
+    }
+    let used = facts["used"].as_f64().unwrap();
+    let free = facts["capacity"].as_f64().unwrap() - used;
+    assert_eq!(samples.of_ring("blockring_free_bytes", ring), free);
+}
+
+#[test]
+fn export_prints_one_scrape_that_agrees_with_diagnostics() {
+    let scene = Scene::with_lines(100);
+    scene.succeed("$RING consume --count 10 ring > /dev/null");
+    let output = scene.run(&["export", "ring"], b"");
+    assert_ok(&output);
+    let samples = Samples::of(String::from_utf8(output.stdout).unwrap());
+    samples.assert_complete(Program::Export);
+    samples.assert_lints();
+    assert_agrees(&scene, &samples, "ring");
+    assert_eq!(samples.of_ring("blockring_produced_items_total", "ring"), 100.0);
+    assert_eq!(samples.of_ring("blockring_consumed_items_total", "ring"), 10.0);
+    assert_eq!(samples.of_ring("blockring_producer_attached", "ring"), 0.0);
+    let age = samples.of_ring("blockring_oldest_item_age_seconds", "ring");
+    assert!(age > 0.0 && age < 600.0, "{age}");
+}
+
+#[test]
+fn export_serves_rings_that_come_and_go() {
+    let scene = Scene::with_lines(100);
+    let mut export = start(&scene, &["export", "*ring"]);
+    assert_eq!(samples(&scene).of_ring("blockring_ring_up", "ring"), 1.0);
+    scene.succeed("$RING create --size 64K another-ring");
+    let has_another =
+        || samples(&scene).get("blockring_ring_up{ring=\"another-ring\"}") == Some(1.0);
+    eventually("the new ring is there", has_another);
+    let mut consume = scene.without_input(&["consume", "--follow", "ring"]);
+    let consumer = Guarded::start(consume.stdout(Stdio::null()).stderr(Stdio::null()));
+    eventually("the consumer has taken everything", || {
+        let samples = samples(&scene);
+        samples.of_ring("blockring_used_bytes", "ring") == 0.0
+            && samples.of_ring("blockring_consumer_attached", "ring") == 1.0
+            && samples.of_ring("blockring_oldest_item_age_seconds", "ring") == 0.0
+    });
+    drop(consumer);
+    std::fs::remove_file(scene.path("ring")).unwrap();
+    eventually("the removed ring is not there", || {
+        samples(&scene).get("blockring_ring_up{ring=\"ring\"}") != Some(1.0)
+    });
+    signal(&export, Signal::SIGTERM);
+    assert!(export.wait().unwrap().success());
+    assert!(!scene.path("m").exists());
+}
+
+#[test]
+fn export_says_what_it_cannot_observe() {
+    let scene = Scene::with_ring("64K");
+    assert_fails(&scene.run(&["export", "vhost-user:s"], b""), 1, "only one process can use it");
+    assert_fails(&scene.run(&["export", "ring", "--metrics", "0.0.0.0:1"], b""), 2, "this machine");
+    let output = scene.run(&["export", "missing"], b"");
+    assert_ok(&output);
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.contains("blockring_ring_up{ring=\"missing\"} 0\n"), "{text}");
+    assert!(!text.contains("blockring_used_bytes"), "{text}");
+}
+
+#[test]
+fn forwarder_tells_what_has_arrived_and_what_has_not() {
+    let scene = Scene::with_lines(1000);
+    let _forwarder = start(&scene, &["forward", "ring", "--to", "file:out"]);
+    eventually("everything has arrived", || {
+        samples(&scene).of_ring("blockring_forward_acknowledged_items_total", "ring") == 1000.0
+    });
+    let found = samples(&scene);
+    found.assert_complete(Program::Forward);
+    found.assert_lints();
+    let of = |name: &str| found.of_ring(name, "ring");
+    // 9 numbers of one digit, 90 of two, 900 of three, one of four.
+    assert_eq!(of("blockring_forward_acknowledged_bytes_total"), 2893.0);
+    for name in [
+        "blockring_forward_lag_bytes",
+        "blockring_forward_lag_seconds",
+        "blockring_forward_in_flight_bytes",
+    ] {
+        assert_eq!(of(name), 0.0, "{name}");
+    }
+    assert!(state(&found, "ring", "ready"));
+    assert_eq!(found.get("blockring_forward_memory_limit_bytes"), Some(f64::from(64 << 20)));
+    let is_freed = || samples(&scene).of_ring("blockring_used_bytes", "ring") == 0.0;
+    eventually("the ring is freed", is_freed);
+    assert_agrees(&scene, &samples(&scene), "ring");
+}
+
+#[test]
+fn forwarder_whose_sink_does_not_acknowledge_lags() {
+    let scene = Scene::with_lines(100);
+    scene.write("config", "to = \"exec:sleep 1000\"\nrings = [\"ring\"]\nmetrics = [\"unix:m\"]\n");
+    let mut command = scene.without_input(&["forward", "--config", "config"]);
+    let _forwarder = Guarded::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    eventually("metrics are answered", || get(&scene.path("m"), "/healthz", "").is_ok());
+    eventually("items are in flight", || {
+        samples(&scene).of_ring("blockring_forward_in_flight_bytes", "ring") > 0.0
+    });
+    let first = samples(&scene);
+    let of = |name: &str| first.of_ring(name, "ring");
+    assert_eq!(of("blockring_forward_lag_bytes"), of("blockring_used_bytes"));
+    assert_eq!(of("blockring_forward_acknowledged_items_total"), 0.0);
+    assert!(first.get("blockring_forward_memory_bytes").unwrap() > 0.0);
+    eventually("the lag grows", || {
+        let now = samples(&scene).of_ring("blockring_forward_lag_seconds", "ring");
+        now > of("blockring_forward_lag_seconds") + 0.05
+    });
+}
+
+#[test]
+fn forwarder_counts_failures_of_ring_and_sink() {
+    let scene = Scene::with_lines(100);
+    scene.write("bad", [7; 4096]);
+    let _forwarder = start(&scene, &["forward", "ring", "bad", "--to", "exec:exit 1"]);
+    eventually("both have failed more than once", || {
+        let samples = samples(&scene);
+        samples.of_ring("blockring_forward_sink_failures_total", "ring") > 1.0
+            && samples.of_ring("blockring_forward_ring_failures_total", "bad") > 1.0
+            && samples.of_ring("blockring_ring_up", "bad") == 0.0
+    });
+}
