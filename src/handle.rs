@@ -173,6 +173,11 @@ impl<D: RingDevice> Handle<D> {
         Ok(self.sector0.check_presence(&self.device)?)
     }
 
+    /// Sector 0, decoded.
+    pub fn signed(&self) -> &Signed {
+        &self.signed
+    }
+
     /// Sector 0 as it was when the ring was opened.
     pub fn sector0(&self) -> &Sector0 {
         &self.sector0

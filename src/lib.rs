@@ -191,6 +191,9 @@ mod repair;
 pub mod rules;
 mod sector0;
 mod stage;
+// For `blockring`, which shows what lies where.
+#[doc(hidden)]
+pub mod survey;
 pub mod wait;
 mod window;
 

@@ -67,6 +67,16 @@ impl Window {
         }
     }
 
+    /// Reads the published bytes from `from < producer` on, as many as one read takes.
+    pub fn cover_some<D: BlockDevice + ?Sized>(
+        &mut self,
+        device: &D,
+        from: Position,
+        producer: Position,
+    ) -> Result<()> {
+        self.cover(device, from.get(), from.get() + HEADER_BYTES, producer.get())
+    }
+
     /// Returns the stream offsets that the window holds.
     pub fn extent(&self) -> (u64, u64) {
         (self.start, self.end)

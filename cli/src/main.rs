@@ -15,6 +15,7 @@ mod fate;
 mod forward;
 mod framing;
 mod input;
+mod inspect;
 mod journal;
 mod observed;
 mod output;
@@ -73,6 +74,7 @@ enum Command {
     Diagnostics(facts::Diagnostics),
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
+    Inspect(inspect::Inspect),
     Check(check::Check),
     Repair(repair::Repair),
     Journal(journal::Journal),
@@ -121,6 +123,7 @@ fn carry_out(command: Command) -> u8 {
         Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
         Command::Suspend(command) => plain(|| command.run()),
         Command::Resume(command) => plain(|| command.run()),
+        Command::Inspect(c) => interruptible(c.json, |whole| c.run(whole)),
         Command::Check(c) => interruptible(c.json, |verdict| c.run(verdict)),
         Command::Repair(c) => interruptible(c.json, |report| c.run(report)),
         Command::Journal(c) => stoppable(on_error(c.json), |stop, report| c.run(stop, report)),
