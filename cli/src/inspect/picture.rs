@@ -8,7 +8,7 @@ use indicatif::{HumanBytes, HumanCount};
 use shared_block_ring::format::Side;
 
 const WIDTH: f64 = 900.0;
-const HEIGHT: f64 = 440.0;
+const HEIGHT: f64 = 462.0;
 
 /// Left and right edge of what is drawn.
 const EDGES: [f64; 2] = [20.0, 880.0];
@@ -17,8 +17,8 @@ const EDGES: [f64; 2] = [20.0, 880.0];
 const DATA_LEFT: f64 = 170.0;
 
 /// Top of the device's bar, and of that of the items.
-const DEVICE_TOP: f64 = 142.0;
-const ITEMS_TOP: f64 = 272.0;
+const DEVICE_TOP: f64 = 150.0;
+const ITEMS_TOP: f64 = 296.0;
 const BAR: f64 = 44.0;
 
 /// Size of most texts.
@@ -62,14 +62,16 @@ fn head(svg: &mut Svg, found: &Found) {
         ),
     );
     match found.damage.first() {
-        Some(damage) => start(svg, "bad", 66.0, &format!("Damaged: {damage}")),
-        None => start(svg, "soft", 66.0, &found.summary()),
+        Some(damage) => {
+            svg.lines("bad", SIZE, [EDGES[0], 66.0], 2, &format!("Damaged: {damage}"));
+        }
+        None => svg.lines("soft", SIZE, [EDGES[0], 66.0], 2, &found.summary()),
     }
 }
 
 /// The sectors in front of the data area, and the data area to scale.
 fn device(svg: &mut Svg, found: &Found) {
-    start(svg, "strong", 92.0, "The device");
+    start(svg, "strong", 102.0, "The device");
     for (index, sector) in (0u8..).zip(&found.sectors) {
         let x = EDGES[0] + f64::from(index) * 46.0;
         let class = if sector.damage.is_some() { "head bad" } else { "head" };
@@ -106,10 +108,10 @@ fn device(svg: &mut Svg, found: &Found) {
         };
         let (x, text) = place(Side::Producer, marks.producer);
         svg.pointer(x, DEVICE_TOP - 1.0, true);
-        svg.label(SIZE, [x + 8.0 * side_of(x), DEVICE_TOP - 22.0], &text);
+        svg.label("ink", SIZE, [x, DEVICE_TOP - 22.0], &text);
         let (x, text) = place(Side::Consumer, marks.consumer);
         svg.pointer(x, DEVICE_TOP + BAR + 1.0, false);
-        svg.label(SIZE, [x + 8.0 * side_of(x), DEVICE_TOP + BAR + 32.0], &text);
+        svg.label("ink", SIZE, [x, DEVICE_TOP + BAR + 32.0], &text);
     }
 }
 
@@ -151,11 +153,7 @@ fn items(svg: &mut Svg, found: &Found) {
     if wrap[1].len > 0 {
         let x = bar.x(wrap[0].len);
         bar.svg.vertical("wrap", x, [ITEMS_TOP - 4.0, ITEMS_TOP + BAR + 4.0]);
-        let offset = 8.0 * side_of(x);
-        let place = [x + offset, ITEMS_TOP + BAR + 34.0];
-        let fits = offset > 0.0;
-        let anchor = if fits { Anchor::Start } else { Anchor::End };
-        bar.svg.text("wrap", SIZE, place, anchor, "wrap point");
+        bar.svg.label("wrap", SIZE, [x, ITEMS_TOP + BAR + 34.0], "wrap point");
     }
     let y = ITEMS_TOP + BAR + 16.0;
     let oldest = format!("position {}", HumanCount(found.start()));
@@ -203,18 +201,13 @@ fn legend(svg: &mut Svg, found: &Found) {
             continue;
         }
         let (column, row) = (f64::from(place % 3), f64::from(place / 3));
-        let (x, y) = (EDGES[0] + column * 290.0, 380.0 + row * 26.0);
+        let (x, y) = (EDGES[0] + column * 290.0, 402.0 + row * 26.0);
         svg.rect(state.name(), [x, y, 16.0, 16.0], r#" data-kind="legend""#);
         let share = 100.0 * ratio(bytes, capacity);
         let text = format!("{}: {} ({share:.1} %)", state.name(), HumanBytes(bytes));
         svg.text("ink", SIZE, [x + 24.0, y + 12.5], Anchor::Start, &text);
         place += 1;
     }
-}
-
-/// Returns 1 for a place whose label is to its right, and -1 for one whose label is to its left.
-fn side_of(x: f64) -> f64 {
-    if x < WIDTH / 2.0 { 1.0 } else { -1.0 }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "a share of a picture")]

@@ -73,11 +73,33 @@ impl Svg {
         ));
     }
 
-    /// Adds text beside a place: to its right if there is room, or else to its left.
-    pub fn label(&mut self, size: f64, [x, y]: [f64; 2], text: &str) {
-        let fits = x + width_of(text, size) < self.width - 10.0;
-        let anchor = if fits { Anchor::Start } else { Anchor::End };
-        self.text("ink", size, [x, y], anchor, text);
+    /// Adds text beside a place, on the side where there is more room.
+    pub fn label(&mut self, class: &str, size: f64, [x, y]: [f64; 2], text: &str) {
+        let (anchor, gap) =
+            if x < self.width / 2.0 { (Anchor::Start, 8.0) } else { (Anchor::End, -8.0) };
+        self.text(class, size, [x + gap, y], anchor, text);
+    }
+
+    /// Adds text in lines of the picture's width, `most` at most.
+    pub fn lines(&mut self, class: &str, size: f64, [x, y]: [f64; 2], most: usize, text: &str) {
+        let mut lines = vec![String::new()];
+        for word in text.split(' ') {
+            let line = lines.last_mut().filter(|line| {
+                x + width_of(line, size) + width_of(word, size) + size < self.width - 10.0
+            });
+            match line {
+                Some(line) if line.is_empty() => line.push_str(word),
+                Some(line) => line.extend([" ", word]),
+                None => lines.push(word.to_owned()),
+            }
+        }
+        // What is left over is in the last line, which is cut.
+        let rest = lines.split_off(most.min(lines.len()) - 1).join(" ");
+        let mut baseline = y;
+        for line in lines.iter().chain([&rest]) {
+            self.text(class, size, [x, baseline], Anchor::Start, line);
+            baseline += size + 3.0;
+        }
     }
 
     /// Returns the document.
