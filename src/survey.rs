@@ -8,7 +8,8 @@
 use crate::device::{AlignedBuf, RingDevice};
 use crate::error::{Error, Result};
 use crate::format::{
-    FormatError, Geometry, Header, PointerSector, Position, Side, Slot, crc32c_append, slots_of,
+    FormatError, Geometry, Header, PointerSector, Position, Side, Signed, Slot, crc32c_append,
+    slots_of,
 };
 use crate::handle::{DebugInfo, Handle, read_slot};
 use crate::rules::{Mark, plausible, verifiable};
@@ -122,6 +123,19 @@ impl<D: RingDevice> Survey<D> {
     /// Returns the ring's UUID; `None` for a plain ring.
     pub fn uuid(&self) -> Option<String> {
         self.handle.signed().uuid().map(|uuid| uuid.to_string())
+    }
+
+    /// Returns the time of the ring's creation, in nanoseconds since 1970; `None` for a plain ring.
+    pub fn created_ns(&self) -> Option<u64> {
+        match self.handle.signed() {
+            Signed::Identified(identity) => Some(identity.created_ns),
+            Signed::Plain => None,
+        }
+    }
+
+    /// Returns the device.
+    pub fn device(&self) -> &D {
+        &self.handle.device
     }
 
     /// Returns the ring's state at present, if its pointers are sound.

@@ -57,6 +57,14 @@ pub enum Failure {
     /// `--timeout` elapsed while the ring was suspended.
     #[error("suspended: {0}")]
     Suspended(String),
+    /// A ring is not healthy.
+    #[error("{what}")]
+    Unhealthy {
+        /// How many rings are not.
+        what: String,
+        /// The exit code of the worst of them.
+        code: u8,
+    },
     /// A command has found the ring damaged.
     #[error("{0}")]
     Corrupt(String),
@@ -152,6 +160,7 @@ impl Failure {
             Self::TimedOut { .. } => 3,
             Self::Suspended(_) => 4,
             Self::Corrupt(_) => 5,
+            Self::Unhealthy { code, .. } => *code,
             Self::Ring(error) | Self::During { source: error, .. } => code_of(error),
             Self::Ended { source, .. } => code_of(source),
             Self::Io { .. } | Self::Refused(_) | Self::OutputIsRing(_) => 1,

@@ -14,6 +14,7 @@ mod failure;
 mod fate;
 mod forward;
 mod framing;
+mod health;
 mod input;
 mod inspect;
 mod journal;
@@ -24,6 +25,7 @@ mod produce;
 mod progress;
 mod pump;
 mod repair;
+mod sample;
 mod signals;
 mod splitter;
 mod suspend;
@@ -74,6 +76,7 @@ enum Command {
     Diagnostics(facts::Diagnostics),
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
+    Health(health::Health),
     Inspect(inspect::Inspect),
     Check(check::Check),
     Repair(repair::Repair),
@@ -123,6 +126,7 @@ fn carry_out(command: Command) -> u8 {
         Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
         Command::Suspend(command) => plain(|| command.run()),
         Command::Resume(command) => plain(|| command.run()),
+        Command::Health(c) => interruptible(c.json, |verdicts| c.run(verdicts)),
         Command::Inspect(c) => interruptible(c.json, |whole| c.run(whole)),
         Command::Check(c) => interruptible(c.json, |verdict| c.run(verdict)),
         Command::Repair(c) => interruptible(c.json, |report| c.run(report)),

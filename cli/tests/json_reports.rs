@@ -19,7 +19,8 @@ const ON_STANDARD_ERROR: [(&[&str], &str); 3] = [
     (&["consume"], "empty_waits"),
     (&["journal", "--exec", "true"], "performed"),
 ];
-const ON_STANDARD_OUTPUT: [&[&str]; 5] = [
+const ON_STANDARD_OUTPUT: [&[&str]; 6] = [
+    &["health"],
     &["diagnostics"],
     &["check"],
     &["repair"],
@@ -33,35 +34,35 @@ struct Ending {
     prepare: &'static str,
     /// More arguments, the address among them.
     arguments: &'static [&'static str],
-    /// The exit codes of `produce`, `consume`, `journal`, and of `diagnostics`, `check`, `repair`,
-    /// `repair --write`, `bench`; 2 where the command has no such option.
-    codes: [i32; 8],
+    /// The exit codes of `produce`, `consume`, `journal`, and of `health`, `diagnostics`, `check`,
+    /// `repair`, `repair --write`, `bench`; 2 where the command has no such option.
+    codes: [i32; 9],
 }
 
 const ENDINGS: [Ending; 11] = [
-    Ending { prepare: "", arguments: &["ring"], codes: [0; 8] },
-    Ending { prepare: "", arguments: &["missing"], codes: [1; 8] },
-    Ending { prepare: "mkdir scene", arguments: &["scene"], codes: [1; 8] },
-    Ending { prepare: "", arguments: &["/dev/null"], codes: [1; 8] },
-    Ending { prepare: "printf x > small", arguments: &["small"], codes: [5; 8] },
+    Ending { prepare: "", arguments: &["ring"], codes: [0; 9] },
+    Ending { prepare: "", arguments: &["missing"], codes: [1; 9] },
+    Ending { prepare: "mkdir scene", arguments: &["scene"], codes: [1; 9] },
+    Ending { prepare: "", arguments: &["/dev/null"], codes: [1; 9] },
+    Ending { prepare: "printf x > small", arguments: &["small"], codes: [5; 9] },
     Ending {
         prepare: "yes | head -c 65536 > text",
         arguments: &["text"],
         // A journal is made where nothing is; this is something.
-        codes: [5, 5, 1, 5, 5, 5, 5, 5],
+        codes: [5, 5, 1, 5, 5, 5, 5, 5, 5],
     },
     Ending {
         prepare: "printf '\\377' | dd of=ring bs=1 seek=520 conv=notrunc status=none",
         arguments: &["ring"],
-        codes: [5, 5, 5, 5, 5, 5, 0, 5],
+        codes: [5, 5, 5, 5, 5, 5, 5, 0, 5],
     },
-    Ending { prepare: "", arguments: &["--sector-size", "4096", "ring"], codes: [5; 8] },
-    Ending { prepare: "", arguments: &["unix:missing"], codes: [1; 8] },
-    Ending { prepare: "", arguments: &["serial:missing"], codes: [1; 8] },
+    Ending { prepare: "", arguments: &["--sector-size", "4096", "ring"], codes: [5; 9] },
+    Ending { prepare: "", arguments: &["unix:missing"], codes: [1; 9] },
+    Ending { prepare: "", arguments: &["serial:missing"], codes: [1; 9] },
     Ending {
         prepare: "",
         arguments: &["--timeout", "0.01", "ring"],
-        codes: [0, 3, 0, 2, 2, 2, 2, 2],
+        codes: [0, 3, 0, 0, 2, 2, 2, 2, 2],
     },
 ];
 
@@ -212,7 +213,9 @@ fn refusals_behind_the_arguments_are_reported() {
 fn no_report_is_written_into_the_ring_that_is_standard_output() {
     let scene = Scene::with_lines(3);
     let before = scene.read("ring");
-    for command in ["diagnostics", "check", "repair", "repair --write", "bench"] {
+    for command in
+        ["health", "inspect", "diagnostics", "check", "repair", "repair --write", "bench"]
+    {
         for more in ["", "--sector-size 4096"] {
             let output = scene.shell(&format!("$RING {command} --json {more} ring 1<> ring"));
             assert_fails(&output, 1, "standard output is the ring itself");

@@ -1,0 +1,289 @@
+//! `blockring health`.
+
+use super::address::{Address, PATIENCE, seconds, sector_size};
+use super::failure::{Failure, Outcome};
+use super::output::{print, require_output};
+use super::sample::{Oldest, Sample, age_in_words, refuse_driven};
+use serde::Serialize;
+use shared_block_ring::Position;
+use shared_block_ring::format::SectorSize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// The longest time that a consumer is watched that has not moved for longer than `--max-age`,
+/// where the ring does not tell the oldest item's age. One that works moves within it.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at such a consumer.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Say whether rings are healthy, for probes: one line a ring, and the exit code
+#[derive(clap::Args)]
+#[command(after_help = "\
+Without options a ring is healthy if it can be opened and its pointers are sound. The exit code is 0 if
+all rings are healthy. If not, it is that of the worst one: 1 if a ring passes a limit or cannot be
+opened, 3 if a backend does not answer, 5 if something is no ring or a damaged one.
+
+A ring tells when the last two batches were published. If its oldest item may be older than that, and
+the consumer has not moved for longer than --max-age, it is watched for up to a second: if it does not
+move, the ring is not healthy.
+
+Examples:
+  blockring health --max-used 80 --max-age 60 --need-consumer unix:/run/vm1.out
+  blockring health --json ring.img other.img")]
+pub struct Health {
+    /// The rings, as blockring --help has addresses, but none of vhost-user: and pci:
+    #[arg(value_name = "RING", required = true)]
+    rings: Vec<PathBuf>,
+    /// Sector size in bytes of rings in files, if they were not made with 512
+    #[arg(long, value_name = "N", value_parser = sector_size)]
+    sector_size: Option<SectorSize>,
+    /// Greatest age of the oldest item, in seconds
+    #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
+    max_age: Option<Duration>,
+    /// Greatest part of the ring that may be in use, in percent
+    #[arg(long, value_name = "PERCENT", value_parser = percent, allow_negative_numbers = true)]
+    max_used: Option<f64>,
+    /// A process has to have the role of the consumer; for a guest the backend has it
+    #[arg(long)]
+    need_consumer: bool,
+    /// Longest wait for the answer of each backend, in seconds [default: 5]
+    #[arg(long, value_name = "S", value_parser = seconds, allow_negative_numbers = true)]
+    timeout: Option<Duration>,
+    /// Print one JSON object instead of text, also if the command fails
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn percent(text: &str) -> Result<f64, &'static str> {
+    let number = text.parse().ok().filter(|percent| (0.0..=100.0).contains(percent));
+    number.ok_or("it takes a number of percent from 0 to 100, such as 80")
+}
+
+/// The health of all rings.
+#[derive(Default, Serialize)]
+pub struct Verdicts {
+    healthy: bool,
+    rings: Vec<Verdict>,
+}
+
+/// The health of one ring.
+#[derive(Serialize)]
+struct Verdict {
+    ring: String,
+    healthy: bool,
+    /// Why the ring is not healthy.
+    reasons: Vec<String>,
+    #[serde(flatten)]
+    figures: Option<Figures>,
+    #[serde(skip)]
+    code: u8,
+}
+
+/// What was seen of a ring that could be opened.
+#[derive(Serialize)]
+struct Figures {
+    uuid: Option<String>,
+    capacity: u64,
+    used: u64,
+    items: Option<u64>,
+    /// The least age of the oldest item; null without one.
+    oldest_item_age_seconds: Option<f64>,
+    suspend: bool,
+    suspend_ack: bool,
+    has_producer: Option<bool>,
+    has_consumer: Option<bool>,
+    /// Requests of the guest that the backend has refused, by reason; empty without a backend.
+    refused: BTreeMap<String, u64>,
+    #[serde(skip)]
+    words: String,
+}
+
+impl Health {
+    pub fn run(self, verdicts: &mut Verdicts) -> Outcome {
+        require_output()?;
+        let addresses: Vec<_> =
+            self.rings.iter().map(|ring| Address::new(ring.clone(), self.sector_size)).collect();
+        addresses.iter().try_for_each(refuse_driven)?;
+        for address in &addresses {
+            let verdict = self.examine(address)?;
+            if !self.json {
+                print(&verdict.words(), None)?;
+            }
+            verdicts.rings.push(verdict);
+        }
+        let sick = verdicts.rings.iter().filter(|verdict| !verdict.healthy);
+        let (count, all) = (sick.clone().count(), verdicts.rings.len());
+        let Some(code) = sick.map(|verdict| verdict.code).max() else {
+            verdicts.healthy = true;
+            return Ok(());
+        };
+        let what = if all == 1 {
+            "the ring is not healthy".to_owned()
+        } else {
+            format!("{count} of {all} rings are not healthy")
+        };
+        Err(Failure::Unhealthy { what, code })
+    }
+
+    fn examine(&self, address: &Address) -> Result<Verdict, Failure> {
+        let look = || Sample::take(address, self.timeout.unwrap_or(PATIENCE));
+        let ring = address.name();
+        match look().and_then(|sample| Ok((self.reasons(&sample, &look)?, sample))) {
+            Ok((reasons, sample)) => {
+                let healthy = reasons.is_empty();
+                Ok(Verdict { ring, healthy, reasons, figures: Some(Figures::of(&sample)), code: 1 })
+            }
+            // Nothing more may be printed there.
+            Err(failure @ Failure::OutputIsRing(_)) => Err(failure),
+            Err(failure) => {
+                let (reasons, code) = (vec![failure.words()], failure.code());
+                Ok(Verdict { ring, healthy: false, reasons, figures: None, code })
+            }
+        }
+    }
+
+    /// Returns what is wrong with a ring that was looked at.
+    fn reasons(
+        &self,
+        sample: &Sample,
+        look: &dyn Fn() -> Result<Sample, Failure>,
+    ) -> Result<Vec<String>, Failure> {
+        let mut reasons = Vec::new();
+        let used = sample.share() * 100.0;
+        if let Some(most) = self.max_used.filter(|most| used > *most) {
+            reasons.push(format!("{used:.1} % is used (at most {most} %)"));
+        }
+        if let Some(most) = self.max_age {
+            match age_verdict(sample, most) {
+                AgeVerdict::Young => {}
+                AgeVerdict::Old(words) => reasons.push(words),
+                AgeVerdict::Stuck(words) => {
+                    if !moves(sample.consumer, look)? {
+                        reasons.push(words);
+                    }
+                }
+            }
+        }
+        if self.need_consumer && sample.has_consumer == Some(false) {
+            reasons.push("no process is its consumer".to_owned());
+        }
+        Ok(reasons)
+    }
+}
+
+/// What one look says of the age of the oldest item.
+#[derive(Debug, PartialEq)]
+enum AgeVerdict {
+    Young,
+    /// It is too old, in words.
+    Old(String),
+    /// It is too old unless the consumer moves, in words.
+    Stuck(String),
+}
+
+fn age_verdict(sample: &Sample, most: Duration) -> AgeVerdict {
+    let at_most = age_in_words(most);
+    let old = |age: Duration| {
+        let age = age_in_words(age);
+        AgeVerdict::Old(format!("the oldest item is {age} old (at most {at_most})"))
+    };
+    match sample.oldest() {
+        Oldest::Exactly(age) | Oldest::AtLeast(age) if age > most => old(age),
+        Oldest::None | Oldest::Exactly(_) => AgeVerdict::Young,
+        Oldest::AtLeast(_) => match sample.consumer_idle() {
+            Some(idle) if idle > most => AgeVerdict::Stuck(format!(
+                "items wait, and the consumer has not moved for {} (at most {at_most})",
+                age_in_words(idle)
+            )),
+            _ => AgeVerdict::Young,
+        },
+    }
+}
+
+/// Watches whether the consumer moves on from a position.
+fn moves(from: Position, look: &dyn Fn() -> Result<Sample, Failure>) -> Result<bool, Failure> {
+    let begun = Instant::now();
+    while begun.elapsed() < WATCH {
+        std::thread::sleep(LOOK);
+        if look()?.consumer != from {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+impl Figures {
+    fn of(sample: &Sample) -> Self {
+        let (age, oldest) = match sample.oldest() {
+            Oldest::None => (None, String::new()),
+            Oldest::Exactly(age) => (Some(age), format!(", the oldest {} old", age_in_words(age))),
+            Oldest::AtLeast(age) => {
+                (Some(age), format!(", the oldest at least {} old", age_in_words(age)))
+            }
+        };
+        let items = sample.items().map_or(String::new(), |items| format!(", {items} items"));
+        let suspended = match (sample.suspend, sample.suspended) {
+            (_, true) => ", suspended",
+            (true, false) => ", asked to suspend",
+            (false, false) => "",
+        };
+        let used = 100.0 * sample.share();
+        Self {
+            uuid: sample.uuid.clone(),
+            capacity: sample.capacity,
+            used: sample.used(),
+            items: sample.items(),
+            oldest_item_age_seconds: age.map(|age| age.as_secs_f64()),
+            suspend: sample.suspend,
+            suspend_ack: sample.suspended,
+            has_producer: sample.has_producer,
+            has_consumer: sample.has_consumer,
+            refused: sample.refusals().into_iter().collect(),
+            words: format!("{used:.1} % used{items}{oldest}{suspended}"),
+        }
+    }
+}
+
+impl Verdict {
+    fn words(&self) -> String {
+        let Self { ring, healthy, reasons, figures, .. } = self;
+        let figures = figures.as_ref().map(|figures| &figures.words);
+        match figures {
+            Some(figures) if *healthy => format!("{ring}: healthy: {figures}"),
+            Some(figures) => format!("{ring}: not healthy: {}; {figures}", reasons.join("; ")),
+            None => format!("{ring}: not healthy: {}", reasons.join("; ")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::sample::tests::sample;
+    use super::*;
+
+    #[test]
+    fn age_that_the_ring_does_not_tell_is_judged_by_the_consumer() {
+        let most = Duration::from_secs(60);
+        assert_eq!(age_verdict(&sample(8, 8), most), AgeVerdict::Young);
+        // Published 10 s ago; the consumer has not moved for 100 s.
+        let mut ring = sample(8, 400);
+        let AgeVerdict::Stuck(words) = age_verdict(&ring, most) else { panic!() };
+        assert_eq!(words, "items wait, and the consumer has not moved for 1 min (at most 1 min)");
+        ring.earlier = Some((Position::new(8).unwrap(), 0));
+        assert_eq!(age_verdict(&ring, most), AgeVerdict::Young, "it was published at once");
+        ring.earlier = Some((Position::new(12).unwrap(), 0));
+        let AgeVerdict::Old(words) = age_verdict(&ring, most) else { panic!() };
+        assert_eq!(words, "the oldest item is 16 min old (at most 1 min)");
+        ring.earlier = None;
+        ring.consumer_ns = Some(995_000_000_000);
+        assert_eq!(age_verdict(&ring, most), AgeVerdict::Young, "the consumer is at work");
+        // It has never moved, since the ring was made.
+        ring.consumer_ns = None;
+        assert!(matches!(age_verdict(&ring, most), AgeVerdict::Stuck(_)));
+        ring.created_ns = Some(999_000_000_000);
+        assert_eq!(age_verdict(&ring, most), AgeVerdict::Young, "it is new");
+    }
+}

@@ -1,0 +1,146 @@
+//! `health`: one line a ring, and the exit code.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::scene::Scene;
+use nix::sys::signal::Signal;
+use nix::sys::socket::SockType;
+use ring_test_support::assert_ok;
+use ring_test_support::process::{signal, status_of};
+use serde_json::Value;
+use std::process::Stdio;
+
+/// Returns the exit code and what was printed.
+fn health(scene: &Scene, arguments: &[&str]) -> (i32, String) {
+    let output = scene.run(&[&["health"], arguments].concat(), b"");
+    (output.status.code().unwrap(), String::from_utf8(output.stdout).unwrap())
+}
+
+#[test]
+fn health_is_judged_by_the_used_part_and_by_the_consumer() {
+    let scene = Scene::with_ring("64K");
+    assert_eq!(health(&scene, &["ring"]), (0, "ring: healthy: 0.0 % used, 0 items\n".to_owned()));
+    scene.succeed("head -c 31996 /dev/zero | $RING produce --framing whole ring");
+    let before = scene.read("ring");
+    let (code, words) = health(&scene, &["--max-used", "50", "ring"]);
+    assert_eq!(code, 0, "{words}");
+    assert!(words.starts_with("ring: healthy: 50.0 % used, 1 items, the oldest "), "{words}");
+    let (code, words) = health(&scene, &["--max-used", "49.9", "--need-consumer", "ring"]);
+    let reasons = "ring: not healthy: 50.0 % is used (at most 49.9 %); no process is its consumer; 50.0 % used, 1 items";
+    assert!(code == 1 && words.starts_with(reasons), "{words}");
+    assert_eq!(scene.read("ring"), before);
+    let mut consumer = scene
+        .without_input(&["consume", "--follow", "ring"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    scene.wait_for_role("ring", "consumer", &consumer);
+    assert_eq!(health(&scene, &["--need-consumer", "ring"]).0, 0);
+    signal(&consumer, Signal::SIGTERM);
+    assert!(status_of(&mut consumer, "after SIGTERM").success());
+}
+
+#[test]
+fn health_is_judged_by_the_age_of_the_oldest_item() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed(
+        "echo 1 | $RING produce ring; $RING consume ring > /dev/null; echo 2 | $RING produce ring",
+    );
+    // All of it was published at once: the age is known.
+    let (code, words) = health(&scene, &["--max-age", "3600", "ring"]);
+    assert_eq!(code, 0, "{words}");
+    let (code, words) = health(&scene, &["--max-age", "0", "ring"]);
+    assert!(code == 1 && words.contains(": not healthy: the oldest item is "), "{words}");
+    // The ring forgets when the oldest item was published; nobody consumes it.
+    scene.succeed("for n in 3 4 5; do echo $n | $RING produce ring; done");
+    let (code, words) = health(&scene, &["--max-age", "0.000001", "ring"]);
+    assert!(code == 1 && words.contains("not healthy: the oldest item is"), "{words}");
+    scene.succeed("$RING consume ring > /dev/null");
+    assert_eq!(health(&scene, &["--max-age", "0", "ring"]).0, 0, "there is no item");
+}
+
+#[test]
+fn health_watches_a_consumer_that_may_be_stuck() {
+    let scene = Scene::with_ring("64K");
+    // Items come all the time; the consumer has stopped.
+    scene.succeed("echo 1 | $RING produce ring; $RING consume ring > /dev/null");
+    let mut producer = scene.command(&["produce", "--no-flush", "ring"]);
+    let mut source = std::process::Command::new("sh")
+        .args(["-c", "while echo item; do sleep 0.01; done"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut producer = producer.stdin(source.stdout.take().unwrap()).spawn().unwrap();
+    scene.wait_for_facts("ring", |facts| {
+        facts["producer"].as_u64() > Some(400)
+            && facts["producer_time_ns"].as_u64().unwrap()
+                > facts["consumer_time_ns"].as_u64().unwrap() + 500_000_000
+    });
+    let (code, words) = health(&scene, &["--max-age", "0.4", "ring"]);
+    assert!(
+        code == 1 && words.contains("items wait, and the consumer has not moved for"),
+        "{words}"
+    );
+    let mut consumer = scene
+        .without_input(&["consume", "--follow", "--no-flush", "ring"])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    scene.wait_for_role("ring", "consumer", &consumer);
+    scene.wait_for_facts("ring", |facts| facts["used"].as_u64() < Some(100));
+    assert_eq!(health(&scene, &["--max-age", "30", "ring"]).0, 0);
+    for child in [&mut source, &mut producer, &mut consumer] {
+        signal(child, Signal::SIGTERM);
+        status_of(child, "after SIGTERM");
+    }
+}
+
+#[test]
+fn health_of_many_rings_has_the_exit_code_of_the_worst() {
+    let scene = Scene::with_ring("64K");
+    let _listening = scene.silent_socket(SockType::SeqPacket);
+    scene.succeed(
+        "cp ring bad; printf X | dd of=bad bs=1 seek=520 conv=notrunc status=none; echo 1 > text",
+    );
+    let (code, words) = health(&scene, &["ring", "missing"]);
+    let lines: Vec<_> = words.lines().collect();
+    assert!(code == 1 && lines.len() == 2, "{words}");
+    assert!(
+        lines[0].starts_with("ring: healthy: ") && lines[1].starts_with("missing: not healthy: "),
+        "{words}"
+    );
+    assert!(lines[1].contains("No such file"), "{words}");
+    let (code, words) = health(&scene, &["--timeout", "0.1", "missing", "unix:socket"]);
+    assert!(code == 3 && words.contains("unix:socket: not healthy: "), "{words}");
+    let (code, words) = health(&scene, &["--timeout", "0.1", "unix:socket", "bad", "text", "ring"]);
+    assert!(
+        code == 5 && words.contains("bad: not healthy: bad: producer sector: flag byte is 88"),
+        "{words}"
+    );
+    let output = scene.run(&["health", "ring", "vhost-user:socket"], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+    let output = scene.run(&["health", "--json", "ring", "text"], b"");
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&object["exit_code"], &object["healthy"]), (&5.into(), &false.into()));
+    assert_eq!(object["error"], "1 of 2 rings are not healthy");
+    assert_eq!(
+        (&object["rings"][0]["healthy"], &object["rings"][0]["used"]),
+        (&true.into(), &0.into())
+    );
+    assert!(object["rings"][1]["reasons"][0].as_str().unwrap().contains("too small"));
+    assert_ok(&scene.run(&["health", "--json", "ring"], b""));
+}
+
+#[test]
+fn health_refuses_limits_that_are_none() {
+    let scene = Scene::with_ring("64K");
+    for option in
+        ["--max-used=101", "--max-used=-1", "--max-age=-1", "--max-age=soon", "--timeout=x"]
+    {
+        let output = scene.run(&["health", option, "ring"], b"");
+        assert_eq!(output.status.code(), Some(2), "{option}");
+    }
+    assert_eq!(scene.run(&["health"], b"").status.code(), Some(2));
+}
