@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, tools for file systems and mounts, systemd's journal, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, tools for file systems, mounts and terminals, systemd's journal, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -70,6 +70,8 @@ missing_packages() {
     have losetup && have swapon || echo mount
     have setpriv && have unshare && have prlimit || echo util-linux
     have script || echo bsdutils
+    # Tests of the live view press keys in it, and read its screen.
+    have tmux || echo tmux
     # Tests write journal files and show them; this brings journalctl, too.
     [ -x /usr/lib/systemd/systemd-journal-remote ] || [ -x /lib/systemd/systemd-journal-remote ] || echo systemd-journal-remote
     # Keys for tests of TLS.

@@ -264,7 +264,7 @@ pub fn missing(path: &Path, error: &DeviceError, remedy: &str) -> Failure {
         }
         _ => remedy.to_owned(),
     };
-    Failure::Refused(format!("{error} ({remedy})"))
+    Failure::Missing(format!("{error} ({remedy})"))
 }
 
 /// Prefix of the address of a disk by the socket of its vhost-user backend.

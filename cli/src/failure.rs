@@ -42,6 +42,9 @@ pub enum Failure {
     /// Options that are missing, or do not fit together, in words.
     #[error("{0}")]
     Usage(String),
+    /// There is nothing at the path, in words.
+    #[error("{0}")]
+    Missing(String),
     /// Standard output is the ring itself. Nothing may be written there, not even a report of this
     /// failure.
     #[error("{0}")]
@@ -140,6 +143,17 @@ impl Failure {
         }
     }
 
+    /// Returns whether there is nothing at the path, or nobody listens there.
+    pub fn is_missing(&self) -> bool {
+        match self {
+            Self::Missing(_) => true,
+            _ => matches!(self.ring(), Some(Error::Device(error)) if matches!(
+                error.source.kind(),
+                ErrorKind::NotFound | ErrorKind::ConnectionRefused
+            )),
+        }
+    }
+
     /// Returns whether a signal has ended a wait of the library.
     pub fn is_stop(&self) -> bool {
         self.ring().is_some_and(|error| ended_by(error, ErrorKind::Interrupted))
@@ -163,7 +177,7 @@ impl Failure {
             Self::Unhealthy { code, .. } => *code,
             Self::Ring(error) | Self::During { source: error, .. } => code_of(error),
             Self::Ended { source, .. } => code_of(source),
-            Self::Io { .. } | Self::Refused(_) | Self::OutputIsRing(_) => 1,
+            Self::Io { .. } | Self::Refused(_) | Self::Missing(_) | Self::OutputIsRing(_) => 1,
         }
     }
 }

@@ -128,7 +128,7 @@ impl Health {
     }
 
     fn examine(&self, address: &Address) -> Result<Verdict, Failure> {
-        let look = || Sample::take(address, self.timeout.unwrap_or(PATIENCE));
+        let look = || Sample::take(address, self.timeout.unwrap_or(PATIENCE), false);
         let ring = address.name();
         match look().and_then(|sample| Ok((self.reasons(&sample, &look)?, sample))) {
             Ok((reasons, sample)) => {

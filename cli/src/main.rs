@@ -29,6 +29,7 @@ mod sample;
 mod signals;
 mod splitter;
 mod suspend;
+mod top;
 
 use clap::{Parser, Subcommand};
 use ending::{Stream, interruptible, plain, stoppable, stoppable_except_on_hangup};
@@ -77,6 +78,7 @@ enum Command {
     Suspend(suspend::Suspend),
     Resume(suspend::Resume),
     Health(health::Health),
+    Top(top::Top),
     Inspect(inspect::Inspect),
     Check(check::Check),
     Repair(repair::Repair),
@@ -126,6 +128,7 @@ fn carry_out(command: Command) -> u8 {
         Command::Diagnostics(c) => interruptible(c.json, |facts| c.run(facts)),
         Command::Suspend(command) => plain(|| command.run()),
         Command::Resume(command) => plain(|| command.run()),
+        Command::Top(c) => stoppable(None, |stop, (): &mut ()| c.run(stop)),
         Command::Health(c) => interruptible(c.json, |verdicts| c.run(verdicts)),
         Command::Inspect(c) => interruptible(c.json, |whole| c.run(whole)),
         Command::Check(c) => interruptible(c.json, |verdict| c.run(verdict)),

@@ -3,7 +3,7 @@
 use super::address::{Address, Device};
 use super::failure::{Failure, Outcome};
 use serde_json::Value;
-use shared_block_ring::device::is_role_held;
+use shared_block_ring::device::{holder, is_role_held};
 use shared_block_ring::format::{FormatError, Position, Side};
 use shared_block_ring::survey::{Pointer, Survey};
 use shared_block_ring::{BlockDevice, Error, RingDevice};
@@ -36,6 +36,9 @@ pub struct Sample {
     /// Whether a process of this machine has the role; `None` if that is unknown.
     pub has_producer: Option<bool>,
     pub has_consumer: Option<bool>,
+    /// The processes that have the roles of producer and consumer, if they were searched, as far as
+    /// this user may see them.
+    pub holders: Option<[Option<i32>; 2]>,
     /// The counters of the backend, if one serves the ring.
     pub backend: Option<Value>,
 }
@@ -52,23 +55,31 @@ pub enum Oldest {
 }
 
 impl Sample {
-    /// Looks at a ring. A backend is given `patience` to answer.
-    pub fn take(address: &Address, patience: Duration) -> Result<Self, Failure> {
+    /// Looks at a ring. A backend is given `patience` to answer. To search the holders of the roles
+    /// takes a look at every process.
+    pub fn take(
+        address: &Address,
+        patience: Duration,
+        with_holders: bool,
+    ) -> Result<Self, Failure> {
+        const SIDES: [Side; 2] = [Side::Producer, Side::Consumer];
         refuse_driven(address)?;
         let about = Failure::about(address.name());
-        if address.socket().is_some() {
+        let (sample, holders) = if address.socket().is_some() {
             let survey = Survey::open(address.connect_within(patience)?).map_err(&about)?;
             let device = survey.device();
-            let held = |side| device.is_held(side).ok();
-            let (held, backend) =
-                ([held(Side::Producer), held(Side::Consumer)], Some(device.counters()));
-            return Self::of(&survey, held, backend).map_err(|damage| about(damage.into()));
-        }
-        let survey: Survey<Device> = Survey::open(address.open_read_only()?).map_err(&about)?;
-        let device = survey.device();
-        let held = |side| is_role_held(device.lock_file()?, device.geometry(), side).ok();
-        let held = [held(Side::Producer), held(Side::Consumer)];
-        Self::of(&survey, held, None).map_err(|damage| about(Error::from(damage)))
+            let (held, counters) = (SIDES.map(|side| device.is_held(side).ok()), device.counters());
+            let holders = with_holders.then(|| SIDES.map(|side| device.holder(side)));
+            (Self::of(&survey, held, Some(counters)), holders)
+        } else {
+            let survey: Survey<Device> = Survey::open(address.open_read_only()?).map_err(&about)?;
+            let device = survey.device();
+            let held = |side| is_role_held(device.lock_file()?, device.geometry(), side).ok();
+            let holders = with_holders.then(|| SIDES.map(|side| holder(device, side)));
+            (Self::of(&survey, SIDES.map(held), None), holders)
+        };
+        let sample = sample.map_err(|damage| about(Error::from(damage)))?;
+        Ok(Self { holders, ..sample })
     }
 
     fn of<D: RingDevice>(
@@ -98,6 +109,7 @@ impl Sample {
             suspended: producer.sector.flag,
             has_producer,
             has_consumer,
+            holders: None,
             backend,
         })
     }
@@ -204,6 +216,7 @@ pub mod tests {
             suspended: false,
             has_producer: Some(true),
             has_consumer: Some(true),
+            holders: None,
             backend: None,
         }
     }
@@ -219,7 +232,7 @@ pub mod tests {
         ring.earlier = Some((at(12), 950_000_000_000));
         assert_eq!(ring.oldest(), Oldest::AtLeast(50 * second));
         ring.earlier = Some((at(12), 2_000_000_000_000));
-        assert_eq!(ring.oldest(), Oldest::AtLeast(0 * second), "a clock that is ahead");
+        assert_eq!(ring.oldest(), Oldest::AtLeast(Duration::ZERO), "a clock that is ahead");
     }
 
     #[test]

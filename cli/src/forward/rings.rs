@@ -50,7 +50,7 @@ pub fn find(sources: &[RingSource]) -> Found {
 }
 
 /// Returns the paths that a pattern matches, in order.
-fn matches(pattern: &Path) -> Vec<PathBuf> {
+pub fn matches(pattern: &Path) -> Vec<PathBuf> {
     // Verified before; a folder that cannot be read has no matches.
     let paths = pattern.to_str().and_then(|text| glob::glob(text).ok());
     paths.into_iter().flatten().flatten().collect()

@@ -1,0 +1,90 @@
+//! The view on a terminal: looks, keys and signals in one wait.
+
+use super::super::failure::{Failure, Outcome};
+use super::Watch;
+use super::detail;
+use super::draw::{Palette, View, list};
+use super::keys::{Next, press};
+use super::terminal::{Frames, Terminal};
+use crossterm::event::{self, Event};
+use ratatui::Terminal as Screen;
+use ratatui::backend::CrosstermBackend;
+use ring_program::Stop;
+use ring_program::standard::Standard;
+use shared_block_ring::wait::wait_readable;
+use std::io::{self, IsTerminal};
+use std::time::{Duration, Instant};
+
+/// Times in a row that input may be readable without a key in it: a terminal that is gone is
+/// readable for ever.
+const EMPTY_READS: u32 = 100;
+
+/// Runs the view until it is to end.
+pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
+    let (input, output) = (Standard::Input.fd(), Standard::Output.fd());
+    if !input.is_terminal() || !output.is_terminal() {
+        let text =
+            "standard input and output have to be a terminal (--once and --json work without one)";
+        return Err(Failure::Refused(text.to_owned()));
+    }
+    let resized = Stop::on([libc::SIGWINCH]).map_err(Failure::io("cannot set up signals"))?;
+    let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let mut view = View {
+        palette: Palette { colours },
+        selected: None,
+        detail: false,
+        filtering: false,
+        offset: 0,
+        interval: interval.as_secs_f64(),
+    };
+    let lost = || Failure::io("cannot use the terminal");
+    let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
+    let taken = Terminal::take(copy(input).map_err(lost())?, copy(output).map_err(lost())?);
+    let _taken = taken.map_err(lost())?;
+    let frames = Frames::new(output, stop.fd())?;
+    let mut screen = Screen::new(CrosstermBackend::new(frames)).map_err(lost())?;
+    let (mut next, mut empty) = (Instant::now(), 0);
+    while !stop.requested() && empty < EMPTY_READS {
+        if Instant::now() >= next {
+            next = Instant::now() + interval;
+            let closely = view.selected.as_ref().filter(|_| view.detail);
+            watch.look(closely);
+        }
+        let drawn = screen.draw(|frame| {
+            let (area, buffer) = (frame.area(), frame.buffer_mut());
+            match view.selected.clone().filter(|_| view.detail) {
+                Some(address) => detail::page(&watch.model, &address, &view, area, buffer),
+                None => list(&watch.model, &mut view, area, buffer),
+            }
+        });
+        match drawn {
+            Ok(_) => {}
+            // The program is to end.
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => break,
+            Err(e) => return Err(lost()(e)),
+        }
+        let fds = [stop.fd(), input, resized.fd(), watch.sampler.ready()];
+        let left = next.saturating_duration_since(Instant::now());
+        let readable = wait_readable(&fds, Some(left)).map_err(lost())?;
+        resized.take();
+        watch.take();
+        if readable != Some(1) {
+            continue;
+        }
+        empty += 1;
+        while event::poll(Duration::ZERO).map_err(lost())? {
+            empty = 0;
+            let detail = view.detail;
+            if let Event::Key(key) = event::read().map_err(lost())?
+                && press(key, &mut watch.model, &mut view) == Next::Quit
+            {
+                return Ok(());
+            }
+            if view.detail && !detail {
+                // The page shows what only a closer look finds.
+                next = Instant::now();
+            }
+        }
+    }
+    Ok(())
+}
