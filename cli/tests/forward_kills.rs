@@ -127,7 +127,8 @@ const DYING: &str = r#"
     print LOG "start " . getppid() . "\n";
     my $life = 1 + $$ % 120;
     while (<STDIN>) {
-        chomp;
+        # The forwarder was killed in the middle of an item.
+        last unless chomp;
         my ($position, $item) = split(/\t/, $_, 2);
         my ($ring, $number) = split(/ /, $item);
         print LOG "item $ring $number " . length($item) . "\n";
