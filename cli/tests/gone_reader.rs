@@ -11,13 +11,19 @@ use std::io::pipe;
 use std::process::Stdio;
 
 /// Every command that prints, with its exit code where there is a reader.
-const PRINTING: [(&[&str], i32); 12] = [
+const PRINTING: [(&[&str], i32); 18] = [
     (&["--help"], 0),
     (&["--version"], 0),
     (&["consume", "--help"], 0),
     (&["help", "journal"], 0),
     (&["diagnostics", "ring"], 0),
     (&["diagnostics", "--json", "ring"], 0),
+    (&["inspect", "ring"], 0),
+    (&["inspect", "--items", "--json", "ring"], 0),
+    (&["inspect", "--svg", "-", "ring"], 0),
+    (&["health", "ring"], 0),
+    (&["health", "--json", "ring"], 0),
+    (&["top", "--once", "--interval", "0.01", "ring"], 0),
     (&["check", "ring"], 0),
     (&["check", "--json", "ring"], 0),
     (&["repair", "ring"], 0),
@@ -90,6 +96,8 @@ fn memory_limit_ends_in_a_documented_exit_code() {
         "produce ring",
         "consume --follow --timeout 0.01 ring",
         "check ring",
+        "inspect --svg - ring",
+        "top --once --interval 0.01 ring",
         "journal --size 64K --exec true journal",
     ] {
         for kilobytes in (3000..30_000).step_by(900) {

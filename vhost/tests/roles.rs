@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use shared_block_ring::device::Sleep;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
+use shared_block_ring::survey::{Checksum, PREVIEW_BYTES, Step, Survey};
 use shared_block_ring::wait::Woken;
 use shared_block_ring::{
     BlockDevice, Consumer, Control, Error, MappedDevice, Position, Producer, RingDevice, UnixDevice,
@@ -64,6 +65,40 @@ fn consumer_without_backend(items: &[&[u8]]) -> (Scene, Consumer<UnixDevice>, Po
 
 fn attach(scene: &Scene, name: &str) -> Consumer<UnixDevice> {
     Consumer::attach(scene.connect(Role::Consumer).unwrap(), "queue", name).unwrap()
+}
+
+#[test]
+fn survey_takes_no_role_and_follows_the_consumer() {
+    let scene = Scene::new();
+    let daemon = scene.start(&["--size", "1M"]);
+    let device = scene.connect(Role::Control).unwrap();
+    killed(daemon);
+    let end = publish(&scene, &device, &[&[1; 3000], &vec![2; 200_000], &vec![3; 300_000]]);
+    let _daemon = scene.start(&["--size", "1M"]);
+    let mut survey = Survey::open(scene.connect(Role::Control).unwrap()).unwrap();
+    assert_eq!(survey.to(), end);
+    let first = match survey.step().unwrap() {
+        Step::Item(header, preview) => {
+            assert_eq!((header.length, preview), (3000, &[1; PREVIEW_BYTES][..]));
+            header.next
+        }
+        other => panic!("{other:?}"),
+    };
+    // The roles are free beside it, and the consumer frees what it has not read yet.
+    let mut consumer = attach(&scene, "consumer");
+    let second = consumer.pop(first).unwrap().next;
+    consumer.advance(second).unwrap();
+    let mut found = Vec::new();
+    loop {
+        match survey.step().unwrap() {
+            Step::Item(header, _) => found.push(header.length),
+            Step::Freed(position) => assert_eq!(position, second),
+            Step::Damaged(..) => panic!("damaged"),
+            Step::End => break,
+        }
+    }
+    assert_eq!(found.last(), Some(&300_000));
+    assert!(matches!(survey.checksum(), Checksum::Good(_)));
 }
 
 #[test]
