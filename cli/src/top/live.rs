@@ -19,6 +19,10 @@ use std::time::{Duration, Instant};
 /// readable for ever.
 const EMPTY_READS: u32 = 100;
 
+/// The least time between two frames, unless a key was pressed: a thousand rings are looked at one
+/// after the other.
+const FRAME: Duration = Duration::from_millis(50);
+
 /// Runs the view until it is to end.
 pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
     let (input, output) = (Standard::Input.fd(), Standard::Output.fd());
@@ -44,12 +48,42 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
     let frames = Frames::new(output, stop.fd())?;
     let mut screen = Screen::new(CrosstermBackend::new(frames)).map_err(lost())?;
     let (mut next, mut empty) = (Instant::now(), 0);
+    let (mut drawn_at, mut is_new) = (None, true);
     while !stop.requested() && empty < EMPTY_READS {
-        if Instant::now() >= next {
-            next = Instant::now() + interval;
+        let now = Instant::now();
+        if now >= next {
+            next = now + interval;
             let closely = view.selected.as_ref().filter(|_| view.detail);
             watch.look(closely);
         }
+        let due = drawn_at.map_or(now, |at: Instant| at + FRAME);
+        if !is_new || now < due {
+            let until = if is_new { due.min(next) } else { next };
+            let fds = [stop.fd(), input, resized.fd(), watch.sampler.ready()];
+            let left = until.saturating_duration_since(now);
+            let readable = wait_readable(&fds, Some(left)).map_err(lost())?;
+            let size = resized.take();
+            let seen = watch.take();
+            is_new |= size || seen;
+            if readable == Some(1) {
+                empty += 1;
+                while event::poll(Duration::ZERO).map_err(lost())? {
+                    (empty, is_new, drawn_at) = (0, true, None);
+                    let detail = view.detail;
+                    if let Event::Key(key) = event::read().map_err(lost())?
+                        && press(key, &mut watch.model, &mut view) == Next::Quit
+                    {
+                        return Ok(());
+                    }
+                    if view.detail && !detail {
+                        // The page shows what only a closer look finds.
+                        next = Instant::now();
+                    }
+                }
+            }
+            continue;
+        }
+        (drawn_at, is_new) = (Some(now), false);
         let drawn = screen.draw(|frame| {
             let (area, buffer) = (frame.area(), frame.buffer_mut());
             match view.selected.clone().filter(|_| view.detail) {
@@ -62,28 +96,6 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
             // The program is to end.
             Err(e) if e.kind() == io::ErrorKind::Interrupted => break,
             Err(e) => return Err(lost()(e)),
-        }
-        let fds = [stop.fd(), input, resized.fd(), watch.sampler.ready()];
-        let left = next.saturating_duration_since(Instant::now());
-        let readable = wait_readable(&fds, Some(left)).map_err(lost())?;
-        resized.take();
-        watch.take();
-        if readable != Some(1) {
-            continue;
-        }
-        empty += 1;
-        while event::poll(Duration::ZERO).map_err(lost())? {
-            empty = 0;
-            let detail = view.detail;
-            if let Event::Key(key) = event::read().map_err(lost())?
-                && press(key, &mut watch.model, &mut view) == Next::Quit
-            {
-                return Ok(());
-            }
-            if view.detail && !detail {
-                // The page shows what only a closer look finds.
-                next = Instant::now();
-            }
         }
     }
     Ok(())

@@ -23,6 +23,7 @@ use ring_program::Stop;
 use sampler::Sampler;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::wait::wait_readable;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
@@ -73,27 +74,35 @@ struct Watch {
 impl Watch {
     /// Looks up the patterns, and has all rings looked at, and one of them more closely.
     fn look(&mut self, closely: Option<&PathBuf>) {
+        let mut there = BTreeSet::new();
         for source in &self.sources {
             let Some((prefix, pattern)) = source.pattern() else {
-                self.model.add(source.address.clone());
+                there.insert(source.address.clone());
                 continue;
             };
             for path in matches(pattern) {
                 let mut address = OsString::from(prefix);
                 address.push(path);
-                self.model.add(address.into());
+                there.insert(address.into());
             }
+        }
+        self.model.forget(&there, SystemTime::now());
+        for address in there {
+            self.model.add(address);
         }
         for address in self.model.addresses() {
             self.sampler.look(address, Some(address) == closely);
         }
     }
 
-    /// Takes what was seen.
-    fn take(&mut self) {
-        for look in self.sampler.take() {
+    /// Takes what was seen; returns whether that was anything.
+    fn take(&mut self) -> bool {
+        let seen = self.sampler.take();
+        let any = !seen.is_empty();
+        for look in seen {
             self.model.note(&look.address, look.result, SystemTime::now());
         }
+        any
     }
 
     /// Waits until all looks under way were taken. Returns false if the program is to end.

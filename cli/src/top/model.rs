@@ -5,12 +5,15 @@ use super::super::failure::Failure;
 use super::super::sample::{Oldest, Sample};
 use super::state::{self, Alarm};
 use ring_metrics::Ages;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Samples that a ring's history keeps: five minutes at one a second.
 pub const HISTORY: usize = 300;
+
+/// The time that a ring stays in sight after it has gone.
+const KEPT: Duration = Duration::from_secs(3600);
 
 /// Refusals that a ring keeps for its detail page.
 const REFUSALS: usize = 6;
@@ -215,6 +218,16 @@ impl Model {
     /// Adds a ring that is not known yet.
     pub fn add(&mut self, address: PathBuf) {
         self.rings.entry(address).or_default();
+    }
+
+    /// Forgets rings that are not among `there`, and could not be seen for long: their number is
+    /// bounded then, however many guests come and go.
+    pub fn forget(&mut self, there: &BTreeSet<PathBuf>, now: SystemTime) {
+        self.rings.retain(|address, ring| {
+            let trouble = ring.trouble.as_ref();
+            let gone = trouble.and_then(|trouble| now.duration_since(trouble.since).ok());
+            there.contains(address) || gone.is_none_or(|gone| gone < KEPT)
+        });
     }
 
     /// Takes the result of a look at a ring.

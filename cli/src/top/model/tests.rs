@@ -126,3 +126,21 @@ fn rows_are_sorted_reversed_and_filtered() {
     assert_eq!(names(&model), ["unix:/run/d"]);
     assert_eq!((model.count(), model.alarms()), (4, 0));
 }
+
+#[test]
+fn ring_that_is_gone_for_long_is_forgotten_unless_it_was_named() {
+    let second = |second| SystemTime::UNIX_EPOCH + Duration::from_secs(second);
+    let mut model = Model::default();
+    for name in ["named", "matched", "there"] {
+        model.add(name.into());
+        model.note(Path::new(name), Ok(at(0, 0, 4)), second(0));
+    }
+    for name in ["named", "matched"] {
+        model.note(Path::new(name), Err(Failure::Missing("gone".to_owned())), second(10));
+    }
+    let named = BTreeSet::from([PathBuf::from("named")]);
+    model.forget(&named, second(3000));
+    assert_eq!(model.count(), 3);
+    model.forget(&named, second(3610));
+    assert_eq!(model.addresses().collect::<Vec<_>>(), [Path::new("named"), Path::new("there")]);
+}
