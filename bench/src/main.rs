@@ -25,6 +25,7 @@ mod report;
 mod requests;
 mod rounds;
 mod rows;
+mod scrape;
 mod size;
 mod table;
 
@@ -51,6 +52,7 @@ Examples:
   ring-bench --compare-guard --json figures.json    with a daemon without a guard beside it
   ring-bench --measure items,durable                rings from end to end
   ring-bench --measure forward                      rings into JetStream
+  ring-bench --measure scrape                       what scrapes of metrics cost
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
 
 /// Measure requests through vhost-user against qemu-storage-daemon and the machine's limits
@@ -129,6 +131,8 @@ enum What {
     /// `blockring forward` into JetStream, against a program without rings; needs
     /// scripts/fetch-nats.sh. Not one of all
     Forward,
+    /// Requests and items beside 100 scrapes of metrics a second. Not one of all
+    Scrape,
 }
 
 fn main() -> ExitCode {
@@ -175,6 +179,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     pin(arguments.cpus.front)?;
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(&arguments.dir);
     let dir = dir.map_err(doing(format!("making a folder in {}", arguments.dir.display())))?;
+    if arguments.wants(What::Scrape) {
+        scrape::all(&arguments.plan()?, dir.path())?;
+    }
     let outcomes = if arguments.wants(What::Requests) {
         requests(arguments, &rows, dir.path())?
     } else {
@@ -196,7 +203,8 @@ fn run(arguments: &Arguments) -> Result<()> {
 impl Arguments {
     fn wants(&self, what: What) -> bool {
         let all = What::All;
-        let is_so = |wanted: &What| *wanted == what || *wanted == all && what != What::Forward;
+        let of_all = !matches!(what, What::Forward | What::Scrape);
+        let is_so = |wanted: &What| *wanted == what || *wanted == all && of_all;
         self.measure.iter().any(is_so)
     }
 

@@ -113,6 +113,16 @@ fn ways_out_of_a_guest_have_figures() {
 }
 
 #[test]
+fn scrapes_of_metrics_have_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    let (text, ended_well) = bench(dir.path(), &["--quick", "--measure", "scrape"]);
+    assert!(ended_well, "{text}");
+    for load in ["512-write-qd32", "4K-write-qd1", "producer, 64 B"] {
+        assert!(text.lines().any(|line| line.starts_with(load) && line.contains("98%")), "{text}");
+    }
+}
+
+#[test]
 fn bench_names_what_it_cannot_measure() {
     let dir = tempfile::tempdir().unwrap();
     let (text, ended_well) = bench(dir.path(), &["--rows", "nothing"]);

@@ -34,6 +34,7 @@ mod top;
 use clap::{Parser, Subcommand};
 use ending::{Stream, interruptible, plain, stoppable, stoppable_except_on_hangup};
 use output::{message, print};
+use ring_program::LogFormat;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
@@ -63,6 +64,15 @@ ADDRESS names the ring:
 #[derive(Parser)]
 #[command(name = "blockring", version, after_help = EXIT_CODES)]
 struct Arguments {
+    /// Form of messages and log: text, or one JSON object a line
+    #[arg(
+        long,
+        global = true,
+        value_name = "text|json",
+        default_value = "text",
+        hide_short_help = true
+    )]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -101,7 +111,10 @@ fn main() -> ExitCode {
 
 fn parse_and_carry_out() -> ExitCode {
     let code = match Arguments::try_parse() {
-        Ok(arguments) => carry_out(arguments.command),
+        Ok(arguments) => {
+            arguments.log_format.choose();
+            carry_out(arguments.command)
+        }
         Err(answer) if answer.use_stderr() => {
             message(&rendered(&answer, std::io::stderr().is_terminal()));
             2

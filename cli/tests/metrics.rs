@@ -153,6 +153,22 @@ fn forwarder_whose_sink_does_not_acknowledge_lags() {
 }
 
 #[test]
+fn messages_and_log_are_json_objects_where_that_is_asked_for() {
+    let scene = Scene::with_lines(10);
+    let script = "$RING forward ring --to 'exec:sleep 1000' --log-format json --warn-after 0.1 --drain --drain-timeout 0.5 --grace 0";
+    let output = scene.shell(script);
+    assert_eq!(output.status.code(), Some(3));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert!(text.lines().count() >= 2, "{text}");
+    for line in text.lines() {
+        let object: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(object["program"], "blockring", "{line}");
+        assert!(object["message"].is_string(), "{line}");
+    }
+    assert!(text.contains("\"level\":\"warn\"") && text.contains("\"level\":\"notice\""), "{text}");
+}
+
+#[test]
 fn forwarder_counts_failures_of_ring_and_sink() {
     let scene = Scene::with_lines(100);
     scene.write("bad", [7; 4096]);

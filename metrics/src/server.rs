@@ -134,9 +134,6 @@ fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
     // In the order of their coming.
     let mut connections: Vec<Connection> = Vec::new();
     let mut lost = Pace::default();
-    for bound in bound {
-        log::info!("metrics at {}", bound.name());
-    }
     loop {
         let now = Instant::now();
         connections.retain(|connection| now < connection.deadline);

@@ -3,6 +3,7 @@
 //! where memory is refused, a file's size is limited or the program is at fault.
 
 pub mod descriptors;
+mod format;
 mod logger;
 mod memory;
 mod pace;
@@ -13,6 +14,7 @@ pub mod stderr;
 mod stop;
 pub mod text;
 
+pub use format::LogFormat;
 pub use memory::Memory;
 pub use pace::Pace;
 pub use size::parse_size;
@@ -28,10 +30,10 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 
 static NAME: OnceLock<&'static str> = OnceLock::new();
 
-/// Writes a line to standard error, with the program's name in front. Never blocks.
+/// Writes a message to standard error, with the program's name in front. Never blocks.
 #[macro_export]
 macro_rules! say {
-    ($($words:tt)*) => { $crate::stderr::line(format_args!("{}: {}", $crate::name(), format_args!($($words)*))) };
+    ($($words:tt)*) => { $crate::stderr::message(format_args!($($words)*)) };
 }
 
 /// Returns the program's name, with which messages begin.

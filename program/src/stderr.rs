@@ -5,7 +5,7 @@
 //! Non-blocking writes are no substitute: the flag belongs to the open file description, which
 //! other processes share.
 
-use crate::text;
+use crate::{format, text};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -59,11 +59,18 @@ static QUEUE: Mutex<Queue> = Mutex::new(Queue {
 /// Signalled when a line is queued, and when one has been written.
 static CHANGED: Condvar = Condvar::new();
 
-/// Writes one line: control characters in it are escaped, and a long line is cut.
-pub fn line(words: fmt::Arguments<'_>) {
-    let mut line = text::one_line(words, MAX_LINE);
+/// Writes a message in one line: control characters in it are escaped, and a long one is cut.
+pub fn message(words: fmt::Arguments<'_>) {
+    let words = text::one_line(words, MAX_LINE);
+    push(with_name(&words).into_bytes());
+}
+
+/// Returns a message of the program as a line.
+fn with_name(words: &str) -> String {
+    let mut line = format::object("notice", None, words)
+        .unwrap_or_else(|| format!("{}: {words}", crate::name()));
     line.push('\n');
-    push(line.into_bytes());
+    line
 }
 
 /// Writes the program's own text as it is: several lines, or terminal control.
@@ -157,7 +164,7 @@ fn lock() -> MutexGuard<'static, Queue> {
 }
 
 fn lost(lines: u64) -> Vec<u8> {
-    format!("{}: {lines} lines of this log are lost: nobody read it\n", crate::name()).into_bytes()
+    with_name(&format!("{lines} lines of this log are lost: nobody read it")).into_bytes()
 }
 
 fn start(queue: &mut Queue) {

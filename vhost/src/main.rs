@@ -26,6 +26,7 @@ fn main() -> ExitCode {
     ring_program::stderr::hold();
     ring_program::run("vhost-device-blockring", LOG, || {
         let parsed = Arguments::try_parse().and_then(|arguments| {
+            arguments.log_format.choose();
             if arguments.print_capabilities {
                 return Ok(None);
             }

@@ -230,6 +230,41 @@ fn clients_that_say_nothing_or_too_much_keep_no_scrape_out() {
 }
 
 #[test]
+fn log_has_a_line_at_the_start_and_one_at_the_end_in_either_form() {
+    for format in ["text", "json"] {
+        let scene = Scene::new();
+        let arguments = ["--metrics", "unix:m", "--metrics", "127.0.0.1:0", "--log-format", format];
+        let mut daemon = scene.start(&arguments);
+        daemon.signal(Signal::SIGTERM);
+        assert_eq!(daemon.code(), Some(0));
+        let log = std::fs::read_to_string(scene.path("log")).unwrap();
+        let lines: Vec<_> = log.lines().collect();
+        let [start, end] = lines[..] else { panic!("{log}") };
+        assert!(start.contains("serving ring") && start.contains("metrics at unix:m"), "{log}");
+        assert!(start.contains("the file system is "), "{log}");
+        assert!(end.contains("stopped"), "{log}");
+        for line in lines.into_iter().filter(|_| format == "json") {
+            let object: serde_json::Value = serde_json::from_str(line).unwrap();
+            assert_eq!(object["level"], "info", "{line}");
+            assert_eq!(object["program"], "vhost-device-blockring", "{line}");
+            assert_eq!(object["target"], "vhost_device_blockring::daemon::server", "{line}");
+            assert!(object["time"].as_str().unwrap().ends_with('Z'), "{line}");
+        }
+    }
+}
+
+#[test]
+fn error_is_one_json_object_where_the_log_is() {
+    let scene = Scene::new();
+    let arguments = ["--socket-path", "s", "--blk-file", "no\nring", "--log-format", "json"];
+    let output = scene.run(&arguments);
+    assert_eq!(output.status.code(), Some(1));
+    let object: serde_json::Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(object["level"], "notice");
+    assert!(object["message"].as_str().unwrap().contains("cannot open"), "{object}");
+}
+
+#[test]
 fn socket_of_the_metrics_is_replaced_when_stale_and_removed_at_the_end() {
     let scene = Scene::new();
     let mut first = scene.start(&UNIX);

@@ -163,6 +163,7 @@ fn inside(case: &str) -> ExitCode {
 
 fn confine() -> Result<(), Failure> {
     sandbox::apply(&Policy { files: &[file().as_fd()], folders: &[FOLDER.get().unwrap().as_fd()] })
+        .map(drop)
 }
 
 const THREADS: &str = "no thread is left outside";

@@ -3,6 +3,7 @@
 use crate::data_path::executor::SERIAL_BYTES;
 use clap::Parser;
 use nix::sys::stat::Mode;
+use ring_program::LogFormat;
 use shared_block_ring::format::{SectorSize, Side};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -110,6 +111,9 @@ pub struct Arguments {
     /// hugetlbfs in any case
     #[arg(long)]
     pub hugepages: bool,
+    /// Form of the log: text, or one JSON object a line
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    pub log_format: LogFormat,
     /// Run as this user once everything is open; the ring has to be readable and writable for it
     #[arg(long, value_name = "USER")]
     pub user: Option<String>,

@@ -41,6 +41,12 @@ pub fn listen(settings: &Settings) -> Result<Vec<Bound>, Failure> {
     settings.metrics.iter().map(on).collect()
 }
 
+/// Returns the addresses of the metrics, with which a list of the log goes on.
+pub fn names(bound: &[Bound]) -> String {
+    let names: Vec<_> = [""].into_iter().chain(bound.iter().map(Bound::name)).collect();
+    names.join(", metrics at ")
+}
+
 /// Starts to answer scrapes, if there are addresses for that.
 ///
 /// # Errors

@@ -88,7 +88,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let faults = Faults::catch().map_err(system("catch faults of memory"))?;
     let sockets = entrance.ours().into_iter().chain(consumers.as_ref().map(|(ours, _)| ours));
     let sockets = sockets.chain(metrics.iter().filter_map(Bound::listening));
-    confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
+    let files = confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
     let Settings { read_only, guarded, .. } = *settings;
     let serial = settings.serial.map_or_else(|| opened.serial(), Ok);
     let serial = serial.map_err(system("look at the ring's file"))?;
@@ -117,6 +117,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let watch = watch::start(names).map_err(system("start a thread"))?;
+    let offered = metrics::names(&metrics);
     let scrapes = metrics::serve(metrics, settings, &opened, &counters)?;
     let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
     // Last: a client that is answered finds a backend that is ready.
@@ -144,7 +145,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         None => None,
     };
     log::info!(
-        "serving {name}, {} bytes, guest is the {guest}, the disk's serial number is {}",
+        "serving {name}, {} bytes, guest is the {guest}, the disk's serial number is {}{offered}; the file system is {files}",
         opened.geometry.total_bytes(),
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
@@ -242,22 +243,23 @@ fn names(settings: &Settings, opened: &Opened) -> io::Result<(Named, Vec<Named>)
 }
 
 /// Becomes another user and applies the sandbox: from here on only the region is opened again. No
-/// other thread runs yet; all inherit it.
+/// other thread runs yet; all inherit it. Returns how far the file system is restricted.
 fn confine(
     settings: &Settings,
     opened: &Opened,
     folders: &[BorrowedFd<'_>],
-) -> Result<(), Failure> {
+) -> Result<&'static str, Failure> {
     let user = settings.identity.map_or_else(geteuid, |identity| identity.uid);
     if let Some(identity) = settings.identity {
         identity.assume().map_err(Failure::Identity)?;
     }
-    if settings.confined {
+    let files = if settings.confined {
         let policy = Policy { files: &[opened.file.as_fd()], folders };
-        sandbox::apply(&policy).map_err(Failure::Sandbox)?;
+        sandbox::apply(&policy).map_err(Failure::Sandbox)?
     } else {
         log::warn!("no sandbox: for debugging only");
-    }
+        "not restricted"
+    };
     ring_program::stderr::release();
     if settings.consumers.is_some() {
         // Every client gets an open file description of its own: a failure shows at the start.
@@ -267,7 +269,7 @@ fn confine(
             user,
         })?;
     }
-    Ok(())
+    Ok(files)
 }
 
 /// The socket that front ends connect to; its path, if the daemon has made it, is removed with it.

@@ -1,0 +1,154 @@
+//! What scrapes of the backend's metrics cost the load beside them: rounds with and without them,
+//! in turns.
+
+use crate::backend::{Backend, consumer_socket};
+use crate::error::{Result, doing, print};
+use crate::front::{REGION, START};
+use crate::machine::{finished, median, nanoseconds};
+use crate::requests::{Plan, WARM_UP};
+use crate::rounds::Rounds;
+use crate::rows::{ROWS, Row};
+use crate::table::{count, time};
+use shared_block_ring::handover::Role;
+use shared_block_ring::{Consumer, Durability, Producer, UnixDevice};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use virtio_blk_driver::VirtioDevice;
+
+/// The time between two scrapes: 100 a second.
+const PERIOD: Duration = Duration::from_millis(10);
+
+/// Pairs for each round of other measurements: the effect is smaller than the differences between
+/// rounds.
+const PAIRS: u32 = 3;
+
+/// Names of the rows that are measured: many requests at once, and one.
+const LOADS: [&str; 2] = ["512-write-qd32", "4K-write-qd1"];
+
+/// Items of a batch and their bytes, for the load that is a producer.
+const BATCH: usize = 64;
+const ITEM: [u8; 64] = [7; 64];
+
+/// The largest part of the rate that scrapes may cost.
+const BAR: f64 = 0.02;
+
+/// Measures every load, and prints a line for each.
+pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
+    let socket = dir.join("metrics");
+    let metrics = ["--metrics".to_owned(), format!("unix:{}", socket.display())];
+    let arguments = [plan.arguments.clone(), metrics.into()].concat();
+    let bytes = START + REGION;
+    let backend = Backend::ours("scraped", &plan.program, &arguments, bytes, dir, plan.processors)?;
+    let rounds = Rounds { count: plan.rounds.count * PAIRS, ..plan.rounds };
+    print("100 scrapes a second; medians of pairs of rounds in turns\n")?;
+    print(&format!(
+        "{:<16} {:>10} {:>10} {:>8} {:>9} {:>16}  wanted\n",
+        "load", "quiet", "scraped", "of it", "scrapes/s", "time of a scrape"
+    ))?;
+    let chosen = |row: &&Row| LOADS.contains(&row.name().as_str());
+    for row in ROWS.iter().filter(chosen) {
+        backend.resume()?;
+        let mut front = backend.front(row.bytes, row.depth)?;
+        front.round(row, WARM_UP)?;
+        let rate = |time| {
+            let round = front.round(row, time)?;
+            Ok(round.requests as f64 / round.time.as_secs_f64())
+        };
+        load(&row.name(), rounds, &socket, rate)?;
+        backend.halt()?;
+    }
+    backend.resume()?;
+    produce(&backend, dir, rounds, &socket)?;
+    backend.halt()
+}
+
+/// Measures a producer whose items are taken by a consumer on the same thread.
+fn produce(backend: &Backend, dir: &Path, rounds: Rounds, socket: &Path) -> Result<()> {
+    let device = VirtioDevice::connect(backend.socket(), None)?;
+    let mut producer = Producer::attach(device, "bench", "producer")?;
+    producer.set_durability(Durability::PageCache);
+    let device = UnixDevice::connect(consumer_socket(dir, "scraped"), Role::Consumer)?;
+    let mut consumer = Consumer::attach(device, "bench", "consumer")?;
+    consumer.set_durability(Durability::PageCache);
+    let items = vec![&ITEM[..]; BATCH];
+    load("producer, 64 B", rounds, socket, |time| {
+        Rounds { count: 1, time }.one(|| {
+            let end = producer.push_batch(&items)?;
+            producer.advance(end)?;
+            consumer.advance(end)?;
+            Ok(BATCH)
+        })
+    })
+}
+
+/// Measures one load in pairs of rounds.
+fn load(
+    name: &str,
+    rounds: Rounds,
+    socket: &Path,
+    mut rate: impl FnMut(Duration) -> Result<f64>,
+) -> Result<()> {
+    let (mut alone, mut beside, mut parts) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut scrapes, mut times) = (Vec::new(), Vec::new());
+    for pair in 0..rounds.count {
+        // Which of both comes first changes, so that what changes with time cancels out.
+        let first = (pair % 2 == 1).then(|| rate(rounds.time)).transpose()?;
+        let (with, mut found) = beside_scrapes(socket, || rate(rounds.time))?;
+        scrapes.push(found.len() as f64 / rounds.time.as_secs_f64());
+        times.append(&mut found);
+        let without = first.map_or_else(|| rate(rounds.time), Ok)?;
+        alone.push(without);
+        beside.push(with);
+        parts.push(with / without);
+    }
+    let part = median(&mut parts);
+    let verdict = if part >= 1.0 - BAR { "yes" } else { "NO" };
+    print(&format!(
+        "{name:<16} {:>10} {:>10} {:>7.1}% {:>9.0} {:>16}  98%: {verdict}\n",
+        count(median(&mut alone)),
+        count(median(&mut beside)),
+        part * 100.0,
+        median(&mut scrapes),
+        time(median(&mut times)),
+    ))
+}
+
+/// Scrapes while `action` runs. Returns also the time of each scrape, in nanoseconds.
+fn beside_scrapes<T: Send>(
+    socket: &Path,
+    action: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<f64>)> {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let scraping = scope.spawn(|| {
+            let (mut times, mut next) = (Vec::new(), Instant::now());
+            while !over.load(Ordering::Relaxed) {
+                let begin = Instant::now();
+                scrape(socket).map_err(doing("scraping"))?;
+                times.push(nanoseconds(begin.elapsed()));
+                next += PERIOD;
+                std::thread::sleep(next.saturating_duration_since(Instant::now()));
+            }
+            Ok(times)
+        });
+        let outcome = action();
+        over.store(true, Ordering::Relaxed);
+        let times = finished(scraping)?;
+        Ok((outcome?, times))
+    })
+}
+
+fn scrape(socket: &Path) -> std::io::Result<()> {
+    let mut connection = UnixStream::connect(socket)?;
+    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+    let mut answer = Vec::with_capacity(16 << 10);
+    connection.read_to_end(&mut answer)?;
+    if answer.starts_with(b"HTTP/1.1 200 ") {
+        Ok(())
+    } else {
+        Err(std::io::Error::other(String::from_utf8_lossy(&answer).into_owned()))
+    }
+}
