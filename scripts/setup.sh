@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, tools for file systems, mounts and terminals, systemd's journal, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -65,6 +65,8 @@ missing_packages() {
     have strace || echo strace
     # Another counts instructions.
     have valgrind || echo valgrind
+    # Another traces requests.
+    have bpftrace || echo bpftrace
     # Tests make file systems, mounts, loop devices, swap, terminals and other users.
     have mke2fs || echo e2fsprogs
     have losetup && have swapon || echo mount

@@ -5,15 +5,18 @@
 mod common;
 
 use common::daemon::{Daemon, Scene};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use ring_metrics::{Format, Program};
 use ring_test_support::front_end::FrontEnd;
 use ring_test_support::metrics::{Samples, connect, get, scrape};
-use ring_test_support::process::eventually;
+use ring_test_support::process::{Guarded, eventually};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Consumer, Control, RingDevice};
-use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use virtio_blk_driver::VirtioDevice;
 
 const UNIX: [&str; 2] = ["--metrics", "unix:m"];
@@ -279,4 +282,81 @@ fn socket_of_the_metrics_is_replaced_when_stale_and_removed_at_the_end() {
     second.signal(Signal::SIGTERM);
     assert_eq!(second.code(), Some(0));
     assert!(!scene.path("m").exists());
+}
+
+/// Names of the documented probes.
+const PROBES: [&str; 7] =
+    ["request_begin", "request_end", "refusal", "publish", "wake", "flush_begin", "flush_end"];
+
+#[test]
+fn program_has_the_probes_that_are_documented() {
+    let output = Command::new("readelf")
+        .args(["-n", "--wide", env!("CARGO_BIN_EXE_vhost-device-blockring")])
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let notes = String::from_utf8_lossy(&output.stdout);
+    let of_ours = notes.split("Provider: blockring").skip(1);
+    let names = of_ours.filter_map(|note| note.split("Name: ").nth(1)?.split_whitespace().next());
+    let found: BTreeSet<_> = names.collect();
+    assert_eq!(found, BTreeSet::from(PROBES), "{notes}");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/observability.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    for name in PROBES {
+        assert!(page.contains(&format!("`{name}`")), "{name} is not documented");
+    }
+}
+
+/// The documented lines of bpftrace, for a process and with its program in the place of that of a
+/// package.
+fn documented_tracers(process: u32) -> Vec<Command> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/observability.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let lines = page.lines().filter_map(|line| line.trim().strip_prefix("bpftrace -p PID -e '"));
+    let program = env!("CARGO_BIN_EXE_vhost-device-blockring");
+    lines
+        .map(|line| {
+            let script = line.strip_suffix('\'').unwrap();
+            let script = script.replace("/usr/bin/vhost-device-blockring", program);
+            let tick = |name| format!("interval:ms:20 {{ printf(\"{name}\\n\"); }}");
+            let script = format!("{} {script} {}", tick("first"), tick("last"));
+            let mut command = Command::new("bpftrace");
+            command.args(["-B", "line", "-p", &process.to_string(), "-e", &script]);
+            command.stdout(Stdio::piped()).stderr(Stdio::piped());
+            command
+        })
+        .collect()
+}
+
+#[test]
+fn documented_lines_of_bpftrace_trace_requests_where_the_kernel_allows_that() {
+    let trial = Command::new("bpftrace").args(["-e", "BEGIN { exit(); }"]).output();
+    let trial = trial.expect("bpftrace, which scripts/setup.sh installs");
+    if !trial.status.success() {
+        let words = String::from_utf8_lossy(&trial.stderr);
+        println!("this kernel allows no tracing, so the lines are not tried: {words}");
+        return;
+    }
+    let scene = Scene::new();
+    let daemon = scene.start(&UNIX);
+    let mut front_end = FrontEnd::new(&scene);
+    let tracers = documented_tracers(daemon.0.id());
+    assert_eq!(tracers.len(), 2);
+    for (mut tracer, wanted) in
+        tracers.into_iter().zip(["@ns:", "refuses for reason 0 at sector 0"])
+    {
+        let mut child = Guarded::start(&mut tracer);
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        // Both are in place, and so is what stands between them.
+        for tick in ["first", "last"] {
+            let mut ticks = lines.by_ref().map(Result::unwrap);
+            assert!(ticks.any(|line| line == tick), "the tracer has ended");
+        }
+        for _ in 0..100 {
+            front_end.write(0, &[7; 512]);
+        }
+        kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGINT).unwrap();
+        let rest: Vec<_> = lines.map(Result::unwrap).collect();
+        assert!(rest.iter().any(|line| line.contains(wanted)), "{rest:?}");
+    }
 }

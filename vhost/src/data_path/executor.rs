@@ -7,6 +7,7 @@ use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::guard::{
     Denied, Grant, Guard, GuestState, Judgement, Reason, SECTOR_UNIT, Scratch, View,
 };
+use crate::data_path::probes;
 use crate::data_path::refusals::Refusals;
 use crate::data_path::region::{BadAddress, Region};
 use crate::data_path::request::{Kind, Request, Segment};
@@ -141,6 +142,7 @@ impl Executor {
     pub fn wake_host(&mut self) {
         if std::mem::take(&mut self.wake_pending) && self.host.ring() {
             self.counters.wakeups.count();
+            probes::wake();
         }
     }
 
@@ -311,6 +313,7 @@ impl Executor {
         self.counters.published.add(u64::from(moved));
         self.guest = guest;
         self.wake_pending = true;
+        probes::publish(guest.pointer.position);
     }
 
     /// Stores a write of a plain disk: control sectors as whole ones, since the host may read

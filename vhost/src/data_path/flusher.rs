@@ -2,6 +2,7 @@
 //! to answer a stop.
 
 use crate::data_path::counters::Counters;
+use crate::data_path::probes;
 use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io;
@@ -51,7 +52,11 @@ impl Flusher {
     pub fn counted(file: File, counters: Arc<Counters>) -> io::Result<Self> {
         Self::by(move || {
             let start = Instant::now();
+            probes::flush_begin();
             let outcome = file.sync_data();
+            probes::flush_end(
+                outcome.as_ref().err().and_then(io::Error::raw_os_error).unwrap_or(0),
+            );
             counters.flush_time.observe(start.elapsed());
             counters.flush_failures.add(u64::from(outcome.is_err()));
             outcome

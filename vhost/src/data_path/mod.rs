@@ -15,6 +15,7 @@ pub mod guard;
 pub mod kicks;
 mod muted_kicks;
 pub mod polling;
+pub mod probes;
 pub mod queue;
 pub mod queue_set;
 pub mod queue_thread;

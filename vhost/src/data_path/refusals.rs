@@ -2,6 +2,7 @@
 
 use crate::data_path::counters::Counters;
 use crate::data_path::guard::Reason;
+use crate::data_path::probes;
 use ring_program::Pace;
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ impl Refusals {
     /// Counts a refusal; `sector` is where the request began, in units of 512 bytes.
     pub fn refuse(&mut self, reason: Reason, sector: Option<u64>) {
         self.counters.refuse(reason);
+        probes::refusal(reason, sector.unwrap_or(0));
         if !self.paces[reason.index()].due() {
             return;
         }

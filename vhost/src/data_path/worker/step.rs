@@ -8,6 +8,7 @@ use crate::data_path::dirty::GuestMemory;
 use crate::data_path::executor::{Executor, Replay};
 use crate::data_path::fault;
 use crate::data_path::flusher::{Flusher, Ticket};
+use crate::data_path::probes;
 use crate::data_path::queue::{Broken, Chain, SplitQueue};
 use crate::data_path::request::{Kind, Request};
 use crate::data_path::request_state::{Answer, RequestState};
@@ -135,12 +136,14 @@ impl Carrier {
     ) -> Result<bool, Broken> {
         self.flusher.poll();
         if let Some(ticket) = progress.ticket {
-            return self.answer_stored(queue, progress, mem, ticket);
+            return self.answer_stored(number, queue, progress, mem, ticket);
         }
         let taken = if progress.unfinished.is_some() {
             self.go_on(queue, progress, mem)?
         } else {
-            queue.next_chain()?.map(|chain| (chain.head(), self.start(mem, progress, chain)))
+            queue
+                .next_chain()?
+                .map(|chain| (chain.head(), self.start(number, mem, progress, chain)))
         };
         let Some((head, state)) = taken else { return Ok(false) };
         self.note_walk(number, &state);
@@ -150,7 +153,7 @@ impl Carrier {
             RequestState::Done(answer) => {
                 progress.replay.answered();
                 // An unfinished request is still in `request`: nothing else was parsed since.
-                answer_request(queue, mem, head, progress.request.status(), answer)
+                answer_request((number, queue), mem, head, progress.request.status(), answer)
             }
             state => {
                 progress.unfinished = Some(Unfinished { head, state });
@@ -195,6 +198,7 @@ impl Carrier {
     #[cold]
     fn answer_stored(
         &mut self,
+        number: usize,
         queue: &mut SplitQueue<'_>,
         progress: &mut Progress,
         mem: &GuestMemory,
@@ -206,7 +210,7 @@ impl Carrier {
         for Stored { head, status, answer } in progress.stored.drain(..) {
             self.counters.flushes.add(u64::from(durable));
             let answer = if durable { answer } else { Answer::FAILED };
-            answer_request(queue, mem, head, status, answer)?;
+            answer_request((number, queue), mem, head, status, answer)?;
         }
         Ok(true)
     }
@@ -223,14 +227,19 @@ impl Carrier {
     /// Parses a chain, and carries the request out as far as that goes now.
     fn start(
         &mut self,
+        number: usize,
         mem: &GuestMemory,
         progress: &mut Progress,
         chain: Chain<'_>,
     ) -> RequestState {
         self.arrivals = self.arrivals.wrapping_add(1);
         progress.arrived = self.arrivals;
+        let head = chain.head();
         match progress.request.parse(mem, chain) {
-            Ok(()) => self.execute(mem, progress),
+            Ok(()) => {
+                probes::request_begin(number, head, &progress.request);
+                self.execute(mem, progress)
+            }
             Err(reason) => self.executor.refuse(reason),
         }
     }
@@ -318,10 +327,10 @@ impl Carrier {
     }
 }
 
-/// Writes the status byte and the used ring's entry.
+/// Writes the status byte and the used ring's entry, in the queue of that number.
 #[inline]
 fn answer_request(
-    queue: &mut SplitQueue<'_>,
+    (number, queue): (usize, &mut SplitQueue<'_>),
     mem: &GuestMemory,
     head: u16,
     status_at: Option<GuestAddress>,
@@ -340,5 +349,6 @@ fn answer_request(
     {
         written += 1;
     }
+    probes::request_end(number, head, status);
     queue.add_used(head, written)
 }
