@@ -265,6 +265,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn consumer_that_moves_while_it_is_watched_works() {
+        let looks = std::cell::Cell::new(0);
+        let look = || {
+            looks.set(looks.get() + 1);
+            Ok(sample(if looks.get() < 3 { 8 } else { 12 }, 400))
+        };
+        assert!(moves(Position::new(8).unwrap(), &look).unwrap());
+        assert_eq!(looks.get(), 3);
+        let gone = || Err(Failure::Missing("gone".to_owned()));
+        assert!(moves(Position::new(8).unwrap(), &gone).is_err());
+    }
+
+    #[test]
     fn age_that_the_ring_does_not_tell_is_judged_by_the_consumer() {
         let most = Duration::from_secs(60);
         assert_eq!(age_verdict(&sample(8, 8), most), AgeVerdict::Young);
