@@ -271,6 +271,23 @@ fn picture_of_an_empty_a_full_and_a_suspended_ring_adds_up() {
 }
 
 #[test]
+fn bytes_of_a_writer_that_died_before_it_moved_its_pointer_are_pending() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed("echo 1 | $RING produce ring");
+    let position = scene.read("ring")[512..520].to_vec();
+    scene.succeed("head -c 16000 /dev/zero | $RING produce --framing whole ring");
+    let mut bytes = scene.read("ring");
+    bytes[512..520].copy_from_slice(&position);
+    scene.write("ring", bytes);
+    let found = objects(&scene, &["ring"], 0);
+    assert_eq!(bytes_of(&found, 65536, "published"), 8);
+    assert_eq!(bytes_of(&found, 65536, "pending"), 16004);
+    let (svg, sums) = drawn(&scene, 0);
+    assert!(svg.contains(r#"<rect class="pending" x="170.09""#), "{svg}");
+    assert_eq!(sums, Sums { capacity: 64000, published: 8, items: 1 });
+}
+
+#[test]
 fn picture_of_a_wrapped_and_of_a_damaged_ring_adds_up() {
     let scene = wrapped();
     let used = scene.facts("ring")["used"].as_u64().unwrap();
