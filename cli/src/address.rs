@@ -151,7 +151,8 @@ impl Address {
     /// Connects without a role, and waits no longer than this for the backend's answer.
     pub fn connect_within(&self, patience: Duration) -> Result<UnixDevice, Failure> {
         let socket = self.socket().unwrap_or(Path::new(""));
-        Ok(UnixDevice::connect_within(socket, Role::Control, &Limits::within(patience))?)
+        let limits = Limits::within(patience);
+        self.not_the_output(UnixDevice::connect_within(socket, Role::Control, &limits)?)
     }
 
     /// Opens the file or block device for this process alone. `remedy` is for a missing file.

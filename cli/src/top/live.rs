@@ -63,7 +63,7 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
             let left = until.saturating_duration_since(now);
             let readable = wait_readable(&fds, Some(left)).map_err(lost())?;
             let size = resized.take();
-            let seen = watch.take();
+            let seen = watch.take()?;
             is_new |= size || seen;
             if readable == Some(1) {
                 empty += 1;

@@ -95,14 +95,18 @@ impl Watch {
         }
     }
 
-    /// Takes what was seen; returns whether that was anything.
-    fn take(&mut self) -> bool {
+    /// Takes what was seen; returns whether that was anything. A ring that is standard output is an
+    /// error: what is printed would be written into it.
+    fn take(&mut self) -> Result<bool, Failure> {
         let seen = self.sampler.take();
         let any = !seen.is_empty();
         for look in seen {
+            if let Err(failure @ Failure::OutputIsRing(_)) = look.result {
+                return Err(failure);
+            }
             self.model.note(&look.address, look.result, SystemTime::now());
         }
-        any
+        Ok(any)
     }
 
     /// Waits until all looks under way were taken. Returns false if the program is to end.
@@ -112,7 +116,7 @@ impl Watch {
             if waited.map_err(Failure::io("cannot wait"))? == Some(0) {
                 return Ok(false);
             }
-            self.take();
+            self.take()?;
         }
         Ok(true)
     }
