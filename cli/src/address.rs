@@ -155,6 +155,19 @@ impl Address {
         self.not_the_output(UnixDevice::connect_within(socket, Role::Control, &limits)?)
     }
 
+    /// Refuses a ring that is also standard output, for a command to which a ring that cannot be
+    /// opened is no error. A backend is given `patience` to answer.
+    pub fn refuse_as_output(&self, patience: Duration) -> Outcome {
+        let opened = match self.socket() {
+            Some(_) => self.connect_within(patience).map(drop),
+            None => self.open_read_only().map(drop),
+        };
+        match opened {
+            Err(failure @ Failure::OutputIsRing(_)) => Err(failure),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// Opens the file or block device for this process alone. `remedy` is for a missing file.
     pub fn open_alone(&self, remedy: &str) -> Result<FileDevice, Failure> {
         self.not_the_output(self.open_as(self.options().exclusive(true), remedy)?)

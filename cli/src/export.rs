@@ -3,7 +3,7 @@
 use super::failure::{Failure, Outcome};
 use super::forward::rings::{Found, RingSpec, find};
 use super::forward::settings::RingSource;
-use super::observed::{Observed, listen};
+use super::observed::{Observed, PATIENCE, listen};
 use super::output::print;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use ring_metrics::catalogue::BUILD;
@@ -65,6 +65,9 @@ impl Export {
             observed: Observed::default(),
         };
         if self.metrics.is_empty() {
+            for spec in exporter.specs.values() {
+                spec.address().refuse_as_output(PATIENCE)?;
+            }
             let mut scrape = Scrape::default();
             exporter.scrape(&mut scrape);
             let text = scrape.encode(Format::Prometheus).map_err(std::io::Error::other);

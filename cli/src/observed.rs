@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 /// The longest wait for one backend's answer: all scrapes wait for it.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The time of a scrape after which no more rings are opened for it.
 const OPENING: Duration = Duration::from_secs(2);

@@ -165,6 +165,7 @@ fn ring_that_is_also_standard_output_or_input_is_refused() {
         "health --json",
         "top --once --interval 0.01",
         "top --json",
+        "export",
         "check",
         "repair",
         "repair --write",
