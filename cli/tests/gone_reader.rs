@@ -11,7 +11,7 @@ use std::io::pipe;
 use std::process::Stdio;
 
 /// Every command that prints, with its exit code where there is a reader.
-const PRINTING: [(&[&str], i32); 18] = [
+const PRINTING: [(&[&str], i32); 19] = [
     (&["--help"], 0),
     (&["--version"], 0),
     (&["consume", "--help"], 0),
@@ -21,6 +21,7 @@ const PRINTING: [(&[&str], i32); 18] = [
     (&["inspect", "ring"], 0),
     (&["inspect", "--items", "--json", "ring"], 0),
     (&["inspect", "--svg", "-", "ring"], 0),
+    (&["export", "ring"], 0),
     (&["health", "ring"], 0),
     (&["health", "--json", "ring"], 0),
     (&["top", "--once", "--interval", "0.01", "ring"], 0),

@@ -98,7 +98,13 @@ fn consume_gives_up_a_stalled_reader_after_its_timeout() {
 #[test]
 fn unread_report_ends_by_a_signal() {
     let scene = Scene::with_ring("1M");
-    for arguments in [&["diagnostics", "ring"][..], &["bench", "--seconds", "0.01", "ring"]] {
+    for arguments in [
+        &["diagnostics", "ring"][..],
+        &["inspect", "ring"],
+        &["health", "ring"],
+        &["top", "--once", "--interval", "0.01", "ring"],
+        &["bench", "--seconds", "0.01", "ring"],
+    ] {
         let (_reader, writer) = full_pipe();
         let child = scene.without_input(arguments).stdout(writer).spawn().unwrap();
         until_asleep(&child);
