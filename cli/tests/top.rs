@@ -261,6 +261,26 @@ fn top_leaves_the_terminal_as_it_was_however_it_is_ended() {
     }
 }
 
+/// A terminal that is closed, in front of a view that ignores the signal of that (as under nohup)
+/// and has read half of a key's sequence.
+#[test]
+fn top_ends_with_its_terminal() {
+    let scene = three_rings();
+    let script =
+        "trap '' HUP\necho $$ > pid\n\"$RING\" top --interval 0.1 '*.out'\necho $? > ended\n";
+    for key in ["n", "-l \u{1b}["] {
+        let _ = std::fs::remove_file(scene.path("ended"));
+        let terminal = Terminal::new(&scene, ["80", "24"], script);
+        terminal.until_shown("no consumer");
+        let mut keys = vec!["send-keys"];
+        keys.extend(key.split(' '));
+        terminal.tmux(&keys);
+        terminal.tmux(&["kill-server"]);
+        scene.wait_for_lines("ended", 1);
+        assert_eq!(scene.lines("ended"), ["0"]);
+    }
+}
+
 #[test]
 fn top_has_colours_unless_they_are_unwanted() {
     let scene = three_rings();

@@ -4,9 +4,10 @@ use super::super::failure::{Failure, Outcome};
 use super::Watch;
 use super::detail;
 use super::draw::{Palette, View, list};
+use super::input::Input;
 use super::keys::{Next, press};
 use super::terminal::{Frames, Terminal};
-use crossterm::event::{self, Event};
+use crossterm::event::Event;
 use ratatui::Terminal as Screen;
 use ratatui::backend::CrosstermBackend;
 use ring_program::Stop;
@@ -14,10 +15,6 @@ use ring_program::standard::Standard;
 use shared_block_ring::wait::wait_readable;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
-
-/// Times in a row that input may be readable without a key in it: a terminal that is gone is
-/// readable for ever.
-const EMPTY_READS: u32 = 100;
 
 /// The least time between two frames, unless a key was pressed: a thousand rings are looked at one
 /// after the other.
@@ -47,9 +44,10 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
     let _taken = taken.map_err(lost())?;
     let frames = Frames::new(output, stop.fd())?;
     let mut screen = Screen::new(CrosstermBackend::new(frames)).map_err(lost())?;
-    let (mut next, mut empty) = (Instant::now(), 0);
+    let keys = Input::start(input).map_err(lost())?;
+    let mut next = Instant::now();
     let (mut drawn_at, mut is_new) = (None, true);
-    while !stop.requested() && empty < EMPTY_READS {
+    'view: while !stop.requested() && !keys.is_gone() {
         let now = Instant::now();
         if now >= next {
             next = now + interval;
@@ -59,26 +57,28 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
         let due = drawn_at.map_or(now, |at: Instant| at + FRAME);
         if !is_new || now < due {
             let until = if is_new { due.min(next) } else { next };
-            let fds = [stop.fd(), input, resized.fd(), watch.sampler.ready()];
+            let fds = [stop.fd(), keys.ready(), resized.fd(), watch.sampler.ready()];
             let left = until.saturating_duration_since(now);
-            let readable = wait_readable(&fds, Some(left)).map_err(lost())?;
+            wait_readable(&fds, Some(left)).map_err(lost())?;
             let size = resized.take();
             let seen = watch.take()?;
             is_new |= size || seen;
-            if readable == Some(1) {
-                empty += 1;
-                while event::poll(Duration::ZERO).map_err(lost())? {
-                    (empty, is_new, drawn_at) = (0, true, None);
-                    let detail = view.detail;
-                    if let Event::Key(key) = event::read().map_err(lost())?
-                        && press(key, &mut watch.model, &mut view) == Next::Quit
-                    {
-                        return Ok(());
-                    }
-                    if view.detail && !detail {
-                        // The page shows what only a closer look finds.
-                        next = Instant::now();
-                    }
+            for event in keys.take() {
+                (is_new, drawn_at) = (true, None);
+                let detail = view.detail;
+                let event = match event {
+                    Ok(event) => event,
+                    Err(_) if keys.is_gone() => break 'view,
+                    Err(e) => return Err(lost()(e)),
+                };
+                if let Event::Key(key) = event
+                    && press(key, &mut watch.model, &mut view) == Next::Quit
+                {
+                    return Ok(());
+                }
+                if view.detail && !detail {
+                    // The page shows what only a closer look finds.
+                    next = Instant::now();
                 }
             }
             continue;
@@ -95,8 +95,11 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
             Ok(_) => {}
             // The program is to end.
             Err(e) if e.kind() == io::ErrorKind::Interrupted => break,
+            Err(_) if keys.is_gone() => break,
             Err(e) => return Err(lost()(e)),
         }
     }
+    // The library does this, too, and complains if the terminal is gone, unless that is known.
+    let _ = screen.show_cursor();
     Ok(())
 }

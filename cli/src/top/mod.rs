@@ -2,6 +2,7 @@
 
 mod detail;
 mod draw;
+mod input;
 mod keys;
 mod live;
 mod model;

@@ -91,6 +91,9 @@ pub struct Frames<'a> {
     sink: Sink<std::os::fd::BorrowedFd<'a>>,
     stop: std::os::fd::BorrowedFd<'a>,
     frame: Vec<u8>,
+    /// A frame could not be written. What the library writes when it ends would fail, too, and it
+    /// complains of that on standard error, which may be the same terminal.
+    failed: bool,
 }
 
 impl<'a> Frames<'a> {
@@ -99,7 +102,7 @@ impl<'a> Frames<'a> {
         stop: std::os::fd::BorrowedFd<'a>,
     ) -> Result<Self, Failure> {
         let sink = Sink::new(output).map_err(Failure::io("standard output cannot be used"))?;
-        Ok(Self { sink, stop, frame: Vec::new() })
+        Ok(Self { sink, stop, frame: Vec::new(), failed: false })
     }
 }
 
@@ -111,7 +114,11 @@ impl Write for Frames<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         let frame = std::mem::take(&mut self.frame);
+        if self.failed {
+            return Ok(());
+        }
         let (_, outcome) = self.sink.write(&frame, &|at| at, Some(self.stop), None);
+        self.failed = outcome.is_err();
         outcome.map_err(super::super::output::Halt::into_error)
     }
 }
