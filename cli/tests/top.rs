@@ -153,7 +153,7 @@ fn top_shows_rings_in_eighty_columns_and_follows_keys() {
     assert!(lines.iter().any(|line| line.starts_with("producer   no process; at 32000, moved")));
     assert_eq!((&*lines[0], &*lines[1]), ("half.out", "state      no consumer"));
     assert!(
-        lines[3].starts_with("used       [##########..........] 31.25 KiB of 62.50 KiB, 1 items"),
+        lines[3].starts_with("used       [##########..........] 31.25 KiB of 62.50 KiB"),
         "{lines:?}"
     );
     for words in [
@@ -161,7 +161,8 @@ fn top_shows_rings_in_eighty_columns_and_follows_keys() {
         "in, B/s",
         "out, B/s",
         "used, %",
-        "latency, ms",
+        "oldest, ms",
+        "items      1, the oldest >",
         "refusals   no backend tells",
     ] {
         assert!(lines.iter().any(|line| line.starts_with(words)), "{words}: {lines:?}");
@@ -220,6 +221,10 @@ fn top_fills_a_large_terminal_and_follows_its_size_and_its_rings() {
     terminal.until(|lines| {
         lines.len() == 30 && lines[1].len() == 100 && lines[29].starts_with("q quit")
     });
+    for (key, sort) in [("u", "; by used"), ("n", "; by name")] {
+        terminal.press(key);
+        terminal.until_shown(sort);
+    }
     // A ring that appears, and one that goes.
     scene.succeed("$RING create --size 64K new.out; rm half.out");
     terminal.until(|lines| {

@@ -65,7 +65,7 @@ const HISTORIES: [History; 4] = [
     ("in, B/s", |rates| rates.bytes_in),
     ("out, B/s", |rates| rates.bytes_out),
     ("used, %", |rates| rates.share * 100.0),
-    ("latency, ms", |rates| rates.oldest * 1000.0),
+    ("oldest, ms", |rates| rates.oldest * 1000.0),
 ];
 
 fn figures(ring: &Ring) -> Vec<String> {
@@ -89,13 +89,12 @@ fn figures(ring: &Ring) -> Vec<String> {
     vec![
         format!("uuid       {}", sample.uuid.as_deref().unwrap_or("none (a plain ring)")),
         format!(
-            "used       {} {} of {}, {} items, the oldest {}",
+            "used       {} {} of {}",
             bar(sample.share(), 22),
             HumanBytes(sample.used()),
             HumanBytes(sample.capacity),
-            count(sample.items()),
-            oldest(ring)
         ),
+        format!("items      {}, the oldest {}", count(sample.items()), oldest(ring)),
         format!(
             "producer   {}; at {}, moved {}; {} B/s{}",
             holder(0, sample.has_producer),

@@ -137,13 +137,14 @@ pub fn list(model: &Model, view: &mut View, area: Rect, buffer: &mut Buffer) {
             if model.count() == 0 { "no ring is there yet" } else { "no ring matches the filter" };
         line.put(none, Style::new());
     }
-    line.last(&keys(view));
+    line.last(&keys(model, view));
 }
 
 fn title(model: &Model, view: &View, shown: usize) -> String {
     let (all, alarms) = (model.count(), model.alarms());
+    let rings = if all == 1 { "ring" } else { "rings" };
     let count =
-        if shown == all { format!("{all} rings") } else { format!("{shown} of {all} rings") };
+        if shown == all { format!("{all} {rings}") } else { format!("{shown} of {all} {rings}") };
     let (sort, _) = model.sort.name();
     let order = if model.reversed { ", reversed" } else { "" };
     let filter =
@@ -154,9 +155,9 @@ fn title(model: &Model, view: &View, shown: usize) -> String {
     )
 }
 
-fn keys(view: &View) -> String {
+fn keys(model: &Model, view: &View) -> String {
     if view.filtering {
-        return "type a part of the name, Enter to keep it, Esc to drop it".to_owned();
+        return format!("filter: {}_   Enter keeps it, Esc drops it", model.filter);
     }
     let sorts: String = Sort::ALL.iter().map(|sort| sort.name().1).collect();
     format!("q quit  Enter details  / filter  {sorts} sort  R reverse  arrows select")

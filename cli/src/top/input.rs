@@ -75,8 +75,8 @@ fn read(
         if seen.contains(PollFlags::POLLHUP) {
             return Ok(());
         }
-        // One reading may bring several.
-        while event::poll(Duration::ZERO)? {
+        // One reading may bring several. Without any time it would not even look.
+        while event::poll(Duration::from_millis(1))? {
             if sender.send(event::read()).is_err() {
                 return Ok(());
             }

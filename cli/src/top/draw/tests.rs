@@ -120,7 +120,7 @@ fn keys_filter_sort_and_open_a_page() {
     let (list, _) = lines(&model, &mut view, [80, 24]);
     assert_eq!(list[0], "unix:/run/blockring/guest-001.out");
     assert!(list.iter().any(|line| line.starts_with("consumer   no process; at 0")), "{list:?}");
-    assert!(list.iter().any(|line| line.starts_with("latency, ms")), "{list:?}");
+    assert!(list.iter().any(|line| line.starts_with("oldest, ms")), "{list:?}");
     keys(&[KeyCode::Esc, KeyCode::Esc], &mut model, &mut view);
     assert!(lines(&model, &mut view, [80, 24]).0[0].contains("12 rings"));
     let quit = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
