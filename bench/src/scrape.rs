@@ -32,6 +32,9 @@ const LOADS: [&str; 2] = ["512-write-qd32", "4K-write-qd1"];
 const BATCH: usize = 64;
 const ITEM: [u8; 64] = [7; 64];
 
+/// Scrapes in a row, for the processor time of one.
+const IN_A_ROW: u32 = 1000;
+
 /// The largest part of the rate that scrapes may cost.
 const BAR: f64 = 0.02;
 
@@ -43,6 +46,8 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
     let bytes = START + REGION;
     let backend = Backend::ours("scraped", &plan.program, &arguments, bytes, dir, plan.processors)?;
     let rounds = Rounds { count: plan.rounds.count * PAIRS, ..plan.rounds };
+    let own = processor_time(&backend, &socket)?;
+    print(&format!("a scrape takes {} of a processor in the backend\n", time(own)))?;
     print("100 scrapes a second; medians of pairs of rounds in turns\n")?;
     print(&format!(
         "{:<16} {:>10} {:>10} {:>8} {:>9} {:>16}  wanted\n",
@@ -63,6 +68,19 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
     backend.resume()?;
     produce(&backend, dir, rounds, &socket)?;
     backend.halt()
+}
+
+/// Returns the processor time that a scrape takes in a backend with nothing else to do, in
+/// nanoseconds. Unlike rates it depends little on what else runs on the machine.
+fn processor_time(backend: &Backend, socket: &Path) -> Result<f64> {
+    backend.resume()?;
+    let before = backend.cpu_time()?;
+    for _ in 0..IN_A_ROW {
+        scrape(socket).map_err(doing("scraping"))?;
+    }
+    let spent = backend.cpu_time()?.saturating_sub(before);
+    backend.halt()?;
+    Ok(nanoseconds(spent) / f64::from(IN_A_ROW))
 }
 
 /// Measures a producer whose items are taken by a consumer on the same thread.

@@ -117,6 +117,7 @@ fn scrapes_of_metrics_have_figures() {
     let dir = tempfile::tempdir().unwrap();
     let (text, ended_well) = bench(dir.path(), &["--quick", "--measure", "scrape"]);
     assert!(ended_well, "{text}");
+    assert!(text.contains("of a processor in the backend"), "{text}");
     for load in ["512-write-qd32", "4K-write-qd1", "producer, 64 B"] {
         assert!(text.lines().any(|line| line.starts_with(load) && line.contains("98%")), "{text}");
     }
