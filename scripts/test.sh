@@ -9,7 +9,7 @@ usage: scripts/test.sh [--quick | --long]
 Installs and fetches what is missing (see scripts/setup.sh --help), builds tests and programs, and runs the suites
   programs     all test programs but those below, three at a time: every crash of short programs on a simulated disk,
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
-               and limits of the machine; the library, its micro-benchmarks, run once, and the virtio driver
+               and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver and metrics
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help)
@@ -17,7 +17,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
                Miri cannot be had, its line says that it was not run, and nothing fails for that
-With --quick, while you edit: the tests of the packages that are no tool (library, ring-os, virtio, cli, program, vhost), three programs at a time;
+With --quick, while you edit: the tests of the packages that are no tool (all but sim, bench, qemu-tests and test-support), three at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
@@ -59,7 +59,7 @@ build_tests() {
 }
 
 # Packages whose tests have a suite below. A folder that is missing here would be run by nobody.
-packages=("$root" "$root/bench" "$root/cli" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
+packages=("$root" "$root/bench" "$root/cli" "$root/metrics" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
     "$root/vhost" "$root/virtio")
 
 expect_a_suite_for_each_package() {
@@ -244,7 +244,7 @@ finish() {
 if ((quick)); then
     scripts/setup.sh --guests
     build_tests
-    suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/cli" "$root/program" "$root/vhost"
+    suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/cli" "$root/metrics" "$root/program" "$root/vhost"
     finish
     exit
 fi
@@ -271,7 +271,7 @@ start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
-    "$root/virtio" "$root/test-support"
+    "$root/metrics" "$root/virtio" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
