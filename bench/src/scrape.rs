@@ -4,7 +4,7 @@
 use crate::backend::{Backend, consumer_socket};
 use crate::error::{Result, doing, print};
 use crate::front::{REGION, START};
-use crate::machine::{finished, median, nanoseconds};
+use crate::machine::{finished, median, nanoseconds, pin};
 use crate::requests::{Plan, WARM_UP};
 use crate::rounds::Rounds;
 use crate::rows::{ROWS, Row};
@@ -45,6 +45,7 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
     let arguments = [plan.arguments.clone(), metrics.into()].concat();
     let bytes = START + REGION;
     let backend = Backend::ours("scraped", &plan.program, &arguments, bytes, dir, plan.processors)?;
+    let target = (socket.as_path(), plan.processors.back);
     let rounds = Rounds { count: plan.rounds.count * PAIRS, ..plan.rounds };
     let own = processor_time(&backend, &socket)?;
     print(&format!("a scrape takes {} of a processor in the backend\n", time(own)))?;
@@ -62,11 +63,11 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
             let round = front.round(row, time)?;
             Ok(round.requests as f64 / round.time.as_secs_f64())
         };
-        load(&row.name(), rounds, &socket, rate)?;
+        load(&row.name(), rounds, target, rate)?;
         backend.halt()?;
     }
     backend.resume()?;
-    produce(&backend, dir, rounds, &socket)?;
+    produce(&backend, dir, rounds, target)?;
     backend.halt()
 }
 
@@ -84,7 +85,7 @@ fn processor_time(backend: &Backend, socket: &Path) -> Result<f64> {
 }
 
 /// Measures a producer whose items are taken by a consumer on the same thread.
-fn produce(backend: &Backend, dir: &Path, rounds: Rounds, socket: &Path) -> Result<()> {
+fn produce(backend: &Backend, dir: &Path, rounds: Rounds, target: (&Path, usize)) -> Result<()> {
     let device = VirtioDevice::connect(backend.socket(), None)?;
     let mut producer = Producer::attach(device, "bench", "producer")?;
     producer.set_durability(Durability::PageCache);
@@ -92,7 +93,7 @@ fn produce(backend: &Backend, dir: &Path, rounds: Rounds, socket: &Path) -> Resu
     let mut consumer = Consumer::attach(device, "bench", "consumer")?;
     consumer.set_durability(Durability::PageCache);
     let items = vec![&ITEM[..]; BATCH];
-    load("producer, 64 B", rounds, socket, |time| {
+    load("producer, 64 B", rounds, target, |time| {
         Rounds { count: 1, time }.one(|| {
             let end = producer.push_batch(&items)?;
             producer.advance(end)?;
@@ -102,11 +103,12 @@ fn produce(backend: &Backend, dir: &Path, rounds: Rounds, socket: &Path) -> Resu
     })
 }
 
-/// Measures one load in pairs of rounds.
+/// Measures one load in pairs of rounds. `target` is the socket to scrape, and the processor that
+/// its client runs on.
 fn load(
     name: &str,
     rounds: Rounds,
-    socket: &Path,
+    target: (&Path, usize),
     mut rate: impl FnMut(Duration) -> Result<f64>,
 ) -> Result<()> {
     let (mut alone, mut beside, mut parts) = (Vec::new(), Vec::new(), Vec::new());
@@ -114,7 +116,7 @@ fn load(
     for pair in 0..rounds.count {
         // Which of both comes first changes, so that what changes with time cancels out.
         let first = (pair % 2 == 1).then(|| rate(rounds.time)).transpose()?;
-        let (with, mut found) = beside_scrapes(socket, || rate(rounds.time))?;
+        let (with, mut found) = beside_scrapes(target, || rate(rounds.time))?;
         scrapes.push(found.len() as f64 / rounds.time.as_secs_f64());
         times.append(&mut found);
         let without = first.map_or_else(|| rate(rounds.time), Ok)?;
@@ -136,12 +138,14 @@ fn load(
 
 /// Scrapes while `action` runs. Returns also the time of each scrape, in nanoseconds.
 fn beside_scrapes<T: Send>(
-    socket: &Path,
+    (socket, processor): (&Path, usize),
     action: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Vec<f64>)> {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let scraping = scope.spawn(|| {
+            // Not in the front end's way: while that is off its processor, a backend goes to sleep.
+            pin(processor)?;
             let (mut times, mut next) = (Vec::new(), Instant::now());
             while !over.load(Ordering::Relaxed) {
                 let begin = Instant::now();
