@@ -140,7 +140,7 @@ fn serial_numbers_differ_by_default_and_stay() {
         drop(daemon);
         let log = std::fs::read_to_string(scene.path("log")).unwrap();
         std::fs::remove_file(scene.path("log")).unwrap();
-        log.split(words).nth(1).unwrap().lines().next().unwrap().to_owned()
+        log.split(words).nth(1).unwrap().split([';', '\n']).next().unwrap().to_owned()
     };
     let (one, other) = (Scene::new(), Scene::new());
     let first = serial(&one, &[]);

@@ -77,7 +77,8 @@ impl MutedKicks {
             self.listen_at = now + LISTEN_AFTER;
             change.listen |= self.muted;
             for queue in self.muted {
-                // Listening again to an event that was signalled tells of a kick, which may be old.
+                // Listening again to an event that was signalled tells of a kick, which may be an
+                // old one.
                 self.in_vain[queue] = self.in_vain[queue].min(ENOUGH - 2);
             }
         }

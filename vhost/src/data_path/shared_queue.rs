@@ -103,6 +103,13 @@ impl SharedQueue {
         f(&self.state)
     }
 
+    /// Sets the event of the driver's kicks back to no kick, before the queue is looked at.
+    pub fn drain_kick(&self) {
+        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
+            kick.drain();
+        }
+    }
+
     /// Sets whether the driver's kicks wake the worker.
     pub fn listen(&self, on: bool) {
         if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {

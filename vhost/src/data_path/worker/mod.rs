@@ -201,6 +201,13 @@ impl Worker {
         running.next().is_some_and(|first| first == 0) && running.all(|next| next == 0)
     }
 
+    /// Sets these queues back to no kick, before a turn that looks at them.
+    pub fn drain_kicks(&self, kicked: QueueSet) {
+        for number in kicked.and(QueueSet::first(self.queues.len())) {
+            self.queues[number].drain_kick();
+        }
+    }
+
     /// Returns how far a queue is: a driver that kicks has usually offered something.
     pub fn next_avail(&self, number: usize) -> u16 {
         let next = |queue: &SharedQueue| queue.lock_for_turn().get_queue().next_avail();
