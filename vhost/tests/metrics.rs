@@ -214,6 +214,20 @@ fn health_is_told_on_both_kinds_of_socket_and_fails_with_the_ring() {
 }
 
 #[test]
+fn health_fails_with_a_file_cut_short_that_no_request_has_met() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let _front_end = FrontEnd::new(&scene);
+    let file = std::fs::File::options().write(true).open(scene.path("ring")).unwrap();
+    let bytes = file.metadata().unwrap().len();
+    file.set_len(bytes - 4096).unwrap();
+    let answer = get(&scene.path("m"), "/healthz", "").unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("cut short"), "{answer}");
+    assert_eq!(value(&scene, "blockring_failed"), 1.0);
+    assert_eq!(value(&scene, "blockring_ring_up"), 0.0);
+}
+
+#[test]
 fn clients_that_say_nothing_or_too_much_keep_no_scrape_out() {
     let scene = Scene::new();
     let _daemon = scene.start(&UNIX);

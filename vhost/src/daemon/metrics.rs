@@ -17,7 +17,7 @@ use ring_program::sockets::Access;
 use shared_block_ring::device::{BlockDevice, DeviceError, Operation, is_role_held};
 use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::{DebugInfo, MappedDevice};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Observed {
     }
 
     fn read(&self) -> Option<RingReading> {
-        if fault::region_lost() {
+        if self.is_region_lost() {
             return None;
         }
         let info = DebugInfo::read(&*self.device).ok()?;
@@ -115,8 +115,16 @@ impl Observed {
         })
     }
 
+    /// Returns whether a request has met the end of the file, or would: nobody touches the end of
+    /// an idle ring, so the file's size is looked at, too.
+    fn is_region_lost(&self) -> bool {
+        let bytes = self.device.geometry().total_bytes();
+        let is_short = |about: Metadata| about.is_file() && about.len() < bytes;
+        fault::region_lost() || self.file.metadata().is_ok_and(is_short)
+    }
+
     fn has_failed(&self) -> bool {
-        self.counters.flush_failures.get() > 0 || fault::region_lost()
+        self.counters.flush_failures.get() > 0 || self.is_region_lost()
     }
 }
 
@@ -154,7 +162,7 @@ impl Source for Observed {
     }
 
     fn health(&mut self) -> Result<String, String> {
-        if fault::region_lost() {
+        if self.is_region_lost() {
             return Err("the ring's file was cut short, or its medium cannot be read".to_owned());
         }
         if self.has_failed() {
