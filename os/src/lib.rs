@@ -46,6 +46,6 @@ pub use memory::Memory;
 #[doc(hidden)] // for the models that search for interleavings
 pub use memory::Orders;
 pub use random::random_bytes;
-pub use shown::shown;
+pub use shown::{is_unfit, shown};
 pub use space::{Allocation, allocate, allocate_within};
 pub use wait::{ANSWER_PATIENCE, LONGEST_PAUSE, Limits, Pauses, wait_readable};

@@ -1,5 +1,6 @@
 //! Foreign text, made fit for a line of a log or a terminal.
 
+use ring_os::is_unfit;
 use std::fmt::{self, Write};
 
 /// A line under construction: control characters are shown as escapes, and what is longer than the
@@ -52,13 +53,6 @@ pub fn one_line(words: fmt::Arguments<'_>, limit: usize) -> String {
     line.finish()
 }
 
-/// Returns whether the character is more than text to a terminal or a reader of lines: control
-/// characters, line and paragraph separators, and marks that change the direction of text.
-fn is_unfit(c: char) -> bool {
-    c.is_control()
-        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -67,6 +61,12 @@ mod tests {
     fn line_shows_control_characters_as_escapes() {
         let line = one_line(format_args!("a\nb\r\x1b[2Jc\u{9b}d\u{202e}e\0f \"ü\" \\"), 100);
         assert_eq!(line, "a\\nb\\r\\u{1b}[2Jc\\u{9b}d\\u{202e}e\\u{0}f \"ü\" \\");
+    }
+
+    #[test]
+    fn line_shows_what_is_not_seen_as_escapes() {
+        let line = one_line(format_args!("a\u{200b}b\u{feff}c\u{e0001}d\u{200d}e"), 100);
+        assert_eq!(line, "a\\u{200b}b\\u{feff}c\\u{e0001}d\u{200d}e");
     }
 
     #[test]

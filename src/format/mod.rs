@@ -61,7 +61,8 @@ pub enum FormatError {
     NotARing,
     /// The device has fewer than [`MIN_SECTORS`] sectors.
     #[error(
-        "too small for a ring: it has {sectors} sectors of {sector_size} bytes, and a ring takes at least {MIN_SECTORS}"
+        "too small for a ring: it has {sectors} sector{} of {sector_size} bytes, and a ring takes at least {MIN_SECTORS}",
+        if *sectors == 1 { "" } else { "s" }
     )]
     TooSmall {
         /// Whole sectors on the device.
