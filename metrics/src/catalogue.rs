@@ -136,7 +136,7 @@ catalogue! {
     CONSUMED_ITEMS = Counter "blockring_consumed_items" None, RING, EACH,
         "Items consumed since the ring was created; missing where the ring does not tell.";
     OLDEST_ITEM_AGE = Gauge "blockring_oldest_item_age" SECONDS, RING, EACH,
-        "The least time since the oldest unconsumed item was published, as far as the scrapes so far tell; 0 if there is none.";
+        "The least time since the oldest unconsumed item was published, as far as the scrapes so far tell; 0 if there is none, missing where the ring does not tell.";
     PRODUCER_IDLE = Gauge "blockring_producer_idle" SECONDS, RING, EACH,
         "The time since the producer moved its pointer, by the producer's clock; missing where the ring does not tell.";
     CONSUMER_IDLE = Gauge "blockring_consumer_idle" SECONDS, RING, EACH,

@@ -46,7 +46,7 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
         Some("HEAD") => true,
         _ => return Err(Refused("405 Method Not Allowed", "only GET and HEAD are answered")),
     };
-    let path = request.path.unwrap_or("").split('?').next().unwrap_or("");
+    let path = path_of(request.path.unwrap_or(""));
     let asked = match path {
         "/metrics" => {
             let wants = |header: &httparse::Header<'_>| {
@@ -61,6 +61,19 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
         _ => return Err(Refused("404 Not Found", "there are /metrics and /healthz")),
     };
     Ok(Some(Request { asked, head_only }))
+}
+
+/// Returns the path of a request's target, which can be a whole address (RFC 9112, 3.2.2): a client
+/// that takes this for a proxy sends that.
+fn path_of(target: &str) -> &str {
+    let behind = target.split_once("://").filter(|(scheme, _)| {
+        scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https")
+    });
+    let target = match behind {
+        Some((_, rest)) => rest.find('/').map_or("/", |at| rest.get(at..).unwrap_or("/")),
+        None => target,
+    };
+    target.split('?').next().unwrap_or("")
 }
 
 /// Returns the bytes of an answer, after which the connection is closed.
@@ -95,6 +108,10 @@ mod tests {
             request(Asked::Metrics(Format::OpenMetrics), false)
         );
         assert_eq!(asked("HEAD /healthz HTTP/1.0\r\n\r\n"), request(Asked::Health, true));
+        assert_eq!(
+            asked("GET HTTP://localhost:9101/healthz?x=/ HTTP/1.1\r\n\r\n"),
+            request(Asked::Health, false)
+        );
     }
 
     #[test]
@@ -104,6 +121,8 @@ mod tests {
             ("hello\r\n\r\n", "400"),
             ("POST /metrics HTTP/1.1\r\n\r\n", "405"),
             ("GET / HTTP/1.1\r\n\r\n", "404"),
+            ("GET http://metrics HTTP/1.1\r\n\r\n", "404"),
+            ("GET ftp://localhost/metrics HTTP/1.1\r\n\r\n", "404"),
             (&format!("GET /metrics HTTP/1.1\r\nX: {}", "a".repeat(MAX_HEAD)), "431"),
             (&format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(65)), "431"),
         ] {
