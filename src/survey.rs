@@ -15,6 +15,7 @@ use crate::handle::{DebugInfo, Handle, read_slot};
 use crate::rules::{Mark, plausible, verifiable};
 use crate::window::Window;
 use std::fmt;
+use std::ops::Range;
 use std::sync::atomic::{Ordering, fence};
 
 /// Bytes of each payload that a survey keeps, for a preview.
@@ -35,6 +36,9 @@ pub struct Pointer {
     /// The position of a slot that is ahead of the pointer: its writer is about to store that
     /// position, or died before it did.
     pub ahead: Option<Position>,
+    /// Whether the sector's reserved bytes are zero. That they are not is damage to
+    /// [`check`](crate::check), and nothing else minds.
+    pub reserved_is_zero: bool,
 }
 
 /// A step of a survey.
@@ -308,7 +312,10 @@ fn read_pointer<D: RingDevice>(handle: &Handle<D>, side: Side) -> Result<Found> 
         slots.iter().flatten().find(|slot| wanted(&slot.position, &sector.position)).copied()
     };
     let (earlier, ahead) = (other(Position::lt), other(Position::gt));
-    Ok(Ok(Pointer { sector, slot, earlier, ahead: ahead.map(|slot| slot.position) }))
+    let zero = |range: Range<usize>| bytes[range].iter().all(|&byte| byte == 0);
+    let reserved_is_zero = handle.reserved().into_iter().all(zero);
+    let ahead = ahead.map(|slot| slot.position);
+    Ok(Ok(Pointer { sector, slot, earlier, ahead, reserved_is_zero }))
 }
 
 #[cfg(test)]

@@ -46,6 +46,24 @@ fn wrapped() -> Scene {
 }
 
 #[test]
+fn inspect_finds_reserved_bytes_that_are_not_zero_as_check_does() {
+    let scene = Scene::with_lines(100);
+    let mut bytes = scene.read("ring");
+    let last = 512 + shared_block_ring::format::EXTENSION.end - 1;
+    assert_eq!(std::mem::replace(&mut bytes[last], 7), 0);
+    scene.write("ring", bytes);
+    for command in ["check", "inspect"] {
+        let words = "producer sector: bytes that are reserved are not zero";
+        assert_fails(&scene.run(&[command, "ring"], b""), 5, words);
+    }
+    let found = objects(&scene, &["--items", "ring"], 5);
+    assert_eq!(of_kind(&found, "item").len(), 100, "the items are shown all the same");
+    assert!(bytes_of(&found, scene.read("ring").len() as u64, "published") > 0);
+    assert!(of_kind(&found, "sector")[1]["damage"].as_str().unwrap().contains("reserved"));
+    assert_eq!(of_kind(&found, "ring")[0]["damage"].as_array().unwrap().len(), 1);
+}
+
+#[test]
 fn inspect_lists_what_lies_where_and_changes_nothing() {
     let scene = wrapped();
     let before = scene.read("ring");
@@ -309,7 +327,7 @@ fn picture_of_five_million_items_has_as_many_elements_as_pixels() {
     let scene = Scene::with_ring("80M");
     scene.succeed("yes 12345678901 | head -n 5000000 | $RING produce --no-flush ring");
     let (svg, sums) = drawn(&scene, 0);
-    assert!(svg.contains("5,000,000 items, about 11,627 in each of 430 strips"), "{svg}");
+    assert!(svg.contains("5,000,000 items, about 11,628 in each of 430 strips"), "{svg}");
     assert_eq!((sums.published, sums.items), (80_000_000, 5_000_000));
     let text = scene.succeed("$RING inspect --items --from 79999984 ring");
     assert!(text.contains("5,000,000 items, which are what the producer wrote"), "{text}");

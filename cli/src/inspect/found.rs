@@ -4,7 +4,7 @@ use super::groups::Items;
 use super::map::{Extent, Marks, State, extents};
 use indicatif::HumanCount;
 use serde::Serialize;
-use shared_block_ring::format::{Geometry, Side};
+use shared_block_ring::format::{FormatError, Geometry, Side};
 use shared_block_ring::survey::{Checksum, Pointer, Survey};
 use shared_block_ring::{DebugInfo, RingDevice};
 
@@ -63,7 +63,7 @@ impl Found {
         for (side, found) in &pointers {
             let number = side.sector();
             let (holds, damage) = match found {
-                Ok(pointer) => (words_of(*side, pointer), None),
+                Ok(pointer) => (words_of(*side, pointer), unclean(*side, found)),
                 Err(damage) => (format!("{side} pointer"), Some(damage.to_string())),
             };
             sectors.push(Sector { number, offset: number * size, bytes: size, holds, damage });
@@ -76,6 +76,8 @@ impl Found {
             let pending = ahead.map_or(producer, |ahead| ahead.get().max(producer));
             Marks { consumer: start, producer, pending, damaged_from: producer }
         });
+        // The items lie where they do all the same.
+        damage.extend(pointers.iter().filter_map(|(side, found)| unclean(*side, found)));
         let end = marks.map_or(start, |marks| marks.producer);
         let notices = info.map(DebugInfo::notices).unwrap_or_default();
         Self {
@@ -146,6 +148,12 @@ impl Found {
         }
         text
     }
+}
+
+/// Returns what is wrong with the reserved bytes of a sound pointer's sector.
+fn unclean(side: Side, found: &Result<Pointer, FormatError>) -> Option<String> {
+    let pointer = found.as_ref().ok()?;
+    (!pointer.reserved_is_zero).then(|| FormatError::Reserved { side }.to_string())
 }
 
 fn words_of(side: Side, pointer: &Pointer) -> String {

@@ -126,7 +126,8 @@ fn items(svg: &mut Svg, found: &Found) {
     let words = if found.items.are_single() {
         format!("{} items to scale", HumanCount(found.items.count()))
     } else {
-        let each = found.items.count() / parts.len().max(1) as u64;
+        let strips = parts.len().max(1) as u64;
+        let each = (found.items.count() + strips / 2) / strips;
         format!(
             "{} items, about {} in each of {} strips; the stronger a strip, the more items begin in it",
             HumanCount(found.items.count()),
