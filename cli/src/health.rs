@@ -9,11 +9,18 @@ use shared_block_ring::Position;
 use shared_block_ring::format::SectorSize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 /// The longest time that a consumer is watched that has not moved for longer than `--max-age`,
-/// where the ring does not tell the oldest item's age. One that works moves within it.
+/// where the ring does not tell the oldest item's age, or that tells no times at all. One that
+/// works moves within it.
 const WATCH: Duration = Duration::from_secs(1);
+
+/// Rings that are looked at side by side: backends that do not answer are waited for together.
+const THREADS: usize = 8;
 
 /// The pause between two looks at such a consumer.
 const LOOK: Duration = Duration::from_millis(20);
@@ -27,7 +34,7 @@ opened, 3 if a backend does not answer, 5 if something is no ring or a damaged o
 
 A ring tells when the last two batches were published. If its oldest item may be older than that, and
 the consumer has not moved for longer than --max-age, it is watched for up to a second: if it does not
-move, the ring is not healthy.
+move, the ring is not healthy. So it is with a ring that tells no times (create --plain).
 
 Examples:
   blockring health --max-used 80 --max-age 60 --need-consumer unix:/run/vm1.out
@@ -88,7 +95,7 @@ struct Figures {
     capacity: u64,
     used: u64,
     items: Option<u64>,
-    /// The least age of the oldest item; null without one.
+    /// The least age of the oldest item; null without one, and where the ring tells no times.
     oldest_item_age_seconds: Option<f64>,
     suspend: bool,
     suspend_ack: bool,
@@ -106,13 +113,7 @@ impl Health {
         let addresses: Vec<_> =
             self.rings.iter().map(|ring| Address::new(ring.clone(), self.sector_size)).collect();
         addresses.iter().try_for_each(refuse_driven)?;
-        for address in &addresses {
-            let verdict = self.examine(address)?;
-            if !self.json {
-                print(&verdict.words(), None)?;
-            }
-            verdicts.rings.push(verdict);
-        }
+        self.examine_all(&addresses, verdicts)?;
         let sick = verdicts.rings.iter().filter(|verdict| !verdict.healthy);
         let (count, all) = (sick.clone().count(), verdicts.rings.len());
         let Some(code) = sick.map(|verdict| verdict.code).max() else {
@@ -127,6 +128,42 @@ impl Health {
         Err(Failure::Unhealthy { what, code })
     }
 
+    /// Looks at all rings, a few at a time, and reports them in their order.
+    fn examine_all(&self, addresses: &[Address], verdicts: &mut Verdicts) -> Outcome {
+        let next = AtomicUsize::new(0);
+        thread::scope(|scope| {
+            let (done, results) = channel();
+            for _ in 0..THREADS.min(addresses.len()) {
+                let (done, next) = (done.clone(), &next);
+                let look = move || {
+                    loop {
+                        let index = next.fetch_add(1, Ordering::Relaxed);
+                        let Some(address) = addresses.get(index) else { return };
+                        // Nobody wants it any more after a failure.
+                        if done.send((index, self.examine(address))).is_err() {
+                            return;
+                        }
+                    }
+                };
+                let thread = thread::Builder::new().name("look".to_owned());
+                thread.spawn_scoped(scope, look).map_err(Failure::io("cannot start a thread"))?;
+            }
+            drop(done);
+            let mut early = BTreeMap::new();
+            for (index, verdict) in results {
+                early.insert(index, verdict);
+                while let Some(verdict) = early.remove(&verdicts.rings.len()) {
+                    let verdict = verdict?;
+                    if !self.json {
+                        print(&verdict.words(), None)?;
+                    }
+                    verdicts.rings.push(verdict);
+                }
+            }
+            Ok(())
+        })
+    }
+
     fn examine(&self, address: &Address) -> Result<Verdict, Failure> {
         let look = || Sample::take(address, self.timeout.unwrap_or(PATIENCE), false);
         let ring = address.name();
@@ -138,7 +175,10 @@ impl Health {
             // Nothing more may be printed there.
             Err(failure @ Failure::OutputIsRing(_)) => Err(failure),
             Err(failure) => {
-                let (reasons, code) = (vec![failure.words()], failure.code());
+                let words = failure.words();
+                // The line begins with the name already.
+                let reason = words.strip_prefix(&format!("{ring}: ")).unwrap_or(&words);
+                let (reasons, code) = (vec![reason.to_owned()], failure.code());
                 Ok(Verdict { ring, healthy: false, reasons, figures: None, code })
             }
         }
@@ -184,6 +224,10 @@ enum AgeVerdict {
 }
 
 fn age_verdict(sample: &Sample, most: Duration) -> AgeVerdict {
+    if tells_no_times(sample) {
+        let words = "items wait, the ring tells no times, and the consumer does not move";
+        return AgeVerdict::Stuck(words.to_owned());
+    }
     let at_most = age_in_words(most);
     let old = |age: Duration| {
         let age = age_in_words(age);
@@ -202,11 +246,16 @@ fn age_verdict(sample: &Sample, most: Duration) -> AgeVerdict {
     }
 }
 
+/// Returns whether items wait, and the ring does not tell when any of them was published.
+fn tells_no_times(sample: &Sample) -> bool {
+    sample.used() > 0 && sample.producer_ns.is_none() && sample.earlier.is_none()
+}
+
 /// Watches whether the consumer moves on from a position.
 fn moves(from: Position, look: &dyn Fn() -> Result<Sample, Failure>) -> Result<bool, Failure> {
     let begun = Instant::now();
     while begun.elapsed() < WATCH {
-        std::thread::sleep(LOOK);
+        thread::sleep(LOOK);
         if look()?.consumer != from {
             return Ok(true);
         }
@@ -218,6 +267,7 @@ impl Figures {
     fn of(sample: &Sample) -> Self {
         let (age, oldest) = match sample.oldest() {
             Oldest::None => (None, String::new()),
+            _ if tells_no_times(sample) => (None, String::new()),
             Oldest::Exactly(age) => (Some(age), format!(", the oldest {} old", age_in_words(age))),
             Oldest::AtLeast(age) => {
                 (Some(age), format!(", the oldest at least {} old", age_in_words(age)))
@@ -293,6 +343,10 @@ mod tests {
         ring.earlier = None;
         ring.consumer_ns = Some(995_000_000_000);
         assert_eq!(age_verdict(&ring, most), AgeVerdict::Young, "the consumer is at work");
+        let silent = Sample { producer_ns: None, ..ring.clone() };
+        let AgeVerdict::Stuck(words) = age_verdict(&silent, most) else { panic!() };
+        assert!(words.contains("tells no times"), "{words}");
+        assert_eq!(Figures::of(&silent).oldest_item_age_seconds, None);
         // It has never moved, since the ring was made.
         ring.consumer_ns = None;
         assert!(matches!(age_verdict(&ring, most), AgeVerdict::Stuck(_)));

@@ -5,13 +5,16 @@ mod common;
 
 use common::scene::Scene;
 use nix::sys::signal::Signal;
-use nix::sys::socket::SockType;
+use nix::sys::socket::{MsgFlags, SockType, accept, send};
+use nix::unistd::close;
 use ring_test_support::assert_ok;
 use ring_test_support::process::{signal, status_of};
 use serde_json::Value;
 use shared_block_ring::format::{
     EXTENSION, Geometry, PointerSector, SectorSize, Side, Slot, decode_sector0, find_slot, put_slot,
 };
+use std::io::Read;
+use std::os::fd::AsRawFd;
 use std::process::Stdio;
 
 /// Returns the exit code and what was printed.
@@ -95,6 +98,47 @@ fn health_watches_a_consumer_that_may_be_stuck() {
 }
 
 #[test]
+fn health_watches_the_consumer_of_a_ring_without_times() {
+    let scene = Scene::new();
+    scene.succeed("$RING create --plain --size 64K ring");
+    assert_eq!(health(&scene, &["--max-age", "600", "ring"]).0, 0, "there is no item");
+    scene.succeed("echo 1 | $RING produce ring");
+    let (code, words) = health(&scene, &["ring"]);
+    assert!(code == 0 && !words.contains("old"), "{words}");
+    let (code, words) = health(&scene, &["--max-age", "600", "ring"]);
+    assert!(code == 1 && words.contains(": not healthy: items wait, the ring tells no times"));
+    let output = scene.run(&["health", "--json", "ring"], b"");
+    let object: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(object["rings"][0]["oldest_item_age_seconds"].is_null(), "{object}");
+}
+
+#[test]
+fn health_looks_at_silent_backends_side_by_side_and_keeps_their_order() {
+    let scene = Scene::with_ring("64K");
+    let listening = scene.silent_socket(SockType::SeqPacket);
+    let mut child = scene
+        .without_input(&["health", "--timeout", "600", "unix:socket", "ring", "unix:socket"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Both are connected at once: one after another they would take twenty minutes.
+    let both = [(); 2].map(|()| accept(listening.as_raw_fd()).unwrap());
+    for connection in both {
+        send(connection, b"no answer", MsgFlags::empty()).unwrap();
+        close(connection).unwrap();
+    }
+    let mut text = String::new();
+    child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+    assert!(!status_of(&mut child, "after both answers").success());
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3, "{text}");
+    assert!(lines[1].starts_with("ring: healthy: "), "{text}");
+    for line in [lines[0], lines[2]] {
+        assert!(line.starts_with("unix:socket: not healthy: "), "{text}");
+    }
+}
+
+#[test]
 fn health_of_many_rings_has_the_exit_code_of_the_worst() {
     let scene = Scene::with_ring("64K");
     let _listening = scene.silent_socket(SockType::SeqPacket);
@@ -113,7 +157,7 @@ fn health_of_many_rings_has_the_exit_code_of_the_worst() {
     assert!(code == 3 && words.contains("unix:socket: not healthy: "), "{words}");
     let (code, words) = health(&scene, &["--timeout", "0.1", "unix:socket", "bad", "text", "ring"]);
     assert!(
-        code == 5 && words.contains("bad: not healthy: bad: producer sector: flag byte is 88"),
+        code == 5 && words.contains("bad: not healthy: producer sector: flag byte is 88"),
         "{words}"
     );
     let output = scene.run(&["health", "ring", "vhost-user:socket"], b"");
