@@ -1,11 +1,12 @@
 //! `blockring export`.
 
 use super::failure::{Failure, Outcome};
-use super::forward::rings::{Found, RingSpec, find};
+use super::forward::rings::{Found, Remedies, RingSpec, find};
 use super::forward::settings::RingSource;
 use super::observed::{Observed, PATIENCE, listen};
 use super::output::print;
 use clap::builder::{OsStringValueParser, TypedValueParser};
+use log::Level;
 use ring_metrics::catalogue::BUILD;
 use ring_metrics::{Address, Format, Program, Scrape, Server, Source};
 use ring_program::Stop;
@@ -13,6 +14,12 @@ use shared_block_ring::wait::wait_readable;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
+
+/// What this command can do about names: it has no configuration.
+const RENAME: Remedies = Remedies {
+    unusable: "name a symbolic link to it that has another name",
+    twin: "name a symbolic link to one of them that has another name",
+};
 
 /// The time after which patterns are looked up again.
 const LOOK_UP: Duration = Duration::from_secs(5);
@@ -44,13 +51,15 @@ pub struct Export {
 struct Exporter {
     sources: Vec<RingSource>,
     specs: BTreeMap<String, RingSpec>,
+    /// Warnings about rings that are left out, as they were logged last.
+    left_out: Vec<String>,
     next_look_up: Instant,
     observed: Observed,
 }
 
 impl Export {
     pub fn run(self, stop: &Stop) -> Outcome {
-        let Found { refused, rings, .. } = find(&self.rings);
+        let Found { refused, rings, odd, .. } = find(&self.rings, RENAME);
         if let Some(words) = refused.first() {
             return Err(Failure::Refused(words.clone()));
         }
@@ -61,9 +70,11 @@ impl Export {
         let mut exporter = Exporter {
             sources: self.rings,
             specs: rings,
+            left_out: Vec::new(),
             next_look_up: Instant::now() + LOOK_UP,
-            observed: Observed::default(),
+            observed: Observed::new(Level::Warn),
         };
+        exporter.leave_out(odd);
         if self.metrics.is_empty() {
             for spec in exporter.specs.values() {
                 spec.address().refuse_as_output(PATIENCE)?;
@@ -83,12 +94,24 @@ impl Export {
     }
 }
 
+impl Exporter {
+    /// Logs which rings are left out, each once as long as that lasts.
+    fn leave_out(&mut self, odd: Vec<String>) {
+        for words in odd.iter().filter(|words| !self.left_out.contains(words)) {
+            log::warn!("a ring is left out: {words}");
+        }
+        self.left_out = odd;
+    }
+}
+
 impl Source for Exporter {
     fn scrape(&mut self, scrape: &mut Scrape) {
         scrape.whole(&BUILD, &[Program::Export.name(), env!("CARGO_PKG_VERSION")], 1);
         let now = Instant::now();
         if now >= self.next_look_up {
-            self.specs = find(&self.sources).rings;
+            let Found { refused, rings, odd, .. } = find(&self.sources, RENAME);
+            self.specs = rings;
+            self.leave_out(refused.into_iter().chain(odd).collect());
             self.next_look_up = now + LOOK_UP;
         }
         self.observed.report(&self.specs, scrape);

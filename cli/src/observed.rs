@@ -4,6 +4,7 @@
 use super::address::Device;
 use super::failure::Failure;
 use super::forward::rings::RingSpec;
+use log::Level;
 use ring_metrics::{Address, Ages, Bound, RingReading, Scrape};
 use ring_program::say;
 use ring_program::sockets::Access;
@@ -43,7 +44,7 @@ enum Open {
 }
 
 impl Open {
-    fn read(&self) -> Option<RingReading> {
+    fn read(&self) -> shared_block_ring::Result<RingReading> {
         let attached = |side| match self {
             Self::Socket(device, _) => device.is_held(side).ok(),
             Self::Kernel(device) => is_role_held(device.lock_file()?, device.geometry(), side).ok(),
@@ -52,12 +53,12 @@ impl Open {
             Self::Socket(device, _) => DebugInfo::read(&**device),
             Self::Kernel(device) => {
                 // A file that was removed or replaced is opened anew.
-                device.check_presence().ok()?;
+                device.check_presence()?;
                 DebugInfo::read(&**device)
             }
         };
-        Some(RingReading {
-            info: info.ok()?,
+        Ok(RingReading {
+            info: info?,
             producer_attached: attached(Side::Producer),
             consumer_attached: attached(Side::Consumer),
         })
@@ -71,19 +72,25 @@ struct View {
     /// When it may be opened next.
     next: Instant,
     ages: Ages,
+    /// Why it cannot be read, as it was logged last.
+    trouble: Option<String>,
 }
 
 impl View {
     fn new(spec: RingSpec) -> Self {
-        Self { spec, open: None, next: Instant::now(), ages: Ages::default() }
+        Self { spec, open: None, next: Instant::now(), ages: Ages::default(), trouble: None }
     }
 
-    fn open(&mut self, may_open: bool) {
+    /// Opens the ring, if it is time for that.
+    ///
+    /// # Errors
+    /// Those of the attempt.
+    fn open(&mut self, may_open: bool) -> Result<(), Failure> {
         let now = Instant::now();
         let is_old =
             |open: &Open| matches!(open, Open::Socket(_, since) if now > *since + ASK_AGAIN);
         if self.open.as_ref().is_some_and(|open| !is_old(open)) || !may_open || now < self.next {
-            return;
+            return Ok(());
         }
         let address = self.spec.address();
         let open = if address.socket().is_some() {
@@ -91,29 +98,62 @@ impl View {
         } else {
             address.open_read_only().map(Open::Kernel)
         };
-        if open.is_err() {
-            self.next = Instant::now() + RETRY;
+        self.open = None;
+        match open {
+            Ok(open) => self.open = Some(open),
+            Err(failure) => {
+                self.next = Instant::now() + RETRY;
+                return Err(failure);
+            }
         }
-        self.open = open.ok();
+        Ok(())
     }
 
-    fn read(&mut self, may_open: bool) -> Option<RingReading> {
-        self.open(may_open);
-        let reading = self.open.as_ref()?.read();
-        if reading.is_none() {
+    /// Reads the ring; `None` while it is not open and not to be opened now.
+    fn read(&mut self, may_open: bool) -> Result<Option<RingReading>, Failure> {
+        self.open(may_open)?;
+        let Some(open) = &self.open else { return Ok(None) };
+        let reading = open.read();
+        if reading.is_err() {
             self.open = None;
         }
-        reading
+        reading.map(Some).map_err(Failure::about(self.spec.address().name()))
+    }
+
+    /// Reads the ring, and logs at `level` why it cannot be read, once as long as that lasts.
+    fn observe(&mut self, name: &str, may_open: bool, level: Level) -> Option<RingReading> {
+        let reading = self.read(may_open);
+        match &reading {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                if self.trouble.take().is_some() {
+                    log::log!(level, "{name}: the ring's state can be read again");
+                }
+            }
+            Err(failure) => {
+                let words = failure.words();
+                if self.trouble.as_ref() != Some(&words) {
+                    log::log!(level, "{name}: the ring's state cannot be read: {words}");
+                    self.trouble = Some(words);
+                }
+            }
+        }
+        reading.ok().flatten()
     }
 }
 
 /// The rings that are observed, by name.
-#[derive(Default)]
 pub struct Observed {
     views: BTreeMap<String, View>,
+    /// The level of what is logged of rings that cannot be read.
+    level: Level,
 }
 
 impl Observed {
+    pub fn new(level: Level) -> Self {
+        Self { views: BTreeMap::new(), level }
+    }
+
     /// Adds the samples of the rings of `specs`, and forgets all others. Returns what was read.
     pub fn report(
         &mut self,
@@ -129,7 +169,7 @@ impl Observed {
                 continue;
             }
             let view = self.views.entry(name.clone()).or_insert_with(|| View::new(spec.clone()));
-            let reading = view.read(begin.elapsed() < OPENING);
+            let reading = view.observe(name, begin.elapsed() < OPENING, self.level);
             RingReading::report(reading.as_ref(), name, &mut view.ages, scrape);
             readings.extend(reading.map(|reading| (name.clone(), reading)));
         }

@@ -105,6 +105,53 @@ fn export_says_what_it_cannot_observe() {
 }
 
 #[test]
+fn export_says_which_rings_it_leaves_out_and_why_one_is_not_up() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed(
+        "mkdir d; cp ring d/a.ring; cp ring d/a.img; cp ring \"$(printf 'd/b\\nc.ring')\"; printf X > d/e.ring",
+    );
+    let output = scene.run(&["export", "d/*"], b"");
+    assert_ok(&output);
+    let errors = String::from_utf8(output.stderr).unwrap();
+    for words in [
+        "d/a.ring and d/a.img both have the name a (name a symbolic link",
+        "\"d/b\\nc.ring\": a ring's name",
+    ] {
+        let is_said = |line: &str| line.contains("a ring is left out: ") && line.contains(words);
+        assert_eq!(errors.lines().filter(|line| is_said(line)).count(), 1, "{words}: {errors}");
+    }
+    assert!(errors.contains("e: the ring's state cannot be read: d/e.ring: "), "{errors}");
+    assert!(!errors.contains("[[ring]]") && !errors.contains("configure"), "{errors}");
+    let output = scene.run(&["export", "ring", "d/../ring"], b"");
+    assert_fails(&output, 1, "both have the name ring (name a symbolic link");
+    // What the words advise works.
+    scene.succeed("ln -s d/a.img other.img");
+    let text = String::from_utf8(scene.run(&["export", "ring", "other.img"], b"").stdout).unwrap();
+    assert!(text.contains("blockring_ring_up{ring=\"other\"} 1\n"), "{text}");
+}
+
+#[test]
+fn export_says_once_as_long_as_it_lasts_that_a_ring_cannot_be_read() {
+    let scene = Scene::with_ring("64K");
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let mut command = scene.without_input(&["export", "ring", "--metrics", "unix:m"]);
+    let _export = Guarded::start(command.stdout(Stdio::null()).stderr(errors));
+    eventually("metrics are answered", || get(&scene.path("m"), "/healthz", "").is_ok());
+    let is_up = || samples(&scene).of_ring("blockring_ring_up", "ring") == 1.0;
+    assert!(is_up());
+    scene.succeed("mv ring away");
+    for _ in 0..10 {
+        assert!(!is_up());
+    }
+    scene.succeed("mv away ring");
+    eventually("the ring is read again", is_up);
+    let errors = scene.lines("errors");
+    let count = |words: &str| errors.iter().filter(|line| line.contains(words)).count();
+    assert!((1..=2).contains(&count("cannot be read: ")), "{errors:?}");
+    assert_eq!(count("ring: the ring's state can be read again"), 1, "{errors:?}");
+}
+
+#[test]
 fn forwarder_tells_what_has_arrived_and_what_has_not() {
     let scene = Scene::with_lines(1000);
     let _forwarder = start(&scene, &["forward", "ring", "--to", "file:out"]);
@@ -166,6 +213,31 @@ fn messages_and_log_are_json_objects_where_that_is_asked_for() {
         assert!(object["message"].is_string(), "{line}");
     }
     assert!(text.contains("\"level\":\"warn\"") && text.contains("\"level\":\"notice\""), "{text}");
+}
+
+#[test]
+fn forwarder_says_that_a_ring_is_there_again_only_if_it_is() {
+    let scene = Scene::with_lines(100);
+    scene.succeed("printf '\\377\\377\\377\\377' | dd of=ring bs=1 seek=1600 conv=notrunc 2> dd");
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let words = ["forward", "ring", "missing", "--to", "file:{ring}.out", "--metrics", "unix:m"];
+    let mut command = scene.without_input(&words);
+    let _forwarder = Guarded::start(command.stdout(Stdio::null()).stderr(errors));
+    eventually("metrics are answered", || get(&scene.path("m"), "/healthz", "").is_ok());
+    eventually("both rings have failed again and again", || {
+        let samples = samples(&scene);
+        ["ring", "missing"]
+            .iter()
+            .all(|ring| samples.of_ring("blockring_forward_ring_failures_total", ring) > 3.0)
+    });
+    scene.succeed("$RING create --size 64K missing");
+    let is_said = |words: &str| scene.lines("errors").iter().any(|line| line.contains(words));
+    eventually("the other ring is there", || is_said("missing: the ring is there again"));
+    let before = samples(&scene).of_ring("blockring_forward_ring_failures_total", "ring");
+    eventually("the damaged ring has failed once more", || {
+        samples(&scene).of_ring("blockring_forward_ring_failures_total", "ring") > before
+    });
+    assert!(is_said("ring: ring: ") && !is_said(" ring: the ring is there again"));
 }
 
 #[test]

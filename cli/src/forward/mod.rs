@@ -163,7 +163,7 @@ impl Forward {
         let hangup = Stop::on([libc::SIGHUP]);
         let hangup = hangup.map_err(Failure::io("cannot set up signals"))?;
         let settings = self.settings()?;
-        let found = rings::find(&settings.rings);
+        let found = rings::find(&settings.rings, rings::CONFIGURE);
         if let Some(words) = found.refused.first() {
             return Err(Failure::Refused(words.clone()));
         }
@@ -206,7 +206,7 @@ impl Forward {
     fn settings(&self) -> Result<Settings, Failure> {
         if let Some(config) = &self.config {
             let settings = settings::read(config)?;
-            let refused = rings::find(&settings.rings).refused;
+            let refused = rings::find(&settings.rings, rings::CONFIGURE).refused;
             return match refused.first() {
                 Some(words) => Err(Failure::Refused(words.clone())),
                 None => Ok(settings),

@@ -166,6 +166,13 @@ impl Ring {
         self.appeared.is_some_and(|at| at.elapsed() < MAKING)
     }
 
+    /// Notes that the ring is empty, or that items could be taken from it.
+    pub fn note_soundness(&mut self) {
+        if self.retry.succeeded() {
+            log::warn!("{}: the ring is there again", self.name);
+        }
+    }
+
     /// Returns whether a ring that leaves has come to its end. A backend can remove its socket
     /// before it has published the last items: then its own end is waited for.
     pub fn has_ended(&self) -> bool {

@@ -14,6 +14,21 @@ pub struct RingSpec {
     pub sector_size: Option<u32>,
 }
 
+/// What the user can do about names of rings, by the command's means.
+#[derive(Debug, Clone, Copy)]
+pub struct Remedies {
+    /// About a name that cannot be used.
+    pub unusable: &'static str,
+    /// About a name that two rings have.
+    pub twin: &'static str,
+}
+
+/// The remedies of a command that has a configuration.
+pub const CONFIGURE: Remedies = Remedies {
+    unusable: "configure one",
+    twin: "give one of them another name: [[ring]] with address and name",
+};
+
 /// The rings by name, and what is wrong with some of them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Found {
@@ -26,13 +41,15 @@ pub struct Found {
 }
 
 /// Finds the rings of `sources`. A ring that two of them name is one ring.
-pub fn find(sources: &[RingSource]) -> Found {
+pub fn find(sources: &[RingSource], remedies: Remedies) -> Found {
     let mut found = Found::default();
     // Rings with names of their own first: a pattern that matches them, too, changes nothing.
     let (plain, patterns): (Vec<_>, Vec<_>) =
         sources.iter().partition(|source| source.pattern().is_none());
     for source in plain {
-        if let Err(e) = found.add(source.name.clone(), &source.address, source.sector_size) {
+        if let Err(e) =
+            found.add(source.name.clone(), &source.address, source.sector_size, remedies)
+        {
             found.refused.push(e);
         }
     }
@@ -41,7 +58,7 @@ pub fn find(sources: &[RingSource]) -> Found {
         for path in matches(path) {
             let mut address = OsString::from(prefix);
             address.push(path);
-            if let Err(e) = found.add(None, Path::new(&address), source.sector_size) {
+            if let Err(e) = found.add(None, Path::new(&address), source.sector_size, remedies) {
                 found.odd.push(e);
             }
         }
@@ -62,6 +79,7 @@ impl Found {
         name: Option<String>,
         address: &Path,
         sector_size: Option<u32>,
+        Remedies { unusable, twin }: Remedies,
     ) -> Result<(), String> {
         if name.is_none() && self.addresses.contains(address) {
             return Ok(());
@@ -70,12 +88,12 @@ impl Found {
         let name = match name {
             Some(name) => name,
             None => name_of(address)
-                .ok_or_else(|| format!("{shown_address}: its name is not UTF-8 (configure one)"))?,
+                .ok_or_else(|| format!("{shown_address}: its name is not UTF-8 ({unusable})"))?,
         };
-        verify_name(&name).map_err(|e| format!("{shown_address}: {e} (configure one)"))?;
+        verify_name(&name).map_err(|e| format!("{shown_address}: {e} ({unusable})"))?;
         if let Some(other) = self.rings.get(&name) {
             return Err(format!(
-                "{shown_address} and {} both have the name {name} (give one of them another name: [[ring]] with address and name)",
+                "{shown_address} and {} both have the name {name} ({twin})",
                 shown(&other.address)
             ));
         }
@@ -142,16 +160,17 @@ mod tests {
             ("vhost-user:/run/db.sock", "db"),
             ("pci:0000:00:04.0", "0000:00:04.0"),
         ] {
-            let found = find(&[source(address)]);
+            let found = find(&[source(address)], CONFIGURE);
             assert_eq!(found.rings.keys().collect::<Vec<_>>(), [name]);
         }
         let named = RingSource { name: Some("x".to_owned()), ..source("a.img") };
-        assert_eq!(find(&[named]).rings.keys().collect::<Vec<_>>(), ["x"]);
+        assert_eq!(find(&[named], CONFIGURE).rings.keys().collect::<Vec<_>>(), ["x"]);
     }
 
     #[test]
     fn name_that_is_used_twice_is_refused_with_both_addresses() {
-        let found = find(&[source("/a/ring.img"), source("/b/ring.img"), source("/a/ring.img")]);
+        let found =
+            find(&[source("/a/ring.img"), source("/b/ring.img"), source("/a/ring.img")], CONFIGURE);
         assert_eq!(found.rings.len(), 1);
         assert_eq!(found.refused.len(), 1);
         for word in ["/a/ring.img", "/b/ring.img", "name ring"] {
@@ -167,10 +186,10 @@ mod tests {
         }
         let path = |name: &str| format!("unix:{}/{name}", dir.path().display());
         let named = RingSource { name: Some("first".to_owned()), ..source(&path("a.out")) };
-        let found = find(&[source(&path("*.out")), named]);
+        let found = find(&[source(&path("*.out")), named], CONFIGURE);
         assert_eq!(found.rings.keys().collect::<Vec<_>>(), ["b", "b.x", "first"]);
         std::fs::write(dir.path().join("b.y"), "").unwrap();
-        let found = find(&[source(&path("*"))]);
+        let found = find(&[source(&path("*"))], CONFIGURE);
         assert_eq!((found.refused.len(), found.odd.len()), (0, 1));
         assert!(found.odd[0].contains("name b"), "{:?}", found.odd);
     }

@@ -5,6 +5,7 @@
 
 use super::super::observed::Observed;
 use super::rings::RingSpec;
+use log::Level;
 use nix::sys::eventfd::EventFd;
 use ring_metrics::catalogue::{
     ACKNOWLEDGED_BYTES, ACKNOWLEDGED_ITEMS, BUILD, FORWARD_STATE, IN_FLIGHT, LAG_BYTES, LAG_TIME,
@@ -126,7 +127,7 @@ pub struct Forwarder {
 
 impl Forwarder {
     pub fn new(board: Arc<Board>) -> Self {
-        Self { board, observed: Observed::default(), ages: BTreeMap::new() }
+        Self { board, observed: Observed::new(Level::Info), ages: BTreeMap::new() }
     }
 
     /// Adds how far what has arrived is behind what is published.

@@ -1,7 +1,7 @@
 //! From the rings into the sink.
 
 use super::super::super::failure::Failure;
-use super::super::ring::{Flight, ITEM_COST, Ring};
+use super::super::ring::{Flight, ITEM_COST};
 use super::super::sink::{Batch, Item};
 use super::Engine;
 use bytes::Bytes;
@@ -20,7 +20,11 @@ const SCRATCH: usize = 2 << 20;
 
 /// What a turn of a ring has come to.
 enum Taken {
-    Batch(Batch),
+    Batch {
+        batch: Batch,
+        /// Whether there is damage behind it.
+        ends_at_damage: bool,
+    },
     /// There is nothing more.
     Nothing,
     /// There is an item, and no memory for it.
@@ -48,17 +52,19 @@ impl Engine<'_, '_> {
         let allowance = self.memory.allowance(own, rings);
         let admits = |cost| self.memory.admits(own, rings, cost);
         let taken = collect(consumer, read, allowance, admits, &mut self.scratch);
-        let batch = match taken.map_err(Failure::about(shown))? {
+        let (batch, is_sound) = match taken.map_err(Failure::about(shown))? {
             Taken::NoMemory => {
                 self.starved.push_back(number);
                 return Ok(());
             }
-            Taken::Nothing => None,
-            Taken::Batch(batch) => Some(batch),
+            Taken::Nothing => (None, true),
+            Taken::Batch { batch, ends_at_damage } => (Some(batch), !ends_at_damage),
         };
-        let Some(opened) = self.rings.get_mut(&number).and_then(Ring::opened) else {
-            return Ok(());
-        };
+        let Some(ring) = self.rings.get_mut(&number) else { return Ok(()) };
+        if is_sound {
+            ring.note_soundness();
+        }
+        let Some(opened) = ring.opened() else { return Ok(()) };
         if let Some(batch) = batch {
             let mut cost = 0;
             for item in &batch.items {
@@ -95,7 +101,7 @@ fn collect<D: RingDevice>(
     scratch: &mut Vec<u8>,
 ) -> Result<Taken, Error> {
     scratch.clear();
-    let mut items = Vec::new();
+    let (mut items, mut ends_at_damage) = (Vec::new(), false);
     let most = allowance.min(BATCH_BYTES);
     let mut cost = 0;
     while items.len() < BATCH_ITEMS {
@@ -103,7 +109,10 @@ fn collect<D: RingDevice>(
             Ok(item) => item,
             Err(Error::Retry) => break,
             // The items before the damage are whole: they go first.
-            Err(_) if !items.is_empty() => break,
+            Err(_) if !items.is_empty() => {
+                ends_at_damage = true;
+                break;
+            }
             Err(e) => return Err(e),
         };
         let its = item.bytes.len() as u64 + ITEM_COST;
@@ -132,5 +141,5 @@ fn collect<D: RingDevice>(
     // A long item's is not kept for good.
     scratch.shrink_to(SCRATCH);
     items.shrink_to_fit();
-    Ok(Taken::Batch(Batch { bytes, items }))
+    Ok(Taken::Batch { batch: Batch { bytes, items }, ends_at_damage })
 }

@@ -3,7 +3,7 @@
 use super::super::super::failure::Failure;
 use super::super::opener::Open;
 use super::super::ring::{Opened, Phase, Ring};
-use super::super::rings::{Found, find};
+use super::super::rings::{CONFIGURE, Found, find};
 use super::super::settings::Settings;
 use super::super::sink::{self, LaneId};
 use super::{Engine, Reread};
@@ -22,7 +22,7 @@ impl Engine<'_, '_> {
     /// Looks up which rings the configuration stands for now.
     pub fn look_up(&mut self) {
         self.folders.watch(&self.settings.rings);
-        let Found { rings, refused, odd, .. } = find(&self.settings.rings);
+        let Found { rings, refused, odd, .. } = find(&self.settings.rings, CONFIGURE);
         let odd: Vec<_> = refused.into_iter().chain(odd).collect();
         for words in odd.iter().filter(|words| !self.odd.contains(words)) {
             log::warn!("a ring is left out: {words}");
@@ -155,10 +155,11 @@ impl Engine<'_, '_> {
             is_resting: false,
             is_away: false,
         });
-        if ring.retry.succeeded() {
-            log::warn!("{}: the ring is there again", ring.name);
-        }
         ring.report.error = None;
+        // One with items can still fail at the first of them.
+        if info.used == 0 {
+            ring.note_soundness();
+        }
         Ok(())
     }
 
