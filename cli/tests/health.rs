@@ -130,7 +130,9 @@ fn health_looks_at_silent_backends_side_by_side_and_keeps_their_order() {
     child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
     assert!(!status_of(&mut child, "after both answers").success());
     // Not before: a backend that hangs up is tried again, where nobody accepts any more.
-    both.map(|connection| close(connection).unwrap());
+    for connection in both {
+        close(connection).unwrap();
+    }
     let lines: Vec<_> = text.lines().collect();
     assert_eq!(lines.len(), 3, "{text}");
     assert!(lines[1].starts_with("ring: healthy: "), "{text}");
