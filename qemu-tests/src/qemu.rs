@@ -132,9 +132,6 @@ impl GuestBuilder {
         self.arguments(["-machine", "kernel-irqchip=split"])
             .arguments(["-device", "intel-iommu,caching-mode=on,intremap=on"])
             .kernel_word("intel_iommu=on")
-            // A busy host lets no timer tick in time, which is a panic where interrupts are
-            // remapped.
-            .kernel_word("no_timer_check")
     }
 
     /// Adds arguments to QEMU's command line.
@@ -257,8 +254,10 @@ impl GuestBuilder {
     }
 
     fn kernel_line(&self, nonce: &str) -> String {
-        // A panic reboots at once, which ends QEMU unless reboots are allowed.
-        let mut line = format!("console=ttyS0 quiet loglevel=1 panic=-1 nonce={nonce}");
+        // A panic reboots at once, which ends QEMU unless reboots are allowed. A busy host lets no
+        // timer tick in time, which would be one.
+        let mut line =
+            format!("console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check nonce={nonce}");
         if let Some(name) = &self.script {
             line.push_str(" script=");
             line.push_str(name);

@@ -3,17 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_test_support::executor_disk::{Disk, IDLE, open};
-use ring_test_support::process::{PATIENCE, eventually};
-use ring_test_support::worker_disk::{Direct, Payload, Place, Running};
+use ring_test_support::process::PATIENCE;
+use ring_test_support::worker_disk::{Direct, Payload, Place};
 use shared_block_ring::format::{FLAG_AT, PointerSector, Side};
 use shared_block_ring::{Control, MappedDevice, Position, Producer};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
 use vhost_device_blockring::data_path::flusher::Flusher;
-use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use vhost_device_blockring::data_path::worker::TurnEnd;
 
@@ -40,33 +38,6 @@ fn pointer(position: u64) -> Vec<u8> {
 fn for_a_long_walk() -> (Disk, Vec<u8>) {
     let sectors = 3 + 300_000 * 4 / 512 + 1;
     (Disk::with(Side::Producer, false, sectors, |_| ()), pointer(1_200_000))
-}
-
-#[test]
-fn queue_that_was_kicked_in_vain_is_served_when_it_has_a_request() {
-    let disk = Disk::new(Side::Producer);
-    let flusher = Flusher::start(open(&disk.path)).unwrap();
-    let running = Running::start(disk, 3, flusher, Polling::For(Duration::ZERO));
-    let kick = |queue| nix::unistd::write(running.kick(queue), &1u64.to_ne_bytes()).unwrap();
-    let write = |queue, times| {
-        for _ in 0..times {
-            let place = running.put(queue, 0, DATA, Payload::Write(&[7; 512]));
-            kick(queue);
-            eventually("it is answered", || running.status(place) == OK);
-        }
-    };
-    // With each of these requests the worker has been woken by a kick in vain.
-    for _ in 0..100 {
-        kick(1);
-        write(0, 1);
-    }
-    write(1, 100);
-    // Its kicks wake the worker again, and it can be muted again.
-    for _ in 0..100 {
-        kick(1);
-        write(2, 1);
-    }
-    write(1, 1);
 }
 
 #[test]

@@ -3,8 +3,6 @@
 
 use crate::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::time::TimeSpec;
-use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 use shared_block_ring::device::event::drain;
 use std::fs::File;
 use std::io;
@@ -12,30 +10,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// By its edges: a kick that comes for a queue whose front end is gone, and which nobody reads, ends
-/// one sleep and not all.
-const KICKED: EpollFlags = EpollFlags::EPOLLIN.union(EpollFlags::EPOLLET);
-
-/// The timer's number in the set, which is none of a queue or of another event.
-const TICK: u64 = u64::MAX;
-
 /// The set. A clone is the same set.
 #[derive(Debug, Clone)]
-pub struct Kicks(Arc<Set>);
-
-#[derive(Debug)]
-struct Set {
-    epoll: Epoll,
-    /// Ends a sleep now and then, while it is set. The kernel sets its clock anew for each sleep
-    /// that has an end: on a virtual machine that takes as long as a request.
-    ticks: TimerFd,
-}
+pub struct Kicks(Arc<Epoll>);
 
 /// One queue's event in the set, until this is dropped.
 #[derive(Debug)]
 pub struct Kick {
     kicks: Kicks,
-    queue: usize,
     file: File,
 }
 
@@ -46,11 +28,7 @@ impl Kicks {
     ///
     /// The kernel makes no such set.
     pub fn new() -> io::Result<Self> {
-        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        let flags = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-        let ticks = TimerFd::new(ClockId::CLOCK_MONOTONIC, flags)?;
-        epoll.add(&ticks, EpollEvent::new(KICKED, TICK))?;
-        Ok(Self(Arc::new(Set { epoll, ticks })))
+        Ok(Self(Arc::new(Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?)))
     }
 
     /// Adds the event of the queue of that number.
@@ -59,8 +37,11 @@ impl Kicks {
     ///
     /// The kernel does not take the event.
     pub fn add(&self, queue: usize, file: File) -> io::Result<Kick> {
-        self.0.epoll.add(&file, EpollEvent::new(KICKED, queue as u64))?;
-        Ok(Kick { kicks: self.clone(), queue, file })
+        // By its edges: a kick that comes for a queue whose front end is gone, and which nobody
+        // reads, ends one sleep and not all.
+        let flags = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        self.0.add(&file, EpollEvent::new(flags, queue as u64))?;
+        Ok(Kick { kicks: self.clone(), file })
     }
 
     /// Sleeps until one of the events, or until this time. Returns the queues that were kicked, and
@@ -72,7 +53,7 @@ impl Kicks {
     pub fn wait(&self, others: &[OwnedFd], until: Option<Instant>) -> io::Result<QueueSet> {
         let timeout = until.map_or(EpollTimeout::NONE, timeout);
         let mut events = [EpollEvent::empty(); MAX_QUEUES];
-        let count = match self.0.epoll.wait(&mut events, timeout) {
+        let count = match self.0.wait(&mut events, timeout) {
             Ok(count) => count,
             Err(nix::errno::Errno::EINTR) => 0,
             Err(e) => return Err(e.into()),
@@ -80,30 +61,13 @@ impl Kicks {
         let mut kicked = QueueSet::EMPTY;
         for event in &events[..count] {
             let number = usize::try_from(event.data()).unwrap_or(usize::MAX);
-            if event.data() == TICK {
-                // The next tick is set when this one is read.
-                drain(self.0.ticks.as_fd())?;
-            } else if number < MAX_QUEUES {
+            if number < MAX_QUEUES {
                 kicked.set(number, true);
             } else if let Some(other) = others.get(number - MAX_QUEUES) {
                 drain(other.as_fd())?;
             }
         }
         Ok(kicked)
-    }
-
-    /// Ends sleeps at this distance from now on, or no longer.
-    pub fn tick(&self, every: Option<Duration>) {
-        let done = match every {
-            Some(every) => {
-                let expiration = Expiration::Interval(TimeSpec::from_duration(every));
-                self.0.ticks.set(expiration, TimerSetTimeFlags::empty())
-            }
-            None => self.0.ticks.unset(),
-        };
-        if let Err(e) = done {
-            log::error!("cannot set the timer of queues that are kicked in vain: {e}");
-        }
     }
 
     /// Adds the events that are no kicks, as [`wait`](Self::wait) is given them.
@@ -114,7 +78,7 @@ impl Kicks {
     pub fn add_others(&self, others: &[OwnedFd]) -> io::Result<()> {
         for (number, other) in others.iter().enumerate() {
             let number = (MAX_QUEUES + number) as u64;
-            self.0.epoll.add(other, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+            self.0.add(other, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         }
         Ok(())
     }
@@ -137,21 +101,12 @@ impl Kick {
             log::debug!("cannot read a kick: {e}");
         }
     }
-
-    /// Sets whether the event ends a sleep. One that was signalled ends one when it may again.
-    pub fn listen(&self, on: bool) {
-        let flags = if on { KICKED } else { EpollFlags::empty() };
-        let mut event = EpollEvent::new(flags, self.queue as u64);
-        if let Err(e) = self.kicks.0.epoll.modify(&self.file, &mut event) {
-            log::error!("cannot choose whether the guest's kicks are heard: {e}");
-        }
-    }
 }
 
 impl Drop for Kick {
     fn drop(&mut self) {
         // The front end has duplicates of the event, so that closing ours takes it out of no set.
-        if let Err(e) = self.kicks.0.epoll.delete(&self.file) {
+        if let Err(e) = self.kicks.0.delete(&self.file) {
             log::debug!("cannot forget a kick: {e}");
         }
     }
@@ -187,33 +142,13 @@ mod tests {
         assert_eq!(kicks.wait(&other, None).unwrap().into_iter().collect::<Vec<_>>(), [0, 31, 62]);
         added.iter().for_each(Kick::drain);
         assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty(), "all were emptied");
-        for _ in 0..3 {
-            ring(&events[1]);
-            assert!(kicks.wait(&other, None).unwrap().contains(31), "nobody empties it");
-            assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty());
-        }
-        added[1].listen(false);
+        // One that nobody empties ends one sleep.
         ring(&events[1]);
-        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty(), "its kicks are muted");
-        added[1].listen(true);
-        assert!(kicks.wait(&other, None).unwrap().contains(31), "it was kicked meanwhile");
+        assert!(kicks.wait(&other, None).unwrap().contains(31));
+        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty());
         added.truncate(1);
         ring(&events[1]);
         assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty(), "it is in the set no more");
-    }
-
-    #[test]
-    fn ticks_end_sleeps_and_tell_of_no_kick() {
-        let kicks = Kicks::new().unwrap();
-        kicks.tick(Some(Duration::from_millis(1)));
-        for _ in 0..3 {
-            assert!(kicks.wait(&[], None).unwrap().is_empty());
-        }
-        kicks.tick(None);
-        kicks.wait(&[], Some(soon())).unwrap();
-        let until = soon();
-        kicks.wait(&[], Some(until)).unwrap();
-        assert!(Instant::now() >= until, "no tick ends it");
     }
 
     #[test]

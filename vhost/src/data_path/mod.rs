@@ -13,7 +13,6 @@ pub mod fault;
 pub mod flusher;
 pub mod guard;
 pub mod kicks;
-mod muted_kicks;
 pub mod polling;
 pub mod probes;
 pub mod queue;

@@ -2,7 +2,6 @@
 
 use crate::data_path::empty_kicks::EmptyKicks;
 use crate::data_path::kicks::Kicks;
-use crate::data_path::muted_kicks::{Change, MutedKicks};
 use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::Links;
 use crate::data_path::waiters::Waiters;
@@ -15,7 +14,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The pause after a wait that has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -75,19 +74,12 @@ impl SharedWorker {
     /// Drives the queues until [`finish`](Self::finish): a turn of the worker, then a sleep.
     fn drive(&self) {
         let (mut kicked, mut empty_kicks) = (QueueSet::EMPTY, EmptyKicks::None);
-        let mut muted = MutedKicks::new();
         while !self.over.load(Ordering::Acquire) {
             self.waiters.give_way();
             let mut worker = self.lock_for_turn();
             worker.drain_kicks(kicked);
             let end = worker.turn(&self.waiters, kicked);
             empty_kicks = empty_kicks.after_turn(!kicked.is_empty(), || worker.is_untouched());
-            let change = muted.after_turn(kicked, Instant::now, |number| worker.next_avail(number));
-            if change != Change::default() {
-                worker.listen(change.mute, false);
-                worker.listen(change.listen, true);
-                self.kicks.tick(muted.tick());
-            }
             drop(worker);
             kicked = match end {
                 TurnEnd::GiveWay => QueueSet::EMPTY,
@@ -100,7 +92,6 @@ impl SharedWorker {
                     })
                 }
             };
-            kicked |= muted.due(Instant::now);
         }
     }
 

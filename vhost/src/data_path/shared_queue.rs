@@ -110,13 +110,6 @@ impl SharedQueue {
         }
     }
 
-    /// Sets whether the driver's kicks wake the worker.
-    pub fn listen(&self, on: bool) {
-        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
-            kick.listen(on);
-        }
-    }
-
     /// Sets the event of the driver's kicks.
     pub fn set_kick(&self, file: Option<File>) {
         let own = file.as_ref().and_then(|file| {

@@ -208,19 +208,6 @@ impl Worker {
         }
     }
 
-    /// Returns how far a queue is: a driver that kicks has usually offered something.
-    pub fn next_avail(&self, number: usize) -> u16 {
-        let next = |queue: &SharedQueue| queue.lock_for_turn().get_queue().next_avail();
-        self.queues.get(number).map_or(0, next)
-    }
-
-    /// Sets whether the kicks of these queues wake the worker.
-    pub fn listen(&self, numbers: QueueSet, on: bool) {
-        for number in numbers.and(QueueSet::first(self.queues.len())) {
-            self.queues[number].listen(on);
-        }
-    }
-
     /// Forgets a queue's unfinished request. Returns whether there was one.
     fn abandon_request(&mut self, number: usize) -> bool {
         let progress = &mut self.progress[number];
