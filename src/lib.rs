@@ -191,7 +191,7 @@ mod repair;
 pub mod rules;
 mod sector0;
 mod stage;
-// For `blockring`, which shows what lies where.
+// Everything that lies in a ring, for the inspection, health and live view of `blockring`.
 #[doc(hidden)]
 pub mod survey;
 pub mod wait;

@@ -1,4 +1,4 @@
-//! A look at everything that lies in a ring, beside its producer and consumer.
+//! Survey of everything that lies in a ring, beside its producer and consumer.
 //!
 //! A survey takes no role and no lock, and writes nothing. The consumer frees items meanwhile, and
 //! the producer writes over what was freed. So the consumer's pointer is read after each piece of
@@ -21,7 +21,7 @@ use std::sync::atomic::{Ordering, fence};
 /// Bytes of each payload that a survey keeps, for a preview.
 pub const PREVIEW_BYTES: usize = 64;
 
-/// Readings of the two pointers at most, until they are of one moment.
+/// Bound on the readings of the two pointers until both are of one moment.
 const MAX_READINGS: u32 = 100;
 
 /// A pointer sector as a survey found it.
@@ -36,8 +36,8 @@ pub struct Pointer {
     /// The position of a slot that is ahead of the pointer: its writer is about to store that
     /// position, or died before it did.
     pub ahead: Option<Position>,
-    /// Whether the sector's reserved bytes are zero. That they are not is damage to
-    /// [`check`](crate::check), and nothing else minds.
+    /// Whether the sector's reserved bytes are zero. Others are damage to [`check`](crate::check);
+    /// producers and consumers do not read them.
     pub reserved_is_zero: bool,
 }
 
@@ -150,15 +150,15 @@ impl<D: RingDevice> Survey<D> {
         self.handle.debug_info()
     }
 
-    /// Returns one side's pointer at the start of the survey, or what is wrong with it.
+    /// Returns one side's pointer at the start of the survey.
     ///
     /// # Errors
-    /// What is wrong with the sector.
+    /// The damage of its sector.
     pub fn pointer(&self, side: Side) -> Found {
         self.pointers[usize::from(side == Side::Consumer)].clone()
     }
 
-    /// Returns what is wrong with the two pointers, each of which may be sound by itself.
+    /// Returns the damage of two pointers that contradict each other, each sound by itself.
     pub fn contradiction(&self) -> Option<FormatError> {
         let [Ok(producer), Ok(consumer)] = &self.pointers else { return None };
         plausible(producer.sector.position, consumer.sector.position, self.geometry()).err()
@@ -174,7 +174,7 @@ impl<D: RingDevice> Survey<D> {
         }
     }
 
-    /// Begins, or goes on, at a pointer of the consumer.
+    /// Begins at a pointer of the consumer, or goes on there.
     fn start(&mut self, consumer: Mark) {
         (self.from, self.at) = (consumer.position, consumer.position);
         (self.verified_from, self.crc) = verifiable(consumer, self.to);
@@ -273,7 +273,7 @@ fn mark(pointer: &Pointer) -> Mark {
     Mark::new(pointer.sector.position, pointer.slot.map(|slot| slot.tally))
 }
 
-/// A pointer, or what is wrong with its sector.
+/// A pointer, or the damage of its sector.
 type Found = std::result::Result<Pointer, FormatError>;
 
 /// Reads the producer's and the consumer's pointer while both may move.
@@ -289,7 +289,8 @@ fn read_pointers<D: RingDevice>(handle: &Handle<D>) -> Result<[Found; 2]> {
         if before.since(freed).is_some_and(|used| used <= capacity) {
             return Ok([producer, consumer]);
         }
-        // Both have moved between the two readings, unless the producer's does not move.
+        // The consumer has passed the producer's old position between the two readings. A producer
+        // that has not moved is really behind it.
         let again = read_pointer(handle, Side::Producer)?;
         if again.as_ref().is_ok_and(|again| again.sector.position == before) {
             return Ok([again, consumer]);

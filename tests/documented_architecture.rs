@@ -159,14 +159,39 @@ fn files_and_folders_in_the_documents_exist() {
     assert!(paths >= 60, "{paths}");
 }
 
+/// Returns the folders that a list of the workspace's manifest names.
+fn listed(key: &str) -> Vec<String> {
+    let manifest = page("Cargo.toml");
+    let (_, folders) = manifest.split_once(&format!("\n{key} = [")).unwrap();
+    let (folders, _) = folders.split_once(']').unwrap();
+    folders.split('"').skip(1).step_by(2).map(str::to_owned).collect()
+}
+
 #[test]
 fn every_package_has_a_row_among_the_rooms() {
-    let manifest = page("Cargo.toml");
-    let (_, members) = manifest.split_once("members = [").unwrap();
-    let (members, _) = members.split_once(']').unwrap();
     let rooms = section("Rooms");
-    for member in members.split('"').skip(1).step_by(2).chain(["fuzz"]) {
+    for member in listed("members").iter().map(String::as_str).chain(["fuzz"]) {
         assert!(rooms.contains(&format!("\n| `{member}/`")), "no row for {member}/");
+    }
+}
+
+#[test]
+fn packages_that_are_no_tools_are_released_and_tested_while_one_edits() {
+    let script = page("scripts/check-packages.sh");
+    let (_, released) = script.split_once("\npackages=(").unwrap();
+    let released: BTreeSet<_> =
+        released.split(')').next().unwrap().split(' ').map(str::to_owned).collect();
+    let name = |folder: &String| {
+        let manifest = page(&format!("{folder}/Cargo.toml"));
+        let (_, package) = manifest.split_once("[package]\nname = \"").unwrap();
+        package.split('"').next().unwrap().to_owned()
+    };
+    let products = listed("default-members");
+    assert_eq!(released, products.iter().map(name).collect(), "left: check-packages.sh");
+    let contributing = page("CONTRIBUTING.md");
+    let quick = contributing.lines().find(|line| line.contains("test.sh --quick")).unwrap();
+    for folder in products.iter().filter(|folder| *folder != ".") {
+        assert!(quick.contains(&format!("`{folder}/`")), "{quick} lacks {folder}/");
     }
 }
 

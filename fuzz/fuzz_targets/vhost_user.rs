@@ -54,7 +54,8 @@ impl Scene {
         let address = SocketAddr::from_abstract_name(name).expect("a name");
         let listening = UnixListener::bind_addr(&address).expect("a socket");
         let disk = Disk::new(Side::Producer);
-        let flusher = Flusher::start(open(&disk.path)).expect("a thread");
+        let flusher =
+            Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).expect("a thread");
         let event = new_event().expect("an event");
         let bell =
             Bell::new(&new_page().expect("a page"), event, Sleeper::Backend).expect("a bell");

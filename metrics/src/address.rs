@@ -1,4 +1,4 @@
-//! Where metrics are offered.
+//! Addresses at which metrics are offered.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -24,9 +24,9 @@ impl FromStr for Address {
             Some(path) => Ok(Self::Unix(path.into())),
             None => match text.parse::<SocketAddr>() {
                 Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-                // There is neither encryption nor a password here.
-                Ok(_) => Err("only addresses of this machine are served (127.0.0.1:PORT); for \
-                     others put a proxy that asks who comes in front"
+                // The server has neither encryption nor a password.
+                Ok(_) => Err("only addresses of this machine are served (127.0.0.1:PORT); put a \
+                     proxy with a password in front for other machines"
                     .to_owned()),
                 Err(_) => Err("it takes unix:PATH, 127.0.0.1:PORT or [::1]:PORT".to_owned()),
             },

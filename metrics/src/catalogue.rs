@@ -6,13 +6,13 @@ use prometheus_client::registry::Unit;
 /// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It only grows, until the program starts anew.
+    /// A number that only grows until the program starts anew.
     Counter,
     /// The present value.
     Gauge,
     /// Counts of durations in buckets.
     Histogram,
-    /// Always 1; the labels are what counts.
+    /// Always 1: its labels hold the information.
     Info,
 }
 
@@ -39,7 +39,7 @@ pub enum Program {
 }
 
 impl Program {
-    /// The name in the label `program` and in the documentation.
+    /// Returns the name in the label `program` and in the documentation.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backend => "backend",
@@ -62,12 +62,13 @@ pub struct Metric {
     pub labels: &'static [&'static str],
     /// The programs that have it.
     pub programs: &'static [Program],
-    /// One sentence.
+    /// Its meaning, in one sentence.
     pub help: &'static str,
 }
 
 impl Metric {
-    /// The name of its samples; a histogram's are this with `_bucket`, `_sum` and `_count`.
+    /// Returns the name of its samples. Those of a histogram have `_bucket`, `_sum` or `_count`
+    /// behind it.
     pub fn full_name(&self) -> String {
         let unit = self.unit.as_ref().map(|unit| format!("_{}", unit.as_str())).unwrap_or_default();
         let end = match self.kind {
@@ -78,7 +79,7 @@ impl Metric {
         format!("{}{unit}{end}", self.name)
     }
 
-    /// The names by which queries can name its series.
+    /// Returns the names of its series in queries.
     pub fn series(&self) -> Vec<String> {
         let name = self.full_name();
         match self.kind {

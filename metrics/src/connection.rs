@@ -1,4 +1,4 @@
-//! One client of the server: its request, then the answer. Nothing of it waits.
+//! One client of the server: its request, then the answer. No call here blocks.
 
 use crate::http::{self, Asked, MAX_HEAD, Refused, Request};
 use crate::scrape::Scrape;
@@ -18,15 +18,15 @@ const TEXT: &str = "text/plain; charset=utf-8";
 /// A client's connection.
 pub struct Connection {
     socket: OwnedFd,
-    /// When it is closed, whatever has come or gone by then.
+    /// Time at which it is closed, even in the middle of the request or the answer.
     pub deadline: Instant,
     state: State,
 }
 
 enum State {
-    /// These bytes of the request have come.
+    /// Bytes of the request so far.
     Asking(Vec<u8>),
-    /// The answer, and how many of its bytes are gone.
+    /// The answer, and the number of its bytes that were sent.
     Answering(Vec<u8>, usize),
 }
 
@@ -36,7 +36,7 @@ impl Connection {
         Self { socket, deadline: Instant::now() + PATIENCE, state }
     }
 
-    /// The descriptor to wait on, and what for.
+    /// Returns the descriptor to wait on, and the events to wait for.
     pub fn awaits(&self) -> (BorrowedFd<'_>, PollFlags) {
         let flags = match self.state {
             State::Asking(_) => PollFlags::POLLIN,
@@ -45,7 +45,7 @@ impl Connection {
         (self.socket.as_fd(), flags)
     }
 
-    /// Goes on as far as that is possible now. Returns whether there is more to do later.
+    /// Receives and sends what is possible now. Returns whether more remains to be done.
     pub fn go_on(&mut self, source: &mut dyn Source) -> bool {
         // A client that goes away meanwhile wants no answer: any error is the end.
         self.ask(source).and_then(|()| self.send()).unwrap_or(false)

@@ -9,8 +9,8 @@ const FIRST: u32 = 8;
 /// Buckets with an upper bound, each of twice the one before: the last ends at 17 s.
 const BOUNDED: usize = 27;
 
-/// Durations in buckets whose bounds are powers of two, so that the bucket of a duration is found by
-/// counting its leading zeros.
+/// Durations in buckets whose bounds are powers of two: the leading zeros of a duration tell its
+/// bucket. Only one thread may write to it.
 #[derive(Debug, Default)]
 pub struct Histogram {
     /// The last one has no upper bound.
@@ -30,24 +30,25 @@ impl Histogram {
         self.observe_parts(duration, 1);
     }
 
-    /// Counts the mean of `parts` equal parts of a duration, once for each of them. Only one thread
-    /// may call this. It allocates nothing and takes no lock.
+    /// Counts the mean of `parts` equal parts of a duration, once for each of them. It allocates
+    /// nothing and takes no lock.
     pub fn observe_parts(&self, duration: Duration, parts: u64) {
         let total = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
         let Some(mean) = total.checked_div(parts) else { return };
-        // The bits of the last number that the first bucket does not hold.
+        // A bucket includes its bound, so that one less than the mean decides.
         let bits = u64::BITS - mean.saturating_sub(1).leading_zeros();
         let index = bits.saturating_sub(FIRST) as usize;
         add(&self.buckets[index.min(BOUNDED)], parts);
         add(&self.sum, total);
     }
 
-    /// The sum of all durations in seconds.
+    /// Returns the sum of all durations in seconds.
     pub fn sum(&self) -> f64 {
         Duration::from_nanos(self.sum.load(Ordering::Relaxed)).as_secs_f64()
     }
 
-    /// The buckets: upper bound in seconds and count, the last one without a bound (infinity).
+    /// Returns the buckets, each as its upper bound in seconds and its count. The last bound is
+    /// infinity.
     pub fn buckets(&self) -> Vec<(f64, u64)> {
         let bound = |index: usize| match index {
             BOUNDED => f64::INFINITY,
@@ -62,7 +63,7 @@ impl Histogram {
 mod tests {
     use super::*;
 
-    /// The place of the only bucket that is not empty.
+    /// Returns the place of the only bucket that is not empty.
     fn bucket_of(nanoseconds: u64) -> usize {
         let histogram = Histogram::default();
         histogram.observe(Duration::from_nanos(nanoseconds));

@@ -8,16 +8,16 @@ pub const MAX_HEAD: usize = 8 << 10;
 /// The most headers of a request.
 const MAX_HEADERS: usize = 64;
 
-/// What a client asks for.
+/// Subject of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Asked {
     /// The metrics, in this form.
     Metrics(Format),
-    /// Whether the program is healthy.
+    /// The program's health.
     Health,
 }
 
-/// A request that has arrived.
+/// A complete request.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Request {
     pub asked: Asked,
@@ -25,11 +25,14 @@ pub struct Request {
     pub head_only: bool,
 }
 
-/// An answer without samples: its status line's end, and one line of text.
+/// Reason for an error: the status code with its phrase, and a line of text.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Refused(pub &'static str, pub &'static str);
 
-/// Reads the head of a request; `None` if more of it has to come.
+/// Parses the head of a request; `None` if it is incomplete.
+///
+/// # Errors
+/// The request is malformed, too long, or for something else.
 pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);

@@ -10,21 +10,43 @@ use shared_block_ring::{DebugInfo, Position};
 use std::collections::VecDeque;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Readings of the producer that are kept: beyond that every second one is dropped.
+/// Bound on the positions that are remembered. When it is reached, every second one is dropped.
 const MOST: usize = 256;
 
-/// Positions of the producer with the times at which they were published, as earlier scrapes have
-/// found them. The ring itself tells the time of the last publication alone.
+/// Positions of a ring's producer with the times at which they were published, as earlier scrapes
+/// have found them. The ring itself tells the time of the last publication alone.
 #[derive(Debug, Default)]
 pub struct Ages {
+    /// The ring's UUID; `None` for a plain ring.
+    ring: Option<String>,
     known: VecDeque<(Position, u64)>,
 }
 
 impl Ages {
-    /// Notes that everything before `produced` was published by then, in nanoseconds since 1970.
-    pub fn note(&mut self, produced: Position, time_ns: u64) {
+    /// Notes what a ring tells of itself. Returns the least age of the oldest item behind
+    /// `consumed`: zero if there is none, `None` if the ring tells no times.
+    pub fn update(
+        &mut self,
+        info: &DebugInfo,
+        consumed: Position,
+        now: SystemTime,
+    ) -> Option<Duration> {
+        match info.producer_time_ns {
+            Some(time) => self.note(info.uuid.as_deref(), info.producer, time),
+            // What is remembered is that of another ring.
+            None => *self = Self::default(),
+        }
+        if info.producer <= consumed { Some(Duration::ZERO) } else { self.oldest(consumed, now) }
+    }
+
+    /// Notes that everything before `produced` was published by `time_ns`, in nanoseconds since
+    /// 1970, in the ring of this UUID.
+    pub fn note(&mut self, ring: Option<&str>, produced: Position, time_ns: u64) {
+        if self.ring.as_deref() != ring {
+            *self = Self { ring: ring.map(str::to_owned), known: VecDeque::new() };
+        }
         match self.known.back() {
-            // Another ring, or an older copy of it.
+            // An older copy of the ring, or another plain one.
             Some((last, _)) if produced < *last => self.known.clear(),
             Some((last, _)) if produced == *last => return,
             _ => {}
@@ -61,7 +83,7 @@ fn since(time_ns: u64, now: SystemTime) -> Duration {
 /// The state of a ring, read for one scrape.
 #[derive(Debug)]
 pub struct RingReading {
-    /// Its pointer sectors.
+    /// Contents of its pointer sectors.
     pub info: DebugInfo,
     /// Whether a process holds the producer's role; `None` if that is unknown.
     pub producer_attached: Option<bool>,
@@ -70,7 +92,7 @@ pub struct RingReading {
 }
 
 impl RingReading {
-    /// Adds the samples of the ring `name`; without a reading only that there is none.
+    /// Adds the samples of the ring `name`. Without a reading that is `blockring_ring_up` alone.
     pub fn report(reading: Option<&Self>, name: &str, ages: &mut Ages, scrape: &mut Scrape) {
         scrape.flag(&RING_UP, &[name], reading.is_some());
         let Some(Self { info, producer_attached, consumer_attached }) = reading else { return };
@@ -87,11 +109,7 @@ impl RingReading {
                 scrape.whole(metric, ring, items);
             }
         }
-        if let Some(time) = info.producer_time_ns {
-            ages.note(info.producer, time);
-        }
-        let none = (info.used == 0).then_some(Duration::ZERO);
-        if let Some(age) = ages.oldest(info.consumer, now).or(none) {
+        if let Some(age) = ages.update(info, info.consumer, now) {
             scrape.fraction(&OLDEST_ITEM_AGE, ring, age.as_secs_f64());
         }
         for (metric, time) in
@@ -117,6 +135,7 @@ impl RingReading {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use shared_block_ring::{CreateOptions, OpenOptions, Producer, create, make_file};
 
     fn at(bytes: u64) -> Position {
         Position::new(bytes).unwrap()
@@ -131,7 +150,24 @@ mod tests {
     }
 
     fn note(ages: &mut Ages, produced: u64, time: u64) {
-        ages.note(at(produced), time * 1_000_000_000);
+        ages.note(Some("a ring"), at(produced), time * 1_000_000_000);
+    }
+
+    /// Returns the state of a new ring in which `items` are published.
+    fn info(options: CreateOptions, items: u32) -> DebugInfo {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("ring");
+        make_file(&path, 64 << 10).unwrap();
+        let open = || OpenOptions::default().open(&path).unwrap();
+        create(&open(), options).unwrap();
+        if items > 0 {
+            let mut producer = Producer::attach(open(), "q", "p").unwrap();
+            for _ in 0..items {
+                producer.push(&[7; 60][..]).unwrap();
+            }
+            producer.advance(producer.position()).unwrap();
+        }
+        DebugInfo::read(&open()).unwrap()
     }
 
     #[test]
@@ -159,8 +195,30 @@ mod tests {
         }
         assert!(ages.known.len() <= MOST);
         assert!(oldest(&mut ages, 0, 10_000).unwrap() < 10_000);
-        // Another ring has taken the place of this one.
+        // An older copy has taken the place of this ring.
         note(&mut ages, 8, 20_000);
         assert_eq!(oldest(&mut ages, 0, 20_001), Some(1));
+    }
+
+    #[test]
+    fn ring_in_the_place_of_another_has_none_of_its_ages() {
+        let now = SystemTime::now();
+        for (options, items) in [
+            (CreateOptions::new(), 0),
+            (CreateOptions::new(), 2),
+            (CreateOptions::new().plain(true), 0),
+            (CreateOptions::new().plain(true), 2),
+        ] {
+            let mut ages = Ages::default();
+            note(&mut ages, 8, 10);
+            note(&mut ages, 16, 20);
+            let info = info(options, items);
+            let age = ages.update(&info, info.consumer, now);
+            match (items, &info.uuid) {
+                (0, _) => assert_eq!(age, Some(Duration::ZERO)),
+                (_, Some(_)) => assert!(age.unwrap() < Duration::from_secs(600), "{age:?}"),
+                (_, None) => assert_eq!(age, None, "a plain ring tells no times"),
+            }
+        }
     }
 }

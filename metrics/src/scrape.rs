@@ -21,7 +21,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// The text's `Content-Type`.
+    /// Returns the text's `Content-Type`.
     pub fn content_type(self) -> &'static str {
         match self {
             Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -71,7 +71,7 @@ impl Scrape {
         self.add(metric, labels, value);
     }
 
-    /// `labels` are the values of the metric's labels, in their order.
+    /// Adds a sample. `labels` are the values of the metric's labels, in the order of their names.
     fn add(&mut self, metric: &'static Metric, labels: &[&str], value: Value) {
         debug_assert_eq!(metric.labels.len(), labels.len(), "{}", metric.name);
         let values = labels.iter().map(|value| (*value).to_owned());

@@ -19,18 +19,18 @@ use std::time::{Duration, Instant};
 /// The most clients at a time. One more closes the connection that has been open longest.
 const MAX_CONNECTIONS: usize = 8;
 
-/// The pause after a client that could not be accepted.
+/// Pause after a failed accept. The next stop waits for it.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What a program tells of itself. Called on the server's thread alone.
+/// Metrics and health of a program. Called on the server's thread alone.
 pub trait Source: Send {
     /// Adds the program's samples.
     fn scrape(&mut self, scrape: &mut Scrape);
 
-    /// Returns whether the program is healthy, in words either way.
+    /// Returns a line of text for a healthy program.
     ///
     /// # Errors
-    /// It is not.
+    /// The reason why it is not healthy, in one line.
     fn health(&mut self) -> Result<String, String>;
 }
 
@@ -70,7 +70,7 @@ impl Bound {
         }
     }
 
-    /// The listening UNIX socket, if it is one.
+    /// Returns the socket if it is a UNIX socket.
     pub fn listening(&self) -> Option<&Listening> {
         match &self.socket {
             Socket::Unix(_, listening) => Some(listening),
@@ -78,7 +78,7 @@ impl Bound {
         }
     }
 
-    /// The address for the log, with the port that the kernel has chosen.
+    /// Returns the address for the log, with the port that the kernel has chosen.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -106,7 +106,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Answers the clients of `bound` with what `source` tells.
+    /// Starts a thread that answers the clients of `bound` from `source`.
     ///
     /// # Errors
     /// No event or no thread can be made.
@@ -131,7 +131,7 @@ impl Drop for Server {
 }
 
 fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
-    // In the order of their coming.
+    // The oldest one first.
     let mut connections: Vec<Connection> = Vec::new();
     let mut lost = Pace::default();
     loop {
@@ -161,7 +161,7 @@ fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
                 Err(e) => {
                     if lost.due() {
-                        log::warn!("a client of {} was lost: {e}", bound.name());
+                        log::warn!("cannot accept a client of {}: {e}", bound.name());
                     }
                     // Out of descriptors, perhaps: the client stays in the backlog, without a busy
                     // loop.

@@ -8,7 +8,7 @@ use std::io::Write as _;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Returns the hash that a program of this name gives the ring's file, as the guest's would.
+/// Returns what `sha256sum` prints on the host for the ring's file, read from standard input.
 fn hash_on_host(scene: &Scene) -> String {
     let output = Command::new("sha256sum").stdin(File::open(scene.path("ring")).unwrap()).output();
     String::from_utf8(output.unwrap().stdout).unwrap()

@@ -139,7 +139,7 @@ fn rings(queue: usize) -> Rings {
 impl Direct {
     /// A disk with one queue. `watch` runs the turns of the requests that a ring makes.
     pub fn over(disk: Disk, watch: Watch) -> Self {
-        let flusher = Flusher::start(open(&disk.path)).unwrap();
+        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
         Self::flushing(disk, watch, flusher)
     }
 

@@ -76,12 +76,12 @@ fn daemon_serves_as_another_user_what_root_has_opened() {
     }
     let scene = Scene::new();
     let (user, group) = (USER.to_string(), GROUP.to_string());
-    let daemon = scene.start(&["--user", &user, "--group", &group]);
+    let daemon = scene.start(&["--user", &user, "--group", &group, "--metrics", "unix:m"]);
     assert_eq!(status(&daemon, "Uid"), format!("{user} {user} {user} {user}"));
     assert_eq!(status(&daemon, "Gid"), format!("{group} {group} {group} {group}"));
     assert_eq!(status(&daemon, "Groups"), group);
     assert_eq!(status(&daemon, "CapEff"), "0000000000000000");
-    for name in ["ring", "s", "c"] {
+    for name in ["ring", "s", "c", "m"] {
         let about = std::fs::metadata(scene.path(name)).unwrap();
         assert_eq!(
             (about.uid(), about.gid(), about.mode() & 0o777),

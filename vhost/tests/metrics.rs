@@ -15,6 +15,7 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Consumer, Control, RingDevice};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use virtio_blk_driver::VirtioDevice;
@@ -285,6 +286,8 @@ fn error_is_one_json_object_where_the_log_is() {
 fn socket_of_the_metrics_is_replaced_when_stale_and_removed_at_the_end() {
     let scene = Scene::new();
     let mut first = scene.start(&UNIX);
+    let mode = std::fs::metadata(scene.path("m")).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600, "for the program's own user");
     let arguments =
         ["--socket-path", "t", "--blk-file", "u", "--size", "64K", "--metrics", "unix:m"];
     ring_test_support::assert_fails(&scene.run(&arguments), 1, "--metrics unix:m: in use");

@@ -11,6 +11,7 @@ use ring_test_support::executor_disk::{Disk, open};
 use ring_test_support::worker_disk::{Direct, Payload, Place};
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use vhost_device_blockring::data_path::flusher::Flusher;
 
 /// Rings that are tried, each with other writes.
@@ -90,7 +91,7 @@ fn writes_of_several_queues_are_decided_in_some_order_of_them() {
             writes.iter().filter(|(first, bytes)| ring.judge(*first, bytes).is_ok()).collect();
         let disk = Disk::of(&ring);
         let file = open(&disk.path);
-        let flusher = Flusher::start(open(&disk.path)).unwrap();
+        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
         let direct = Direct::with_queues(disk, QUEUES, flusher);
         // The queues have started when nothing was in them: no write repeats another.
         direct.turn();

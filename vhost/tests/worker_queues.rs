@@ -22,7 +22,7 @@ const REFUSED: Option<u8> = Some(1);
 const DATA: u64 = 3;
 
 fn with_queues(disk: Disk, queues: usize) -> Direct {
-    let flusher = Flusher::start(open(&disk.path)).unwrap();
+    let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
     Direct::with_queues(disk, queues, flusher)
 }
 

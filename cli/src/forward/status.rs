@@ -143,11 +143,7 @@ impl Forwarder {
         let arrived = arrived.unwrap_or(info.consumer).max(info.consumer);
         scrape.whole(&LAG_BYTES, &[name], info.producer.since(arrived).unwrap_or(0));
         let ages = self.ages.entry(name.to_owned()).or_default();
-        if let Some(time) = info.producer_time_ns {
-            ages.note(info.producer, time);
-        }
-        let none = (info.producer <= arrived).then_some(Duration::ZERO);
-        if let Some(age) = none.or_else(|| ages.oldest(arrived, SystemTime::now())) {
+        if let Some(age) = ages.update(info, arrived, SystemTime::now()) {
             scrape.fraction(&LAG_TIME, &[name], age.as_secs_f64());
         }
     }

@@ -122,10 +122,10 @@ impl Ring {
     /// Returns the age of the oldest item, and whether it can be older.
     fn age(&mut self, sample: &Sample) -> Option<(Duration, bool)> {
         if let Some((position, time)) = sample.earlier {
-            self.ages.note(position, time);
+            self.ages.note(sample.uuid.as_deref(), position, time);
         }
         if let Some(time) = sample.producer_ns {
-            self.ages.note(sample.producer, time);
+            self.ages.note(sample.uuid.as_deref(), sample.producer, time);
         }
         let told = match sample.oldest() {
             Oldest::None => return None,

@@ -1,5 +1,5 @@
-//! What the daemon tells of itself to a scrape: the counters of the data path, and the ring's
-//! pointer sectors.
+//! Metrics and health of the daemon, from the counters of the data path and the ring's pointer
+//! sectors.
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::ring::Opened;
@@ -22,7 +22,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 
-/// The sockets of the metrics, before the process is confined.
+/// Listens at the addresses of the metrics. To be called before the process is confined.
 ///
 /// # Errors
 ///
@@ -35,16 +35,17 @@ pub fn listen(settings: &Settings) -> Result<Vec<Bound>, Failure> {
         ..Access::default()
     };
     let on = |address| {
-        let name = || format!("--metrics {address}");
-        Bound::on(address, &access).map_err(|source| Failure::Socket { name: name(), source })
+        let failure = |source| Failure::Socket { name: format!("--metrics {address}"), source };
+        Bound::on(address, &access).map_err(failure)
     };
     settings.metrics.iter().map(on).collect()
 }
 
-/// Returns the addresses of the metrics, with which a list of the log goes on.
+/// Returns the part of the log's line at the start that names the addresses of the metrics.
 pub fn names(bound: &[Bound]) -> String {
-    let names: Vec<_> = [""].into_iter().chain(bound.iter().map(Bound::name)).collect();
-    names.join(", metrics at ")
+    let names: Vec<_> =
+        bound.iter().map(|bound| format!(", metrics at {}", bound.name())).collect();
+    names.concat()
 }
 
 /// Starts to answer scrapes, if there are addresses for that.
@@ -81,7 +82,7 @@ struct Observed {
 }
 
 impl Observed {
-    /// Observes the ring at `path`, which `file` is.
+    /// Maps the ring's `file`, which was opened by `path`.
     fn new(
         path: &Path,
         file: File,
@@ -151,7 +152,7 @@ impl Source for Observed {
         ] {
             scrape.whole(metric, ring, counter.get());
         }
-        // All of them, so that the first refusal shows as an increase.
+        // Those without a refusal, too: the first one then shows as an increase.
         for reason in Reason::ALL {
             scrape.whole(&REFUSALS, &[&self.name, reason.name()], counters.refused(reason));
         }

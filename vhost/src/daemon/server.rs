@@ -97,7 +97,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let guest_state = opened.guest_state;
     let executor =
         Executor::new(region, guard, service, Arc::clone(&counters), host_bell, guest_state);
-    let flusher = Flusher::counted(duplicate()?, Arc::clone(&counters));
+    let flusher = Flusher::start(duplicate()?, Arc::clone(&counters));
     let flusher = flusher.map_err(system("start a thread"))?;
     let worker = Worker::new(
         executor,

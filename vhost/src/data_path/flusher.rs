@@ -35,21 +35,13 @@ pub struct Flusher {
 
 impl Flusher {
     /// Starts the thread on `file`. It must be the open file description that the region is mapped
-    /// by, since a write-back error is reported once to each description.
+    /// by, since a write-back error is reported once to each description. The time of each flush,
+    /// and its failure, are counted.
     ///
     /// # Errors
     ///
     /// No event or no thread can be made.
-    pub fn start(file: File) -> io::Result<Self> {
-        Self::by(move || file.sync_data())
-    }
-
-    /// Does the same as [`start`](Self::start), and counts the time and the failures of each flush.
-    ///
-    /// # Errors
-    ///
-    /// No event or no thread can be made.
-    pub fn counted(file: File, counters: Arc<Counters>) -> io::Result<Self> {
+    pub fn start(file: File, counters: Arc<Counters>) -> io::Result<Self> {
         Self::by(move || {
             let start = Instant::now();
             probes::flush_begin();

@@ -190,6 +190,11 @@ mod tests {
         assert!(!none.polls_on(0));
         none.sleeps(0);
         assert_eq!(none.idle_since, None, "nothing needs that time");
+        none.start_turn(true, 0);
+        none.worked();
+        assert!(!none.polls_on(1));
+        none.sleeps(1);
+        assert_eq!(counted(&none), 0, "the clock is not read");
         let mut always = poller(Polling::Always);
         assert!((0..1000).all(|_| always.polls_on(0)));
         assert_eq!(always.polls, 0, "unlimited polls are not counted");
