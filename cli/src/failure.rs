@@ -182,6 +182,11 @@ impl Failure {
     }
 }
 
+/// Returns the words of an error without the ring's name in front, for a line that begins with it.
+pub fn without_name<'a>(words: &'a str, name: &str) -> &'a str {
+    words.strip_prefix(name).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(words)
+}
+
 /// Returns what the user can do about damaged bytes, where the text does not say it.
 fn remedy_of_damage(damage: &FormatError) -> Option<&'static str> {
     match damage {

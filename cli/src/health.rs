@@ -1,7 +1,7 @@
 //! `blockring health`.
 
 use super::address::{Address, PATIENCE, seconds, sector_size};
-use super::failure::{Failure, Outcome};
+use super::failure::{Failure, Outcome, without_name};
 use super::output::{print, require_output};
 use super::sample::{Oldest, Sample, age_in_words, refuse_driven};
 use serde::Serialize;
@@ -14,16 +14,15 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The longest time that a consumer is watched that has not moved for longer than `--max-age`,
-/// where the ring does not tell the oldest item's age, or that tells no times at all. One that
-/// works moves within it.
-const WATCH: Duration = Duration::from_secs(1);
-
 /// Rings that are looked at side by side: backends that do not answer are waited for together.
 const THREADS: usize = 8;
 
-/// The pause between two looks at such a consumer.
-const LOOK: Duration = Duration::from_millis(20);
+/// The longest time for which a consumer is watched that may be stuck: one that works moves within
+/// it.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// The pause between two looks at a consumer that is watched.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Say whether rings are healthy, for probes: one line a ring, and the exit code
 #[derive(clap::Args)]
@@ -88,7 +87,7 @@ struct Verdict {
     code: u8,
 }
 
-/// What was seen of a ring that could be opened.
+/// Figures of a ring that could be opened.
 #[derive(Serialize)]
 struct Figures {
     uuid: Option<String>,
@@ -103,6 +102,7 @@ struct Figures {
     has_consumer: Option<bool>,
     /// Requests of the guest that the backend has refused, by reason; empty without a backend.
     refused: BTreeMap<String, u64>,
+    /// The figures in a line for people.
     #[serde(skip)]
     words: String,
 }
@@ -139,7 +139,7 @@ impl Health {
                     loop {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(address) = addresses.get(index) else { return };
-                        // Nobody wants it any more after a failure.
+                        // Nobody waits for verdicts after a failure.
                         if done.send((index, self.examine(address))).is_err() {
                             return;
                         }
@@ -149,6 +149,7 @@ impl Health {
                 thread.spawn_scoped(scope, look).map_err(Failure::io("cannot start a thread"))?;
             }
             drop(done);
+            // Verdicts that came before those of rings in front of theirs.
             let mut early = BTreeMap::new();
             for (index, verdict) in results {
                 early.insert(index, verdict);
@@ -172,13 +173,11 @@ impl Health {
                 let healthy = reasons.is_empty();
                 Ok(Verdict { ring, healthy, reasons, figures: Some(Figures::of(&sample)), code: 1 })
             }
-            // Nothing more may be printed there.
+            // No report may be printed there.
             Err(failure @ Failure::OutputIsRing(_)) => Err(failure),
             Err(failure) => {
-                let words = failure.words();
-                // The line begins with the name already.
-                let reason = words.strip_prefix(&format!("{ring}: ")).unwrap_or(&words);
-                let (reasons, code) = (vec![reason.to_owned()], failure.code());
+                let reason = without_name(&failure.words(), &ring).to_owned();
+                let (reasons, code) = (vec![reason], failure.code());
                 Ok(Verdict { ring, healthy: false, reasons, figures: None, code })
             }
         }
@@ -206,14 +205,19 @@ impl Health {
                 }
             }
         }
-        if self.need_consumer && sample.has_consumer == Some(false) {
-            reasons.push("no process is its consumer".to_owned());
+        let no_consumer = match sample.has_consumer {
+            Some(true) => None,
+            Some(false) => Some("no process is its consumer"),
+            None => Some("it is not known whether a process is its consumer"),
+        };
+        if let Some(words) = no_consumer.filter(|_| self.need_consumer) {
+            reasons.push(words.to_owned());
         }
         Ok(reasons)
     }
 }
 
-/// What one look says of the age of the oldest item.
+/// The verdict on the age of the oldest item, after one look.
 #[derive(Debug, PartialEq)]
 enum AgeVerdict {
     Young,
@@ -255,7 +259,7 @@ fn tells_no_times(sample: &Sample) -> bool {
 fn moves(from: Position, look: &dyn Fn() -> Result<Sample, Failure>) -> Result<bool, Failure> {
     let begun = Instant::now();
     while begun.elapsed() < WATCH {
-        thread::sleep(LOOK);
+        thread::sleep(PAUSE);
         if look()?.consumer != from {
             return Ok(true);
         }
@@ -290,7 +294,7 @@ impl Figures {
             suspend_ack: sample.suspended,
             has_producer: sample.has_producer,
             has_consumer: sample.has_consumer,
-            refused: sample.refusals().into_iter().collect(),
+            refused: sample.refusals().map(|(reason, count)| (reason.to_owned(), count)).collect(),
             words: format!("{used:.1} % used{items}{oldest}{suspended}"),
         }
     }
@@ -325,6 +329,27 @@ mod tests {
         assert_eq!(looks.get(), 3);
         let gone = || Err(Failure::Missing("gone".to_owned()));
         assert!(moves(Position::new(8).unwrap(), &gone).is_err());
+    }
+
+    #[test]
+    fn consumer_that_may_be_missing_is_not_taken_for_one() {
+        let health = Health {
+            rings: Vec::new(),
+            sector_size: None,
+            max_age: None,
+            max_used: None,
+            need_consumer: true,
+            timeout: None,
+            json: false,
+        };
+        for (has_consumer, words) in
+            [(Some(true), None), (Some(false), Some("no process is")), (None, Some("not known"))]
+        {
+            let sample = Sample { has_consumer, ..sample(8, 400) };
+            let reasons = health.reasons(&sample, &|| Ok(sample.clone())).unwrap();
+            assert_eq!(reasons.len(), usize::from(words.is_some()));
+            assert!(words.is_none_or(|words| reasons[0].contains(words)), "{reasons:?}");
+        }
     }
 
     #[test]

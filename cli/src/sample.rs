@@ -1,4 +1,4 @@
-//! One look at a ring, beside its producer and consumer: what health and the live view judge.
+//! One look at a ring, beside its producer and consumer, for `health` and `top`.
 
 use super::address::{Address, Device};
 use super::failure::{Failure, Outcome};
@@ -43,7 +43,7 @@ pub struct Sample {
     pub backend: Option<Value>,
 }
 
-/// What is known of the age of the oldest item.
+/// The age of the oldest item, as far as the ring tells it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Oldest {
     /// There is no item.
@@ -133,13 +133,19 @@ impl Sample {
         if self.used() == 0 { Some(0) } else { self.published_items?.checked_sub(consumed) }
     }
 
-    /// Returns the time since `time_ns`; zero for a clock that is ahead of this one.
-    pub fn since(&self, time_ns: u64) -> Duration {
+    /// Returns the time of the look, in nanoseconds since 1970.
+    pub fn at_ns(&self) -> u64 {
         let now = self.at.duration_since(UNIX_EPOCH).unwrap_or_default();
-        now.saturating_sub(Duration::from_nanos(time_ns))
+        // Nanoseconds since 1970 fit 64 bits until the year 2554.
+        u64::try_from(now.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// Returns what the ring itself tells of the age of its oldest item.
+    /// Returns the time since `time_ns`; zero for a clock that is ahead of this one.
+    pub fn since(&self, time_ns: u64) -> Duration {
+        Duration::from_nanos(self.at_ns().saturating_sub(time_ns))
+    }
+
+    /// Returns the age of the oldest item, as far as the ring tells it.
     pub fn oldest(&self) -> Oldest {
         if self.used() == 0 {
             return Oldest::None;
@@ -153,18 +159,17 @@ impl Sample {
         }
     }
 
-    /// Returns how long the consumer has not moved, as far as the ring tells.
+    /// Returns the time since the consumer moved, where the ring tells it.
     pub fn consumer_idle(&self) -> Option<Duration> {
         // A consumer that never moved has not done so since the ring was made.
         self.consumer_ns.or(self.created_ns).map(|time| self.since(time))
     }
 
-    /// Returns the requests that the backend has refused, by reason.
-    pub fn refusals(&self) -> Vec<(String, u64)> {
+    /// Returns the numbers of requests that the backend has refused, by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (&str, u64)> {
         let counts = self.backend.as_ref().and_then(|counters| counters["refused"].as_object());
-        let count =
-            |(reason, count): (&String, &Value)| (reason.clone(), count.as_u64().unwrap_or(0));
-        counts.into_iter().flatten().map(count).collect()
+        let counts = counts.into_iter().flatten();
+        counts.map(|(reason, count)| (reason.as_str(), count.as_u64().unwrap_or(0)))
     }
 }
 

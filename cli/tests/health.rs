@@ -3,18 +3,20 @@
 
 mod common;
 
+use common::machine::succeed;
 use common::scene::Scene;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, SockType, accept, send};
 use nix::unistd::close;
-use ring_test_support::assert_ok;
 use ring_test_support::process::{signal, status_of};
+use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;
 use shared_block_ring::format::{
     EXTENSION, Geometry, PointerSector, SectorSize, Side, Slot, decode_sector0, find_slot, put_slot,
 };
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::symlink;
 use std::process::Stdio;
 
 /// Returns the exit code and what was printed.
@@ -176,6 +178,37 @@ fn health_of_many_rings_has_the_exit_code_of_the_worst() {
     );
     assert!(object["rings"][1]["reasons"][0].as_str().unwrap().contains("too small"));
     assert_ok(&scene.run(&["health", "--json", "ring"], b""));
+}
+
+#[test]
+fn health_of_a_long_list_of_rings_keeps_its_order() {
+    let scene = Scene::with_ring("64K");
+    for number in 0..3000 {
+        symlink("ring", scene.path(&format!("{number:04}.out"))).unwrap();
+    }
+    let text = scene.succeed("ulimit -n 128; $RING health *.out");
+    assert_eq!(text.lines().count(), 3000);
+    for (number, line) in text.lines().enumerate() {
+        assert!(line.starts_with(&format!("{number:04}.out: healthy: ")), "{line}");
+    }
+    scene.succeed("printf X | dd of=ring bs=1 seek=520 conv=notrunc status=none");
+    let output = scene.shell("ulimit -n 128; exec $RING health *.out");
+    assert_fails(&output, 5, "3000 of 3000 rings are not healthy");
+}
+
+/// Needs root, for a mount namespace.
+#[test]
+fn health_finds_consumers_without_proc() {
+    succeed(
+        r#"umount -l /proc
+        "$RING" create --size 64K ring
+        must 1 "not healthy: no process is its consumer" "$RING" health --need-consumer ring
+        "$RING" consume --follow --timeout 60 ring > out &
+        timeout 60 sh -c 'until "$RING" health --need-consumer ring > health; do sleep 0.01; done'
+        must 0 "ring: healthy: 0.0 % used, 0 items" "$RING" health --need-consumer ring
+        kill $!
+        wait $!"#,
+    );
 }
 
 #[test]

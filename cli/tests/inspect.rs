@@ -149,6 +149,10 @@ fn inspect_shows_damage_and_ends_with_its_code() {
     assert!(of_kind(&found, "sector")[1]["damage"].as_str().unwrap().contains("flag byte"));
     let text = scene.shell("$RING inspect ring");
     assert!(String::from_utf8(text.stdout).unwrap().contains("damaged: producer sector"));
+    scene.write("ring", &sound);
+    scene.succeed("printf X | dd of=ring bs=1 seek=1032 conv=notrunc status=none");
+    let output = scene.run(&["inspect", "--items", "--from", "80", "ring"], b"");
+    assert_fails(&output, 5, "consumer sector: flag byte");
     scene.write("text", "hello".repeat(1000));
     assert_fails(&scene.run(&["inspect", "text"], b""), 5, "not a ring");
 }

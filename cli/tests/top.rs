@@ -2,89 +2,25 @@
 #![allow(clippy::unwrap_used)]
 
 mod common;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use common::scene::Scene;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use ring_test_support::process::{eventually_or, signal, status_of};
+use ring_test_support::process::{eventually, eventually_or, signal, state, status_of};
 use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;
+use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use terminal::Terminal;
 
-/// A terminal: a tmux server of its own, which ends with this.
-struct Terminal<'a> {
-    scene: &'a Scene,
-    /// The server's socket: one that ends may still have its own.
-    socket: String,
-}
+/// The screen of the view, and that of a shell.
+const VIEW: &str = "1 0";
+const SHELL: &str = "0 1";
 
-impl<'a> Terminal<'a> {
-    /// Runs a shell script in a terminal of that size; `$RING` is the program.
-    fn new(scene: &'a Scene, size: [&str; 2], script: &str) -> Self {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
-        let socket = format!("tmux-{}", COUNT.fetch_add(1, Ordering::Relaxed));
-        let terminal = Self { scene, socket };
-        scene.write("script", script);
-        let [columns, lines] = size;
-        terminal.tmux(&[
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            columns,
-            "-y",
-            lines,
-            "sh script; exec cat",
-        ]);
-        terminal
-    }
-
-    fn tmux(&self, arguments: &[&str]) -> String {
-        let output = Command::new("tmux")
-            .args(["-u", "-S", &self.socket])
-            .args(arguments)
-            .current_dir(self.scene.path("."))
-            .env("RING", env!("CARGO_BIN_EXE_blockring"))
-            .env("TERM", "xterm-256color")
-            .env_remove("TMUX")
-            .env_remove("NO_COLOR")
-            .env("LC_ALL", "C.UTF-8")
-            .stdin(Stdio::null())
-            .output()
-            .expect("tmux (scripts/setup.sh installs it)");
-        assert_ok(&output);
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// Returns the lines that the terminal shows.
-    fn lines(&self) -> Vec<String> {
-        self.tmux(&["capture-pane", "-p"]).lines().map(|line| line.trim_end().to_owned()).collect()
-    }
-
-    fn press(&self, key: &str) {
-        self.tmux(&["send-keys", key]);
-    }
-
-    /// Waits until the terminal shows what the condition asks for, and returns its lines.
-    fn until(&self, is_so: impl Fn(&[String]) -> bool) -> Vec<String> {
-        eventually_or(|| is_so(&self.lines()), || self.lines().join("\n"));
-        self.lines()
-    }
-
-    fn until_shown(&self, words: &str) -> Vec<String> {
-        self.until(|lines| lines.iter().any(|line| line.contains(words)))
-    }
-}
-
-impl Drop for Terminal<'_> {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let mut command = Command::new("tmux");
-        command.args(["-S", &self.socket, "kill-server"]).current_dir(self.scene.path("."));
-        let _ = command.stderr(Stdio::null()).status();
-    }
+fn pid_of_view(scene: &Scene) -> Pid {
+    Pid::from_raw(scene.lines("pid")[0].parse().unwrap())
 }
 
 /// A half full ring without a consumer, an empty one, and a damaged one.
@@ -123,7 +59,7 @@ fn top_shows_rings_in_eighty_columns_and_follows_keys() {
         "RING                   STATE       IN B/s    OUT USED             OLDEST REFUSED"
     );
     assert!(
-        lines[2].starts_with("bad.out                damaged     bad.out: producer sector: flag"),
+        lines[2].starts_with("bad.out                damaged     producer sector: flag"),
         "{lines:?}"
     );
     assert_eq!(
@@ -228,7 +164,7 @@ fn top_fills_a_large_terminal_and_follows_its_size_and_its_rings() {
     // A ring that appears, and one that goes.
     scene.succeed("$RING create --size 64K new.out; rm half.out");
     terminal.until(|lines| {
-        let reason = "gone        half.out: cannot open";
+        let reason = "gone        cannot open";
         lines[4].starts_with("half.out") && lines[4].contains(reason)
     });
     terminal.until_shown("new.out");
@@ -241,29 +177,150 @@ type Ending = fn(&Terminal<'_>, Pid);
 #[test]
 fn top_leaves_the_terminal_as_it_was_however_it_is_ended() {
     let scene = three_rings();
-    let endings: [(&str, Ending); 4] = [
+    let endings: [(&str, Ending); 5] = [
         ("q", |terminal, _| terminal.press("q")),
         ("Ctrl-C", |terminal, _| terminal.press("C-c")),
         ("SIGTERM", |_, pid| kill(pid, Signal::SIGTERM).unwrap()),
         ("SIGHUP", |_, pid| kill(pid, Signal::SIGHUP).unwrap()),
+        ("SIGQUIT", |_, pid| kill(pid, Signal::SIGQUIT).unwrap()),
     ];
     for (name, end) in endings {
         let _ = std::fs::remove_file(scene.path("ended"));
         let script = format!("echo what was there before\n{BETWEEN_MODES}");
         let terminal = Terminal::new(&scene, ["80", "24"], &script);
         terminal.until_shown("no consumer");
-        let modes = "#{alternate_on} #{cursor_flag}";
-        assert_eq!(terminal.tmux(&["display-message", "-p", modes]).trim(), "1 0");
-        let pid = scene.lines("pid")[0].parse().unwrap();
-        end(&terminal, Pid::from_raw(pid));
+        assert_eq!(terminal.screen(), VIEW);
+        end(&terminal, pid_of_view(&scene));
         scene.wait_for_lines("ended", 1);
         assert_eq!(scene.lines("ended"), ["ended with 0"], "{name}");
         let lines = terminal.until_shown("ended with 0");
         assert_eq!(lines[..2], ["what was there before", "ended with 0"], "{name}");
-        assert_eq!(terminal.tmux(&["display-message", "-p", modes]).trim(), "0 1", "{name}");
+        assert_eq!(terminal.screen(), SHELL, "{name}");
         assert!(!scene.read("before").is_empty());
         assert_eq!(scene.lines("before"), scene.lines("after"), "{name}");
     }
+}
+
+/// Runs the view as a job of a shell that takes the terminal back when the view is stopped, and
+/// gives it away again after a line of input.
+const AS_A_JOB: &str = "echo what was there before
+modes=$(stty -g)
+stty -a > before
+set -m
+sh -c 'echo $$ > pid; exec \"$RING\" top --interval 0.1 \"*.out\"'
+stty $modes
+printf '\\033[?1049l\\033[?25h'
+echo stopped > stopped
+read answer
+fg
+code=$?
+stty -a > after
+echo ended with $code > ended
+echo ended with $code\n";
+
+#[test]
+fn top_takes_the_terminal_again_after_a_stop() {
+    let scene = three_rings();
+    let terminal = Terminal::new(&scene, ["80", "24"], AS_A_JOB);
+    let is_whole = |lines: &[String]| {
+        let seen = lines.len() == 24 && lines[23].starts_with("q quit");
+        seen && lines[1].starts_with("RING") && lines[4].contains("no consumer")
+    };
+    terminal.until(is_whole);
+    kill(pid_of_view(&scene), Signal::SIGSTOP).unwrap();
+    scene.wait_for_lines("stopped", 1);
+    eventually_or(|| terminal.screen() == SHELL, || terminal.lines().join("\n"));
+    assert_eq!(terminal.lines()[0], "what was there before");
+    terminal.press("Enter");
+    terminal.until(is_whole);
+    assert_eq!(terminal.screen(), VIEW);
+    // A key, without the end of a line behind it.
+    terminal.press("u");
+    terminal.until_shown("by used;");
+    terminal.press("q");
+    scene.wait_for_lines("ended", 1);
+    assert_eq!(scene.lines("ended"), ["ended with 0"]);
+    assert_eq!(scene.lines("before"), scene.lines("after"));
+    assert_eq!(terminal.until_shown("ended with 0")[0], "what was there before");
+    assert_eq!(terminal.screen(), SHELL);
+}
+
+#[test]
+fn top_in_the_background_ends_and_leaves_the_terminal_to_the_shell() {
+    let scene = three_rings();
+    let terminal = Terminal::new(&scene, ["80", "24"], AS_A_JOB);
+    terminal.until_shown("no consumer");
+    let pid = pid_of_view(&scene);
+    kill(pid, Signal::SIGSTOP).unwrap();
+    scene.wait_for_lines("stopped", 1);
+    eventually_or(|| terminal.screen() == SHELL, || terminal.lines().join("\n"));
+    let before = terminal.lines();
+    // What `kill` of a shell sends to a job that is stopped. The shell reads a line meanwhile, and
+    // does not wait for the job.
+    kill(pid, Signal::SIGCONT).unwrap();
+    kill(pid, Signal::SIGTERM).unwrap();
+    eventually("the view ends", || state(pid.as_raw().cast_unsigned()) == 'Z');
+    assert_eq!(terminal.lines(), before);
+    assert_eq!(terminal.screen(), SHELL);
+    terminal.press("Enter");
+    scene.wait_for_lines("ended", 1);
+    assert_eq!(scene.lines("before"), scene.lines("after"));
+}
+
+#[test]
+fn top_refuses_a_terminal_without_a_size() {
+    let scene = three_rings();
+    let script = "stty cols 0 rows 0; $RING top '*.out' 2> errors; echo $? > ended";
+    let _terminal = Terminal::new(&scene, ["80", "24"], script);
+    scene.wait_for_lines("ended", 1);
+    assert_eq!(scene.lines("ended"), ["1"]);
+    let errors = scene.lines("errors");
+    assert!(errors[0].contains("does not tell its size (stty cols 80 rows 24"), "{errors:?}");
+}
+
+/// Needs root, for a mount namespace.
+#[test]
+fn top_works_without_proc() {
+    let scene = three_rings();
+    let children = traffic(&scene, "empty.out");
+    let script = "unshare --mount --propagation private sh -c '
+        umount -l /proc
+        exec \"$RING\" top --interval 0.1 empty.out'\n";
+    let terminal = Terminal::new(&scene, ["80", "24"], script);
+    terminal.until_shown("flowing");
+    terminal.press("Enter");
+    // That there is one shows without /proc, and not which.
+    for role in ["producer", "consumer"] {
+        terminal.until_shown(&format!("{role}   a process; at "));
+    }
+    end(children);
+    terminal.until_shown("consumer   no process; at ");
+}
+
+#[test]
+fn top_shows_a_long_list_of_rings() {
+    let scene = Scene::with_ring("64K");
+    for number in 0..3000 {
+        symlink("ring", scene.path(&format!("{number:04}.out"))).unwrap();
+    }
+    let script = "ulimit -n 128; $RING top --once --interval 0.01 '*.out'";
+    let text = scene.succeed(script);
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines.len(), 3001);
+    for (number, line) in lines[1..].iter().enumerate() {
+        assert!(
+            line.starts_with(&format!("{number:04}.out ")) && line.contains(" idle "),
+            "{line}"
+        );
+    }
+    let script = "ulimit -n 128; exec $RING top --interval 0.1 '*.out'";
+    let terminal = Terminal::new(&scene, ["80", "24"], script);
+    terminal.until(|lines| lines[0].contains(" 3000 rings, 0 ") && lines[22].contains(" idle "));
+    for key in ["/", "2", "9", "9", "9", "Enter", "Enter"] {
+        terminal.press(key);
+    }
+    terminal.until(|lines| lines[0] == "2999.out" && lines[1] == "state      idle");
+    terminal.press("q");
 }
 
 /// A terminal that is closed, in front of a view that ignores the signal of that (as under nohup)
@@ -313,10 +370,7 @@ fn top_prints_a_frame_or_json_lines_without_a_terminal() {
     assert!(
         lines[3].starts_with("half.out               no consumer      0      0 [####....]  50%")
     );
-    assert!(
-        lines[4].starts_with("missing                gone        missing: cannot open"),
-        "{text}"
-    );
+    assert!(lines[4].starts_with("missing                gone        cannot open"), "{text}");
     let text = scene.succeed("$RING top --once --json --interval 0.01 '*.out' missing");
     let rings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rings.len(), 4);

@@ -63,15 +63,22 @@ impl Stop {
     /// As [`on_signal`](Self::on_signal).
     pub fn on(signals: impl IntoIterator<Item = libc::c_int>) -> io::Result<Self> {
         let (reader, writer) = UnixStream::pair()?;
-        let last = Arc::new(AtomicUsize::new(0));
-        for signal in signals {
-            let number = usize::try_from(signal).map_err(io::Error::other)?;
-            // Before the byte: whoever reads that finds the number.
-            signal_hook::flag::register_usize(signal, Arc::clone(&last), number)?;
-            let writer = writer.try_clone()?;
-            signal_hook::low_level::pipe::register(signal, writer)?;
-        }
-        Ok(Self { reader, writer, signal: last })
+        let stop = Self { reader, writer, signal: Arc::default() };
+        signals.into_iter().try_for_each(|signal| stop.add(signal))?;
+        Ok(stop)
+    }
+
+    /// Makes one more signal readable here, as those of [`on`](Self::on) are.
+    ///
+    /// # Errors
+    /// As [`on_signal`](Self::on_signal).
+    pub fn add(&self, signal: libc::c_int) -> io::Result<()> {
+        let number = usize::try_from(signal).map_err(io::Error::other)?;
+        // Before the byte: whoever reads that finds the number.
+        signal_hook::flag::register_usize(signal, Arc::clone(&self.signal), number)?;
+        let writer = self.writer.try_clone()?;
+        signal_hook::low_level::pipe::register(signal, writer)?;
+        Ok(())
     }
 
     /// Starts a thread that interrupts the main thread's system calls once the process was asked to

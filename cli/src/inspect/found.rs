@@ -15,13 +15,13 @@ pub struct Sector {
     /// First byte on the device.
     pub offset: u64,
     pub bytes: u64,
-    /// What the sector holds, in words.
+    /// Contents of the sector, in words.
     pub holds: String,
-    /// What is wrong with it.
+    /// Damage of the sector, in words.
     pub damage: Option<String>,
 }
 
-/// What lies where in a ring.
+/// The findings: sectors, positions, extents and items of a ring, and their damage.
 pub struct Found {
     pub name: String,
     pub geometry: Geometry,
@@ -33,7 +33,7 @@ pub struct Found {
     pub items: Items,
     pub payload_bytes: u64,
     pub checksum: Checksum,
-    /// Everything that is wrong, in words.
+    /// All damage, in words.
     pub damage: Vec<String>,
     /// Unusual states that are not damage.
     pub notices: Vec<String>,
@@ -42,7 +42,7 @@ pub struct Found {
 }
 
 impl Found {
-    /// Begins with what a survey knows before its first step. `info` is the ring's state, if its
+    /// Makes the findings of a survey before its first step. `info` is the ring's state, if its
     /// pointers are sound.
     pub fn new<D: RingDevice>(name: String, survey: &Survey<D>, info: Option<&DebugInfo>) -> Self {
         let geometry = survey.geometry();

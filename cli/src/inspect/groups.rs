@@ -73,7 +73,7 @@ impl Items {
         self.freed
     }
 
-    /// Returns the bytes behind the last item, which are none.
+    /// Returns the bytes behind the last item, which hold no sound one.
     pub fn broken(&self) -> u64 {
         self.end - self.reached
     }

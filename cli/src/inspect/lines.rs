@@ -121,7 +121,7 @@ impl Lines {
         self.line(line.trim_end())
     }
 
-    /// Prints the extents of the data area, and what was found in all.
+    /// Prints the extents of the data area, the summary, and all damage.
     pub fn extents(&mut self, found: &Found) -> Outcome {
         if self.json {
             return found.extents.iter().try_for_each(|extent| self.object("extent", extent));

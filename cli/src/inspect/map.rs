@@ -43,7 +43,7 @@ pub struct Extent {
     pub offset: u64,
     /// Number of bytes.
     pub bytes: u64,
-    /// What the bytes are.
+    /// State of the bytes.
     pub state: State,
     /// The position of the first byte; for free space that of the byte that will lie there.
     pub position: Option<u64>,

@@ -16,7 +16,6 @@ use found::Found;
 use lines::{ItemLine, Lines};
 use serde::Serialize;
 use shared_block_ring::Position;
-use shared_block_ring::format::Side;
 use shared_block_ring::survey::{Checksum, Step, Survey};
 use std::path::{Path, PathBuf};
 
@@ -57,7 +56,7 @@ pub struct Inspect {
     pub json: bool,
 }
 
-/// What an inspection has found in all.
+/// Totals of an inspection.
 #[derive(Default, Serialize)]
 pub struct Whole {
     kind: &'static str,
@@ -111,7 +110,7 @@ impl Inspect {
 
     /// Goes over all items, and lists those that were asked for.
     fn walk(&self, survey: &mut Survey<Device>, found: &mut Found, lines: &mut Lines) -> Outcome {
-        self.refuse_position(survey)?;
+        self.refuse_position(found)?;
         let geometry = survey.geometry();
         let from = self.from.unwrap_or(Position::ZERO);
         let mut left = if self.items { self.limit.unwrap_or(u64::MAX) } else { 0 };
@@ -135,13 +134,12 @@ impl Inspect {
         }
     }
 
-    /// Refuses a position at which no published item can be.
-    fn refuse_position(&self, survey: &Survey<Device>) -> Outcome {
-        let (first, end) = (survey.from(), survey.to());
-        let (Some(from), Ok(_)) = (self.from, survey.pointer(Side::Producer)) else {
-            return Ok(());
-        };
-        if from < first || from > end {
+    /// Refuses a position at which no published item can be. Where a pointer is damaged there are no
+    /// items, which is shown.
+    fn refuse_position(&self, found: &Found) -> Outcome {
+        let (Some(from), Some(marks)) = (self.from, found.marks) else { return Ok(()) };
+        let (first, end) = (marks.consumer, marks.producer);
+        if from.get() < first || from.get() > end {
             let text = format!(
                 "{}: position {from} is not published: the items lie from position {first} to {end}",
                 self.address.name()

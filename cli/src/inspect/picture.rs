@@ -45,7 +45,7 @@ fn start(svg: &mut Svg, class: &str, y: f64, text: &str) {
     svg.text(class, SIZE, [EDGES[0], y], Anchor::Start, text);
 }
 
-/// The ring's name, its size and its state.
+/// Draws the ring's name, its size and its state.
 fn head(svg: &mut Svg, found: &Found) {
     svg.text("strong", 16.0, [EDGES[0], 28.0], Anchor::Start, &found.name);
     let geometry = found.geometry;
@@ -69,7 +69,7 @@ fn head(svg: &mut Svg, found: &Found) {
     }
 }
 
-/// The sectors in front of the data area, and the data area to scale.
+/// Draws the sectors in front of the data area, and the data area to scale.
 fn device(svg: &mut Svg, found: &Found) {
     start(svg, "strong", 102.0, "The device");
     for (index, sector) in (0u8..).zip(&found.sectors) {
@@ -115,7 +115,7 @@ fn device(svg: &mut Svg, found: &Found) {
     }
 }
 
-/// The published bytes in the stream's order, item by item or in groups.
+/// Draws the published bytes in the stream's order, item by item or in groups.
 fn items(svg: &mut Svg, found: &Found) {
     start(svg, "strong", ITEMS_TOP - 30.0, "What is published, from the oldest to the newest");
     let Some(marks) = found.marks.filter(|marks| marks.producer > marks.consumer) else {
@@ -192,7 +192,7 @@ impl Bar<'_> {
     }
 }
 
-/// What the patterns and colours mean, with bytes and shares.
+/// Draws the legend of patterns and colours, with bytes and shares.
 fn legend(svg: &mut Svg, found: &Found) {
     let capacity = found.geometry.capacity().get();
     let mut place = 0u8;

@@ -23,7 +23,7 @@ pub struct Svg {
 }
 
 impl Svg {
-    /// Begins a document, with what it `shows` for readers that do not see it.
+    /// Begins a document. `shows` describes it for readers that do not see it.
     pub fn new(width: f64, height: f64, shows: &str, style: &str) -> Self {
         let mut svg = Self { text: String::new(), width };
         let shows = escaped(shows);
@@ -93,7 +93,7 @@ impl Svg {
                 None => lines.push(word.to_owned()),
             }
         }
-        // What is left over is in the last line, which is cut.
+        // All lines behind the first ones are joined to the last one, which `text` cuts.
         let rest = lines.split_off(most.min(lines.len()) - 1).join(" ");
         let mut baseline = y;
         for line in lines.iter().chain([&rest]) {

@@ -1,5 +1,6 @@
 //! The page of one ring: its figures, its history, its last refusals, and who has its roles.
 
+use super::super::failure::without_name;
 use super::super::sample::Sample;
 use super::draw::{Line, View};
 use super::model::{Model, Rates, Ring};
@@ -26,7 +27,8 @@ pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut
     line.put(&format!("state      {word}"), view.palette.of(alarm));
     if let Some(trouble) = &ring.trouble {
         let since = SystemTime::now().duration_since(trouble.since).unwrap_or_default();
-        line.put(&format!("reason     {}", trouble.reason), view.palette.of(alarm));
+        let reason = without_name(&trouble.reason, &name);
+        line.put_all("reason", reason, view.palette.of(alarm));
         line.put(&format!("           for {}; it is tried again", short_age(since)), Style::new());
     }
     for text in figures(ring) {
@@ -41,14 +43,14 @@ pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut
         history(&mut line, ring, each, name, figure);
     }
     line.put("", Style::new());
-    let counts = ring.sample.as_ref().map(Sample::refusals).unwrap_or_default();
-    let counts: Vec<_> = counts.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+    let counts = ring.sample.iter().flat_map(Sample::refusals);
+    let counts: Vec<_> = counts.map(|(reason, count)| format!("{reason} {count}")).collect();
     let all = match ring.refused() {
         None => "no backend tells".to_owned(),
         Some(0) => "none".to_owned(),
         Some(_) => counts.join(", "),
     };
-    line.put(&format!("refusals   {all}"), Style::new());
+    line.put_all("refusals", &all, Style::new());
     for refused in &ring.refusals {
         let ago = SystemTime::now().duration_since(refused.at).unwrap_or_default();
         let text =
@@ -58,7 +60,7 @@ pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut
     line.last("q quit  Esc all rings  arrows next ring");
 }
 
-/// A figure of a ring's history, and how it is told.
+/// Name of a figure in a ring's history, and the figure.
 type History = (&'static str, fn(&Rates) -> f64);
 
 const HISTORIES: [History; 4] = [

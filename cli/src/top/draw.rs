@@ -1,11 +1,13 @@
 //! The page with all rings: a line a ring.
 
+use super::super::failure::without_name;
 use super::model::{Model, Ring, Sort};
 use super::state::{self, Alarm};
 use super::words::{bar, end_of, oldest, short};
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Color, Modifier, Style};
+use shared_block_ring::device::shown;
 use std::path::{Path, PathBuf};
 
 /// Width of the columns that do not grow, with the space in front of each.
@@ -13,6 +15,9 @@ const STATE: usize = 12;
 const RATE: usize = 7;
 const OLDEST: usize = 8;
 const REFUSED: usize = 8;
+
+/// Width of a name in front of a text, on the page of a ring.
+const NAME: usize = 11;
 
 /// Styles; without colours what stands out is bold or underlined. Every state is told in words.
 #[derive(Debug, Clone, Copy)]
@@ -32,7 +37,7 @@ impl Palette {
     }
 }
 
-/// What is to be seen of the model.
+/// State of the view: what is shown of the model, and how.
 #[derive(Debug)]
 pub struct View {
     pub palette: Palette,
@@ -80,16 +85,16 @@ impl Columns {
 
     /// Returns the text of a ring's line.
     pub fn row(&self, address: &Path, ring: &Ring) -> String {
-        let name = end_of(&shared_block_ring::device::shown(address), self.name);
-        let (word, _) = state::of(ring);
-        let (width, state) = (self.name, STATE - 1);
+        let name = end_of(&shown(address), self.name);
+        let ((word, _), state) = (state::of(ring), STATE - 1);
         if let Some(trouble) = &ring.trouble {
-            return format!("{name:<width$} {word:<state$} {}", trouble.reason);
+            let reason = without_name(&trouble.reason, &shown(address));
+            return format!("{name} {word:<state$} {reason}");
         }
         let rates = ring.rates();
         let refused = ring.refused().map_or("-".to_owned(), |count| count.to_string());
         format!(
-            "{name:<width$} {word:<state$}{:>RATE$}{:>RATE$} {}{:>4}%{:>OLDEST$}{refused:>REFUSED$}",
+            "{name} {word:<state$}{:>RATE$}{:>RATE$} {}{:>4}%{:>OLDEST$}{refused:>REFUSED$}",
             short(rates.bytes_in),
             short(rates.bytes_out),
             bar(rates.share, self.bar),
@@ -177,6 +182,16 @@ impl Line<'_> {
             let width = usize::from(self.area.width);
             self.buffer.set_stringn(self.area.x, self.y, text, width, style);
             self.y += 1;
+        }
+    }
+
+    /// Adds a name and a text, in as many lines as the text needs.
+    pub fn put_all(&mut self, name: &str, text: &str, style: Style) {
+        let room = usize::from(self.area.width).saturating_sub(NAME);
+        let characters: Vec<char> = text.chars().collect();
+        for (index, part) in characters.chunks(room.max(1)).enumerate() {
+            let name = if index == 0 { name } else { "" };
+            self.put(&format!("{name:<NAME$}{}", String::from_iter(part)), style);
         }
     }
 

@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// What the terminal has sent. The thread ends with the process.
+/// Events from the terminal. The thread that reads them ends with the process.
 pub struct Input {
     terminal: BorrowedFd<'static>,
     events: Receiver<io::Result<Event>>,
@@ -36,19 +36,19 @@ impl Input {
         Ok(Self { terminal, events, ready })
     }
 
-    /// Returns the descriptor that is readable when something was sent.
+    /// Returns the descriptor that is readable when there are events.
     pub fn ready(&self) -> BorrowedFd<'_> {
         self.ready.as_fd()
     }
 
-    /// Returns what was sent since the last call.
+    /// Returns the events since the last call.
     pub fn take(&self) -> impl Iterator<Item = io::Result<Event>> {
-        // It fails if nothing was sent.
+        // It fails if there is none.
         let _ = self.ready.read();
         self.events.try_iter()
     }
 
-    /// Whether the terminal is gone.
+    /// Returns whether the terminal is gone.
     pub fn is_gone(&self) -> bool {
         look(self.terminal, PollTimeout::ZERO).is_ok_and(|seen| seen.contains(PollFlags::POLLHUP))
     }

@@ -4,7 +4,7 @@ use super::draw::View;
 use super::model::{Model, Sort};
 use crossterm::event::{KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-/// What follows a key.
+/// Whether the view goes on after a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
     GoOn,
@@ -23,7 +23,11 @@ pub fn press(key: KeyEvent, model: &mut Model, view: &mut View) -> Next {
         KeyCode::Char('q') => return Next::Quit,
         KeyCode::Esc | KeyCode::Backspace | KeyCode::Left if view.detail => view.detail = false,
         KeyCode::Esc => model.filter.clear(),
-        KeyCode::Enter | KeyCode::Right => view.detail = view.selected.is_some(),
+        KeyCode::Enter | KeyCode::Right => {
+            // The filter may have changed since the last frame.
+            select(0, model, view);
+            view.detail = view.selected.is_some();
+        }
         KeyCode::Up | KeyCode::Char('k') => select(-1, model, view),
         KeyCode::Down | KeyCode::Char('j') => select(1, model, view),
         KeyCode::PageUp => select(-10, model, view),

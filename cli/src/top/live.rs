@@ -20,6 +20,27 @@ use std::time::{Duration, Instant};
 /// after the other.
 const FRAME: Duration = Duration::from_millis(50);
 
+/// The pause between two looks whether the shell has given the terminal back.
+const AWAY: Duration = Duration::from_millis(200);
+
+fn lost() -> impl FnOnce(io::Error) -> Failure {
+    Failure::io("cannot use the terminal")
+}
+
+/// Returns whether the view is to end after an operation on the terminal.
+///
+/// # Errors
+/// That of the operation, if the terminal is there and the program was not asked to stop.
+fn is_over(done: io::Result<()>, keys: &Input) -> Result<bool, Failure> {
+    match done {
+        Ok(()) => Ok(false),
+        // The program was asked to stop.
+        Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(true),
+        Err(_) if keys.is_gone() => Ok(true),
+        Err(e) => Err(lost()(e)),
+    }
+}
+
 /// Runs the view until it is to end.
 pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
     let (input, output) = (Standard::Input.fd(), Standard::Output.fd());
@@ -28,7 +49,10 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
             "standard input and output have to be a terminal (--once and --json work without one)";
         return Err(Failure::Refused(text.to_owned()));
     }
-    let resized = Stop::on([libc::SIGWINCH]).map_err(Failure::io("cannot set up signals"))?;
+    let no_signals = || Failure::io("cannot set up signals");
+    stop.add(libc::SIGQUIT).map_err(no_signals())?;
+    let resized = Stop::on([libc::SIGWINCH]).map_err(no_signals())?;
+    let continued = Stop::on([libc::SIGCONT]).map_err(no_signals())?;
     let colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let mut view = View {
         palette: Palette { colours },
@@ -38,15 +62,21 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
         offset: 0,
         interval: interval.as_secs_f64(),
     };
-    let lost = || Failure::io("cannot use the terminal");
+    let (columns, lines) = crossterm::terminal::size().map_err(lost())?;
+    if columns == 0 || lines == 0 {
+        let text = "the terminal does not tell its size (stty cols 80 rows 24 sets it)";
+        return Err(Failure::Refused(text.to_owned()));
+    }
     let copy = |fd: std::os::fd::BorrowedFd<'_>| fd.try_clone_to_owned();
     let taken = Terminal::take(copy(input).map_err(lost())?, copy(output).map_err(lost())?);
-    let _taken = taken.map_err(lost())?;
+    let taken = taken.map_err(lost())?;
     let frames = Frames::new(output, stop.fd())?;
     let mut screen = Screen::new(CrosstermBackend::new(frames)).map_err(lost())?;
     let keys = Input::start(input).map_err(lost())?;
     let mut next = Instant::now();
     let (mut drawn_at, mut is_new) = (None, true);
+    // Whether a shell may have the terminal, since this process was stopped.
+    let mut is_away = false;
     'view: while !stop.requested() && !keys.is_gone() {
         let now = Instant::now();
         if now >= next {
@@ -54,12 +84,23 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
             let closely = view.selected.as_ref().filter(|_| view.detail);
             watch.look(closely);
         }
-        let due = drawn_at.map_or(now, |at: Instant| at + FRAME);
+        if is_away && !taken.is_in_background() {
+            // The shell has left nothing of the last frame.
+            let again = taken.take_again().and_then(|()| screen.resize(screen.size()?.into()));
+            if is_over(again, &keys)? {
+                break;
+            }
+            (is_away, is_new, drawn_at) = (false, true, None);
+        }
+        let frame = drawn_at.map_or(now, |at: Instant| at + FRAME);
+        let due = if is_away { now + AWAY } else { frame };
         if !is_new || now < due {
-            let until = if is_new { due.min(next) } else { next };
-            let fds = [stop.fd(), keys.ready(), resized.fd(), watch.sampler.ready()];
+            let until = if is_new || is_away { due.min(next) } else { next };
+            let looks = watch.sampler.ready();
+            let fds = [stop.fd(), keys.ready(), resized.fd(), continued.fd(), looks];
             let left = until.saturating_duration_since(now);
             wait_readable(&fds, Some(left)).map_err(lost())?;
+            is_away |= continued.take();
             let size = resized.take();
             let seen = watch.take()?;
             is_new |= size || seen;
@@ -91,12 +132,8 @@ pub fn run(mut watch: Watch, stop: &Stop, interval: Duration) -> Outcome {
                 None => list(&watch.model, &mut view, area, buffer),
             }
         });
-        match drawn {
-            Ok(_) => {}
-            // The program is to end.
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => break,
-            Err(_) if keys.is_gone() => break,
-            Err(e) => return Err(lost()(e)),
+        if is_over(drawn.map(drop), &keys)? {
+            break;
         }
     }
     // The library does this, too, and complains if the terminal is gone, unless that is known.

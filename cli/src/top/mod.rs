@@ -21,7 +21,7 @@ use super::sample::refuse_driven;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use model::Model;
 use ring_program::Stop;
-use sampler::Sampler;
+use sampler::{PATIENCE, Sampler};
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::wait::wait_readable;
 use std::collections::BTreeSet;
@@ -65,7 +65,7 @@ pub struct Top {
     json: bool,
 }
 
-/// The rings that are watched: their patterns, their looks, and what was seen.
+/// The rings that are watched: their patterns, the looks at them, and the results.
 struct Watch {
     sources: Vec<RingSource>,
     sampler: Sampler,
@@ -96,8 +96,8 @@ impl Watch {
         }
     }
 
-    /// Takes what was seen; returns whether that was anything. A ring that is standard output is an
-    /// error: what is printed would be written into it.
+    /// Takes the results of looks, and returns whether there were any. A ring that is standard
+    /// output is an error: reports would be written into it.
     fn take(&mut self) -> Result<bool, Failure> {
         let seen = self.sampler.take();
         let any = !seen.is_empty();
@@ -129,8 +129,8 @@ impl Top {
         for source in self.rings.iter().filter(|source| source.pattern().is_none()) {
             refuse_driven(&Address::new(source.address.clone(), None))?;
         }
-        let sampler =
-            Sampler::start(self.sector_size).map_err(Failure::io("cannot start a thread"))?;
+        let sampler = Sampler::start(self.sector_size, PATIENCE)
+            .map_err(Failure::io("cannot start a thread"))?;
         let watch = Watch { sources: self.rings, sampler, model: Model::default() };
         if self.once || self.json {
             return reports(watch, stop, self.interval, self.once, self.json);

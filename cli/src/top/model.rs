@@ -1,5 +1,5 @@
-//! The rings of the live view: what was seen of them, in which order they are shown, and which.
-//! Samples in, rows out; no I/O and no drawing.
+//! The rings of the live view, their histories, and the order in which they are shown. Samples in,
+//! rows out; no I/O and no drawing.
 
 use super::super::failure::Failure;
 use super::super::sample::{Oldest, Sample};
@@ -18,7 +18,7 @@ const KEPT: Duration = Duration::from_secs(3600);
 /// Refusals that a ring keeps for its detail page.
 const REFUSALS: usize = 6;
 
-/// What was seen of a ring between two samples, or at one.
+/// Rates of a ring between two samples, and its figures at the second one.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Rates {
     /// Bytes a second, with the items' framing.
@@ -35,43 +35,46 @@ pub struct Rates {
     pub oldest: f64,
 }
 
-/// Refusals of one reason that were seen together.
+/// Refusals of one reason between two samples.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Refused {
+    /// Time of the second sample.
     pub at: SystemTime,
     pub reason: String,
     pub count: u64,
 }
 
-/// Why a ring cannot be seen.
+/// The failure of the last looks at a ring.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Trouble {
     /// The state in a word.
     pub word: &'static str,
     /// The error in words.
     pub reason: String,
+    /// Time of the first look that failed.
     pub since: SystemTime,
 }
 
-/// A ring, and what was seen of it.
+/// A ring, with the results of the looks at it.
 #[derive(Debug, Default)]
 pub struct Ring {
+    /// The last look that succeeded.
     pub sample: Option<Sample>,
     pub trouble: Option<Trouble>,
     pub history: VecDeque<Rates>,
     /// The last refusals, the newest first.
     pub refusals: VecDeque<Refused>,
-    /// The processes that have the roles of producer and consumer, when they were last searched.
+    /// The processes that had the roles of producer and consumer when they were last searched.
     pub holders: Option<[Option<i32>; 2]>,
     ages: Ages,
     /// The age of the oldest item, and whether it can be older.
     pub oldest: Option<(Duration, bool)>,
-    /// The producer's position at the first sample: what lies before it is older than was seen.
+    /// The producer's position at the first sample: items before it can be older than that sample.
     first: Option<u64>,
 }
 
 impl Ring {
-    /// Takes a look's result.
+    /// Takes the result of a look.
     fn note(&mut self, seen: Result<Sample, Failure>, now: SystemTime) {
         match seen {
             Ok(sample) => self.accept(sample),
@@ -96,7 +99,7 @@ impl Ring {
                 && before.consumer <= sample.consumer
         });
         if before.is_none() {
-            // Another ring, or an older copy of it: what was seen does not count.
+            // Another ring, or an older copy of it: its history begins anew.
             *self = Self { holders: self.holders, ..Self::default() };
         }
         self.first.get_or_insert(sample.producer.get());
@@ -124,16 +127,16 @@ impl Ring {
         if let Some((position, time)) = sample.earlier {
             self.ages.note(sample.uuid.as_deref(), position, time);
         }
-        if let Some(time) = sample.producer_ns {
-            self.ages.note(sample.uuid.as_deref(), sample.producer, time);
-        }
+        // Where the ring tells no times: what is published now was so at this look.
+        let time = sample.producer_ns.unwrap_or_else(|| sample.at_ns());
+        self.ages.note(sample.uuid.as_deref(), sample.producer, time);
         let told = match sample.oldest() {
             Oldest::None => return None,
             Oldest::Exactly(age) => return Some((age, false)),
             Oldest::AtLeast(age) => age,
         };
         let seen = self.ages.oldest(sample.consumer, sample.at).unwrap_or_default();
-        // Items that were there at the first look can be older than all that was seen.
+        // Items that were there at the first look can be older than every time that was noted.
         let was_there = self.first.is_some_and(|first| sample.consumer.get() < first);
         Some((told.max(seen), was_there))
     }
@@ -150,10 +153,11 @@ impl Ring {
         rates.bytes_out = rate(before.consumer.get(), sample.consumer.get());
         rates.items_in = items(before.published_items, sample.published_items);
         rates.items_out = items(before.consumed_items, sample.consumed_items);
-        let earlier: BTreeMap<_, _> = before.refusals().into_iter().collect();
+        let earlier: BTreeMap<_, _> = before.refusals().collect();
         for (reason, count) in sample.refusals() {
-            let new = count.saturating_sub(earlier.get(&reason).copied().unwrap_or(0));
+            let new = count.saturating_sub(earlier.get(reason).copied().unwrap_or(0));
             if new > 0 {
+                let reason = reason.to_owned();
                 rates.refusals += rate(0, new);
                 self.refusals.push_front(Refused { at: sample.at, reason, count: new });
                 self.refusals.truncate(REFUSALS);
@@ -161,7 +165,7 @@ impl Ring {
         }
     }
 
-    /// Returns what was seen last.
+    /// Returns the rates and figures of the last sample.
     pub fn rates(&self) -> Rates {
         self.history.back().copied().unwrap_or_default()
     }
@@ -169,7 +173,7 @@ impl Ring {
     /// Returns the number of requests that the backend has refused.
     pub fn refused(&self) -> Option<u64> {
         let sample = self.sample.as_ref().filter(|sample| sample.backend.is_some())?;
-        Some(sample.refusals().iter().map(|(_, count)| count).sum())
+        Some(sample.refusals().map(|(_, count)| count).sum())
     }
 }
 
@@ -260,8 +264,7 @@ impl Model {
         let shown = |(address, _): &(&PathBuf, &Ring)| {
             self.filter.is_empty() || address.to_string_lossy().contains(&self.filter)
         };
-        let mut rows: Vec<_> = self.rings.iter().filter(shown).collect();
-        let least = |ring: &Ring| -> f64 {
+        let key = |ring: &Ring| -> f64 {
             let rates = ring.rates();
             match self.sort {
                 Sort::Name => 0.0,
@@ -274,12 +277,18 @@ impl Model {
                 Sort::Refused => -(ring.refused().unwrap_or(0) as f64),
             }
         };
+        let mut rows: Vec<_> = self
+            .rings
+            .iter()
+            .filter(shown)
+            .map(|(address, ring)| (key(ring), (address.as_path(), ring)))
+            .collect();
         // Stable: rings that are equal stay in the order of their names.
-        rows.sort_by(|(_, one), (_, other)| least(one).total_cmp(&least(other)));
+        rows.sort_by(|(one, _), (other, _)| one.total_cmp(other));
         if self.reversed {
             rows.reverse();
         }
-        rows.into_iter().map(|(address, ring)| (address.as_path(), ring)).collect()
+        rows.into_iter().map(|(_, row)| row).collect()
     }
 }
 

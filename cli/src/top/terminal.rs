@@ -6,15 +6,16 @@ use crossterm::Command;
 use crossterm::cursor::{Hide, Show};
 use crossterm::terminal::{EnterAlternateScreen, LeaveAlternateScreen};
 use nix::sys::termios::{SetArg, Termios, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::{getpgrp, tcgetpgrp};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::Duration;
 
 /// The longest wait for a terminal that takes no output, when it is given back.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// The terminal that is taken over, and what it was before.
+/// The terminal that is taken over, and its modes before.
 struct Taken {
     input: OwnedFd,
     output: OwnedFd,
@@ -23,6 +24,10 @@ struct Taken {
 
 /// Here, and not in a value: a panic on any thread gives the terminal back before it is reported.
 static TAKEN: Mutex<Option<Taken>> = Mutex::new(None);
+
+fn taken() -> MutexGuard<'static, Option<Taken>> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A terminal that is taken over until this is dropped.
 pub struct Terminal(());
@@ -39,20 +44,28 @@ impl Terminal {
             }));
         });
         let modes = tcgetattr(&input)?;
-        let mut raw = modes.clone();
-        cfmakeraw(&mut raw);
-        let sequences = ansi(&EnterAlternateScreen) + &ansi(&Hide);
         // From here on it is given back, whatever fails.
-        *TAKEN.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some(Taken { input, output, modes });
+        *taken() = Some(Taken { input, output, modes });
         let terminal = Self(());
-        let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(taken) = &*taken {
-            tcsetattr(&taken.input, SetArg::TCSANOW, &raw)?;
-            write(&taken.output, &sequences)?;
-        }
-        drop(taken);
+        terminal.take_again()?;
         Ok(terminal)
+    }
+
+    /// Returns whether a shell has the terminal, and this process runs in the background. There it
+    /// would be stopped if it set the terminal's modes.
+    pub fn is_in_background(&self) -> bool {
+        taken().as_ref().is_some_and(is_in_background)
+    }
+
+    /// Takes over the terminal once more: a shell has had it while this process was stopped.
+    pub fn take_again(&self) -> io::Result<()> {
+        if let Some(taken) = &*taken() {
+            let mut raw = taken.modes.clone();
+            cfmakeraw(&mut raw);
+            tcsetattr(&taken.input, SetArg::TCSANOW, &raw)?;
+            write(&taken.output, &(ansi(&EnterAlternateScreen) + &ansi(&Hide)))?;
+        }
+        Ok(())
     }
 }
 
@@ -62,14 +75,19 @@ impl Drop for Terminal {
     }
 }
 
-/// Gives the terminal back as it was.
+/// Gives the terminal back as it was. A shell that has it meanwhile is left alone.
 fn give_back() {
-    let taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(taken) = taken {
+    let taken = taken().take();
+    if let Some(taken) = taken.filter(|taken| !is_in_background(taken)) {
         // The terminal may be gone; there is nothing else to be done about it.
         let _ = write(&taken.output, &(ansi(&Show) + &ansi(&LeaveAlternateScreen)));
         let _ = tcsetattr(&taken.input, SetArg::TCSANOW, &taken.modes);
     }
+}
+
+/// Returns whether another process group of this session has the terminal.
+fn is_in_background(taken: &Taken) -> bool {
+    tcgetpgrp(&taken.input).is_ok_and(|group| group != getpgrp())
 }
 
 fn ansi(command: &impl Command) -> String {

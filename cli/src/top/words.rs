@@ -1,6 +1,7 @@
 //! Figures in few characters.
 
 use super::model::Ring;
+use ratatui::text::Span;
 use std::time::Duration;
 
 /// Returns a number in at most five characters: `0`, `950`, `12.3k`, `4.0M`.
@@ -49,14 +50,22 @@ pub fn oldest(ring: &Ring) -> String {
     }
 }
 
-/// Returns a name in at most `width` characters: its end, which tells rings apart.
+/// Returns a name in `width` columns of a terminal, some of whose characters take two: its end,
+/// which tells rings apart, if all of it is wider.
 pub fn end_of(name: &str, width: usize) -> String {
-    let count = name.chars().count();
-    if count <= width {
-        return name.to_owned();
+    let columns = |text: &str| Span::raw(text).width();
+    let mut shown = name.to_owned();
+    if columns(name) > width {
+        let mut left = width.saturating_sub(1);
+        let fits = |(_, c): &(usize, char)| {
+            let fit = left.checked_sub(columns(c.encode_utf8(&mut [0; 4])));
+            fit.inspect(|fit| left = *fit).is_some()
+        };
+        let start = name.char_indices().rev().take_while(fits).last();
+        shown = format!("…{}", start.map_or("", |(start, _)| &name[start..]));
     }
-    let skipped = count - width.saturating_sub(1);
-    "…".chars().chain(name.chars().skip(skipped)).collect()
+    let padding = width.saturating_sub(columns(&shown));
+    shown + &" ".repeat(padding)
 }
 
 /// Returns a bar of `width` characters, brackets included.
@@ -96,6 +105,8 @@ mod tests {
         assert_eq!(bar(0.55, 12), "[######....]");
         assert_eq!(bar(7.0, 12), "[##########]");
         assert_eq!(end_of("unix:/run/a.out", 7), "…/a.out");
-        assert_eq!(end_of("ring", 8), "ring");
+        assert_eq!(end_of("ring", 8), "ring    ");
+        assert_eq!(end_of("環.out", 6), "環.out");
+        assert_eq!(end_of("環環環.out", 8), "…環.out ");
     }
 }

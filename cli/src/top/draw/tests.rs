@@ -67,7 +67,7 @@ fn list_fits_eighty_columns() {
         [
             "blockring top: 4 rings, 2 with warnings; by name; every 1 s",
             "RING                   STATE       IN B/s    OUT USED             OLDEST REFUSED",
-            "missing                gone        missing: cannot open: No such file",
+            "missing                gone        cannot open: No such file",
             "…ockring/guest-000.out idle             0      0 [........]   0%       -       -",
             "…ockring/guest-001.out no consumer      0      0 [........]   1%    >10s       -",
             "…ockring/guest-002.out waiting          0      0 [........]   1%    >10s       -",
@@ -75,6 +75,19 @@ fn list_fits_eighty_columns() {
             "q quit  Enter details  / filter  nsiouar sort  R reverse  arrows select",
         ]
     );
+}
+
+#[test]
+fn page_shows_all_of_a_long_reason() {
+    let (mut model, mut view) = (model(0), view(true));
+    model.add("missing".into());
+    let reason: String = (100..160).map(|number| number.to_string()).collect();
+    let failure = Failure::Missing(format!("missing: {reason}"));
+    model.note(Path::new("missing"), Err(failure), SystemTime::UNIX_EPOCH);
+    (view.selected, view.detail) = (Some("missing".into()), true);
+    let (lines, _) = lines(&model, &mut view, [40, 12]);
+    assert_eq!((&lines[2][..11], &lines[3][..11]), ("reason     ", "           "));
+    assert_eq!(lines[2..9].iter().map(|line| &line[11..]).collect::<String>(), reason);
 }
 
 #[test]
@@ -125,6 +138,17 @@ fn keys_filter_sort_and_open_a_page() {
     assert!(lines(&model, &mut view, [80, 24]).0[0].contains("12 rings"));
     let quit = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
     assert_eq!(press(quit, &mut model, &mut view), Next::Quit);
+}
+
+#[test]
+fn page_is_that_of_a_ring_which_the_filter_leaves() {
+    let (mut model, mut view) = (model(12), view(true));
+    lines(&model, &mut view, [80, 24]);
+    // No frame is drawn between these keys.
+    let typed = [KeyCode::Char('/'), KeyCode::Char('1'), KeyCode::Char('1')];
+    keys(&[&typed[..], &[KeyCode::Enter, KeyCode::Enter]].concat(), &mut model, &mut view);
+    let (page, _) = lines(&model, &mut view, [80, 24]);
+    assert_eq!(page[0], "unix:/run/blockring/guest-011.out");
 }
 
 #[test]

@@ -55,6 +55,20 @@ fn age_is_what_was_seen_and_at_least_what_was_there_before() {
 }
 
 #[test]
+fn age_in_a_ring_without_times_is_that_since_the_look_that_found_the_item() {
+    let silent = |second, consumer, producer| Sample {
+        producer_ns: None,
+        earlier: None,
+        ..at(second, consumer, producer)
+    };
+    let seconds = |ring: &Ring| ring.oldest.map(|(age, older)| (age.as_secs(), older));
+    let mut samples = vec![silent(0, 0, 100), silent(10, 0, 200)];
+    assert_eq!(seconds(&noted(samples.clone())), Some((10, true)));
+    samples.push(silent(25, 100, 200));
+    assert_eq!(seconds(&noted(samples)), Some((15, false)));
+}
+
+#[test]
 fn history_is_bounded() {
     let samples = (0..400).map(|second| at(second, 0, 4 * second)).collect();
     assert_eq!(noted(samples).history.len(), HISTORY);
