@@ -9,13 +9,13 @@ use clap::builder::{OsStringValueParser, TypedValueParser};
 use log::Level;
 use ring_metrics::catalogue::BUILD;
 use ring_metrics::{Address, Format, Program, Scrape, Server, Source};
-use ring_program::Stop;
+use ring_program::{Stop, descriptors};
 use shared_block_ring::wait::wait_readable;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::time::{Duration, Instant};
 
-/// What this command can do about names: it has no configuration.
+/// The remedies of a command that has no configuration.
 const RENAME: Remedies = Remedies {
     unusable: "name a symbolic link to it that has another name",
     twin: "name a symbolic link to one of them that has another name",
@@ -23,6 +23,9 @@ const RENAME: Remedies = Remedies {
 
 /// The time after which patterns are looked up again.
 const LOOK_UP: Duration = Duration::from_secs(5);
+
+/// Descriptors that are kept for clients of the metrics, and for this program itself.
+const OTHERS: u64 = 32;
 
 const EXAMPLES: &str = "\
 Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be a
@@ -55,6 +58,8 @@ struct Exporter {
     left_out: Vec<String>,
     next_look_up: Instant,
     observed: Observed,
+    /// Descriptors for the rings.
+    files: u64,
 }
 
 impl Export {
@@ -67,16 +72,23 @@ impl Export {
             let words = "only one process can use it: ask its producer or consumer for metrics";
             return Err(Failure::Refused(format!("{}: {words}", driven.shown())));
         }
+        let files = descriptors::raise();
+        let files = files.map_err(Failure::io("cannot read the limit of open files"))?;
         let mut exporter = Exporter {
             sources: self.rings,
             specs: rings,
             left_out: Vec::new(),
             next_look_up: Instant::now() + LOOK_UP,
             observed: Observed::new(Level::Warn),
+            files: files.saturating_sub(OTHERS),
         };
         exporter.leave_out(odd);
         if self.metrics.is_empty() {
             for spec in exporter.specs.values() {
+                // Silent backends take their time, one after another.
+                if stop.requested() {
+                    stop.end_process();
+                }
                 spec.address().refuse_as_output(PATIENCE)?;
             }
             let mut scrape = Scrape::default();
@@ -114,7 +126,7 @@ impl Source for Exporter {
             self.leave_out(refused.into_iter().chain(odd).collect());
             self.next_look_up = now + LOOK_UP;
         }
-        self.observed.report(&self.specs, scrape);
+        self.observed.report(&self.specs, self.files, scrape);
     }
 
     fn health(&mut self) -> Result<String, String> {

@@ -63,7 +63,7 @@ pub enum Failure {
     /// A ring is not healthy.
     #[error("{what}")]
     Unhealthy {
-        /// How many rings are not.
+        /// The number of rings that are not, in words.
         what: String,
         /// The exit code of the worst of them.
         code: u8,

@@ -1,11 +1,11 @@
-//! Rings as metrics show them: opened beside their producers and consumers, and read for each
-//! scrape.
+//! Rings for metrics: opened beside their producers and consumers, and read for each scrape.
 
 use super::address::Device;
 use super::failure::Failure;
 use super::forward::rings::RingSpec;
 use log::Level;
 use ring_metrics::{Address, Ages, Bound, RingReading, Scrape};
+use ring_program::descriptors::REMEDY;
 use ring_program::say;
 use ring_program::sockets::Access;
 use shared_block_ring::device::{BlockDevice, is_role_held};
@@ -22,6 +22,9 @@ const OPENING: Duration = Duration::from_secs(2);
 
 /// The pause after a ring could not be opened.
 const RETRY: Duration = Duration::from_secs(5);
+
+/// Descriptors of an open ring without a role: a backend's connection and region.
+const VIEW: u64 = 2;
 
 /// The time after which a backend is asked anew for its ring: it may be another one by then.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
@@ -69,10 +72,10 @@ impl Open {
 struct View {
     spec: RingSpec,
     open: Option<Open>,
-    /// When it may be opened next.
+    /// Time of the next attempt to open it.
     next: Instant,
     ages: Ages,
-    /// Why it cannot be read, as it was logged last.
+    /// The reason why it cannot be read, as it was logged last.
     trouble: Option<String>,
 }
 
@@ -120,10 +123,15 @@ impl View {
         reading.map(Some).map_err(Failure::about(self.spec.address().name()))
     }
 
-    /// Reads the ring, and logs at `level` why it cannot be read, once as long as that lasts.
-    fn observe(&mut self, name: &str, may_open: bool, level: Level) -> Option<RingReading> {
-        let reading = self.read(may_open);
-        match &reading {
+    /// Closes the ring, for which the limit of open files has no room.
+    fn leave_out(&mut self) -> Failure {
+        self.open = None;
+        Failure::Refused(format!("the limit of open files is too low ({REMEDY})"))
+    }
+
+    /// Logs at `level` why the ring cannot be read, once as long as that lasts.
+    fn note(&mut self, name: &str, reading: &Result<Option<RingReading>, Failure>, level: Level) {
+        match reading {
             Ok(None) => {}
             Ok(Some(_)) => {
                 if self.trouble.take().is_some() {
@@ -138,14 +146,13 @@ impl View {
                 }
             }
         }
-        reading.ok().flatten()
     }
 }
 
 /// The rings that are observed, by name.
 pub struct Observed {
     views: BTreeMap<String, View>,
-    /// The level of what is logged of rings that cannot be read.
+    /// Level of the messages about rings that cannot be read.
     level: Level,
 }
 
@@ -154,10 +161,12 @@ impl Observed {
         Self { views: BTreeMap::new(), level }
     }
 
-    /// Adds the samples of the rings of `specs`, and forgets all others. Returns what was read.
+    /// Adds the samples of the rings of `specs`, and forgets all others. No more than `files`
+    /// descriptors are taken. Returns what was read.
     pub fn report(
         &mut self,
         specs: &BTreeMap<String, RingSpec>,
+        mut files: u64,
         scrape: &mut Scrape,
     ) -> BTreeMap<String, RingReading> {
         self.views.retain(|name, view| specs.get(name) == Some(&view.spec));
@@ -169,7 +178,16 @@ impl Observed {
                 continue;
             }
             let view = self.views.entry(name.clone()).or_insert_with(|| View::new(spec.clone()));
-            let reading = view.observe(name, begin.elapsed() < OPENING, self.level);
+            let reading = if files < VIEW {
+                Err(view.leave_out())
+            } else {
+                view.read(begin.elapsed() < OPENING)
+            };
+            view.note(name, &reading, self.level);
+            let reading = reading.ok().flatten();
+            if view.open.is_some() {
+                files -= VIEW;
+            }
             RingReading::report(reading.as_ref(), name, &mut view.ages, scrape);
             readings.extend(reading.map(|reading| (name.clone(), reading)));
         }

@@ -7,6 +7,7 @@ use common::machine;
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::backend::{Backend, Word};
+use ring_test_support::metrics::scrape;
 use ring_test_support::process::{Guarded, ended, eventually, signal, words};
 use ring_test_support::{RingFile, assert_fails, assert_ok};
 use std::process::Stdio;
@@ -83,7 +84,7 @@ fn option_of_another_sink_is_refused_by_name() {
 #[test]
 fn check_of_the_configuration_looks_at_folders_and_names() {
     let scene = with_rings(&["a.b.img", "c.img"]);
-    scene.succeed("mkdir ro; touch ro/x; echo > file");
+    scene.succeed("mkdir folder; echo > file");
     let nats = "--to nats://h --stream S --subject 'vm.{ring}'";
     for (words, wanted) in [
         ("'*.img' --to file:none/x", "none/x: cannot write the file"),
@@ -96,8 +97,11 @@ fn check_of_the_configuration_looks_at_folders_and_names() {
         let check = format!("$RING forward --check-config {words}");
         assert_fails(&scene.shell(&check), 1, wanted);
     }
-    scene.succeed(&format!("$RING forward --check-config c.img {nats}"));
-    assert!(scene.lines("ro/x").is_empty() && !scene.path("file.positions").exists());
+    for words in [nats, "--to 'file:folder/{ring}'", "--to journald:folder", "--to file:file"] {
+        scene.succeed(&format!("$RING forward --check-config c.img {words}"));
+    }
+    assert!(scene.path("folder").read_dir().unwrap().next().is_none());
+    assert!(scene.read("file") == b"\n" && !scene.path("file.positions").exists());
     // The superuser may write anywhere but where nobody may.
     machine::succeed(
         r#"
@@ -119,12 +123,11 @@ fn ring_in_the_making_is_no_alert_and_one_that_stays_none_is() {
         Guarded::start(scene.without_input(&arguments).env("RUST_LOG", "info").stderr(errors));
     scene.succeed("$RING create --size 64K first.img; echo x | $RING produce first.img");
     scene.wait_for_lines("first.log", 1);
-    scene.succeed("truncate -s 64K ring.img never.img");
+    scene.succeed("$RING create --size 64K made; truncate -s 64K ring.img never.img");
     let said = |words: &str| String::from_utf8_lossy(&scene.read("errors")).contains(words);
     eventually("the forwarder has looked", || said("ring: ring.img: not a ring"));
-    scene.succeed(
-        "$RING create --size 64K made && mv made ring.img; echo x | $RING produce ring.img",
-    );
+    std::fs::rename(scene.path("made"), scene.path("ring.img")).unwrap();
+    scene.succeed("echo x | $RING produce ring.img");
     scene.wait_for_lines("ring.log", 1);
     eventually("the other one is said", || said("makes a ring); it is tried again"));
     let text = String::from_utf8(scene.read("errors")).unwrap();
@@ -143,7 +146,9 @@ fn rings_beyond_the_budget_of_open_files_wait_and_are_taken_up_when_others_go() 
     scene.succeed(&script);
     let mut shell = std::process::Command::new("sh");
     let program = env!("CARGO_BIN_EXE_blockring");
-    let script = format!("ulimit -n 100; exec {program} forward '*.img' --to 'file:{{ring}}.log'");
+    let script = format!(
+        "ulimit -n 100; exec {program} forward '*.img' --to 'file:{{ring}}.log' --metrics unix:m"
+    );
     let errors = std::fs::File::create(scene.path("errors")).unwrap();
     shell.args(["-c", &script]).current_dir(scene.path(".")).stdin(Stdio::null()).stderr(errors);
     let forwarder = Guarded::start(&mut shell);
@@ -151,6 +156,12 @@ fn rings_beyond_the_budget_of_open_files_wait_and_are_taken_up_when_others_go() 
     eventually("rings wait", || said().contains("waits for open files: the limit is 100"));
     let arrived = || (1..=RINGS).filter(|n| !scene.lines(&format!("{n}.log")).is_empty());
     assert!(arrived().count() < RINGS);
+    // The descriptors are for forwarding first.
+    eventually("no ring is opened once more for its metrics", || {
+        let samples = scrape(&scene.path("m"));
+        let up = |n: usize| samples.get(&format!("blockring_ring_up{{ring=\"{n}\"}}"));
+        (1..=RINGS).all(|n| up(n) == Some(0.0))
+    });
     eventually("all rings are taken up, in turn", || {
         let done: Vec<_> = arrived().collect();
         for number in &done {
@@ -173,10 +184,9 @@ fn damaged_ring_is_named_with_the_remedy() {
     let scene = with_rings(&["a.img"]);
     // The first item's length.
     scene.succeed("printf '\\377' | dd of=a.img bs=1 seek=1538 conv=notrunc 2> dd");
-    let output = scene.shell("$RING forward --drain a.img --to file:x");
-    assert_fails(&output, 1, "consume --on-corrupt skip");
-    let output = scene.shell("$RING consume a.img");
-    assert_fails(&output, 5, "consume --on-corrupt skip");
+    for (words, code) in [("forward --drain a.img --to file:x", 1), ("consume a.img", 5)] {
+        assert_fails(&scene.shell(&format!("$RING {words}")), code, "consume --on-corrupt skip");
+    }
     // The producer's position.
     scene.succeed(
         "head -c 8 /dev/zero | tr '\\0' '\\377' | dd of=a.img bs=1 seek=512 conv=notrunc 2> dd",
@@ -225,10 +235,13 @@ fn hangup_reads_a_good_configuration_and_keeps_to_the_old_one_for_a_bad_one() {
     assert!(!scene.path("b.log").exists());
     // Items that are not acknowledged yet would be written to the other file, too.
     scene.wait_for_facts("a.img", |facts| facts["used"] == 0);
-    // Another ring, and another place.
-    scene.write("forward.toml", "to = \"file:new-{ring}\"\nrings = [\"a.img\", \"b.img\"]\n");
+    // Another ring, and another place. Metrics are offered from the start, or not at all.
+    let text = "to = \"file:new-{ring}\"\nrings = [\"a.img\", \"b.img\"]\nmetrics = [\"unix:m\"]\n";
+    scene.write("forward.toml", text);
     signal(&forwarder, Signal::SIGHUP);
+    scene.wait_for("errors", has("the addresses of metrics stay as they were"));
     scene.wait_for("errors", has("2 rings"));
+    assert!(!scene.path("m").exists());
     scene.succeed("echo last | $RING produce a.img");
     scene.wait_for_lines("new-a", 1);
     scene.wait_for_lines("new-b", 1);
@@ -269,6 +282,30 @@ fn ring_that_appears_is_taken_up_and_one_that_goes_is_forwarded_to_its_end() {
     let report = counts(&end(forwarder));
     assert_eq!((&report["items"], &report["rings"]["web"]["items"]), (&2.into(), &2.into()));
     assert_eq!(scene.lines("web.log"), ["one", "two"]);
+}
+
+#[test]
+fn drain_ends_well_when_its_last_ring_has_gone_and_all_has_arrived() {
+    let scene = Scene::new();
+    let file = RingFile::new(64 << 10, 512);
+    let mut producer = file.producer().unwrap();
+    let end_of_item = producer.push("item").unwrap();
+    producer.advance(end_of_item).unwrap();
+    let backend = Backend::new(&file, Word::Guarded);
+    let socket = scene.path("web.out");
+    std::fs::rename(file.path.with_extension("socket"), &socket).unwrap();
+    let to = r#"exec:read -r line; echo > read; until [ -e go ]; do sleep 0.05; done; echo "${line%%[!0-9]*}""#;
+    let mut command = scene.without_input(&["forward", "--drain", "unix:*.out", "--to", to]);
+    let errors = std::fs::File::create(scene.path("errors")).unwrap();
+    let forwarder = Guarded::start(command.env("RUST_LOG", "info").stderr(errors));
+    let client = backend.accept();
+    scene.wait_for("read", |bytes| !bytes.is_empty());
+    std::fs::remove_file(&socket).unwrap();
+    drop((client, backend));
+    scene.wait_for("errors", |bytes| String::from_utf8_lossy(bytes).contains("backend is gone"));
+    scene.write("go", "");
+    let status = ended(forwarder, "forward").status;
+    assert!(status.success(), "{status}: {}", String::from_utf8_lossy(&scene.read("errors")));
 }
 
 #[test]

@@ -6,9 +6,9 @@ mod common;
 
 use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
-use ring_test_support::process::{Guarded, ended, eventually, signal, state};
+use ring_test_support::metrics::scrape;
+use ring_test_support::process::{Guarded, ended, eventually, is_alive, signal};
 use ring_test_support::{assert_fails, assert_ok};
-use std::path::Path;
 use std::time::Instant;
 
 /// A command that notes each item, and acknowledges it.
@@ -108,11 +108,6 @@ fn what_a_command_leaves_behind_ends_with_it() {
     assert_eq!(scene.lines("done"), numbers(3));
     let left: u32 = scene.lines("left")[0].parse().unwrap();
     assert!(!is_alive(left), "it is still there");
-}
-
-/// Returns whether a process is there, and not only its exit code.
-fn is_alive(pid: u32) -> bool {
-    Path::new(&format!("/proc/{pid}/stat")).exists() && state(pid) != 'Z'
 }
 
 #[test]
@@ -217,7 +212,10 @@ fn command_that_acknowledges_nothing_is_reported_until_it_does() {
     let has =
         |words: &'static str| move |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(words);
     // An item of one byte has 8 bytes in the ring.
-    scene.wait_for("errors", has("ring: waiting for acknowledgement of 8 since 0 s, with 5 items"));
+    scene.wait_for(
+        "errors",
+        has("ring: waiting for acknowledgement of position 8 for 0 s, with 5 items"),
+    );
     scene.write("go", "");
     scene.wait_for("errors", has("items arrive again"));
     signal(&forwarder, Signal::SIGTERM);
@@ -239,6 +237,36 @@ fn item_that_is_waited_for_at_the_end_is_in_the_report() {
     let ring = &counts(&output)["rings"]["ring"];
     assert_eq!((&ring["items"], &ring["waiting"]["position"]), (&1.into(), &16.into()));
     assert_eq!(ring["waiting"]["items"], 4);
+}
+
+#[test]
+fn metrics_tell_what_arrives_during_the_grace() {
+    let scene = Scene::with_lines(2);
+    let to = r#"exec:read -r line; echo > read; until [ -e go ]; do sleep 0.05; done; echo "${line%%[!0-9]*}"; exec sleep 1000"#;
+    let arguments = ["forward", "--grace", "1000", "--metrics", "unix:m", "ring", "--to", to];
+    let forwarder = Guarded::start(&mut scene.without_input(&arguments));
+    scene.wait_for("read", |bytes| !bytes.is_empty());
+    signal(&forwarder, Signal::SIGTERM);
+    scene.write("go", "");
+    let series = "blockring_forward_acknowledged_items_total{ring=\"ring\"}";
+    eventually("the first item has arrived", || scrape(&scene.path("m")).get(series) == Some(1.0));
+    signal(&forwarder, Signal::SIGTERM);
+    assert_ok(&ended(forwarder, "forward"));
+}
+
+#[test]
+fn drain_ends_after_its_limit_while_its_producer_is_busy() {
+    let scene = Scene::with_ring("4M");
+    // A shell takes lines more slowly than they are produced.
+    let command = r#"while read -r line; do echo "${line%%[!0-9]*}"; done"#;
+    let script = format!(
+        "yes | $RING produce --no-flush ring &
+        $RING forward --drain --drain-timeout 1 ring --to 'exec:{command}'
+        code=$?
+        kill $!
+        exit $code"
+    );
+    assert_fails(&scene.shell(&script), 3, "not everything has arrived of 1 ring");
 }
 
 #[test]

@@ -278,10 +278,13 @@ fn path_that_is_no_file_is_refused_in_words() {
 fn error_of_the_record_names_the_record() {
     let scene = with_rings(&["ring"]);
     scene.succeed("echo x | $RING produce ring; mkdir out.positions");
-    let output = scene.shell("$RING forward --drain ring --to file:out");
-    assert_fails(&output, 1, "out.positions: cannot open the record of positions");
-    let output = scene.shell("$RING forward --check-config ring --to file:new/x");
-    assert_fails(&output, 1, "new/x");
+    for (words, wanted) in [
+        ("--drain ring --to file:out", "out.positions: cannot open the record of positions"),
+        ("--check-config ring --to file:out", "out.positions: cannot write the file: it is not"),
+        ("--check-config ring --to file:new/x", "new/x"),
+    ] {
+        assert_fails(&scene.shell(&format!("$RING forward {words}")), 1, wanted);
+    }
     scene.succeed("rmdir out.positions");
     drain(&scene, "ring --to file:out");
     assert_eq!(scene.lines("out"), ["x"]);

@@ -7,12 +7,13 @@
 mod common;
 #[path = "common/load.rs"]
 mod load;
-use common::scene::Scene;
 
+use common::scene::Scene;
 use load::{RINGS, item, items, produce, rings, wait_for};
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::process::{Guarded, ended, eventually_or, signal, status_of};
+use std::cell::Cell;
 use std::fs::File;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -84,6 +85,7 @@ fn files_have_each_item_once_whatever_ends_the_forwarder() {
     let scene = rings();
     let words = "--to 'file:{ring}.log' --framing length --rotate-size 2M";
     let length = |ring| scene.path(&format!("{ring}.log")).metadata().map_or(0, |file| file.len());
+    let full_disks = Cell::new(0);
     survive(&scene, words, item, |number, fed| {
         if !number.is_multiple_of(KILLS / FULL_DISKS) {
             return;
@@ -95,8 +97,10 @@ fn files_have_each_item_once_whatever_ends_the_forwarder() {
         let is_full = || String::from_utf8_lossy(&scene.read("errors")).contains("cannot write");
         let all_fed = || fed.load(Ordering::Relaxed) == items();
         eventually_or(|| is_full() || all_fed(), || "the files grow on".to_owned());
+        full_disks.set(full_disks.get() + usize::from(is_full()));
         kill(full);
     });
+    assert!(full_disks.get() > 0, "no file reached its limit");
     for ring in RINGS {
         let bytes = filed(&scene, ring);
         let mut rest = &bytes[..];

@@ -6,10 +6,13 @@ mod common;
 
 use common::scene::Scene;
 use nix::sys::signal::Signal;
+use nix::sys::socket::{SockType, accept};
 use ring_metrics::Program;
 use ring_test_support::metrics::{Samples, get, scrape};
-use ring_test_support::process::{Guarded, eventually, signal};
+use ring_test_support::process::{Guarded, ended, eventually, signal};
 use ring_test_support::{assert_fails, assert_ok};
+use std::os::fd::AsRawFd;
+use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 /// Starts the program, and waits until it answers at the socket `m`.
@@ -152,6 +155,36 @@ fn export_says_once_as_long_as_it_lasts_that_a_ring_cannot_be_read() {
     eventually("the end of it is logged", || count(again) > 0);
     assert_eq!(count(again), 1);
     assert!((1..=2).contains(&count("cannot be read: ")));
+}
+
+#[test]
+fn signal_ends_export_that_waits_for_silent_backends() {
+    let scene = Scene::new();
+    let listening = scene.silent_socket(SockType::SeqPacket);
+    scene.succeed("for n in $(seq 200); do ln -s socket $n.out; done");
+    let mut command = scene.without_input(&["export", "unix:*.out"]);
+    let export = Guarded::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+    let _first = accept(listening.as_raw_fd()).unwrap();
+    signal(&export, Signal::SIGTERM);
+    assert_eq!(ended(export, "export").status.signal(), Some(Signal::SIGTERM as i32));
+}
+
+#[test]
+fn export_observes_as_many_rings_as_open_files_allow() {
+    const RINGS: usize = 20;
+    let scene = Scene::new();
+    scene.succeed(&format!("for n in $(seq {RINGS}); do $RING create --size 64K $n.img; done"));
+    // It raises a soft limit by itself.
+    for (limit, wanted) in [("-S -n 52", RINGS), ("-n 52", 10)] {
+        let output = scene.shell(&format!("ulimit {limit}; exec $RING export '*.img'"));
+        assert_ok(&output);
+        let text = String::from_utf8(output.stdout).unwrap();
+        let up = text.lines().filter(|line| line.starts_with("blockring_ring_up{"));
+        let up: Vec<_> = up.map(|line| line.ends_with(" 1")).collect();
+        assert_eq!((up.len(), up.iter().filter(|up| **up).count()), (RINGS, wanted), "{limit}");
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(errors.matches("LimitNOFILE=").count(), RINGS - wanted, "{errors}");
+    }
 }
 
 #[test]

@@ -55,6 +55,7 @@ fn machine_without_proc_makes_and_uses_a_ring() {
         test "$(stat -c %a ring)" = 600
         echo one | "$RING" produce ring
         must 0 sound "$RING" check ring
+        must 1 "mount -t proc" "$RING" export ring --metrics unix:m
         must 0 "producer   8 (no process)" "$RING" diagnostics ring
         test "$("$RING" consume ring)" = one
         printf 'two\n' > input

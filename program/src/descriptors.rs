@@ -5,15 +5,18 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
 use std::sync::OnceLock;
 
+/// The way to a higher limit, for messages.
+pub const REMEDY: &str = "raise it: LimitNOFILE= in the service, ulimit -Hn in a shell";
+
 /// The limits, soft and hard, before they were raised.
 static ORIGINAL: OnceLock<(u64, u64)> = OnceLock::new();
 
 /// Raises the limit to the highest that this process may set, and returns the limit in force.
-/// Programs that use `select` fail with a limit beyond 1,024: so what is started gets back what was
-/// ([`tie_to_parent`](crate::tie_to_parent)).
+/// Programs that use `select` fail with a limit beyond 1,024: so a program that is started gets the
+/// original limit ([`restore_limits`](crate::restore_limits)).
 ///
 /// # Errors
-/// The operating system's, if there is no telling the limit.
+/// The operating system's, if the limit cannot be read.
 pub fn raise() -> io::Result<u64> {
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
     // The first call's limits stay.

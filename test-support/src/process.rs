@@ -156,6 +156,12 @@ pub fn state(pid: u32) -> char {
     stat.rsplit(") ").next().unwrap().chars().next().unwrap()
 }
 
+/// Returns whether a process is there, and not only its exit code.
+pub fn is_alive(pid: u32) -> bool {
+    // One look: it can go away between two.
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
 /// Waits until a process stays asleep: it waits for another process.
 pub fn until_asleep(child: &Child) {
     let mut asleep = 0;

@@ -1,4 +1,5 @@
-//! Options that were given and belong to other sinks: nobody who gives one means it to do nothing.
+//! Options that were given and belong to other sinks. They are refused: nobody who gives one means
+//! it to do nothing.
 
 use super::settings::{Destination, SinkOptions};
 

@@ -58,7 +58,8 @@ there once. --stream and --subject are needed; docs/jetstream.md has the rest.
 
 SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing.
 SIGTERM and SIGINT end forward, after what is in flight has arrived or --grace has passed, with exit
-code 0. A --drain that --drain-timeout ends has exit code 3. With --json the last line of standard error is one JSON object, however forward ends.
+code 0. A --drain that --drain-timeout ends has exit code 3. With --json the last line of standard
+error is one JSON object, however forward ends.
 
 Examples:
   blockring forward 'unix:/run/blockring/*.out' --to 'file:/var/log/guests/{ring}.log' \\
@@ -129,7 +130,8 @@ struct Given {
     /// have arrived may come again
     #[arg(long)]
     no_flush: bool,
-    /// Warn, and then once a minute, of a ring whose items have had no acknowledgement for S seconds
+    /// Warn, and then once a minute, of a ring whose items have had no acknowledgement for S
+    /// seconds
     #[arg(long, value_name = "S", default_value = "30", value_parser = positive_seconds, allow_negative_numbers = true)]
     warn_after: Duration,
     /// Offer metrics (GET /metrics) here, unix:PATH or 127.0.0.1:PORT; repeat it for more

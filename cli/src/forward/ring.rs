@@ -17,7 +17,7 @@ pub struct Ring {
     pub phase: Phase,
     /// Whether it is forwarded to its end only: the configuration does not stand for it any more.
     pub is_leaving: bool,
-    /// When it appeared, if that was while forward ran: whoever makes it may not be done yet.
+    /// Time of its appearance, if that was while forward ran: it may still be in the making.
     pub appeared: Option<Instant>,
     /// Failures of the ring itself.
     pub retry: Retry,
@@ -25,7 +25,7 @@ pub struct Ring {
     pub sink_retry: Retry,
     /// Long waits for an acknowledgement.
     pub slow: Retry,
-    /// What keeps items from arriving, while the lane goes on trying.
+    /// The reason why no items arrive, while the lane goes on trying.
     pub trouble: Option<String>,
     pub report: RingReport,
 }
@@ -75,7 +75,7 @@ pub struct Opened {
     /// The position up to which everything has arrived.
     pub arrived: Position,
     pub flights: VecDeque<Flight>,
-    /// Since when the first of them is waited for.
+    /// Begin of the wait for the first of them.
     pub waits_since: Option<Instant>,
     /// Bytes of memory of the items in flight.
     pub cost: u64,

@@ -14,7 +14,7 @@ pub struct RingSpec {
     pub sector_size: Option<u32>,
 }
 
-/// What the user can do about names of rings, by the command's means.
+/// Remedies for names of rings, for messages: what the user can do depends on the command.
 #[derive(Debug, Clone, Copy)]
 pub struct Remedies {
     /// About a name that cannot be used.

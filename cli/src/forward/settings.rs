@@ -38,13 +38,13 @@ pub struct Settings {
     /// The longest time that what is in flight is waited for at the end.
     pub grace: Duration,
     pub no_flush: bool,
-    /// The time after which a wait for an acknowledgement is said.
+    /// The time after which a wait for an acknowledgement is logged.
     pub warn_after: Duration,
     /// The addresses of the metrics. Another configuration does not change them.
     pub metrics: Vec<Address>,
 }
 
-/// Options of the sinks. Those of sinks that are not used are not given.
+/// Options of the sinks. An option of a sink that is not used is refused ([`foreign`]).
 #[derive(Debug, Clone, PartialEq)]
 pub struct SinkOptions {
     pub framing: Option<Framing>,
@@ -87,10 +87,8 @@ impl Destination {
             _ => Err(takes.to_owned()),
         }
     }
-}
 
-impl Destination {
-    /// Returns what to look at where nothing is acknowledged, to follow on a message.
+    /// Returns the question to append to a warning that nothing is acknowledged.
     pub fn acknowledgement_hint(&self) -> &'static str {
         match self {
             Self::Exec(_) => {

@@ -1,7 +1,7 @@
-//! The state of a forwarder, as it tells it to a scrape.
+//! The state of a forwarder for a scrape.
 //!
-//! The engine's thread is asked, and answers between two turns: it keeps no second books, and never
-//! waits for who asks.
+//! The engine's thread is asked, and answers between two turns: it keeps no second account of its
+//! rings, and never waits for the thread that asks.
 
 use super::super::observed::Observed;
 use super::rings::RingSpec;
@@ -71,6 +71,8 @@ pub struct Status {
     pub rings: BTreeMap<String, RingStatus>,
     pub memory: u64,
     pub memory_limit: u64,
+    /// Descriptors that no ring or lane needs.
+    pub spare_files: u64,
 }
 
 /// The place where the engine leaves its state for a scrape.
@@ -121,7 +123,7 @@ impl Board {
 pub struct Forwarder {
     board: Arc<Board>,
     observed: Observed,
-    /// The publications that were seen of each ring.
+    /// Publications of each ring, as the scrapes so far found them.
     ages: BTreeMap<String, Ages>,
 }
 
@@ -155,7 +157,7 @@ impl Source for Forwarder {
         let status = self.board.ask();
         let specs =
             status.rings.iter().map(|(name, ring)| (name.clone(), ring.spec.clone())).collect();
-        let readings = self.observed.report(&specs, scrape);
+        let readings = self.observed.report(&specs, status.spare_files, scrape);
         self.ages.retain(|name, _| specs.contains_key(name));
         for (name, ring) in &status.rings {
             let label = &[&**name];

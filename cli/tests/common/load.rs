@@ -27,8 +27,8 @@ pub fn rings() -> Scene {
     scene
 }
 
-/// Returns an item: its ring, its number, and as many bytes as the two make of it, up to 64 KiB but
-/// mostly less than one.
+/// Returns an item: its ring, its number, and a filling whose size is drawn by the number, up to
+/// 64 KiB but mostly less than one.
 pub fn item(ring: &str, number: usize) -> Vec<u8> {
     let mut bytes = format!("{ring} {number} ").into_bytes();
     let random = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
@@ -38,8 +38,7 @@ pub fn item(ring: &str, number: usize) -> Vec<u8> {
     bytes
 }
 
-/// Feeds a ring's producer with its items, as `make` makes them, which waits while the ring is
-/// full.
+/// Feeds a ring's producer, which waits while the ring is full, with the items that `make` returns.
 pub fn produce(
     scene: &Scene,
     ring: &str,

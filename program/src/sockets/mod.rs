@@ -19,9 +19,9 @@ const BACKLOG: i32 = 16;
 pub struct Access {
     /// The file's mode.
     pub mode: Mode,
-    /// The file's owner, if that is not the daemon's user.
+    /// The file's owner, if that is not this process's user.
     pub owner: Option<Uid>,
-    /// The file's group, if that is not the daemon's.
+    /// The file's group, if that is not this process's.
     pub group: Option<Gid>,
 }
 
@@ -43,6 +43,12 @@ pub struct Listening {
 impl Listening {
     /// Listens at a path, whose file gets the owner, the group and the mode of `access`.
     pub fn on(path: &Path, kind: SockType, access: &Access) -> io::Result<Self> {
+        // The new file is reached there by its folder's descriptor, whatever path that has by then.
+        if !Path::new("/proc/self/fd").exists() {
+            let text =
+                "there is no /proc, without which no socket is made (mount -t proc proc /proc)";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
         let place = Place::new(path)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, kind, flags, None)?;
@@ -75,7 +81,7 @@ impl Listening {
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        // A name that is left behind is replaced by the next daemon.
+        // A name that is left behind is replaced by the next process that listens there.
         if let Err(e) = self.place.remove(self.inode) {
             log::info!("{}: left behind: {e}", self.path.display());
         }

@@ -60,8 +60,8 @@ impl Engine<'_, '_> {
             arrived.filter(|arrived| arrived.position > opened.arrived)
         {
             // Where no item ends there, the skip below fails.
-            let item = item_before(consumer, opened.arrived, arrived);
-            if item.is_some_and(|item| checksum.is_some_and(|checksum| checksum != item)) {
+            let item = checksum.and_then(|_| item_before(consumer, opened.arrived, arrived));
+            if item.is_some() && item != checksum {
                 let words = format!(
                     "the sink has everything before position {arrived}, and the ring has another item there: it was restored from an older copy, and its guest has gone on from that (forward it to another place, or remove what the sink has of it)"
                 );
@@ -123,7 +123,7 @@ impl Engine<'_, '_> {
         self.feed_starved();
     }
 
-    /// Notes what a lane fails at while it goes on trying.
+    /// Notes a failure of a lane that goes on trying.
     fn troubled(&mut self, number: u64, message: String, is_said: bool) {
         let Some(ring) = self.rings.get_mut(&number) else { return };
         if !is_said && ring.sink_retry.failed(&message).1 {

@@ -81,18 +81,19 @@ pub struct Engine<'scope, 'env> {
     due: BTreeSet<(Instant, u64)>,
     /// The limit of open files.
     files: u64,
-    /// What is said of rings that wait for open files, and when one may look again.
+    /// Warnings about rings that wait for open files.
     few_files: Retry,
+    /// Time of the next look for a ring that waits for open files.
     next_files: Instant,
     folders: Folders,
     next_look_up: Instant,
     /// Whether patterns were looked up before: what is found now has appeared since.
     has_looked_up: bool,
-    /// The next look at waits for acknowledgements.
+    /// Time of the next look at waits for acknowledgements.
     next_watch: Instant,
     /// Whether a ring has come to rest since the last wait: the set may know of items.
     is_unsettled: bool,
-    /// Set if the end is reached when everything has arrived.
+    /// The wait for everything to arrive, with `--drain`.
     drain: Option<Drain>,
     scratch: Vec<u8>,
     peak: u64,
@@ -218,6 +219,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             rings: rings.collect(),
             memory: self.memory.used(),
             memory_limit: self.memory.limit(),
+            spare_files: self.spare_files().unwrap_or(0),
         }
     }
 
@@ -293,15 +295,11 @@ impl<'scope, 'env> Engine<'scope, 'env> {
     /// Returns the end, if it is reached without being asked for.
     fn outcome(&self) -> Option<Outcome> {
         let is_stopped = |ring: &Ring| matches!(ring.phase, Phase::Stopped);
-        let error = |ring: &Ring| ring.report.error.clone();
         if !self.rings.is_empty() && self.rings.values().all(is_stopped) {
-            let error = self.names.values().find_map(|number| error(self.rings.get(number)?));
-            return Some(Err(Failure::Refused(error.unwrap_or_default())));
+            return Some(Err(Failure::Refused(self.first_error().unwrap_or_default())));
         }
-        if self.drain.is_none() || self.is_unsettled {
-            return None;
-        }
-        if self.rings.is_empty() {
+        self.drain.as_ref()?;
+        if self.rings.is_empty() && self.former.rings.is_empty() {
             let text = "there is no ring to drain: no file or socket matches the patterns";
             return Some(Err(Failure::Refused(text.to_owned())));
         }
@@ -311,10 +309,22 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             Phase::Opening => false,
         };
         if !self.rings.values().all(is_settled) {
+            // A ring whose producer is busy may be unsettled in each turn.
             return self.drain_overdue(Instant::now());
         }
-        let error = self.names.values().find_map(|number| error(self.rings.get(number)?));
-        Some(error.map_or(Ok(()), |error| Err(Failure::Refused(error))))
+        if self.is_unsettled {
+            return None;
+        }
+        Some(self.first_error().map_or(Ok(()), |error| Err(Failure::Refused(error))))
+    }
+
+    /// Returns the first error that keeps a ring from being forwarded, or did so until the ring was
+    /// gone.
+    fn first_error(&self) -> Option<String> {
+        let rings = self.names.values().filter_map(|number| Some(&self.rings.get(number)?.report));
+        let is_gone = |name: &String| !self.names.contains_key(name);
+        let gone = self.former.rings.iter().filter(|(name, _)| is_gone(name));
+        rings.chain(gone.map(|(_, report)| report)).find_map(|report| report.error.clone())
     }
 
     /// Reads nothing more, and waits for what is in flight, within the grace.
@@ -334,6 +344,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         loop {
             self.take_events();
             self.free();
+            self.board.leave(|| self.status());
             let in_flight = self.memory.used() > 0;
             let left = deadline.saturating_duration_since(Instant::now());
             // A second request ends the grace.

@@ -63,7 +63,7 @@ impl Engine<'_, '_> {
                 if is_same { None } else { Some(sink::make(&settings.to, &settings.sinks)?) };
             Ok((settings, sink))
         };
-        let (settings, sink) = match reread().and_then(with_sink) {
+        let (mut settings, sink) = match reread().and_then(with_sink) {
             Ok(read) => read,
             Err(e) => {
                 say!("the configuration stays as it was: {}", e.words());
@@ -76,6 +76,10 @@ impl Engine<'_, '_> {
                 self.close_lane(number);
             }
             self.sink = sink;
+        }
+        if settings.metrics != self.settings.metrics {
+            say!("the addresses of metrics stay as they were until the next start");
+            settings.metrics.clone_from(&self.settings.metrics);
         }
         self.memory.set_limit(settings.max_memory);
         self.settings = settings;

@@ -1,14 +1,14 @@
-//! Waits that last: what is said of them, and the end of one that has a limit.
+//! Warnings about waits that last, and the end of a `--drain` that has a limit.
 
 use super::super::super::failure::{Failure, Outcome};
 use super::super::ring::{Phase, Ring};
 use super::Engine;
 use std::time::{Duration, Instant};
 
-/// The time after which a wait that goes on is said again.
-const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// The time after which the warning about a drain is repeated.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
-/// Rings that a message names: there may be hundreds, which wait for the same thing.
+/// The most rings that a message names: hundreds may wait for the same thing.
 const NAMED: usize = 3;
 
 /// A wait for everything to arrive.
@@ -16,18 +16,18 @@ const NAMED: usize = 3;
 pub struct Drain {
     begin: Instant,
     limit: Option<Duration>,
-    /// When it is said next that the wait goes on.
-    said_next: Instant,
+    /// Time of the next warning that the wait goes on.
+    next_warning: Instant,
 }
 
 impl Drain {
     pub fn new(limit: Option<Duration>, warn_after: Duration) -> Self {
         let begin = Instant::now();
-        Self { begin, limit, said_next: later(begin, warn_after) }
+        Self { begin, limit, next_warning: later(begin, warn_after) }
     }
 }
 
-/// Returns a time that is as good as never if it cannot be told.
+/// Returns the time after a duration; no more than 34 years later, which every clock can express.
 fn later(begin: Instant, time: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(1 << 30);
     begin + time.min(NEVER)
@@ -39,12 +39,12 @@ impl Engine<'_, '_> {
         let flights = (self.memory.used() > 0).then_some(self.next_watch);
         let drain = self.drain.as_ref().map(|drain| {
             let limit = drain.limit.map(|limit| later(drain.begin, limit));
-            limit.map_or(drain.said_next, |limit| limit.min(drain.said_next))
+            limit.map_or(drain.next_warning, |limit| limit.min(drain.next_warning))
         });
         [flights, drain].into_iter().flatten().min()
     }
 
-    /// Says which waits have become long.
+    /// Logs which waits have become long.
     pub fn watch(&mut self, now: Instant) {
         const SELDOM: Duration = Duration::from_secs(5);
         let warn_after = self.settings.warn_after;
@@ -53,10 +53,10 @@ impl Engine<'_, '_> {
             self.next_watch = now + (warn_after / 4).clamp(often, SELDOM);
             self.warn_of_slow_rings(now, warn_after);
         }
-        if self.drain.as_ref().is_some_and(|drain| drain.said_next <= now) {
+        if self.drain.as_ref().is_some_and(|drain| drain.next_warning <= now) {
             log::warn!("--drain waits for {} (--drain-timeout S ends the wait)", self.left_rings());
             if let Some(drain) = &mut self.drain {
-                drain.said_next = now + SAY_AGAIN;
+                drain.next_warning = now + WARN_AGAIN;
             }
         }
     }
@@ -66,7 +66,7 @@ impl Engine<'_, '_> {
         let (mut lines, mut others) = (Vec::new(), 0);
         for number in self.names.values() {
             let Some(ring) = self.rings.get_mut(number) else { continue };
-            // What is failing has been said.
+            // A failure that goes on has been logged, with its reason.
             if ring.trouble.is_some() {
                 continue;
             }
@@ -81,7 +81,7 @@ impl Engine<'_, '_> {
                 continue;
             }
             lines.push(format!(
-                "{}: waiting for acknowledgement of {} since {:.0} s, with {} items in flight{hint}",
+                "{}: waiting for acknowledgement of position {} for {:.0} s, with {} items in flight{hint}",
                 ring.name, waiting.position, waiting.seconds, waiting.items
             ));
         }
@@ -89,7 +89,7 @@ impl Engine<'_, '_> {
             log::warn!("{line}");
         }
         if others > 0 {
-            log::warn!("{others} more rings wait for an acknowledgement so long");
+            log::warn!("{others} more rings wait for an acknowledgement as long");
         }
     }
 
@@ -99,8 +99,8 @@ impl Engine<'_, '_> {
             Phase::Open(opened) => !opened.is_done(),
             Phase::Closed | Phase::Opening | Phase::Stopped => true,
         };
-        let mut rings = self.names.values().filter_map(|number| self.rings.get(number));
-        let all: Vec<_> = rings.by_ref().filter(|ring| left(ring)).collect();
+        let rings = self.names.values().filter_map(|number| self.rings.get(number));
+        let all: Vec<_> = rings.filter(|ring| left(ring)).collect();
         let reason = |ring: &&Ring| {
             let in_flight = match &ring.phase {
                 Phase::Open(opened) => opened.flights.len(),

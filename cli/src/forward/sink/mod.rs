@@ -34,7 +34,7 @@ pub trait Sink {
     /// Returns how many descriptors a lane takes at most, once it has items.
     fn descriptors(&self) -> u64;
 
-    /// Notes when the sink's own end must be over, where it can see to that: its lanes are dropped
+    /// Notes the time by which the sink must have ended what it has started. Its lanes are dropped
     /// next, and then the sink.
     fn end_by(&mut self, _deadline: Instant) {}
 }
@@ -61,9 +61,9 @@ pub fn make(to: &Destination, options: &SinkOptions) -> Result<Box<dyn Sink>, Fa
     })
 }
 
-/// Returns what keeps the items of rings with these names from the sink, as far as a look tells that
-/// changes nothing and needs no connection. At run time each is tried again, or leaves one ring
-/// alone.
+/// Returns what keeps the items of rings with these names from the sink, as far as a look tells
+/// that changes nothing and needs no connection. At run time each is tried again, or leaves one
+/// ring alone.
 pub fn faults(to: &Destination, options: &SinkOptions, rings: &BTreeSet<&str>) -> Vec<String> {
     match to {
         Destination::File(path) => file::faults(path, rings),
@@ -135,7 +135,7 @@ pub enum Event {
     Trouble {
         /// What fails, on what, why, and what to do.
         message: String,
-        /// Whether the sink has said it itself, once for all of its lanes.
+        /// Whether the sink has logged it itself, once for all of its lanes.
         is_said: bool,
     },
     /// The lane is dead: the engine drops it, and reads unacknowledged items again for the next.
@@ -147,8 +147,8 @@ pub enum Event {
 pub struct Arrived {
     /// Position behind it: everything before has arrived.
     pub position: Position,
-    /// Its checksum, where the sink can tell it: a ring whose item there has another one is not the
-    /// ring that the sink knows, although it has the same UUID.
+    /// Checksum of the item, where the sink knows it: a ring whose item there has another one is
+    /// not the ring that the sink knows, although it has the same UUID.
     pub checksum: Option<u32>,
 }
 

@@ -67,7 +67,7 @@ pub struct Manner {
     pub on_separator: OnSeparator,
     pub ack: Ack,
     pub per_batch: bool,
-    /// When all children must have ended, once that is known.
+    /// The time by which all children must have ended, once that is known.
     pub deadline: OnceLock<Instant>,
 }
 

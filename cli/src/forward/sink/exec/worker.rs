@@ -235,7 +235,7 @@ impl Worker {
         }
         let command = &self.manner.command;
         if self.manner.ack == Ack::Exit && status.success() {
-            // It says that it has dealt with what it cannot have seen.
+            // The exit code acknowledges items that the command cannot have seen.
             if !self.input.is_empty() || child.has_unread() {
                 return Some(Err(retry(format!(
                     "{command}: {status}, and it has not read all of its input: {} items count as not dealt with (a command that needs no input reads it all the same: cat > /dev/null)",

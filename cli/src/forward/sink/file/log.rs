@@ -243,12 +243,14 @@ impl Log {
     }
 }
 
-/// Returns why the file at a path could not be written, as far as a look tells that changes nothing.
+/// Returns why the file at a path could not be written, as far as a look tells that changes
+/// nothing.
 pub fn examine(path: &Path) -> Result<(), String> {
     refuse_unsuitable(path).map_err(|e| words(path, "write", &e))?;
     let is_allowed = eaccess(folder_of(path), AccessFlags::W_OK | AccessFlags::X_OK);
     is_allowed.map_err(|e| words(path, "write", &e.into()))?;
     for file in [path, &beside(path, "positions")] {
+        refuse_irregular(file).map_err(|e| words(file, "write", &e))?;
         match eaccess(file, AccessFlags::R_OK | AccessFlags::W_OK) {
             Ok(()) | Err(Errno::ENOENT) => {}
             Err(e) => return Err(words(file, "write", &e.into())),
@@ -258,12 +260,17 @@ pub fn examine(path: &Path) -> Result<(), String> {
 }
 
 fn refuse_unsuitable(path: &Path) -> io::Result<()> {
-    if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
-        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
-    }
+    refuse_irregular(path)?;
     refuse_among_devices(path)?;
     refuse_reserved(path)?;
     refuse_ring(path)
+}
+
+fn refuse_irregular(path: &Path) -> io::Result<()> {
+    if std::fs::metadata(path).is_ok_and(|about| !about.is_file()) {
+        return Err(io::Error::new(ErrorKind::InvalidInput, "it is not a regular file"));
+    }
+    Ok(())
 }
 
 /// Gives the file the number by which it is kept, if it does not have it yet.

@@ -103,8 +103,8 @@ impl Files {
     }
 }
 
-/// Returns what keeps the files of rings with these names from being written, as far as a look tells
-/// that changes nothing.
+/// Returns what keeps the files of rings with these names from being written, as far as a look
+/// tells that changes nothing.
 pub fn faults(path: &str, rings: &BTreeSet<&str>) -> Vec<String> {
     // A folder can be looked at before there is a ring.
     let any = BTreeSet::from(["ring"]);

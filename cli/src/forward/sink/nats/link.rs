@@ -51,7 +51,7 @@ pub struct Link {
 
 #[derive(Debug, Clone)]
 enum State {
-    /// An attempt is under way; why there was none that went well, if that is known.
+    /// An attempt is under way; with the reason why the last one failed, if there was one.
     Down(Option<String>),
     Up(Arc<Up>),
     /// The server, the stream or the login is not as it must be.

@@ -217,7 +217,7 @@ fn old_server_gets_every_item_at_least_once() {
             .map(|(record, payload)| (record.position, payload.clone()))
             .collect();
         assert_eq!(found, ring.expected().into_iter().collect(), "{}", ring.facts.name);
-        // What is sent together may change its order; the next batch is sent after all of it.
+        // Items of one batch may arrive in any order; the next batch is sent after all of them.
         let expected = ring.expected();
         let index = |at: Position| expected.partition_point(|(position, _)| *position < at);
         let of_ring = messages.iter().filter(|(record, _)| record.ring == ring.facts.uuid);
