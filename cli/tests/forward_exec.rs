@@ -261,6 +261,7 @@ fn drain_ends_after_its_limit_while_its_producer_is_busy() {
     let command = r#"while read -r line; do echo "${line%%[!0-9]*}"; done"#;
     let script = format!(
         "yes | $RING produce --no-flush ring &
+        while $RING health --max-used 50 ring > health; do :; done
         $RING forward --drain --drain-timeout 1 ring --to 'exec:{command}'
         code=$?
         kill $!
