@@ -28,7 +28,13 @@ fn assert_crossed(sent: &Value, received: &Value) {
 fn hundred_thousand_random_items_leave_the_guest() -> Result<()> {
     let scene = Scene::new(&["--size", "8M"]);
     let _backend = scene.backend()?;
+    let address = scene.address();
+    let mut consumer =
+        scene.spawn("consumer", "ringload", &["consume", &address, "--items", ITEMS])?;
+    // The consumer meets an empty ring while the guest boots.
     let guest = scene.guest().boot()?;
+    assert!(!scene.diagnostics()["holders"]["consumer"].is_null(), "{}", scene.diagnostics());
+    consumer.signal(Signal::SIGSTOP)?;
     let sending = guest.spawn(&format!(
         "ringload produce serial:ring --items {ITEMS} --max {LONGEST} --batch 16"
     ))?;
@@ -37,9 +43,7 @@ fn hundred_thousand_random_items_leave_the_guest() -> Result<()> {
     let nearly = Some((8 << 20) - (17 << 14));
     let full = || scene.held() > 0 && scene.diagnostics()["used"].as_u64() > nearly;
     assert!(wait_until(SOON, full), "{}", scene.diagnostics());
-    let address = scene.address();
-    let mut consumer =
-        scene.spawn("consumer", "ringload", &["consume", &address, "--items", ITEMS])?;
+    consumer.signal(Signal::SIGCONT)?;
     let received = daemon_report(&mut consumer, LONG)?;
     assert_crossed(&job_report(&sending, SOON)?, &received);
     let backend = &scene.diagnostics()["backend"];
