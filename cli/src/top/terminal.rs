@@ -32,6 +32,7 @@ fn taken() -> MutexGuard<'static, Option<Taken>> {
 /// A terminal that is taken over until this is dropped.
 pub struct Terminal(());
 
+#[expect(clippy::unused_self, reason = "only who has taken the terminal may ask")]
 impl Terminal {
     /// Takes over the terminal whose keys come from `input` and which shows `output`.
     pub fn take(input: OwnedFd, output: OwnedFd) -> io::Result<Self> {
