@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, readers of man pages, shells, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -76,6 +76,10 @@ missing_packages() {
     have tmux || echo tmux
     # Tests write journal files and show them; this brings journalctl, too.
     [ -x /usr/lib/systemd/systemd-journal-remote ] || [ -x /lib/systemd/systemd-journal-remote ] || echo systemd-journal-remote
+    # Man pages and completions are checked by those who read them.
+    have mandoc || echo mandoc
+    have zsh || echo zsh
+    have fish || echo fish
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3

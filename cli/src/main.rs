@@ -31,14 +31,27 @@ mod splitter;
 mod suspend;
 mod top;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use ending::{Stream, interruptible, plain, stoppable, stoppable_except_on_hangup};
+use failure::{Failure, Outcome};
 use output::{message, print};
 use ring_program::LogFormat;
+use ring_program::manual::{self, Asked};
+use shared_block_ring::device::shown;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::process::ExitCode;
 
-const EXIT_CODES: &str = "\
+const HELP: &str = "\
+ADDRESS names the ring:
+  PATH               a file or a block device
+  serial:NAME        the disk with that serial number
+  unix:PATH          a ring that vhost-device-blockring serves with --consumer-socket PATH
+  vhost-user:PATH    the disk of the vhost-user-blk backend that listens at PATH, without a virtual
+                     machine
+  pci:0000:00:04.0   a virtio disk of this machine that `blockring bind` has taken from the kernel
+`journal` and `repair` take the first two only.
+
 Exit codes:
   0  normal end
   1  error
@@ -49,20 +62,11 @@ Exit codes:
   6  superseded: another instance of this process moved the ring, as after the restore of an older
      snapshot of a virtual machine
 Standard output that is closed or full, or whose reader is gone, is an error. Messages that standard
-error does not accept are dropped. The first SIGTERM or SIGINT ends every wait.
-
-ADDRESS names the ring:
-  PATH               a file or a block device
-  serial:NAME        the disk with that serial number
-  unix:PATH          a ring that vhost-device-blockring serves with --consumer-socket PATH
-  vhost-user:PATH    the disk of the vhost-user-blk backend that listens at PATH, without a virtual
-                     machine
-  pci:0000:00:04.0   a virtio disk of this machine that `blockring bind` has taken from the kernel
-`journal` and `repair` take the first two only.";
+error does not accept are dropped. The first SIGTERM or SIGINT ends every wait.";
 
 /// A crash-safe queue on a block device
 #[derive(Parser)]
-#[command(name = "blockring", version, after_help = EXIT_CODES)]
+#[command(name = "blockring", version, after_help = HELP)]
 struct Arguments {
     /// Form of messages and log: text, or one JSON object a line
     #[arg(
@@ -110,11 +114,12 @@ fn main() -> ExitCode {
 }
 
 fn parse_and_carry_out() -> ExitCode {
-    let code = match Arguments::try_parse() {
-        Ok(arguments) => {
+    let code = match Asked::<Arguments>::parse() {
+        Ok(Asked::Run(arguments)) => {
             arguments.log_format.choose();
             carry_out(arguments.command)
         }
+        Ok(Asked::Pages(directory)) => plain(|| write_pages(&directory)),
         Err(answer) if answer.use_stderr() => {
             message(&rendered(&answer, std::io::stderr().is_terminal()));
             2
@@ -125,6 +130,12 @@ fn parse_and_carry_out() -> ExitCode {
         }
     };
     code.into()
+}
+
+fn write_pages(directory: &Path) -> Outcome {
+    let written = manual::write(&Arguments::command(), &["vhost-device-blockring(1)"], directory);
+    let what = format!("cannot write man pages and completions below {}", shown(directory));
+    written.map_err(Failure::io(what))
 }
 
 /// Runs a command, and returns its exit code.

@@ -1,9 +1,10 @@
-//! Help texts of `blockring`, and its refusals of arguments.
+//! Help texts of `blockring`, its man pages and completions, and its refusals of arguments.
 #![allow(clippy::unwrap_used)]
 
 mod common;
 
 use common::scene::Scene;
+use ring_test_support::manual::Manual;
 use ring_test_support::{assert_fails, assert_ok};
 
 #[test]
@@ -97,4 +98,55 @@ fn number_and_sector_size_are_refused_with_what_the_option_takes() {
         let output = scene.run(&["create", "--sector-size", value, "ring"], b"");
         assert_fails(&output, 2, "it takes a power of two from 512 to 65536");
     }
+}
+
+fn manual() -> Manual {
+    Manual::of(env!("CARGO_BIN_EXE_blockring"), "generate")
+}
+
+#[test]
+fn pages_and_completions_have_each_command_and_option() {
+    let manual = manual();
+    assert!(manual.commands().len() > 10, "{:?}", manual.commands());
+    manual.expect_all_that_help_lists(&["EXIT STATUS", "SEE ALSO"]);
+    for command in manual.commands() {
+        assert!(manual.page(&format!("blockring-{command}")).contains(" EXAMPLES "), "{command}");
+    }
+    let page = manual.page("blockring-produce");
+    for words in [
+        "blockring-produce - Push standard input into a ring",
+        "journalctl -f | blockring produce serial:logs",
+        "4 the ring is suspended",
+        "Form of messages and log: text, or one JSON object a line",
+    ] {
+        assert!(page.contains(words), "{words}\n{page}");
+    }
+}
+
+#[test]
+fn pages_and_completions_are_sound() {
+    manual().expect_sound_files();
+}
+
+#[test]
+fn bash_completes_commands_options_and_values() {
+    let manual = manual();
+    let all = manual.completed(&[""]);
+    assert!(manual.commands().iter().all(|command| all.contains(command)), "{all:?}");
+    assert!(!all.contains(&"generate".to_owned()), "{all:?}");
+    assert_eq!(manual.completed(&["pro"]), ["produce"]);
+    assert_eq!(manual.completed(&["produce", "--on-f"]), ["--on-full"]);
+    assert_eq!(manual.completed(&["produce", "--on-full", ""]), ["wait", "fail", "drop"]);
+    assert_eq!(manual.completed(&["produce", "--on-full", "d"]), ["drop"]);
+    // bash offers files itself where the function offers nothing.
+    assert_eq!(manual.completed(&["check", "ring.i"]), [""; 0]);
+}
+
+#[test]
+fn pages_that_cannot_be_written_are_an_error() {
+    let scene = Scene::new();
+    scene.write("file", "");
+    let output = scene.run(&["generate", "file"], b"");
+    assert_fails(&output, 1, "cannot write man pages and completions below file: ");
+    assert_fails(&scene.run(&["generate"], b""), 2, "<DIRECTORY>");
 }

@@ -1,10 +1,12 @@
 //! `vhost-device-blockring`: a ring as a disk of a virtual machine.
 
+use clap::CommandFactory;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use ring_program::manual::{self, Asked};
 use ring_program::set_up_signals;
 use ring_program::standard::Standard;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use vhost_device_blockring::daemon::config::Arguments;
 use vhost_device_blockring::daemon::failure::Failure;
@@ -25,23 +27,23 @@ fn main() -> ExitCode {
     // The sandbox needs a process with one thread: messages before it wait until it is applied.
     ring_program::stderr::hold();
     ring_program::run("vhost-device-blockring", LOG, || {
-        let parsed = Arguments::try_parse().and_then(|arguments| {
-            arguments.log_format.choose();
-            if arguments.print_capabilities {
-                return Ok(None);
+        let outcome = match Asked::<Arguments>::parse() {
+            Ok(Asked::Run(arguments)) => {
+                arguments.log_format.choose();
+                if arguments.print_capabilities {
+                    print(&format!("{}\n", server::capabilities()))
+                } else {
+                    match Settings::try_from(arguments) {
+                        Ok(settings) => serve(&settings),
+                        Err(e) => {
+                            let kind = ErrorKind::ValueValidation;
+                            return misuse(&Arguments::command().error(kind, e));
+                        }
+                    }
+                }
             }
-            let invalid = |e| Arguments::command().error(ErrorKind::ValueValidation, e);
-            Settings::try_from(arguments).map(Some).map_err(invalid)
-        });
-        let outcome = match parsed {
-            Ok(Some(settings)) => set_up_signals()
-                .map_err(|source| Failure::System { what: "set up signals", source })
-                .and_then(|()| server::run(&settings)),
-            Ok(None) => print(&format!("{}\n", server::capabilities())),
-            Err(misuse) if misuse.use_stderr() => {
-                ring_program::stderr::block(&misuse.render().to_string());
-                return ExitCode::from(USAGE);
-            }
+            Ok(Asked::Pages(directory)) => write_pages(&directory),
+            Err(answer) if answer.use_stderr() => return misuse(&answer),
             Err(help) => print(&help.render().to_string()),
         };
         match outcome {
@@ -52,6 +54,23 @@ fn main() -> ExitCode {
             }
         }
     })
+}
+
+fn serve(settings: &Settings) -> Result<(), Failure> {
+    set_up_signals().map_err(|source| Failure::System { what: "set up signals", source })?;
+    server::run(settings)
+}
+
+fn write_pages(directory: &Path) -> Result<(), Failure> {
+    let others = ["blockring(1)", "qemu-system-x86_64(1)"];
+    manual::write(&Arguments::command(), &others, directory)
+        .map_err(|source| Failure::System { what: "write man pages and completions", source })
+}
+
+/// Says what is wrong with the command line, and returns the exit code.
+fn misuse(error: &clap::Error) -> ExitCode {
+    ring_program::stderr::block(&error.render().to_string());
+    ExitCode::from(USAGE)
 }
 
 /// Writes to standard output.

@@ -7,6 +7,7 @@ use common::daemon::{Daemon, Scene};
 use nix::sys::signal::Signal;
 use ring_simulation::unlocked;
 use ring_test_support::assert_fails;
+use ring_test_support::manual::Manual;
 use ring_test_support::process::eventually;
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
@@ -26,6 +27,18 @@ fn capabilities_are_json() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["type"], "block");
     assert_eq!(json["features"], serde_json::json!(["read-only", "blk-file"]));
+}
+
+#[test]
+fn page_and_completions_have_each_option() {
+    let manual = Manual::of(env!("CARGO_BIN_EXE_vhost-device-blockring"), "--generate");
+    manual.expect_all_that_help_lists(&["EXIT STATUS", "EXAMPLES", "SEE ALSO"]);
+    manual.expect_sound_files();
+    assert_eq!(manual.completed(&["--guest", ""]), ["producer", "consumer"]);
+    assert_eq!(manual.completed(&["--gen"]), [""; 0]);
+    let scene = Scene::new();
+    std::fs::write(scene.path("file"), "").unwrap();
+    assert_fails(&scene.run(&["--generate", "file"]), 1, "man pages and completions");
 }
 
 #[test]

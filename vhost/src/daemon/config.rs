@@ -19,7 +19,10 @@ Examples:
 
   blockring consume --follow unix:vm1.out
 
-Exit codes: 0 normal end (SIGTERM, SIGINT), 1 error, 2 usage.";
+Exit codes:
+  0  normal end (SIGTERM, SIGINT)
+  1  error
+  2  wrong use of options";
 
 /// Show a shared block ring to a virtual machine as a disk
 #[derive(Debug, Parser)]
