@@ -202,6 +202,10 @@ impl<D: RingDevice> Handle<D> {
         self.failed.store(false, Ordering::Relaxed);
     }
 
+    pub fn set_client(&mut self, client: &str) {
+        client.clone_into(&mut self.client);
+    }
+
     pub fn owner(&self) -> Owner<'_> {
         (&self.queue, &self.client)
     }

@@ -39,6 +39,9 @@ pub enum Failure {
     /// A refusal, in words.
     #[error("{0}")]
     Refused(String),
+    /// A request to stop has ended a wait, in words.
+    #[error("{0}")]
+    Stopped(String),
     /// Options that are missing, or do not fit together, in words.
     #[error("{0}")]
     Usage(String),
@@ -177,7 +180,11 @@ impl Failure {
             Self::Unhealthy { code, .. } => *code,
             Self::Ring(error) | Self::During { source: error, .. } => code_of(error),
             Self::Ended { source, .. } => code_of(source),
-            Self::Io { .. } | Self::Refused(_) | Self::Missing(_) | Self::OutputIsRing(_) => 1,
+            Self::Io { .. }
+            | Self::Refused(_)
+            | Self::Stopped(_)
+            | Self::Missing(_)
+            | Self::OutputIsRing(_) => 1,
         }
     }
 }

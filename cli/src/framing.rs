@@ -1,5 +1,7 @@
 //! How items are separated in a stream of bytes.
 
+use super::journald::Scan;
+
 /// How items are separated on standard input and standard output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Framing {
@@ -13,6 +15,9 @@ pub enum Framing {
     /// The whole input is one item, even if it is empty; items are written with nothing between
     /// them
     Whole,
+    /// Each item is an entry of the journal, as `journalctl --output=export` writes it, with the
+    /// empty line that ends it; items are written with nothing between them
+    Export,
 }
 
 /// What `consume` does with an item that contains the byte that ends items in the output.
@@ -26,10 +31,11 @@ pub enum OnSeparator {
 
 /// An item that cannot be written in a framing, because a reader would see two items.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("it contains a {name}, which ends an item with --framing {framing}")]
-pub struct Ambiguous {
-    name: &'static str,
-    framing: &'static str,
+pub enum Ambiguous {
+    #[error("it contains a {name}, which ends an item with --framing {framing}")]
+    Separator { name: &'static str, framing: &'static str },
+    #[error("it is not an entry of the journal, as --framing export has them")]
+    NoEntry,
 }
 
 impl Framing {
@@ -38,14 +44,15 @@ impl Framing {
         match self {
             Self::Lines => Some(b'\n'),
             Self::Nul => Some(0),
-            Self::Length | Self::Whole => None,
+            Self::Length | Self::Whole | Self::Export => None,
         }
     }
 
     /// Appends an item and its framing to the output.
     ///
     /// # Errors
-    /// The item contains the separator, and `on_separator` is `Fail`. Nothing was appended.
+    /// The item contains the separator, and `on_separator` is `Fail`, or it is not one entry.
+    /// Nothing was appended.
     pub fn join(
         self,
         item: &[u8],
@@ -53,6 +60,7 @@ impl Framing {
         output: &mut Vec<u8>,
     ) -> Result<(), Ambiguous> {
         let Some(separator) = self.delimiter() else {
+            self.verify(item)?;
             output.extend_from_slice(&self.head(item.len() as u64));
             output.extend_from_slice(item);
             return Ok(());
@@ -68,15 +76,22 @@ impl Framing {
         Ok(())
     }
 
-    /// Verifies that the bytes of an item do not contain the separator.
+    /// Verifies that a reader takes the bytes of an item for one item.
     ///
     /// # Errors
-    /// The bytes contain the separator.
+    /// The bytes contain the separator, or are not one entry.
     pub fn verify(self, bytes: &[u8]) -> Result<(), Ambiguous> {
         let found = |separator| memchr::memchr(separator, bytes).is_some();
         match self {
-            Self::Lines if found(b'\n') => Err(Ambiguous { name: "line feed", framing: "lines" }),
-            Self::Nul if found(0) => Err(Ambiguous { name: "zero byte", framing: "nul" }),
+            Self::Lines if found(b'\n') => {
+                Err(Ambiguous::Separator { name: "line feed", framing: "lines" })
+            }
+            Self::Nul if found(0) => {
+                Err(Ambiguous::Separator { name: "zero byte", framing: "nul" })
+            }
+            Self::Export if Scan::default().end_in(bytes) != Some(bytes.len()) => {
+                Err(Ambiguous::NoEntry)
+            }
             _ => Ok(()),
         }
     }
@@ -86,7 +101,7 @@ impl Framing {
         match self {
             // The length of an item is a u32 in the ring and in the input.
             Self::Length => u32::try_from(length).unwrap_or(u32::MAX).to_le_bytes().to_vec(),
-            Self::Lines | Self::Nul | Self::Whole => Vec::new(),
+            Self::Lines | Self::Nul | Self::Whole | Self::Export => Vec::new(),
         }
     }
 }
@@ -128,6 +143,12 @@ mod tests {
         let item = b"\n\0";
         assert_eq!(joined(Framing::Whole, OnSeparator::Fail, item), Ok(item.to_vec()));
         assert_eq!(joined(Framing::Length, OnSeparator::Fail, item).unwrap(), b"\x02\0\0\0\n\0");
+        let entry = b"A=1\nB\n\x01\0\0\0\0\0\0\0\n\n\n".to_vec();
+        assert_eq!(joined(Framing::Export, OnSeparator::Fail, &entry), Ok(entry.clone()));
+        for item in [&entry[6..], &entry[..entry.len() - 1], &entry.repeat(2), b""] {
+            let refused = joined(Framing::Export, OnSeparator::Escape, item);
+            assert_eq!(refused, Err(Ambiguous::NoEntry));
+        }
     }
 
     #[test]

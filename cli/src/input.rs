@@ -13,6 +13,18 @@ use std::os::fd::{AsFd, BorrowedFd};
 /// Bytes of one read, and so about the size of a batch.
 pub const CHUNK: usize = 64 * 1024;
 
+/// The input of `produce`. Its descriptor is readable when there is something to read.
+pub trait Source: AsFd {
+    /// Reads into `buffer`, and returns the number of bytes, which is 0 at the end of the input;
+    /// `None` if there is nothing to read now.
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Failure>;
+
+    /// Returns whether there is something to read that the descriptor does not tell of.
+    fn has_read_ahead(&self) -> bool {
+        false
+    }
+}
+
 /// Standard input, which was found to be readable.
 pub struct Input(());
 
@@ -46,6 +58,12 @@ impl Input {
             Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
             Err(e) => Err(reading()(e.into())),
         }
+    }
+}
+
+impl Source for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<Option<usize>, Failure> {
+        Self::read(self, buffer)
     }
 }
 

@@ -18,6 +18,7 @@ mod health;
 mod input;
 mod inspect;
 mod journal;
+mod journald;
 mod observed;
 mod output;
 mod oversize;

@@ -1,15 +1,16 @@
 //! `blockring produce`.
 
-use super::address::{Address, seconds};
+use super::address::{Address, Device, seconds};
 use super::failure::{Failure, Outcome};
 use super::framing::Framing;
-use super::input::Input;
+use super::input::{Input, Source};
+use super::journald::{self, Trail};
 use super::output::{require_messages, say};
 use super::oversize::OnTooLarge;
 use super::pump::{Counts, Limits, Pump};
 use ring_program::Stop;
 use shared_block_ring::handover::Role;
-use shared_block_ring::{Durability, Producer};
+use shared_block_ring::{DebugInfo, Durability, Position, Producer};
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
@@ -24,11 +25,17 @@ before it are published. With --on-too-large drop such an item is dropped and co
 marks it as a part; all but the last are as large as an item can be. `consume --framing whole` joins
 the parts again.
 
+With --journald the input is the journal of this machine, read by journalctl. The ring says which
+entry was sent last, so that the next start continues behind it, whatever has ended this one: each
+entry is sent once. While the ring is full the entries stay in the journal. SIGTERM is a normal end
+at any time.
+
 With --json the last line of standard error is one JSON object, however produce ends: items, bytes,
 in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits, exit_code and error.
 
 Examples:
-  journalctl -f | blockring produce serial:logs
+  tail -F /var/log/app.log | blockring produce serial:logs
+  blockring produce --journald --on-too-large drop serial:logs      all of the journal, each entry once
   blockring produce --framing whole /dev/vdb < report.pdf
   blockring produce --on-full drop --timeout 5 ring.img < events
   blockring produce --on-too-large drop --json ring.img < events    no item is too large
@@ -40,6 +47,8 @@ Examples:
 pub struct Produce {
     #[command(flatten)]
     address: Address,
+    #[command(flatten)]
+    journal: journald::Options,
     /// How the input is divided into items
     #[arg(long, value_enum, default_value = "lines")]
     framing: Framing,
@@ -75,27 +84,31 @@ pub enum OnFull {
 
 impl Produce {
     pub fn run(self, stop: &Stop, counts: &mut Counts) -> Outcome {
-        let input = Input::open()?;
+        let input = if self.journal.journald { None } else { Some(Input::open()?) };
         require_messages(self.json)?;
         let device = match self.address.open(Role::Producer, stop, self.timeout) {
             // No input was read yet.
             Err(failure) if failure.is_stop() => return Ok(()),
             opened => opened?,
         };
-        self.address.refuse_as_input(&device)?;
-        let mut producer = Producer::attach(device, "blockring", &client())
-            .map_err(Failure::about(self.address.name()))?;
+        let (mut producer, mut input, trail) = match input {
+            Some(input) => {
+                self.address.refuse_as_input(&device)?;
+                (self.attach(device, &client())?, Box::new(input) as Box<dyn Source>, None)
+            }
+            None => self.continue_journal(device)?,
+        };
         if self.no_flush {
             producer.set_durability(Durability::PageCache);
         }
         let limits = Limits {
-            framing: self.framing,
+            framing: if trail.is_some() { Framing::Export } else { self.framing },
             on_full: self.on_full,
             on_too_large: self.on_too_large,
             timeout: self.timeout,
         };
-        let mut pump = Pump::new(producer, stop, limits);
-        let outcome = pump.run(&input);
+        let mut pump = Pump::new(producer, stop, limits, trail);
+        let outcome = pump.run(&mut *input);
         *counts = pump.into_counts();
         if !self.json {
             if counts.dropped > 0 {
@@ -105,7 +118,35 @@ impl Produce {
         }
         outcome
     }
+
+    fn attach(&self, device: Device, client: &str) -> Result<Producer<Device>, Failure> {
+        Producer::attach(device, "blockring", client).map_err(Failure::about(self.address.name()))
+    }
+
+    /// Becomes the producer, and opens the journal behind the entry that the ring says was sent
+    /// last.
+    fn continue_journal(&self, device: Device) -> Result<Start, Failure> {
+        let name = self.address.name();
+        let info = DebugInfo::read(&device).map_err(Failure::about(name.clone()))?;
+        let trail = Trail::of_ring(&info.producer_text, info.producer);
+        // The text that is there stays: it may be all that tells that entry.
+        let producer = self.attach(device, &trail.text().unwrap_or_else(client))?;
+        if producer.position() != info.producer {
+            let text = format!("{name}: another producer was there meanwhile: start again");
+            return Err(Failure::Refused(text));
+        }
+        if trail.sent().is_none() && info.producer > Position::ZERO {
+            say(format_args!(
+                "{name}: the ring does not tell which entry of the journal was sent last, so all are sent"
+            ));
+        }
+        let journal = self.journal.open(trail.sent())?;
+        Ok((producer, Box::new(journal), Some(trail)))
+    }
 }
+
+/// A producer, its input, and what the ring says of the journal, if that is the input.
+type Start = (Producer<Device>, Box<dyn Source>, Option<Trail>);
 
 /// Returns the name of this process for the text of the pointer sector.
 pub fn client() -> String {

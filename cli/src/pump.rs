@@ -1,11 +1,12 @@
-//! The loop of `produce`, from standard input into a ring. Every byte that was read is pushed, or
+//! The loop of `produce`, from its input into a ring. Every byte that was read is pushed, or
 //! named in the error.
 
 use super::address::Device;
 use super::failure::{Failure, Outcome};
 use super::fate::{Fate, Place, is_unbounded};
 use super::framing::Framing;
-use super::input::{CHUNK, Input, reading};
+use super::input::{CHUNK, Source, reading};
+use super::journald::Trail;
 use super::oversize::{Counting, OnTooLarge, TooLarge, refusal};
 use super::produce::OnFull;
 use super::splitter::{Piece, Size, Splitter, Step};
@@ -73,10 +74,19 @@ pub struct Pump<'a> {
     looked: Instant,
     /// The time of the next look at whether the ring is still there.
     lookout: Lookout,
+    /// The entries of the journal that were sent last, if that is the input.
+    trail: Option<Trail>,
 }
 
 impl<'a> Pump<'a> {
-    pub fn new(producer: Producer<Device>, stop: &'a Stop, limits: Limits) -> Self {
+    /// `trail` is what the ring says of the entries of the journal that were sent, if those are the
+    /// input.
+    pub fn new(
+        producer: Producer<Device>,
+        stop: &'a Stop,
+        limits: Limits,
+        trail: Option<Trail>,
+    ) -> Self {
         let max = producer.device().geometry().capacity().max_item();
         let counts = Counts::default();
         let (pushed, settled, confirmed) = Default::default();
@@ -94,6 +104,7 @@ impl<'a> Pump<'a> {
             counting,
             looked,
             lookout: Lookout::default(),
+            trail,
         }
     }
 
@@ -103,8 +114,14 @@ impl<'a> Pump<'a> {
     }
 
     /// Pushes all input. An error says which items are accepted, in doubt, and not accepted.
-    pub fn run(&mut self, input: &Input) -> Outcome {
-        let outcome = self.pump(input);
+    pub fn run(&mut self, input: &mut dyn Source) -> Outcome {
+        let mut outcome = self.pump(input);
+        let is_stopped = matches!(outcome, Err(Failure::Stopped(_) | Failure::Suspended(_)));
+        // Entries of the journal that the ring has not taken are read again at the next start.
+        let is_kept = self.trail.is_some() && self.stop.requested();
+        if is_stopped && is_kept {
+            outcome = Ok(());
+        }
         if let Err(Failure::Ring(Error::Superseded { .. } | Error::Format(_))) = outcome {
             // Another ring that overwrote this one looks superseded or corrupt, too.
             self.confirm().map_err(|failure| self.explain(failure))?;
@@ -116,11 +133,12 @@ impl<'a> Pump<'a> {
         }
         // Whatever ended the loop, items that were pushed are published now, or the error names
         // them.
-        let outcome = match self.producer.advance(self.producer.position()) {
+        let outcome = match self.publish() {
             Ok(()) => {
                 self.settle();
                 outcome
             }
+            Err(Error::Suspended) if is_kept => outcome,
             Err(e) => outcome.and(Err(e.into())),
         };
         // Items in a ring that no consumer finds are not accepted.
@@ -146,7 +164,7 @@ impl<'a> Pump<'a> {
         if self.lookout.is_due() { self.confirm() } else { Ok(()) }
     }
 
-    fn pump(&mut self, input: &Input) -> Outcome {
+    fn pump(&mut self, input: &mut dyn Source) -> Outcome {
         let split = self.limits.on_too_large == OnTooLarge::Split;
         let mut splitter = Splitter::new(self.limits.framing, self.max, split);
         let mut chunk = vec![0; CHUNK];
@@ -172,7 +190,7 @@ impl<'a> Pump<'a> {
     }
 
     fn stopped(&self, splitter: &Splitter) -> Outcome {
-        if splitter.is_between_records() {
+        if splitter.is_between_records() || self.trail.is_some() {
             return Ok(());
         }
         Err(match splitter.too_large() {
@@ -184,7 +202,7 @@ impl<'a> Pump<'a> {
     }
 
     /// More input at once joins the batch; a pause makes the batch visible.
-    fn look(&mut self, input: &Input) -> Result<Next, Failure> {
+    fn look(&mut self, input: &mut dyn Source) -> Result<Next, Failure> {
         if self.stop.requested() {
             return Ok(Next::Stop);
         }
@@ -198,7 +216,7 @@ impl<'a> Pump<'a> {
             };
             self.looked = Instant::now();
         }
-        if poll(&[input.as_fd()], Duration::ZERO)?.is_some() {
+        if input.has_read_ahead() || poll(&[input.as_fd()], Duration::ZERO)?.is_some() {
             return Ok(Next::Read);
         }
         self.advance()?;
@@ -281,6 +299,9 @@ impl<'a> Pump<'a> {
                         self.pushed.push(piece);
                         self.counts.too_large.note(piece);
                     }
+                    if let Some(trail) = &mut self.trail {
+                        items[done..done + count].iter().for_each(|item| trail.push(item));
+                    }
                     done += count;
                     wait = Wait::new(Side::Consumer, self.limits.timeout);
                     waited = None;
@@ -325,7 +346,7 @@ impl<'a> Pump<'a> {
             (Woken::Elapsed, _) => Ok(()),
             (Woken::Readable(_), true) => Err(Failure::Suspended("asked to stop".to_owned())),
             (Woken::Readable(_), false) => {
-                Err(Failure::Refused("asked to stop while the ring was full".to_owned()))
+                Err(Failure::Stopped("asked to stop while the ring was full".to_owned()))
             }
             (Woken::TimedOut, true) => Err(Failure::Suspended("no resume in time".to_owned())),
             (Woken::TimedOut, false) => {
@@ -335,12 +356,21 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Publishes all items that were pushed; while the ring is suspended, waits for the resume
-    /// first.
+    /// Publishes all items that were pushed, together with the place in the journal.
+    fn publish(&mut self) -> Result<(), Error> {
+        let position = self.producer.position();
+        if let Some(trail) = &mut self.trail {
+            trail.begin(position);
+            self.producer.set_client(trail.text().as_deref().unwrap_or_default());
+        }
+        self.producer.advance(position)
+    }
+
+    /// Does the same; while the ring is suspended, waits for the resume first.
     fn advance(&mut self) -> Outcome {
         let mut wait = None;
         loop {
-            match self.producer.advance(self.producer.position()) {
+            match self.publish() {
                 Ok(()) => break,
                 Err(Error::Suspended) => {
                     let wait = wait.get_or_insert_with(|| {
@@ -357,6 +387,9 @@ impl<'a> Pump<'a> {
     }
 
     fn settle(&mut self) {
+        if let Some(trail) = &mut self.trail {
+            trail.settle();
+        }
         self.settled = self.pushed;
         self.counts.items = self.settled.items;
         self.counts.bytes = self.settled.payload;

@@ -2,6 +2,7 @@
 //! item and one read.
 
 use super::framing::Framing;
+use super::journald::Scan;
 use std::ops::Range;
 
 /// Bytes that were read and not returned yet, and the state of the division.
@@ -19,6 +20,8 @@ pub struct Splitter {
     taken: usize,
     /// Bytes behind `taken` that are known to hold no separator.
     searched: usize,
+    /// The search for the end of an entry of the journal.
+    scan: Scan,
     /// Whether the input has ended.
     ended: bool,
     /// Whether there was any record.
@@ -89,6 +92,7 @@ impl Splitter {
             pending: Vec::new(),
             taken: 0,
             searched: 0,
+            scan: Scan::default(),
             ended: false,
             any: false,
             record: None,
@@ -125,6 +129,11 @@ impl Splitter {
     pub fn too_large(&self) -> Option<Size> {
         let record = self.record.as_ref().filter(|record| record.too_large)?;
         Some(Size::AtLeast(record.given))
+    }
+
+    /// Returns the bytes that were read and are not in pieces.
+    pub fn rest(&self) -> &[u8] {
+        &self.pending[self.taken..]
     }
 
     fn available(&self) -> usize {
@@ -201,6 +210,10 @@ impl Splitter {
         let rest = &self.pending[self.taken..];
         let (length, is_all) = match (record.left, self.framing.delimiter()) {
             (Some(left), _) => return (left, true),
+            (None, None) if self.framing == Framing::Export => match self.scan.end_in(rest) {
+                Some(end) => (end, true),
+                None => (rest.len(), false),
+            },
             (None, None) => (rest.len(), self.ended),
             (None, Some(separator)) => {
                 let unknown = &rest[self.searched..];
@@ -222,6 +235,11 @@ impl Splitter {
         let bytes = self.taken..self.taken + count;
         self.taken = bytes.end;
         self.searched = self.searched.saturating_sub(count);
+        if last {
+            self.scan = Scan::default();
+        } else {
+            self.scan.pass(count);
+        }
         let mut used = std::mem::take(&mut record.head) + count as u64;
         // A separator or the end of the input follows a record.
         if last && self.framing.delimiter().is_some() && self.available() > 0 {
@@ -302,6 +320,24 @@ mod tests {
         assert_splits(Framing::Length, false, b"\x01\0\0\0x\0\0\0\0", &[b"x", b""], &[]);
         assert_splits(Framing::Whole, false, b"a\nb\0", &[b"a\nb\0"], &[]);
         assert_splits(Framing::Whole, false, b"", &[b""], &[]);
+        let entries: &[&[u8]] = &[b"A=\n\n", b"\n", b"B=1\nC=\n\n"];
+        assert_splits(Framing::Export, false, &entries.concat(), entries, &[]);
+    }
+
+    #[test]
+    fn splitter_finds_the_end_of_an_entry_behind_values_with_empty_lines() {
+        let entry = b"A\n\x04\0\0\0\0\0\0\0=\n\n\n\nB=C\n\n";
+        let input = [&entry[..], b"A=\n\n"].concat();
+        // Larger than an item, and so taken in pieces.
+        assert_splits(Framing::Export, false, &input, &[b"A=\n\n"], &[entry.len() as u64]);
+        let parts: Vec<_> = entry.chunks(MAX).chain([&b"A=\n\n"[..]]).collect();
+        assert_splits(Framing::Export, true, &input, &parts, &[]);
+        let mut splitter = Splitter::new(Framing::Export, 100, false);
+        splitter.feed(&input[..input.len() - 1]);
+        let Step::Item(piece) = splitter.next() else { panic!("no entry") };
+        assert_eq!(splitter.bytes(&piece), &entry[..]);
+        assert_eq!(splitter.next(), Step::More);
+        assert_eq!(splitter.rest(), b"A=\n");
     }
 
     #[test]
@@ -329,6 +365,11 @@ mod tests {
         for input in [&b"\x02\0\0\0x"[..], b"\x02\0", b"\xff\0\0\x000123456789"] {
             for parts in [false, true] {
                 assert_eq!(split(Framing::Length, parts, input, 3).2, Step::Truncated);
+            }
+        }
+        for input in [&b"A=\n"[..], b"A", b"A\n\x01\0", b"A=\n\nLONGER=1234"] {
+            for parts in [false, true] {
+                assert_eq!(split(Framing::Export, parts, input, 3).2, Step::Truncated);
             }
         }
     }

@@ -118,6 +118,13 @@ impl<D: RingDevice> Producer<D> {
         self.handle.durability = durability;
     }
 
+    /// Changes the client's name in the text of sector 1, from the next write of it on. The text is
+    /// written together with the position: on a disk both change at once, and in shared memory the
+    /// text before the position.
+    pub fn set_client(&mut self, client: &str) {
+        self.handle.set_client(client);
+    }
+
     /// Gives up the role. Every later call answers [`Error::Detached`].
     pub fn detach(&mut self) {
         self.handle.detach();

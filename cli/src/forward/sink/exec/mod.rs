@@ -88,9 +88,16 @@ impl Commands {
         verify("exec:", command)?;
         let (framing, on_separator) = framing;
         let ack = options.ack.unwrap_or_default();
-        if framing == Framing::Whole && ack == Ack::Lines {
-            let text = "--framing whole has no place for the positions that --ack lines needs (choose another framing, or --ack exit)";
-            return Err(Failure::Usage(text.to_owned()));
+        let name = match framing {
+            Framing::Whole => "whole",
+            Framing::Export => "export",
+            Framing::Lines | Framing::Nul | Framing::Length => "",
+        };
+        if !name.is_empty() && ack == Ack::Lines {
+            let text = format!(
+                "--framing {name} has no place for the positions that --ack lines needs (choose another framing, or --ack exit)"
+            );
+            return Err(Failure::Usage(text));
         }
         let per_batch = options.per_batch || ack == Ack::Exit;
         let command = command.to_owned();

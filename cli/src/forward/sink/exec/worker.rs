@@ -272,7 +272,7 @@ fn frame(manner: &Manner, batch: &Batch, item: &Item, input: &mut Vec<u8>) -> Re
     if manner.ack == Ack::Lines {
         match manner.framing {
             Framing::Length => input.extend_from_slice(&item.next.get().to_le_bytes()),
-            Framing::Lines | Framing::Nul | Framing::Whole => {
+            Framing::Lines | Framing::Nul | Framing::Whole | Framing::Export => {
                 input.extend_from_slice(format!("{}\t", item.next).as_bytes());
             }
         }
