@@ -15,8 +15,8 @@ pub enum Framing {
     /// The whole input is one item, even if it is empty; items are written with nothing between
     /// them
     Whole,
-    /// Each item is an entry of the journal, as `journalctl --output=export` writes it, with the
-    /// empty line that ends it; items are written with nothing between them
+    /// Each item is an entry of the journal in the export format of journalctl, with the empty line
+    /// that ends it; items are written with nothing between them
     Export,
 }
 
