@@ -15,6 +15,7 @@ pub mod standard;
 pub mod stderr;
 mod stop;
 pub mod text;
+pub mod users;
 
 pub use format::LogFormat;
 pub use memory::Memory;

@@ -1,11 +1,13 @@
 //! Listening on a path: never one that another process serves, always one that a dead process has
 //! left behind.
 
+mod access;
 mod place;
 
+pub use access::{Access, GROUP_MODE, parse_mode};
+
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
-use nix::sys::stat::{Mode, fchmod};
-use nix::unistd::{Gid, Uid};
+use nix::sys::stat::fchmod;
 use place::Place;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -14,24 +16,7 @@ use std::path::{Path, PathBuf};
 /// The most connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// Owner, group and mode of a socket's file: a process that may write to the file can connect.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Access {
-    /// The file's mode.
-    pub mode: Mode,
-    /// The file's owner, if that is not this process's user.
-    pub owner: Option<Uid>,
-    /// The file's group, if that is not this process's.
-    pub group: Option<Gid>,
-}
-
-impl Default for Access {
-    fn default() -> Self {
-        Self { mode: Mode::S_IRUSR | Mode::S_IWUSR, owner: None, group: None }
-    }
-}
-
-/// A listening socket, whose path is removed with it.
+/// A listening socket, or one for datagrams, whose path is removed with it.
 #[derive(Debug)]
 pub struct Listening {
     socket: OwnedFd,
@@ -43,6 +28,17 @@ pub struct Listening {
 impl Listening {
     /// Listens at a path, whose file gets the owner, the group and the mode of `access`.
     pub fn on(path: &Path, kind: SockType, access: &Access) -> io::Result<Self> {
+        Self::prepared(path, kind, access, |_| Ok(()))
+    }
+
+    /// Does the same with a socket that `prepare` has set options of before it has a name: no
+    /// process can send to it earlier.
+    pub fn prepared(
+        path: &Path,
+        kind: SockType,
+        access: &Access,
+        prepare: impl FnOnce(&OwnedFd) -> io::Result<()>,
+    ) -> io::Result<Self> {
         // The new file is reached there by its folder's descriptor, whatever path that has by then.
         if !Path::new("/proc/self/fd").exists() {
             let text =
@@ -52,13 +48,17 @@ impl Listening {
         let place = Place::new(path)?;
         let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         let socket = socket(AddressFamily::Unix, kind, flags, None)?;
+        prepare(&socket)?;
         // The kernel gives the file the mode that the socket has at the bind: at no time can others
         // connect.
         fchmod(&socket, Access::default().mode)?;
         let draft = place.draft(&socket)?;
         draft.set(access)?;
-        // Listening first: a process that finds the name can connect.
-        listen(&socket, Backlog::new(BACKLOG)?)?;
+        // Listening first: a process that finds the name can connect. A socket for datagrams takes
+        // them without that.
+        if kind != SockType::Datagram {
+            listen(&socket, Backlog::new(BACKLOG)?)?;
+        }
         let inode = draft.publish(kind, access.owner)?;
         Ok(Self { socket, place, inode, path: path.to_owned() })
     }
@@ -92,8 +92,10 @@ impl Drop for Listening {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use nix::sys::stat::Mode;
+    use nix::unistd::Uid;
     use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     fn on(path: &Path, kind: SockType) -> io::Result<Listening> {
         Listening::on(path, kind, &Access::default())
@@ -124,6 +126,23 @@ mod tests {
         assert_eq!(files(&dir), 0);
         drop(UnixListener::bind(&path).unwrap());
         drop(on(&path, SockType::SeqPacket).unwrap());
+        assert_eq!(files(&dir), 0);
+    }
+
+    #[test]
+    fn a_socket_for_datagrams_is_respected_too_and_takes_them_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let live = on(&path, SockType::Datagram).unwrap();
+        for kind in [SockType::Datagram, SockType::Stream] {
+            let error = on(&path, kind).unwrap_err().to_string();
+            assert!(error.contains("another process listens there"), "{error}");
+        }
+        UnixDatagram::unbound().unwrap().send_to(b"item", &path).unwrap();
+        drop(live);
+        assert_eq!(files(&dir), 0);
+        drop(UnixDatagram::bind(&path).unwrap());
+        drop(on(&path, SockType::Datagram).unwrap());
         assert_eq!(files(&dir), 0);
     }
 

@@ -192,7 +192,9 @@ impl Place {
             Err(Errno::ECONNREFUSED) => Ok(()),
             Ok(()) => {
                 // The process that listens there.
-                let pid = getsockopt(&probe, sockopt::PeerCredentials).map(|peer| peer.pid());
+                let peer = getsockopt(&probe, sockopt::PeerCredentials);
+                // A socket for datagrams does not tell.
+                let pid = peer.map(|peer| peer.pid()).ok().filter(|pid| *pid > 0);
                 let who = pid.map_or("another process".to_owned(), |pid| format!("process {pid}"));
                 in_use(&who)
             }

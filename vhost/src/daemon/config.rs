@@ -4,6 +4,7 @@ use crate::data_path::executor::SERIAL_BYTES;
 use clap::Parser;
 use nix::sys::stat::Mode;
 use ring_program::LogFormat;
+use ring_program::sockets::parse_mode;
 use shared_block_ring::format::{SectorSize, Side};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +33,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
     /// Mode of that socket, in octal (without it 600, or 660 with --socket-group)
-    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = mode)]
+    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = parse_mode)]
     pub socket_mode: Option<Mode>,
     /// Group of that socket, by name or number
     #[arg(long, value_name = "GROUP", requires = "socket_path")]
@@ -64,7 +65,7 @@ pub struct Arguments {
     pub consumer_socket: Option<PathBuf>,
     /// Mode of that socket, in octal (without it 660 with a group, 666 with --consumer-user alone,
     /// else 600)
-    #[arg(long, value_name = "MODE", requires = "consumer_socket", value_parser = mode)]
+    #[arg(long, value_name = "MODE", requires = "consumer_socket", value_parser = parse_mode)]
     pub consumer_socket_mode: Option<Mode>,
     /// Group of that socket, by name or number (without it the first --consumer-group)
     #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
@@ -176,14 +177,6 @@ fn serial(text: &str) -> Result<[u8; SERIAL_BYTES], String> {
         }
         _ => Err(format!("must be 1 to {SERIAL_BYTES} printable ASCII characters without spaces")),
     }
-}
-
-fn mode(text: &str) -> Result<Mode, String> {
-    u32::from_str_radix(text, 8)
-        .ok()
-        .filter(|mode| *mode <= 0o777)
-        .and_then(Mode::from_bits)
-        .ok_or_else(|| "must be octal digits up to 777, such as 660".to_owned())
 }
 
 fn microseconds(text: &str) -> Result<Duration, String> {

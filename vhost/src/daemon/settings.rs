@@ -7,7 +7,9 @@ use crate::daemon::sockets::Access;
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
 use nix::sys::stat::Mode;
-use nix::unistd::{Gid, Group, Uid, User, geteuid};
+use nix::unistd::{Gid, Uid, User, geteuid};
+use ring_program::sockets::GROUP_MODE;
+use ring_program::users;
 use shared_block_ring::format::{SectorSize, Side};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -177,10 +179,6 @@ impl TryFrom<Arguments> for Settings {
     }
 }
 
-/// The mode of a socket for a group.
-const GROUP_MODE: Mode =
-    Mode::S_IRUSR.union(Mode::S_IWUSR).union(Mode::S_IRGRP).union(Mode::S_IWGRP);
-
 /// The mode of a socket that every user can connect to.
 const OPEN_MODE: Mode = GROUP_MODE.union(Mode::S_IROTH).union(Mode::S_IWOTH);
 
@@ -202,34 +200,21 @@ fn ids<T>(names: &[String], id: impl Fn(&str) -> Result<T, Invalid>) -> Result<V
 }
 
 fn user_of(option: &'static str, name: &str) -> Result<Uid, Invalid> {
-    let found = |name: &str| Ok(User::from_name(name)?.map(|user| user.uid));
-    id_of(option, name, "user", Uid::from_raw, found)
+    found(option, name, "user", users::user(name))
 }
 
 fn group_of(option: &'static str, name: &str) -> Result<Gid, Invalid> {
-    let found = |name: &str| Ok(Group::from_name(name)?.map(|group| group.gid));
-    id_of(option, name, "group", Gid::from_raw, found)
+    found(option, name, "group", users::group(name))
 }
 
-/// Resolves a user or group, as a number first: a daemon that is linked statically may not be able
-/// to read the user database.
-fn id_of<T>(
+fn found<T>(
     option: &'static str,
     name: &str,
     kind: &'static str,
-    number: impl Fn(u32) -> T,
-    find: impl Fn(&str) -> nix::Result<Option<T>>,
+    id: nix::Result<Option<T>>,
 ) -> Result<T, Invalid> {
-    if let Ok(id) = name.parse::<u32>() {
-        // This number means "unchanged" to the kernel.
-        if id != u32::MAX {
-            return Ok(number(id));
-        }
-    }
-    let unknown = || Invalid::Unknown { option, name: name.to_owned(), kind };
-    find(name)
-        .map_err(|source| Invalid::Database { option, name: name.to_owned(), source })?
-        .ok_or_else(unknown)
+    id.map_err(|source| Invalid::Database { option, name: name.to_owned(), source })?
+        .ok_or_else(|| Invalid::Unknown { option, name: name.to_owned(), kind })
 }
 
 #[cfg(test)]
