@@ -61,13 +61,19 @@ pub struct Fate {
 impl Fate {
     /// Adds to a failure what is known of the input.
     pub fn explain(self, failure: Failure) -> Failure {
+        self.add_to(failure, |fate| fate.to_string())
+    }
+
+    /// Adds to a failure what `words` says.
+    pub fn add_to(self, failure: Failure, words: impl Fn(Self) -> String) -> Failure {
+        let words = words(self);
         match failure {
             Failure::TimedOut { seconds, what } => {
-                Failure::TimedOut { seconds, what: format!("{what}; {self}") }
+                Failure::TimedOut { seconds, what: format!("{what}; {words}") }
             }
-            Failure::Suspended(what) => Failure::Suspended(format!("{what}; {self}")),
-            Failure::Ring(source) => Failure::During { what: self.to_string(), source },
-            other => Failure::Refused(format!("{other}; {self}")),
+            Failure::Suspended(what) => Failure::Suspended(format!("{what}; {words}")),
+            Failure::Ring(source) => Failure::During { what: words, source },
+            other => Failure::Refused(format!("{other}; {words}")),
         }
     }
 }

@@ -5,9 +5,11 @@ use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::input::{Input, Source};
 use super::journald::{self, Trail};
+use super::listen::{self, ListenOptions};
 use super::output::{require_messages, say};
 use super::oversize::OnTooLarge;
-use super::pump::{Counts, Limits, Pump};
+use super::pump::{Division, Pump};
+use super::pusher::{self, Patience, Pusher};
 use ring_program::Stop;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{DebugInfo, Durability, Position, Producer};
@@ -30,18 +32,31 @@ entry was sent last, so that the next start continues behind it, whatever has en
 entry is sent once. While the ring is full the entries stay in the journal. SIGTERM is a normal end
 at any time.
 
+With --listen the items come from many local processes, until SIGTERM. A datagram is an item, and has
+no answer: while the ring is full its sender waits. A connection has records as --framing divides
+them. After each group of records that is in the ring (flushed, without --no-flush) its sender can
+read a line with a number: so many records of this connection are safe, from the first one on. A
+sender that sends those behind the last number again, over a new connection, loses none, whatever has
+ended produce. It may shut down its side to end its records, and then reads the last number and the
+end. A sender that does not read the numbers is not waited for; a later line has the newest number.
+A record that is too large closes its connection behind the records before it, and such a datagram is
+dropped; both are counted as too_large_dropped. SIGTERM takes what was sent by then.
+
 With --json the last line of standard error is one JSON object, however produce ends: items, bytes,
-in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits, exit_code and error.
+in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits, exit_code and error;
+with --listen also connections, datagrams, groups, incomplete and unnamed.
 
 Examples:
   tail -F /var/log/app.log | blockring produce serial:logs
   blockring produce --journald --on-too-large drop serial:logs      all of the journal, each entry once
+  blockring produce --listen unixgram:/dev/log --socket-mode 666 --credentials serial:logs
+  blockring produce --listen unix:/run/orders --framing length --socket-group shop serial:orders
   blockring produce --framing whole /dev/vdb < report.pdf
   blockring produce --on-full drop --timeout 5 ring.img < events
   blockring produce --on-too-large drop --json ring.img < events    no item is too large
   tar c /etc | blockring produce --framing whole --on-too-large split /dev/vdb";
 
-/// Push standard input into a ring
+/// Push standard input, or what other programs send, into a ring
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub struct Produce {
@@ -49,9 +64,11 @@ pub struct Produce {
     address: Address,
     #[command(flatten)]
     journal: journald::Options,
-    /// How the input is divided into items
-    #[arg(long, value_enum, default_value = "lines")]
-    framing: Framing,
+    #[command(flatten)]
+    sockets: ListenOptions,
+    /// How the input is divided into items [default: lines]
+    #[arg(long, value_enum)]
+    framing: Option<Framing>,
     /// What to do when the ring is full
     #[arg(long, value_enum, default_value = "wait")]
     on_full: OnFull,
@@ -82,41 +99,75 @@ pub enum OnFull {
     Drop,
 }
 
+/// Counts of items, and with `--listen` of what was received.
+#[derive(Default, serde::Serialize)]
+pub struct Counts {
+    #[serde(flatten)]
+    items: pusher::Counts,
+    #[serde(flatten)]
+    received: Option<listen::Counts>,
+}
+
+/// Where items come from.
+enum Origin {
+    Input(Input),
+    Journal,
+    Sockets,
+}
+
 impl Produce {
     pub fn run(self, stop: &Stop, counts: &mut Counts) -> Outcome {
-        let input = if self.journal.journald { None } else { Some(Input::open()?) };
+        let origin = self.origin()?;
         require_messages(self.json)?;
         let device = match self.address.open(Role::Producer, stop, self.timeout) {
             // No input was read yet.
             Err(failure) if failure.is_stop() => return Ok(()),
             opened => opened?,
         };
-        let (mut producer, mut input, trail) = match input {
-            Some(input) => {
+        let (mut producer, input, trail) = match origin {
+            Origin::Input(input) => {
                 self.address.refuse_as_input(&device)?;
-                (self.attach(device, &client())?, Box::new(input) as Box<dyn Source>, None)
+                (self.attach(device, &client())?, Some(Box::new(input) as Box<dyn Source>), None)
             }
-            None => self.continue_journal(device)?,
+            Origin::Journal => self.continue_journal(device)?,
+            Origin::Sockets => (self.attach(device, &client())?, None, None),
         };
         if self.no_flush {
             producer.set_durability(Durability::PageCache);
         }
-        let limits = Limits {
-            framing: if trail.is_some() { Framing::Export } else { self.framing },
-            on_full: self.on_full,
-            on_too_large: self.on_too_large,
-            timeout: self.timeout,
+        let patience = Patience { on_full: self.on_full, timeout: self.timeout };
+        let framing = match trail {
+            Some(_) => Framing::Export,
+            None => self.framing.unwrap_or(Framing::Lines),
         };
-        let mut pump = Pump::new(producer, stop, limits, trail);
-        let outcome = pump.run(&mut *input);
-        *counts = pump.into_counts();
+        let mut pusher = Pusher::new(producer, stop, patience, trail);
+        let on_too_large = self.on_too_large;
+        let outcome = if let Some(mut input) = input {
+            let division = Division { framing, on_too_large, timeout: self.timeout };
+            Pump::new(&mut pusher, stop, division).run(&mut *input)
+        } else {
+            let received = counts.received.insert(listen::Counts::default());
+            listen::run(&self.sockets, (framing, on_too_large), &mut pusher, stop, received)
+        };
+        counts.items = pusher.counts;
         if !self.json {
-            if counts.dropped > 0 {
-                say(format_args!("the ring was full: {} items dropped", counts.dropped));
+            if counts.items.dropped > 0 {
+                say(format_args!("the ring was full: {} items dropped", counts.items.dropped));
             }
-            counts.too_large.say();
+            counts.items.too_large.say();
         }
         outcome
+    }
+
+    fn origin(&self) -> Result<Origin, Failure> {
+        if self.journal.journald {
+            return Ok(Origin::Journal);
+        }
+        if self.sockets.listen.is_empty() {
+            return Ok(Origin::Input(Input::open()?));
+        }
+        self.sockets.check(self.framing, self.on_full, self.on_too_large)?;
+        Ok(Origin::Sockets)
     }
 
     fn attach(&self, device: Device, client: &str) -> Result<Producer<Device>, Failure> {
@@ -141,12 +192,13 @@ impl Produce {
             ));
         }
         let journal = self.journal.open(trail.sent())?;
-        Ok((producer, Box::new(journal), Some(trail)))
+        Ok((producer, Some(Box::new(journal)), Some(trail)))
     }
 }
 
-/// A producer, its input, and what the ring says of the journal, if that is the input.
-type Start = (Producer<Device>, Box<dyn Source>, Option<Trail>);
+/// A producer, its input unless that is sockets, and what the ring says of the journal, if that is
+/// the input.
+type Start = (Producer<Device>, Option<Box<dyn Source>>, Option<Trail>);
 
 /// Returns the name of this process for the text of the pointer sector.
 pub fn client() -> String {

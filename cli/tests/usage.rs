@@ -114,7 +114,7 @@ fn pages_and_completions_have_each_command_and_option() {
     }
     let page = manual.page("blockring-produce");
     for words in [
-        "blockring-produce - Push standard input into a ring",
+        "blockring-produce - Push standard input, or what other programs send, into a ring",
         "tail -F /var/log/app.log | blockring produce serial:logs",
         "4 the ring is suspended",
         "Form of messages and log: text, or one JSON object a line",

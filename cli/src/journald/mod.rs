@@ -29,7 +29,7 @@ const PROGRAM: &str = "journalctl";
 pub struct Options {
     /// Read the journal of this machine instead of standard input, and go on reading it: each entry
     /// is an item, in the journal export format
-    #[arg(long, conflicts_with = "framing")]
+    #[arg(long, conflicts_with_all = ["framing", "listen"])]
     pub journald: bool,
     /// With --journald: read the journal files of this folder, and no others
     #[arg(long, value_name = "FOLDER", requires = "journald")]

@@ -11,6 +11,7 @@ use nix::sys::stat::fchmod;
 use place::Place;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// The most connections that wait to be accepted.
@@ -73,6 +74,15 @@ impl Listening {
         &self.path
     }
 
+    /// Returns whether its path leads to another file now, or to none: no other process can
+    /// connect.
+    pub fn is_lost(&self) -> bool {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(about) => (about.dev(), about.ino()) != self.inode,
+            Err(e) => matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
+        }
+    }
+
     /// The folder that holds the socket's name.
     pub fn folder(&self) -> BorrowedFd<'_> {
         self.place.folder()
@@ -94,7 +104,7 @@ mod tests {
     use super::*;
     use nix::sys::stat::Mode;
     use nix::unistd::Uid;
-    use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink};
+    use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
     use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 
     fn on(path: &Path, kind: SockType) -> io::Result<Listening> {
@@ -209,8 +219,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let first = on(&path, SockType::Stream).unwrap();
+        assert!(!first.is_lost());
         std::fs::remove_file(&path).unwrap();
+        assert!(first.is_lost());
         let second = on(&path, SockType::Stream).unwrap();
+        assert!(first.is_lost() && !second.is_lost());
         drop(first);
         UnixStream::connect(&path).unwrap();
         drop(second);

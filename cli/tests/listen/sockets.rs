@@ -1,0 +1,96 @@
+//! The sockets, and the options that go with them.
+
+use crate::common::scene::Scene;
+use crate::senders::{Listening, connect, send};
+use nix::sys::signal::Signal;
+use ring_test_support::process::{assert_fails, signal};
+use std::io::BufRead;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+#[test]
+fn stale_sockets_are_replaced_and_live_ones_respected() {
+    let scene = Scene::with_ring("1M");
+    scene.succeed("$RING create --size 1M other");
+    let sockets = ["--listen", "unix:in", "--listen", "unixgram:log"];
+    let mut killed = Listening::start(&scene, &sockets);
+    signal(&killed.child, Signal::SIGKILL);
+    killed.child.wait().unwrap();
+    assert!(scene.path("in").exists() && scene.path("log").exists());
+    let listening = Listening::start(&scene, &sockets);
+    for socket in ["unix:in", "unixgram:log", "unix:log"] {
+        let output = scene.run(&["produce", "other", "--listen", socket], b"");
+        assert_fails(&output, 1, &format!("--listen {socket}: in use"));
+    }
+    // The ring, too.
+    let output = scene.run(&["produce", "ring", "--listen", "unix:free"], b"");
+    assert_fails(&output, 1, "already has a producer");
+    send(&connect(&scene, "in"), b"a\n", 1);
+    assert!(listening.stop().0.success());
+    assert!(!scene.path("in").exists() && !scene.path("log").exists());
+    assert!(!scene.path("free").exists());
+}
+
+#[test]
+fn socket_without_its_name_is_reported() {
+    let scene = Scene::with_ring("1M");
+    let mut listening = Listening::start(&scene, &["--listen", "unix:in"]);
+    let sender = connect(&scene, "in");
+    std::fs::rename(scene.path("in"), scene.path("other")).unwrap();
+    let mut line = String::new();
+    listening.errors.read_line(&mut line).unwrap();
+    assert!(line.contains("unix:in: the socket was removed or replaced"), "{line}");
+    std::fs::rename(scene.path("other"), scene.path("in")).unwrap();
+    line.clear();
+    listening.errors.read_line(&mut line).unwrap();
+    assert!(line.contains("unix:in: is there again"), "{line}");
+    send(&sender, b"a\n", 1);
+    assert!(listening.stop().0.success());
+}
+
+#[test]
+fn sockets_have_the_mode_and_the_group_that_are_given() {
+    let scene = Scene::with_ring("1M");
+    let group = nix::unistd::getgid().to_string();
+    let both = ["--listen", "unix:in", "--listen", "unixgram:log"];
+    for (more, mode) in [
+        (&[][..], 0o600),
+        (&["--socket-group", &group], 0o660),
+        (&["--socket-group", &group, "--socket-mode", "622"], 0o622),
+    ] {
+        let listening = Listening::start(&scene, &[more, &both].concat());
+        for name in ["in", "log"] {
+            let about = std::fs::metadata(scene.path(name)).unwrap();
+            assert_eq!(about.permissions().mode() & 0o777, mode);
+            assert_eq!(about.gid().to_string(), group);
+        }
+        assert!(listening.stop().0.success());
+    }
+}
+
+#[test]
+fn options_that_do_not_go_with_the_sockets_are_refused_by_name() {
+    let scene = Scene::with_ring("1M");
+    let (stream, datagrams) = (["--listen", "unix:in"], ["--listen", "unixgram:log"]);
+    let refused: [(&[&str], &[&str], &str); 11] = [
+        (&stream, &["--on-full", "drop"], "--on-full drop does not go with --listen unix:in"),
+        (&stream, &["--on-too-large", "drop"], "--on-too-large drop does not go with"),
+        (&stream, &stream, "--listen unix:in is given twice"),
+        (&datagrams, &["--framing", "nul"], "--framing is for connections"),
+        (&datagrams, &["--max-connections", "5"], "--max-connections is for connections"),
+        (&stream, &["--max-connections", "0"], "it takes a whole number larger than 0"),
+        (&stream, &["--framing", "export", "--credentials"], "--credentials does not go with"),
+        (&stream, &["--journald"], "cannot be used with"),
+        (&["--listen", "tcp:1"], &[], "it takes unixgram:PATH or unix:PATH"),
+        (&[], &["--credentials"], "--listen <SOCKET>"),
+        (&stream, &["--socket-mode", "999"], "must be octal digits"),
+    ];
+    for (sockets, more, words) in refused {
+        let output = scene.run(&[&["produce", "ring"], sockets, more].concat(), b"");
+        assert_fails(&output, 2, words);
+    }
+    let unknown = ["produce", "ring", "--listen", "unix:in", "--socket-group", "no such group"];
+    assert_fails(&scene.run(&unknown, b""), 1, "--socket-group no such group: there is no such");
+    let nowhere = ["produce", "ring", "--listen", "unix:no/in"];
+    assert_fails(&scene.run(&nowhere, b""), 1, "--listen unix:no/in: ");
+    assert!(!scene.path("in").exists() && !scene.path("log").exists());
+}
