@@ -7,13 +7,14 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, readers of man pages, shells, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, readers of man pages, shells, tools for packages, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
   3. Fetches a newer QEMU for the tests, which run guests in both: see scripts/fetch-qemu.sh --help.
   4. Fetches NATS servers for the tests of `blockring forward` (scripts/fetch-nats.sh --help).
   5. Fetches promtool for the tests of metrics and alert rules (scripts/fetch-promtool.sh --help).
+  6. Makes a bare Debian system for the tests of the packages, as root (scripts/test-packages.sh --help).
 
   --guests       only what boots guests: the first two parts
   --image-only   only the second part
@@ -80,6 +81,10 @@ missing_packages() {
     have mandoc || echo mandoc
     have zsh || echo zsh
     have fish || echo fish
+    # Packages are made, checked, and installed in a system of their own.
+    have dh || echo debhelper
+    have lintian || echo lintian
+    have debootstrap || echo debootstrap
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3
@@ -177,4 +182,6 @@ if [ "$others" = yes ]; then
     scripts/fetch-qemu.sh
     scripts/fetch-nats.sh
     scripts/fetch-promtool.sh
+    # Status 3: not root, who alone can make one; the suite is not run then.
+    scripts/test-packages.sh --prepare || [ $? = 3 ]
 fi

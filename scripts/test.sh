@@ -15,6 +15,8 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
   qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help)
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
+  packages     Debian packages, made, installed, upgraded and purged in a system of their own (see scripts/test-packages.sh --help);
+               its line says so where it was not run for lack of root
   sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
                Miri cannot be had, its line says that it was not run, and nothing fails for that
 With --quick, while you edit: the tests of the packages that are no tool (all but sim, bench, qemu-tests and test-support), three at a time;
@@ -22,7 +24,7 @@ no guests, no exploration, no fuzzing. A few minutes, of which the build takes w
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
 
-The suite sanitize runs beside the others, in the time that their waiting tests leave, and so are it and fuzz built. Builds have no
+The suites packages and sanitize run beside the others, in the time that their waiting tests leave, and so are sanitize and fuzz built. Builds have no
 budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails
 keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
 processor, and which of its test programs failed. Fails if one of them failed.
@@ -81,6 +83,7 @@ work_beside() {
     renice -n 19 -p "$BASHPID" >/dev/null
     suite_beside "build of fuzz" 0 scripts/fuzz.sh --build
     suite_beside "build of sanitize" 0 build_sanitized
+    suite_beside packages 10 scripts/test-packages.sh
     suite_beside sanitize "$((long ? 120 : 30))" scripts/sanitize.sh "${depth[@]}"
 }
 
@@ -204,7 +207,13 @@ failed=no
 verdict() { # NAME STATUS
     case $2 in
         0) echo passed ;;
-        3) [ "$1" = sanitize ] && echo "not run: no Miri here" || echo FAILED ;;
+        3)
+            case $1 in
+                sanitize) echo "not run: no Miri here" ;;
+                packages) echo "not run: not root" ;;
+                *) echo FAILED ;;
+            esac
+            ;;
         124 | 137) echo "FAILED: out of time" ;;
         *) echo FAILED ;;
     esac
