@@ -14,6 +14,19 @@ pub enum Address {
     Tcp(SocketAddr),
 }
 
+impl Address {
+    /// Returns the address of a TCP port, provided that only this machine reaches it.
+    pub(crate) fn of_this_machine(address: SocketAddr) -> Result<Self, String> {
+        if address.ip().is_loopback() {
+            return Ok(Self::Tcp(address));
+        }
+        // The server has neither encryption nor a password.
+        Err("only addresses of this machine are served (127.0.0.1:PORT); put a proxy with a \
+             password in front for other machines"
+            .to_owned())
+    }
+}
+
 impl FromStr for Address {
     type Err = String;
 
@@ -23,11 +36,7 @@ impl FromStr for Address {
             Some("") => Err("unix: needs a path".to_owned()),
             Some(path) => Ok(Self::Unix(path.into())),
             None => match text.parse::<SocketAddr>() {
-                Ok(address) if address.ip().is_loopback() => Ok(Self::Tcp(address)),
-                // The server has neither encryption nor a password.
-                Ok(_) => Err("only addresses of this machine are served (127.0.0.1:PORT); put a \
-                     proxy with a password in front for other machines"
-                    .to_owned()),
+                Ok(address) => Self::of_this_machine(address),
                 Err(_) => Err("it takes unix:PATH, 127.0.0.1:PORT or [::1]:PORT".to_owned()),
             },
         }

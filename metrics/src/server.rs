@@ -5,12 +5,14 @@ use crate::connection::Connection;
 use crate::scrape::Scrape;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::SockType;
+use nix::sys::socket::{
+    AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
+};
 use ring_program::Pace;
 use ring_program::sockets::{Access, Listening};
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -34,7 +36,8 @@ pub trait Source: Send {
     fn health(&mut self) -> Result<String, String>;
 }
 
-/// A listening socket. A UNIX socket's name is removed when this is dropped.
+/// A listening socket. The name of a UNIX socket that this process has made is removed when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Bound {
     socket: Socket,
@@ -61,13 +64,46 @@ impl Bound {
                 let name = address.to_string();
                 Ok(Self { socket: Socket::Unix(listener, listening), name })
             }
-            Address::Tcp(address) => {
-                let listener = TcpListener::bind(address)?;
-                listener.set_nonblocking(true)?;
-                let name = format!("http://{}/metrics", listener.local_addr()?);
-                Ok(Self { socket: Socket::Tcp(listener), name })
-            }
+            Address::Tcp(address) => Self::tcp(TcpListener::bind(address)?),
         }
+    }
+
+    /// Takes a listening stream socket, of UNIX or of TCP, that this process was started with.
+    ///
+    /// # Errors
+    /// The operating system's; also that it is another kind of socket.
+    pub fn inherited(socket: OwnedFd) -> io::Result<Self> {
+        let address = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+        if getsockopt(&socket, sockopt::SockType)? != SockType::Stream {
+            return Err(not_a_stream());
+        }
+        match address.family() {
+            Some(AddressFamily::Unix) => {
+                let listener = UnixListener::from(socket);
+                listener.set_nonblocking(true)?;
+                let path = listener.local_addr()?;
+                let path = path.as_pathname().map(|path| Address::Unix(path.to_owned()));
+                let name = path.map_or("a socket without a path".to_owned(), |at| at.to_string());
+                let listening = Listening::inherited(listener.as_fd().try_clone_to_owned()?, name);
+                let name = listening.name().to_owned();
+                Ok(Self { socket: Socket::Unix(listener, listening), name })
+            }
+            Some(AddressFamily::Inet | AddressFamily::Inet6) => {
+                let listener = TcpListener::from(socket);
+                let address = listener.local_addr()?;
+                Address::of_this_machine(address).map_err(|words| {
+                    io::Error::new(io::ErrorKind::InvalidInput, format!("{address}: {words}"))
+                })?;
+                Self::tcp(listener)
+            }
+            _ => Err(not_a_stream()),
+        }
+    }
+
+    fn tcp(listener: TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let name = format!("http://{}/metrics", listener.local_addr()?);
+        Ok(Self { socket: Socket::Tcp(listener), name })
     }
 
     /// Returns the socket if it is a UNIX socket.
@@ -96,6 +132,11 @@ impl Bound {
             Socket::Tcp(listener) => listener.accept()?.0.into(),
         })
     }
+}
+
+fn not_a_stream() -> io::Error {
+    let text = "not a stream socket of UNIX or TCP: ListenStream= in the socket unit";
+    io::Error::new(io::ErrorKind::InvalidInput, text)
 }
 
 /// The running server. It ends when this is dropped.

@@ -11,7 +11,8 @@ use std::process::ExitCode;
 use vhost_device_blockring::daemon::config::Arguments;
 use vhost_device_blockring::daemon::failure::Failure;
 use vhost_device_blockring::daemon::server;
-use vhost_device_blockring::daemon::settings::Settings;
+use vhost_device_blockring::daemon::settings::{Invalid, Settings};
+use vhost_device_blockring::daemon::sockets::PassedSockets;
 
 /// Exit code of a command line that cannot be understood.
 const USAGE: u8 = 2;
@@ -33,7 +34,7 @@ fn main() -> ExitCode {
                 if arguments.print_capabilities {
                     print(&format!("{}\n", server::capabilities()))
                 } else {
-                    match Settings::try_from(arguments) {
+                    match settings(arguments) {
                         Ok(settings) => serve(&settings),
                         Err(e) => {
                             let kind = ErrorKind::ValueValidation;
@@ -54,6 +55,16 @@ fn main() -> ExitCode {
             }
         }
     })
+}
+
+/// Checks the command line, beside the sockets that a service manager has passed.
+fn settings(arguments: Arguments) -> Result<Settings, Invalid> {
+    let passed = PassedSockets::from_environment()?;
+    let settings = Settings::new(arguments, &passed)?;
+    if let Some(other) = passed.other_process {
+        log::warn!("LISTEN_FDS is for process {other}: those descriptors are not used");
+    }
+    Ok(settings)
 }
 
 fn serve(settings: &Settings) -> Result<(), Failure> {

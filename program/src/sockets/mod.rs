@@ -1,5 +1,5 @@
 //! Listening on a path: never one that another process serves, always one that a dead process has
-//! left behind.
+//! left behind. Or on a socket that this process was started with, whose path is left alone.
 
 mod access;
 mod place;
@@ -17,10 +17,19 @@ use std::path::{Path, PathBuf};
 /// The most connections that wait to be accepted.
 const BACKLOG: i32 = 16;
 
-/// A listening socket, or one for datagrams, whose path is removed with it.
+/// A listening socket, or one for datagrams. The path of one that this process has made is removed
+/// with it.
 #[derive(Debug)]
 pub struct Listening {
     socket: OwnedFd,
+    name: String,
+    /// The file of a socket that this process has made.
+    own: Option<OwnFile>,
+}
+
+/// The file of a socket that this process has made.
+#[derive(Debug)]
+struct OwnFile {
     place: Place,
     inode: (libc::dev_t, libc::ino_t),
     path: PathBuf,
@@ -61,7 +70,14 @@ impl Listening {
             listen(&socket, Backlog::new(BACKLOG)?)?;
         }
         let inode = draft.publish(kind, access.owner)?;
-        Ok(Self { socket, place, inode, path: path.to_owned() })
+        let own = Some(OwnFile { place, inode, path: path.to_owned() });
+        Ok(Self { socket, name: path.display().to_string(), own })
+    }
+
+    /// Takes a listening socket that this process was started with. Whoever has made it removes its
+    /// path. `name` is the socket's, for messages.
+    pub fn inherited(socket: OwnedFd, name: String) -> Self {
+        Self { socket, name, own: None }
     }
 
     /// The socket.
@@ -69,31 +85,34 @@ impl Listening {
         &self.socket
     }
 
-    /// Its path, as given.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Its path as given, or the name of one that was inherited.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Returns whether its path leads to another file now, or to none: no other process can
-    /// connect.
+    /// connect. That of one that was inherited is not looked at.
     pub fn is_lost(&self) -> bool {
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(about) => (about.dev(), about.ino()) != self.inode,
+        let Some(OwnFile { inode, path, .. }) = &self.own else { return false };
+        match std::fs::symlink_metadata(path) {
+            Ok(about) => (about.dev(), about.ino()) != *inode,
             Err(e) => matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory),
         }
     }
 
-    /// The folder that holds the socket's name.
-    pub fn folder(&self) -> BorrowedFd<'_> {
-        self.place.folder()
+    /// The folder from which the socket's file will be removed.
+    pub fn folder(&self) -> Option<BorrowedFd<'_>> {
+        self.own.as_ref().map(|own| own.place.folder())
     }
 }
 
 impl Drop for Listening {
     fn drop(&mut self) {
         // A name that is left behind is replaced by the next process that listens there.
-        if let Err(e) = self.place.remove(self.inode) {
-            log::info!("{}: left behind: {e}", self.path.display());
+        if let Some(OwnFile { place, inode, .. }) = &self.own
+            && let Err(e) = place.remove(*inode)
+        {
+            log::info!("{}: left behind: {e}", self.name);
         }
     }
 }
@@ -228,6 +247,17 @@ mod tests {
         UnixStream::connect(&path).unwrap();
         drop(second);
         assert_eq!(files(&dir), 0);
+    }
+
+    #[test]
+    fn inherited_socket_keeps_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let passed = UnixListener::bind(&path).unwrap();
+        let listening = Listening::inherited(passed.into(), "guest".to_owned());
+        assert!(listening.folder().is_none());
+        drop(listening);
+        assert_eq!(files(&dir), 1);
     }
 
     #[test]

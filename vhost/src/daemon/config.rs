@@ -30,7 +30,7 @@ Exit codes:
 #[command(version, after_help = EXAMPLES)]
 pub struct Arguments {
     /// Listen for the front end (QEMU) here
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["fd", "print_capabilities"], conflicts_with = "fd")]
+    #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
     /// Mode of that socket, in octal (without it 600, or 660 with --socket-group)
     #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = parse_mode)]
@@ -45,7 +45,7 @@ pub struct Arguments {
     #[arg(long)]
     pub print_capabilities: bool,
     /// The ring: a file or a block device
-    #[arg(long, value_name = "PATH", required_unless_present = "print_capabilities")]
+    #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
     /// Make the file with an empty ring if it is not there (K, M and G are powers of 1024)
     #[arg(long, value_parser = ring_program::parse_size)]
@@ -72,10 +72,10 @@ pub struct Arguments {
     pub consumer_socket_group: Option<String>,
     /// Who may have the region, by name or number, beside root; repeat it for more (without it and
     /// --consumer-group: the daemon's own user)
-    #[arg(long, value_name = "USER", requires = "consumer_socket")]
+    #[arg(long, value_name = "USER")]
     pub consumer_user: Vec<String>,
     /// Whose members may have it
-    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    #[arg(long, value_name = "GROUP")]
     pub consumer_group: Vec<String>,
     /// The guest's role
     #[arg(long, value_enum, default_value = "producer")]

@@ -172,7 +172,7 @@ fn serve(listening: &Listening, estate: &Estate, stop: BorrowedFd<'_>) -> Result
                     }
                 },
                 Arrival::ShutDown => {
-                    let name = listening.path().display().to_string();
+                    let name = listening.name().to_owned();
                     return Err(ShutDown { name }.into());
                 }
             }

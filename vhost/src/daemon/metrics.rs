@@ -4,6 +4,7 @@
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::ring::Opened;
 use crate::daemon::settings::Settings;
+use crate::daemon::sockets::{Access, Inherited};
 use crate::data_path::counters::Counters;
 use crate::data_path::fault::{self, Owner, Watched};
 use crate::data_path::guard::Reason;
@@ -13,21 +14,25 @@ use ring_metrics::catalogue::{
     SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
 };
 use ring_metrics::{Ages, Bound, Program, RingReading, Scrape, Server, Source};
-use ring_program::sockets::Access;
 use shared_block_ring::device::{BlockDevice, DeviceError, Operation, is_role_held};
 use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::{DebugInfo, MappedDevice};
 use std::fs::{File, Metadata};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Listens at the addresses of the metrics. To be called before the process is confined.
+/// Listens at the addresses of the metrics, and on the sockets that the daemon was started with,
+/// each of which `take` takes. To be called before the process is confined.
 ///
 /// # Errors
 ///
 /// One cannot be made.
-pub fn listen(settings: &Settings) -> Result<Vec<Bound>, Failure> {
+pub fn listen(
+    settings: &Settings,
+    take: impl Fn(Inherited) -> io::Result<OwnedFd>,
+) -> Result<Vec<Bound>, Failure> {
     let identity = settings.identity;
     let access = Access {
         owner: identity.map(|identity| identity.uid),
@@ -38,7 +43,12 @@ pub fn listen(settings: &Settings) -> Result<Vec<Bound>, Failure> {
         let failure = |source| Failure::Socket { name: format!("--metrics {address}"), source };
         Bound::on(address, &access).map_err(failure)
     };
-    settings.metrics.iter().map(on).collect()
+    let passed = |inherited: &Inherited| {
+        let failure = |source| Failure::Socket { name: inherited.to_string(), source };
+        take(*inherited).and_then(Bound::inherited).map_err(failure)
+    };
+    let inherited = settings.inherited_metrics.iter().map(passed);
+    settings.metrics.iter().map(on).chain(inherited).collect()
 }
 
 /// Returns the part of the log's line at the start that names the addresses of the metrics.

@@ -6,8 +6,8 @@ use crate::daemon::metrics;
 use crate::daemon::peer::Admission;
 use crate::daemon::ring::{self, Opened};
 use crate::daemon::sandbox::{self, Policy};
-use crate::daemon::settings::{ConsumerSocket, FrontEnds, Settings};
-use crate::daemon::sockets::{self, Listening};
+use crate::daemon::settings::{ConsumerSocket, Settings};
+use crate::daemon::sockets::{self, Inherited, Listening, Source};
 use crate::daemon::watch::{self, Named};
 use crate::daemon::watchdog::Watchdog;
 use crate::data_path::counters::Counters;
@@ -30,8 +30,7 @@ use shared_block_ring::handover::refuse_descriptors;
 use shared_block_ring::wait::Limits;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// The action in the error for a queue's thread that cannot be started.
@@ -68,9 +67,9 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     // Sockets first: a second daemon with the same arguments fails before it opens the ring. No
     // connection is accepted before everything is ready, since QEMU gives up on a backend that dies
     // during the handshake.
-    let entrance = Entrance::open(&settings.front_ends)?;
+    let entrance = listen(&settings.front_ends, SockType::Stream)?;
     let consumers = settings.consumers.as_ref().map(listen_to_consumers).transpose()?;
-    let metrics = metrics::listen(settings)?;
+    let metrics = metrics::listen(settings, take)?;
     let Some((mut opened, region)) = open_ring(settings, &stop)? else {
         log::info!("asked to stop before the ring was served: nothing was begun");
         return Ok(());
@@ -86,9 +85,10 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     opened.keep();
     let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
     let faults = Faults::catch().map_err(system("catch faults of memory"))?;
-    let sockets = entrance.ours().into_iter().chain(consumers.as_ref().map(|(ours, _)| ours));
+    let sockets = [&entrance].into_iter().chain(consumers.as_ref().map(|(socket, _)| socket));
     let sockets = sockets.chain(metrics.iter().filter_map(Bound::listening));
-    let files = confine(settings, &opened, &sockets.map(Listening::folder).collect::<Vec<_>>())?;
+    let folders: Vec<_> = sockets.filter_map(Listening::folder).collect();
+    let files = confine(settings, &opened, &folders)?;
     let Settings { read_only, guarded, .. } = *settings;
     let serial = settings.serial.map_or_else(|| opened.serial(), Ok);
     let serial = serial.map_err(system("look at the ring's file"))?;
@@ -114,7 +114,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     // Before the threads that follow, so that after a failure from here on the watchdog ends last.
     let watchdog =
         Watchdog::start(&stop, worker.waiters().clone()).map_err(system("start a thread"))?;
-    let listening = entrance.fd().try_clone_to_owned().map_err(system("duplicate a descriptor"))?;
+    let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let watch = watch::start(names).map_err(system("start a thread"))?;
     let offered = metrics::names(&metrics);
@@ -150,7 +150,7 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
     let connections = Connections::new(backend, listening, stop, faults, counters, name);
-    let served = connections.serve(&entrance.name());
+    let served = connections.serve(entrance.name());
     // The watchdog bounds the end, whatever its reason is.
     ask();
     end(queue_thread, connections);
@@ -181,11 +181,35 @@ fn end(queue_thread: QueueThread, connections: Connections) {
     drop(connections);
 }
 
+/// Makes a listening socket, or takes one that was inherited.
+fn listen(source: &Source, kind: SockType) -> Result<Listening, Failure> {
+    match source {
+        Source::Path(path, access) => Listening::on(path, kind, access)
+            .map_err(|source| Failure::Socket { name: path.display().to_string(), source }),
+        Source::Inherited(inherited) => {
+            let name = inherited.to_string();
+            match take(*inherited) {
+                Ok(socket) => Ok(Listening::inherited(socket, name)),
+                Err(source) => Err(Failure::Socket { name, source }),
+            }
+        }
+    }
+}
+
+/// Takes a socket that was inherited.
+fn take(inherited: Inherited) -> io::Result<OwnedFd> {
+    // SAFETY: whoever started the daemon with `--fd` or `LISTEN_FDS` has left it this descriptor.
+    // The settings have each number once, and this is called once for each: when its socket is
+    // opened at the start.
+    unsafe { sockets::inherited(inherited) }
+}
+
 fn listen_to_consumers(socket: &ConsumerSocket) -> Result<(Listening, Admission), Failure> {
-    let ConsumerSocket { path, access, admission } = socket;
-    let listening = Listening::on(path, SockType::SeqPacket, access).map_err(named(path))?;
+    let listening = listen(&socket.source, SockType::SeqPacket)?;
     refuse_descriptors(listening.fd().as_fd());
-    Ok((listening, admission.clone()))
+    sockets::do_not_block(listening.fd())
+        .map_err(|source| Failure::Socket { name: listening.name().to_owned(), source })?;
+    Ok((listening, socket.admission.clone()))
 }
 
 /// Opens and maps the ring. Returns `None` at a stop, after giving back the space that was
@@ -228,11 +252,11 @@ fn finish(settings: &Settings, opened: &Opened, ring_file: &Named) -> Result<(),
 fn names(settings: &Settings, opened: &Opened) -> io::Result<(Named, Vec<Named>)> {
     let ring = Named::ring(&settings.ring, &opened.file.metadata()?);
     let mut names = vec![ring.clone()];
-    if let FrontEnds::Path(path, _) = &settings.front_ends {
-        names.push(Named::socket(path)?);
-    }
-    if let Some(consumers) = &settings.consumers {
-        names.push(Named::socket(&consumers.path)?);
+    let consumers = settings.consumers.as_ref().map(|consumers| &consumers.source);
+    for source in [&settings.front_ends].into_iter().chain(consumers) {
+        if let Source::Path(path, _) = source {
+            names.push(Named::socket(path)?);
+        }
     }
     for address in &settings.metrics {
         if let Address::Unix(path) = address {
@@ -270,57 +294,6 @@ fn confine(
         })?;
     }
     Ok(files)
-}
-
-/// The socket that front ends connect to; its path, if the daemon has made it, is removed with it.
-enum Entrance {
-    Ours(Listening),
-    /// A socket that was inherited under this number.
-    Inherited(OwnedFd, RawFd),
-}
-
-impl Entrance {
-    fn open(front_ends: &FrontEnds) -> Result<Self, Failure> {
-        match front_ends {
-            FrontEnds::Path(path, access) => {
-                Listening::on(path, SockType::Stream, access).map(Self::Ours).map_err(named(path))
-            }
-            FrontEnds::Inherited(number) => {
-                // SAFETY: whoever started the daemon with `--fd` has left it this descriptor. The
-                // number is used here alone, and once.
-                unsafe { sockets::inherited(*number) }
-                    .map(|fd| Self::Inherited(fd, *number))
-                    .map_err(|source| Failure::Socket { name: format!("--fd {number}"), source })
-            }
-        }
-    }
-
-    /// The socket's path or option as given.
-    fn name(&self) -> String {
-        match self {
-            Self::Ours(listening) => listening.path().display().to_string(),
-            Self::Inherited(_, number) => format!("--fd {number}"),
-        }
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Ours(listening) => listening.fd().as_fd(),
-            Self::Inherited(fd, _) => fd.as_fd(),
-        }
-    }
-
-    fn ours(&self) -> Option<&Listening> {
-        match self {
-            Self::Ours(listening) => Some(listening),
-            Self::Inherited(..) => None,
-        }
-    }
-}
-
-fn named(path: &Path) -> impl Fn(io::Error) -> Failure {
-    let name = path.display().to_string();
-    move |source| Failure::Socket { name: name.clone(), source }
 }
 
 /// Returns the capabilities for management software (vhost-user, "Backend program conventions").

@@ -3,7 +3,7 @@
 use crate::daemon::config::{Arguments, Poll, Switch};
 use crate::daemon::peer::Admission;
 use crate::daemon::sandbox::Identity;
-use crate::daemon::sockets::Access;
+use crate::daemon::sockets::{Access, Inherited, Misdirected, PassedSockets, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
 use nix::sys::stat::Mode;
@@ -11,7 +11,6 @@ use nix::unistd::{Gid, Uid, User, geteuid};
 use ring_program::sockets::GROUP_MODE;
 use ring_program::users;
 use shared_block_ring::format::{SectorSize, Side};
-use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -44,24 +43,39 @@ pub enum Invalid {
     /// A required option is missing.
     #[error("--{0} is missing")]
     Missing(&'static str),
-}
-
-/// The socket that front ends connect to.
-#[derive(Debug, PartialEq, Eq)]
-pub enum FrontEnds {
-    /// A socket that the daemon makes.
-    Path(PathBuf, Access),
-    /// A listening socket that the daemon was started with.
-    Inherited(RawFd),
+    /// There is no socket for front ends.
+    #[error(
+        "--socket-path is missing, the socket for front ends (or --fd, or a socket named `guest` from a service manager{0})"
+    )]
+    NoEntrance(String),
+    /// Options about a socket that there is not.
+    #[error(
+        "--{option} is about the hand-over's socket: --consumer-socket is missing (or a socket named `consumer` from a service manager)"
+    )]
+    NoConsumerSocket {
+        /// The option.
+        option: &'static str,
+    },
+    /// A socket that is given twice.
+    #[error(
+        "{inherited} from the service manager and --{option} are both given: one of them has to go"
+    )]
+    TwoSockets {
+        /// The descriptor.
+        inherited: Inherited,
+        /// The option.
+        option: &'static str,
+    },
+    /// The sockets of a service manager make no sense.
+    #[error(transparent)]
+    Passed(#[from] Misdirected),
 }
 
 /// The socket of the hand-over, and the users that may use it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ConsumerSocket {
-    /// The path.
-    pub path: PathBuf,
-    /// Owner and mode of the socket's file.
-    pub access: Access,
+    /// Where it comes from.
+    pub source: Source,
     /// The users that get the region.
     pub admission: Admission,
 }
@@ -70,7 +84,7 @@ pub struct ConsumerSocket {
 #[derive(Debug)]
 pub struct Settings {
     /// The vhost-user socket.
-    pub front_ends: FrontEnds,
+    pub front_ends: Source,
     /// The hand-over's socket.
     pub consumers: Option<ConsumerSocket>,
     /// The ring's file or block device.
@@ -95,6 +109,8 @@ pub struct Settings {
     pub guarded: bool,
     /// The addresses of the metrics.
     pub metrics: Vec<ring_metrics::Address>,
+    /// The sockets of the metrics that the daemon was started with.
+    pub inherited_metrics: Vec<Inherited>,
     /// The processor of the queue's thread; any if `None`.
     pub cpu: Option<usize>,
     /// Whether to ask for huge pages.
@@ -105,55 +121,17 @@ pub struct Settings {
     pub confined: bool,
 }
 
-impl TryFrom<Arguments> for Settings {
-    type Error = Invalid;
-
-    fn try_from(arguments: Arguments) -> Result<Self, Invalid> {
+impl Settings {
+    /// Checks `arguments`, beside the sockets that a service manager has passed.
+    ///
+    /// # Errors
+    ///
+    /// The first option or socket that is wrong or missing.
+    pub fn new(arguments: Arguments, passed: &PassedSockets) -> Result<Self, Invalid> {
         let identity = identity(arguments.user.as_deref(), arguments.group.as_deref())?;
-        let owner = identity.map(|identity| identity.uid);
-        let front_ends = match (arguments.socket_path, arguments.fd) {
-            (Some(path), _) => {
-                let group = arguments.socket_group.as_deref();
-                let group = group.map(|name| group_of("socket-group", name)).transpose()?;
-                let mode = arguments.socket_mode.unwrap_or(if group.is_some() {
-                    GROUP_MODE
-                } else {
-                    Access::default().mode
-                });
-                let group = group.or(identity.map(|identity| identity.gid));
-                FrontEnds::Path(path, Access { mode, owner, group })
-            }
-            (None, Some(number)) => FrontEnds::Inherited(number),
-            (None, None) => return Err(Invalid::Missing("socket-path")),
-        };
-        let consumers = match arguments.consumer_socket {
-            None => None,
-            Some(path) => {
-                let users = ids(&arguments.consumer_user, |name| user_of("consumer-user", name))?;
-                let groups =
-                    ids(&arguments.consumer_group, |name| group_of("consumer-group", name))?;
-                let group = arguments.consumer_socket_group.as_deref();
-                let group =
-                    group.map(|name| group_of("consumer-socket-group", name)).transpose()?;
-                let group = group.or(groups.first().copied());
-                // A user that may have the region has to be able to connect; another one that can
-                // connect is told why it gets nothing.
-                let mode = arguments.consumer_socket_mode.unwrap_or(if group.is_some() {
-                    GROUP_MODE
-                } else if users.is_empty() {
-                    Access::default().mode
-                } else {
-                    OPEN_MODE
-                });
-                let access =
-                    Access { mode, owner, group: group.or(identity.map(|identity| identity.gid)) };
-                let mut admission = Admission { users, groups };
-                if admission == Admission::default() {
-                    admission.users.push(owner.unwrap_or(geteuid()));
-                }
-                Some(ConsumerSocket { path, access, admission })
-            }
-        };
+        let sockets = passed.sort(arguments.fd)?;
+        let front_ends = front_ends(&arguments, sockets.guest, passed, identity)?;
+        let consumers = consumers(&arguments, sockets.consumer, identity)?;
         Ok(Self {
             front_ends,
             consumers,
@@ -167,6 +145,7 @@ impl TryFrom<Arguments> for Settings {
             hold: arguments.hold_ms,
             guarded: arguments.guard == Switch::On,
             metrics: arguments.metrics,
+            inherited_metrics: sockets.metrics,
             cpu: arguments.cpu,
             huge_pages: arguments.hugepages,
             polling: match arguments.poll {
@@ -177,6 +156,102 @@ impl TryFrom<Arguments> for Settings {
             confined: arguments.sandbox == Switch::On,
         })
     }
+}
+
+/// Returns the socket for front ends.
+fn front_ends(
+    arguments: &Arguments,
+    guest: Option<Inherited>,
+    passed: &PassedSockets,
+    identity: Option<Identity>,
+) -> Result<Source, Invalid> {
+    let named = |option| move |inherited| Invalid::TwoSockets { inherited, option };
+    match (&arguments.socket_path, arguments.fd, guest) {
+        (Some(_), _, Some(guest)) => Err(named("socket-path")(guest)),
+        (_, Some(_), Some(guest)) => Err(named("fd")(guest)),
+        (Some(path), ..) => {
+            let group = arguments.socket_group.as_deref();
+            let group = group.map(|name| group_of("socket-group", name)).transpose()?;
+            let mode = arguments.socket_mode.unwrap_or(if group.is_some() {
+                GROUP_MODE
+            } else {
+                Access::default().mode
+            });
+            let group = group.or(identity.map(|identity| identity.gid));
+            let owner = identity.map(|identity| identity.uid);
+            Ok(Source::Path(path.clone(), Access { mode, owner, group }))
+        }
+        (None, Some(number), None) => Ok(Source::Inherited(Inherited { number, purpose: None })),
+        (None, None, Some(guest)) => Ok(Source::Inherited(guest)),
+        (None, None, None) => Err(Invalid::NoEntrance(why_none(passed))),
+    }
+}
+
+/// Returns why a service manager has passed no socket for front ends, if there is one.
+fn why_none(passed: &PassedSockets) -> String {
+    match passed.other_process {
+        Some(other) => format!(
+            "; LISTEN_PID says that the sockets are for process {other}, and this is {}: start this program without \
+             a process in between, in a shell by exec",
+            std::process::id()
+        ),
+        None if passed.all.is_empty() => String::new(),
+        None => {
+            let names: Vec<_> = passed.all.iter().map(|passed| passed.name.as_str()).collect();
+            format!(
+                "; LISTEN_FDNAMES has only {}: FileDescriptorName=guest in the socket unit",
+                names.join(":")
+            )
+        }
+    }
+}
+
+/// Returns the hand-over's socket, if there is one.
+fn consumers(
+    arguments: &Arguments,
+    inherited: Option<Inherited>,
+    identity: Option<Identity>,
+) -> Result<Option<ConsumerSocket>, Invalid> {
+    let users = ids(&arguments.consumer_user, |name| user_of("consumer-user", name))?;
+    let groups = ids(&arguments.consumer_group, |name| group_of("consumer-group", name))?;
+    let owner = identity.map(|identity| identity.uid);
+    let source = match (&arguments.consumer_socket, inherited) {
+        (None, None) => {
+            let option = if !users.is_empty() {
+                "consumer-user"
+            } else if !groups.is_empty() {
+                "consumer-group"
+            } else {
+                return Ok(None);
+            };
+            return Err(Invalid::NoConsumerSocket { option });
+        }
+        (Some(_), Some(inherited)) => {
+            return Err(Invalid::TwoSockets { inherited, option: "consumer-socket" });
+        }
+        (None, Some(inherited)) => Source::Inherited(inherited),
+        (Some(path), None) => {
+            let group = arguments.consumer_socket_group.as_deref();
+            let group = group.map(|name| group_of("consumer-socket-group", name)).transpose()?;
+            let group = group.or(groups.first().copied());
+            // A user that may have the region has to be able to connect; another one that can
+            // connect is told why it gets nothing.
+            let mode = arguments.consumer_socket_mode.unwrap_or(if group.is_some() {
+                GROUP_MODE
+            } else if users.is_empty() {
+                Access::default().mode
+            } else {
+                OPEN_MODE
+            });
+            let group = group.or(identity.map(|identity| identity.gid));
+            Source::Path(path.clone(), Access { mode, owner, group })
+        }
+    };
+    let mut admission = Admission { users, groups };
+    if admission == Admission::default() {
+        admission.users.push(owner.unwrap_or(geteuid()));
+    }
+    Ok(Some(ConsumerSocket { source, admission }))
 }
 
 /// The mode of a socket that every user can connect to.
@@ -226,44 +301,51 @@ mod tests {
     fn settings(more: &[&str]) -> Result<Settings, Invalid> {
         let usual =
             ["daemon", "--blk-file", "ring", "--socket-path", "s", "--consumer-socket", "c"];
-        Arguments::try_parse_from(usual.iter().chain(more)).unwrap().try_into()
+        let arguments = Arguments::try_parse_from(usual.iter().chain(more)).unwrap();
+        Settings::new(arguments, &PassedSockets::default())
     }
 
-    fn consumers(more: &[&str]) -> ConsumerSocket {
-        settings(more).unwrap().consumers.unwrap()
+    /// Owner and mode of the hand-over's socket, and who may have the region.
+    fn consumers(more: &[&str]) -> (Access, Admission) {
+        match settings(more).unwrap().consumers.unwrap() {
+            ConsumerSocket { source: Source::Path(_, access), admission } => (access, admission),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
     fn sockets_are_for_the_daemons_own_user_by_default() {
         let plain = settings(&[]).unwrap();
-        assert_eq!(plain.front_ends, FrontEnds::Path("s".into(), Access::default()));
+        assert_eq!(plain.front_ends, Source::Path("s".into(), Access::default()));
         assert!(plain.confined && plain.identity.is_none());
-        let consumers = plain.consumers.unwrap();
-        assert_eq!(consumers.access, Access::default());
-        assert_eq!(consumers.admission.users, [geteuid()]);
+        let (access, admission) = consumers(&[]);
+        assert_eq!(access, Access::default());
+        assert_eq!(admission.users, [geteuid()]);
     }
 
     #[test]
     fn admitted_users_and_groups_can_connect() {
-        let group = consumers(&["--consumer-group", "77"]);
-        assert_eq!(group.access.mode, Mode::from_bits_truncate(0o660));
-        assert_eq!(group.access.group, Some(Gid::from_raw(77)));
-        assert!(group.admission.users.is_empty());
-        let user = consumers(&["--consumer-user", "77", "--consumer-user", "root"]);
-        assert_eq!(user.access.mode, Mode::from_bits_truncate(0o666));
-        assert_eq!(user.admission.users, [Uid::from_raw(77), Uid::from_raw(0)]);
-        let told = consumers(&["--consumer-user", "77", "--consumer-socket-mode", "600"]);
-        assert_eq!(told.access.mode, Mode::from_bits_truncate(0o600));
+        let (access, admission) = consumers(&["--consumer-group", "77"]);
+        assert_eq!(access.mode, Mode::from_bits_truncate(0o660));
+        assert_eq!(access.group, Some(Gid::from_raw(77)));
+        assert!(admission.users.is_empty());
+        let user = ["--consumer-user", "77", "--consumer-user", "root"];
+        let (access, admission) = consumers(&user);
+        assert_eq!(access.mode, Mode::from_bits_truncate(0o666));
+        assert_eq!(admission.users, [Uid::from_raw(77), Uid::from_raw(0)]);
+        let (access, _) = consumers(&["--consumer-user", "77", "--consumer-socket-mode", "600"]);
+        assert_eq!(access.mode, Mode::from_bits_truncate(0o600));
     }
 
     #[test]
     fn sockets_belong_to_the_user_that_the_daemon_becomes() {
-        let other = settings(&["--user", "77", "--group", "78"]).unwrap();
+        let options = ["--user", "77", "--group", "78"];
         let ids = (Uid::from_raw(77), Gid::from_raw(78));
-        assert_eq!(other.identity, Some(Identity { uid: ids.0, gid: ids.1 }));
-        let consumers = other.consumers.unwrap();
-        assert_eq!((consumers.access.owner, consumers.access.group), (Some(ids.0), Some(ids.1)));
-        assert_eq!(consumers.admission.users, [ids.0]);
+        let identity = settings(&options).unwrap().identity;
+        assert_eq!(identity, Some(Identity { uid: ids.0, gid: ids.1 }));
+        let (access, admission) = consumers(&options);
+        assert_eq!((access.owner, access.group), (Some(ids.0), Some(ids.1)));
+        assert_eq!(admission.users, [ids.0]);
     }
 
     #[test]

@@ -4,4 +4,5 @@
 pub mod attack;
 pub mod daemon;
 pub mod fuse;
+pub mod service;
 pub mod user;

@@ -1,0 +1,186 @@
+//! The daemon as a service: sockets that a service manager passes, by number and name.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::daemon::{Daemon, Scene};
+use common::service::Service;
+use common::user::{GROUP, USER};
+use nix::fcntl::OFlag;
+use nix::sys::signal::Signal;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket,
+};
+use nix::unistd::geteuid;
+use ring_test_support::assert_fails;
+use ring_test_support::front_end::FrontEnd;
+use ring_test_support::process::eventually;
+use shared_block_ring::handover::Role;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+
+/// A listening socket at a name of the scene.
+fn listening(scene: &Scene, name: &str, kind: SockType) -> OwnedFd {
+    let listening = socket(AddressFamily::Unix, kind, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    bind(listening.as_raw_fd(), &UnixAddr::new(&scene.path(name)).unwrap()).unwrap();
+    listen(&listening, Backlog::new(16).unwrap()).unwrap();
+    listening
+}
+
+/// The sockets of a whole service.
+fn sockets(scene: &Scene) -> Vec<(&'static str, OwnedFd)> {
+    vec![
+        ("metrics", listening(scene, "m", SockType::Stream)),
+        ("consumer", listening(scene, "c", SockType::SeqPacket)),
+        ("guest", listening(scene, "s", SockType::Stream)),
+    ]
+}
+
+const RING: [&str; 4] = ["--blk-file", "ring", "--size", "64K"];
+
+fn scrape(mut client: impl Read + Write) -> String {
+    client.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    client.read_to_string(&mut answer).unwrap();
+    answer
+}
+
+/// Serves a front end, a consumer and a scrape by the daemon on the sockets.
+fn is_served(scene: &Scene) {
+    FrontEnd::new(scene).honest(scene);
+    drop(scene.connect(Role::Consumer).unwrap());
+    let answer = scrape(UnixStream::connect(scene.path("m")).unwrap());
+    assert!(answer.contains("blockring_"), "{answer}");
+}
+
+fn ends_well(mut daemon: Daemon) {
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.code(), Some(0));
+}
+
+#[test]
+fn daemon_serves_the_sockets_that_were_passed_and_leaves_them_in_place() {
+    let scene = Scene::new();
+    let sockets = sockets(&scene);
+    // A client that comes before the daemon waits for it.
+    let early = UnixStream::connect(scene.path("s")).unwrap();
+    for _ in 0..2 {
+        let daemon = Service::new(&scene, &RING).pass(&sockets).start();
+        eventually("the daemon comes up", || scene.logged("serving ring") > 0);
+        is_served(&scene);
+        ends_well(daemon);
+        std::fs::remove_file(scene.path("log")).unwrap();
+    }
+    drop(early);
+    assert!(["s", "c", "m"].iter().all(|name| scene.path(name).exists()));
+}
+
+#[test]
+fn passed_sockets_are_served_as_another_user_and_closed_in_started_programs() {
+    let scene = Scene::new();
+    let (user, group) = (USER.to_string(), GROUP.to_string());
+    let mut options = RING.to_vec();
+    if geteuid().is_root() {
+        options.extend(["--user", &user, "--group", &group]);
+    }
+    let daemon = Service::new(&scene, &options).pass(&sockets(&scene)).start();
+    eventually("the daemon comes up", || scene.logged("serving ring") > 0);
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.0.id())).unwrap();
+    assert!(status.contains("Seccomp:\t2"), "{status}");
+    for number in 3..6 {
+        let about = format!("/proc/{}/fdinfo/{number}", daemon.0.id());
+        let about = std::fs::read_to_string(about).unwrap();
+        let flags = about.lines().find_map(|line| line.strip_prefix("flags:")).unwrap().trim();
+        let flags = OFlag::from_bits_retain(i32::from_str_radix(flags, 8).unwrap());
+        assert!(flags.contains(OFlag::O_CLOEXEC), "{number}: {about}");
+    }
+    is_served(&scene);
+    ends_well(daemon);
+}
+
+#[test]
+fn metrics_are_offered_on_a_passed_port_of_this_machine_alone() {
+    let scene = Scene::new();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = port.local_addr().unwrap();
+    let options = [&RING[..], &["--socket-path", "s", "--metrics", "unix:own"]].concat();
+    let daemon = Service::new(&scene, &options).pass(&[("metrics", port.into())]).start();
+    eventually("the daemon comes up", || scene.logged("serving ring") > 0);
+    assert!(scrape(TcpStream::connect(address).unwrap()).contains("blockring_"));
+    assert!(scrape(UnixStream::connect(scene.path("own")).unwrap()).contains("blockring_"));
+    ends_well(daemon);
+    let everywhere = TcpListener::bind("0.0.0.0:0").unwrap();
+    let output = Service::new(&scene, &options).pass(&[("metrics", everywhere.into())]).run();
+    assert_fails(&output, 1, "socket `metrics` (descriptor 3): 0.0.0.0:");
+}
+
+#[test]
+fn passed_sockets_that_make_no_sense_are_refused_in_words() {
+    let scene = Scene::new();
+    let refused = |options: &[&str], passed: &[(&str, OwnedFd)], code, words: &[&str]| {
+        let output = Service::new(&scene, options).pass(passed).run();
+        for words in words {
+            assert_fails(&output, code, words);
+        }
+    };
+    let stream = || listening(&scene, &uuid::Uuid::new_v4().to_string(), SockType::Stream);
+    let packets = || listening(&scene, &uuid::Uuid::new_v4().to_string(), SockType::SeqPacket);
+    let remedy = "FileDescriptorName=";
+    refused(&RING, &[("vm1.socket", stream())], 2, &["`vm1.socket`", remedy]);
+    refused(&RING, &[("consumer", packets())], 2, &["has only consumer", remedy, "--socket-path"]);
+    let both = [&RING[..], &["--socket-path", "own"]].concat();
+    refused(&both, &[("guest", stream())], 2, &["socket `guest` (descriptor 3)", "--socket-path"]);
+    let both = [&RING[..], &["--consumer-socket", "own"]].concat();
+    refused(&both, &[("guest", stream()), ("consumer", packets())], 2, &["--consumer-socket"]);
+    refused(&RING, &[("guest", packets())], 1, &["`guest`", "not a UNIX stream", "ListenStream="]);
+    refused(
+        &RING,
+        &[("guest", stream()), ("consumer", stream())],
+        1,
+        &["socket `consumer` (descriptor 4)", "ListenSequentialPacket="],
+    );
+    let (connected, _peer) = UnixStream::pair().unwrap();
+    refused(&RING, &[("guest", connected.into())], 1, &["not a listening socket", "Accept=no"]);
+    let datagrams = std::os::unix::net::UnixDatagram::bind(scene.path("d")).unwrap();
+    refused(
+        &RING,
+        &[("guest", stream()), ("metrics", datagrams.into())],
+        1,
+        &["socket `metrics` (descriptor 4)"],
+    );
+    let who = [&RING[..], &["--socket-path", "own", "--consumer-user", "0"]].concat();
+    refused(&who, &[], 2, &["--consumer-user", "`consumer`"]);
+    assert!(!scene.path("ring").exists());
+}
+
+#[test]
+fn sockets_of_another_process_are_named_in_the_error() {
+    let scene = Scene::new();
+    let passed = [("guest", listening(&scene, "s", SockType::Stream))];
+    let output = Service::new(&scene, &RING).pass(&passed).for_another_process().run();
+    for words in ["for process 1,", "by exec", "--socket-path"] {
+        assert_fails(&output, 2, words);
+    }
+    let options = [&RING[..], &["--socket-path", "own"]].concat();
+    let service = Service::new(&scene, &options).pass(&passed).for_another_process();
+    let daemon = service.start();
+    eventually("the daemon comes up", || scene.logged("serving ring") > 0);
+    assert_eq!(scene.logged("LISTEN_FDS is for process 1: those descriptors are not used"), 1);
+    ends_well(daemon);
+}
+
+#[test]
+fn number_of_fd_says_what_a_passed_socket_is_for_whatever_its_name() {
+    let scene = Scene::new();
+    let passed = [
+        ("vm1.socket", listening(&scene, "s", SockType::Stream)),
+        ("consumer", listening(&scene, "c", SockType::SeqPacket)),
+    ];
+    let options = [&RING[..], &["--fd", "3"]].concat();
+    let daemon = Service::new(&scene, &options).pass(&passed).start();
+    eventually("the daemon comes up", || scene.connect(Role::Control).is_ok());
+    FrontEnd::new(&scene).honest(&scene);
+    ends_well(daemon);
+}
