@@ -9,6 +9,7 @@ mod logger;
 pub mod manual;
 mod memory;
 mod pace;
+pub mod service;
 mod size;
 pub mod sockets;
 pub mod standard;
@@ -20,6 +21,7 @@ pub mod users;
 pub use format::LogFormat;
 pub use memory::Memory;
 pub use pace::Pace;
+pub use service::ServiceManager;
 pub use size::parse_size;
 pub use stop::{Stop, restore_limits, set_up_signals, tie_to_parent};
 

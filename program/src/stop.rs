@@ -207,13 +207,17 @@ pub fn tie_to_parent(command: &mut Command) {
 }
 
 /// Gives the process of `command` the limit of open descriptors that this process was started with
-/// ([`descriptors::raise`](crate::descriptors::raise)).
+/// ([`descriptors::raise`](crate::descriptors::raise)), and takes away what a service manager has
+/// told this process alone.
 pub fn restore_limits(command: &mut Command) {
     prepare(command, None);
 }
 
 fn prepare(command: &mut Command, at_parents_end: Option<Signal>) {
     let (parent, limits) = (Pid::this(), crate::descriptors::original());
+    for name in crate::service::VARIABLES {
+        command.env_remove(name);
+    }
     let prepare = move || {
         if let Some(signal) = at_parents_end {
             set_pdeathsig(signal)?;

@@ -29,6 +29,7 @@ pub mod messages;
 pub mod metrics;
 pub mod nats;
 pub mod process;
+pub mod service;
 #[cfg(feature = "vhost")]
 pub mod split_ring;
 #[cfg(feature = "vhost")]

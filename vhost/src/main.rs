@@ -3,11 +3,12 @@
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use ring_program::manual::{self, Asked};
-use ring_program::set_up_signals;
 use ring_program::standard::Standard;
+use ring_program::{ServiceManager, set_up_signals};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use vhost_device_blockring::daemon::config::Arguments;
 use vhost_device_blockring::daemon::failure::Failure;
 use vhost_device_blockring::daemon::server;
@@ -67,9 +68,16 @@ fn settings(arguments: Arguments) -> Result<Settings, Invalid> {
     Ok(settings)
 }
 
+/// Serves the ring, and tells the service manager about it, if there is one.
 fn serve(settings: &Settings) -> Result<(), Failure> {
-    set_up_signals().map_err(|source| Failure::System { what: "set up signals", source })?;
-    server::run(settings)
+    let set_up = |source| Failure::System { what: "set up signals", source };
+    set_up_signals().map_err(set_up)?;
+    let manager = Arc::new(ServiceManager::connect());
+    let outcome = server::run(settings, &manager);
+    if let Err(failure) = &outcome {
+        manager.status(&failure.to_string());
+    }
+    outcome
 }
 
 fn write_pages(directory: &Path) -> Result<(), Failure> {

@@ -1,4 +1,4 @@
-//! The daemon as a service: sockets that a service manager passes, by number and name.
+//! The daemon as a service: sockets that a service manager passes, and what it is told.
 #![allow(clippy::unwrap_used)]
 
 mod common;
@@ -15,11 +15,13 @@ use nix::unistd::geteuid;
 use ring_test_support::assert_fails;
 use ring_test_support::front_end::FrontEnd;
 use ring_test_support::process::eventually;
+use ring_test_support::service::Manager;
 use shared_block_ring::handover::Role;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 /// A listening socket at a name of the scene.
 fn listening(scene: &Scene, name: &str, kind: SockType) -> OwnedFd {
@@ -181,6 +183,88 @@ fn number_of_fd_says_what_a_passed_socket_is_for_whatever_its_name() {
     let options = [&RING[..], &["--fd", "3"]].concat();
     let daemon = Service::new(&scene, &options).pass(&passed).start();
     eventually("the daemon comes up", || scene.connect(Role::Control).is_ok());
+    FrontEnd::new(&scene).honest(&scene);
+    ends_well(daemon);
+}
+
+/// Half a second between two signs of life, at most.
+const SIGNS: (&str, &str) = ("WATCHDOG_USEC", "1000000");
+
+#[test]
+fn manager_is_told_when_clients_can_connect_and_that_the_queue_is_alive_and_the_end() {
+    let scene = Scene::new();
+    for manager in [Manager::at(&scene.path("notify")), Manager::abstract_name("served")] {
+        for more in [&[][..], &["--poll", "always"]] {
+            let options = [&RING[..], &["--socket-path", "s", "--consumer-socket", "c"], more];
+            let service = Service::new(&scene, &options.concat()).env(SIGNS.0, SIGNS.1);
+            let mut daemon = service.env("NOTIFY_SOCKET", &manager.name).start();
+            assert_eq!(
+                manager.next(),
+                ["READY=1", "STATUS=serving ring, 65536 bytes, to a guest that is the producer"]
+            );
+            let mut guest = FrontEnd::new(&scene);
+            scene.connect(Role::Control).unwrap();
+            guest.honest(&scene);
+            // While the queue sleeps, too.
+            for _ in 0..2 {
+                assert_eq!(manager.next(), ["WATCHDOG=1"]);
+            }
+            daemon.signal(Signal::SIGTERM);
+            let last = manager.until("STOPPING=1");
+            assert_eq!(last[1], "STATUS=making everything durable");
+            assert_eq!(daemon.code(), Some(0));
+        }
+    }
+}
+
+#[test]
+fn manager_that_watches_another_process_gets_no_signs_of_life() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    let options = [&RING[..], &["--socket-path", "s"]].concat();
+    let service = Service::new(&scene, &options).env("WATCHDOG_USEC", "20000");
+    let service = service.env("WATCHDOG_PID", "1").env("NOTIFY_SOCKET", &manager.name);
+    let daemon = service.start();
+    manager.until("READY=1");
+    assert!(manager.is_silent(Duration::from_millis(200)));
+    ends_well(daemon);
+}
+
+#[test]
+fn manager_is_told_why_the_daemon_could_not_start() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    let options = ["--socket-path", "s", "--blk-file", "missing"];
+    let service = Service::new(&scene, &options).env("NOTIFY_SOCKET", &manager.name);
+    assert_fails(&service.run(), 1, "missing: cannot open");
+    assert!(manager.status("missing: cannot open").contains("--size 8M makes it"));
+}
+
+#[test]
+fn daemon_serves_without_a_manager_that_cannot_be_reached() {
+    let scene = Scene::new();
+    let options = [&RING[..], &["--socket-path", "s", "--consumer-socket", "c"]].concat();
+    let gone = scene.path("gone");
+    let service = Service::new(&scene, &options).env("NOTIFY_SOCKET", gone.to_str().unwrap());
+    let daemon = service.start();
+    eventually("the daemon comes up", || scene.connect(Role::Control).is_ok());
+    eventually("it is logged", || {
+        scene.logged("the service manager is told nothing: cannot connect") == 1
+    });
+    FrontEnd::new(&scene).honest(&scene);
+    ends_well(daemon);
+}
+
+#[test]
+fn manager_that_goes_away_ends_nothing() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    let options = [&RING[..], &["--socket-path", "s", "--consumer-socket", "c"]].concat();
+    let service = Service::new(&scene, &options).env("WATCHDOG_USEC", "20000");
+    let daemon = service.env("NOTIFY_SOCKET", &manager.name).start();
+    manager.until("WATCHDOG=1");
+    drop(manager);
+    eventually("it is logged", || scene.logged("the service manager was not told") > 0);
     FrontEnd::new(&scene).honest(&scene);
     ends_well(daemon);
 }

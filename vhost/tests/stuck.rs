@@ -6,9 +6,11 @@ mod common;
 
 use common::daemon::{Daemon, Scene};
 use common::fuse::FuseFile;
+use common::service::Service;
 use nix::sys::signal::Signal;
 use ring_test_support::front_end::{FrontEnd, MEMORY, described, region};
 use ring_test_support::process::eventually;
+use ring_test_support::service::Manager;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 use vhost::vhost_user::VhostUserFrontend;
@@ -96,4 +98,18 @@ fn queue_thread_that_waits_for_a_page_is_given_up_when_it_is_needed() {
     assert_eq!(scene.logged("the queue's thread does not move"), 1);
     let _next = scene.start(&[]);
     FrontEnd::new(&scene).honest(&scene);
+}
+
+#[test]
+fn queue_thread_that_waits_for_a_page_ends_the_signs_of_life() {
+    let scene = Scene::new();
+    let mut fuse = FuseFile::mount(&scene.path("log-on-fuse"));
+    let manager = Manager::at(&scene.path("notify"));
+    let options = ["--socket-path", "s", "--blk-file", "ring", "--size", "64K", "--migratable"];
+    let service = Service::new(&scene, &options).env("WATCHDOG_USEC", "200000");
+    let _daemon = service.env("NOTIFY_SOCKET", &manager.name).start();
+    manager.until("READY=1");
+    let _guest = with_its_log_on(&mut fuse, &scene);
+    // The answer to the last call may have come before the wait.
+    eventually("the signs end", || manager.is_silent(Duration::from_secs(2)));
 }

@@ -20,6 +20,10 @@ Examples:
 
   blockring consume --follow unix:vm1.out
 
+A service manager can pass listening sockets (LISTEN_FDS) by name: `guest` in place of --socket-path,
+`consumer` in place of --consumer-socket, `metrics` for --metrics. It is told of start, life and end
+(NOTIFY_SOCKET, WATCHDOG_USEC). docs/operations.md has more.
+
 Exit codes:
   0  normal end (SIGTERM, SIGINT)
   1  error
@@ -38,7 +42,7 @@ pub struct Arguments {
     /// Group of that socket, by name or number
     #[arg(long, value_name = "GROUP", requires = "socket_path")]
     pub socket_group: Option<String>,
-    /// Accept front ends on this inherited listening socket
+    /// Accept front ends on this inherited listening socket, whatever name a service manager gives it
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<i32>,
     /// Print what this program can do, as JSON, and end

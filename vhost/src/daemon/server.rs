@@ -23,7 +23,7 @@ use crate::front_end::connections::Connections;
 use nix::sys::socket::SockType;
 use nix::unistd::geteuid;
 use ring_metrics::{Address, Bound};
-use ring_program::Stop;
+use ring_program::{ServiceManager, Stop};
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::device::event::Signaller;
 use shared_block_ring::handover::refuse_descriptors;
@@ -54,12 +54,13 @@ fn warn_of_waits(signaller: &Signaller) {
 }
 
 /// Serves the ring until SIGTERM or SIGINT, which also end a long start. Everything that was
-/// answered is then in the region, and durable.
+/// answered is then in the region, and durable. `manager` is told when clients can connect, and that
+/// the queue's thread is alive.
 ///
 /// # Errors
 ///
 /// Why the daemon could not start or go on, or what is lost of the ring at its end.
-pub fn run(settings: &Settings) -> Result<(), Failure> {
+pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Failure> {
     expect_machine(settings)?;
     let stop = Stop::on_signal().map_err(system("set up signals"))?;
     let name = settings.ring.display().to_string();
@@ -112,8 +113,8 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
     let backend = Backend::new(queue, geometry, read_only, settings.migratable, signaller);
     let backend = Arc::new(backend);
     // Before the threads that follow, so that after a failure from here on the watchdog ends last.
-    let watchdog =
-        Watchdog::start(&stop, worker.waiters().clone()).map_err(system("start a thread"))?;
+    let watchdog = Watchdog::start(&stop, worker.waiters().clone(), Arc::clone(manager));
+    let watchdog = watchdog.map_err(system("start a thread"))?;
     let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let watch = watch::start(names).map_err(system("start a thread"))?;
@@ -149,10 +150,15 @@ pub fn run(settings: &Settings) -> Result<(), Failure> {
         opened.geometry.total_bytes(),
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
+    manager.ready(&format!(
+        "serving {name}, {} bytes, to a guest that is the {guest}",
+        opened.geometry.total_bytes()
+    ));
     let connections = Connections::new(backend, listening, stop, faults, counters, name);
     let served = connections.serve(entrance.name());
     // The watchdog bounds the end, whatever its reason is.
     ask();
+    manager.stopping("making everything durable");
     end(queue_thread, connections);
     // The watch ends before the sockets are removed.
     drop(watch);

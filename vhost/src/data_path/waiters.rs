@@ -25,6 +25,8 @@ struct Shared {
     /// In the lower half the threads that wait, or hold what they waited for; in the upper half
     /// those that were served since the start. One number, so that the worker compares one.
     threads: AtomicU64,
+    /// The turns that the worker has begun, for those that look whether it is alive.
+    turns: AtomicU64,
     /// Notified when a thread has been served.
     done: (Mutex<()>, Condvar),
     changed: OwnedFd,
@@ -40,12 +42,19 @@ const SERVED: u64 = 1 << 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Mark(u64);
 
+/// A call of the worker, which answers it by beginning a turn.
+#[derive(Debug, Clone, Copy)]
+pub struct Call {
+    /// The turns that had begun before.
+    turns: u64,
+}
+
 /// A thread that waits, until it has what it waits for and is done with that.
 pub struct Waiter<'a>(&'a Shared);
 
 impl Drop for Waiter<'_> {
     fn drop(&mut self) {
-        let Shared { threads, done: (lock, done), changed } = self.0;
+        let Shared { threads, done: (lock, done), changed, .. } = self.0;
         threads.fetch_add(SERVED - WAITING, Ordering::Release);
         // A full counter means that the worker is about to wake up anyway.
         let _ = nix::unistd::write(changed, &1u64.to_ne_bytes());
@@ -62,8 +71,9 @@ impl Waiters {
     ///
     /// No event can be made.
     pub fn new() -> io::Result<Self> {
-        let (threads, done, changed) = (AtomicU64::new(0), Default::default(), new_event()?);
-        Ok(Self(Arc::new(Shared { threads, done, changed })))
+        let (threads, turns) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (done, changed) = (Default::default(), new_event()?);
+        Ok(Self(Arc::new(Shared { threads, turns, done, changed })))
     }
 
     /// Announces that this thread waits, until the result is dropped.
@@ -91,6 +101,28 @@ impl Waiters {
     /// none was served meanwhile.
     pub fn first_in_line(&self) -> Option<u64> {
         self.any().then(|| self.mark().0)
+    }
+
+    /// Notes that the worker begins a turn. Returns the threads that have been served up to now.
+    pub fn begin_turn(&self) -> Mark {
+        let mark = self.mark();
+        // Behind the mark: a call that this turn does not see is answered by its begin. No other
+        // thread counts.
+        let turns = self.0.turns.load(Ordering::Relaxed);
+        self.0.turns.store(turns.wrapping_add(1), Ordering::Release);
+        mark
+    }
+
+    /// Has the worker begin another turn soon, without waiting for that.
+    pub fn call(&self) -> Call {
+        let turns = self.0.turns.load(Ordering::Acquire);
+        drop(self.enter());
+        Call { turns }
+    }
+
+    /// Whether the worker has begun a turn since `call`: it is alive.
+    pub fn has_answered(&self, call: Call) -> bool {
+        self.0.turns.load(Ordering::Acquire) != call.turns
     }
 
     /// Waits until no thread does, or `GIVE_WAY`. Called by the worker while it holds nothing.
@@ -133,5 +165,16 @@ mod tests {
         });
         assert!(waiters.any_since(mark), "it was served since");
         assert!(!waiters.any_since(waiters.mark()));
+    }
+
+    #[test]
+    fn call_is_answered_by_the_next_turn_whether_or_not_that_sees_it() {
+        let waiters = Waiters::new().unwrap();
+        let mark = waiters.begin_turn();
+        let call = waiters.call();
+        assert!(waiters.any_since(mark) && !waiters.has_answered(call), "the turn has to end");
+        // This one goes on without seeing the call, which came before it.
+        let mark = waiters.begin_turn();
+        assert!(!waiters.any_since(mark) && waiters.has_answered(call));
     }
 }

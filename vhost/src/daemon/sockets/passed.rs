@@ -4,7 +4,6 @@
 
 use super::{Inherited, Purpose};
 use std::env;
-use std::ffi::OsString;
 use std::os::fd::RawFd;
 
 /// The number of the first descriptor that is passed.
@@ -98,8 +97,10 @@ impl PassedSockets {
     /// A variable makes no sense.
     pub fn from_environment() -> Result<Self, Misdirected> {
         let values = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(env::var_os);
-        let [pid, descriptors, names] = values.map(|value| value.map(text));
-        Self::parse(std::process::id(), pid, descriptors, names)
+        // A value that is not UTF-8 is refused as what it is shown as.
+        let [pid, descriptors, names] =
+            values.map(|value| value.map(|value| value.to_string_lossy().into_owned()));
+        Self::parse(std::process::id(), pid, descriptors, names.as_deref())
     }
 
     /// Reads the values of `LISTEN_PID`, `LISTEN_FDS` and `LISTEN_FDNAMES` for the process `own`.
@@ -111,7 +112,7 @@ impl PassedSockets {
         own: u32,
         pid: Option<String>,
         descriptors: Option<String>,
-        names: Option<String>,
+        names: Option<&str>,
     ) -> Result<Self, Misdirected> {
         let (Some(pid), Some(descriptors)) = (pid, descriptors) else { return Ok(Self::default()) };
         let wrong = |variable| move |value| Misdirected::Number { variable, value };
@@ -121,7 +122,7 @@ impl PassedSockets {
         }
         let count = descriptors.parse().ok().filter(|count| *count <= MAX_PASSED);
         let count = count.ok_or_else(|| wrong("LISTEN_FDS")(descriptors))?;
-        let names: Vec<_> = match &names {
+        let names: Vec<_> = match names {
             Some(names) if !names.is_empty() => names.split(':').collect(),
             _ => Vec::new(),
         };
@@ -162,11 +163,6 @@ impl PassedSockets {
     }
 }
 
-/// Returns text that stands for a value, which is then refused where it is not UTF-8.
-fn text(value: OsString) -> String {
-    value.to_string_lossy().into_owned()
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -174,8 +170,7 @@ mod tests {
 
     fn parse(pid: &str, descriptors: &str, names: Option<&str>) -> Result<PassedSockets, String> {
         let values = (Some(pid.to_owned()), Some(descriptors.to_owned()));
-        PassedSockets::parse(7, values.0, values.1, names.map(str::to_owned))
-            .map_err(|e| e.to_string())
+        PassedSockets::parse(7, values.0, values.1, names).map_err(|e| e.to_string())
     }
 
     fn sort(names: &str, fd: Option<RawFd>) -> Result<Sorted, String> {
@@ -195,7 +190,7 @@ mod tests {
     #[test]
     fn environment_without_sockets_passes_none() {
         assert_eq!(PassedSockets::parse(7, None, None, None), Ok(PassedSockets::default()));
-        let stray = PassedSockets::parse(7, None, Some("1".to_owned()), Some("guest".to_owned()));
+        let stray = PassedSockets::parse(7, None, Some("1".to_owned()), Some("guest"));
         assert_eq!(stray, Ok(PassedSockets::default()));
         assert!(parse("7", "0", None).unwrap().all.is_empty());
     }

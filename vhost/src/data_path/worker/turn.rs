@@ -36,6 +36,7 @@ impl Worker {
     /// of `waiters` needs what the worker holds. `kicked` are the queues whose drivers have kicked
     /// since the last turn.
     pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
+        let mark = waiters.begin_turn();
         self.carrier.flusher.poll();
         let queues = Arc::clone(&self.queues);
         let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
@@ -45,7 +46,6 @@ impl Worker {
         // `memory` is held for the whole turn: memory that the front end takes back is unmapped
         // when the turn ends, and the front end's thread waits for that.
         let mut session = Session::new(&queues, &memory);
-        let mark = waiters.mark();
         self.look_at_all(&queues, mark);
         self.due |= kicked;
         self.due |= self.unfinished;
