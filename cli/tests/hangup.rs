@@ -1,10 +1,14 @@
 //! A terminal that is closed under a program: SIGHUP stops it as SIGTERM does, unless SIGHUP is
-//! ignored (`nohup`).
+//! ignored (`nohup`). `forward` reads its configuration again, and tells its service manager.
 #![allow(clippy::unwrap_used)]
 
+mod common;
+
+use common::scene::Scene;
 use nix::sys::signal::Signal;
-use ring_test_support::process::signal;
-use ring_test_support::{RingFile, assert_fails};
+use ring_test_support::process::{Guarded, ended, signal};
+use ring_test_support::service::Manager;
+use ring_test_support::{RingFile, assert_fails, assert_ok};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
 
@@ -61,4 +65,70 @@ fn consume_goes_on_after_a_hangup_that_is_ignored() {
     consuming.stderr.take().unwrap().read_to_string(&mut rest).unwrap();
     assert_eq!(rest, "");
     consuming.wait().unwrap();
+}
+
+#[test]
+fn forward_tells_its_service_manager_of_its_start_reload_life_and_end() {
+    let scene = Scene::new();
+    scene.succeed(
+        "for r in a b; do $RING create --size 64K $r.img; done; echo 1 | $RING produce a.img",
+    );
+    scene.write("forward.toml", "to = \"file:{ring}.log\"\nrings = [\"a.img\"]\n");
+    for manager in [Manager::at(&scene.path("notify")), Manager::abstract_name("forward")] {
+        let mut command = scene.without_input(&["forward", "--config", "forward.toml"]);
+        command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", "1000000");
+        let forwarder = Guarded::start(&mut command);
+        assert_eq!(manager.next(), ["READY=1", "STATUS=forwarding 1 ring"]);
+        manager.until("WATCHDOG=1");
+        scene.write("forward.toml", "to = \"file:{ring}.log\"\nrings = [\"a.img\", \"b.img\"]\n");
+        signal(&forwarder, Signal::SIGHUP);
+        let reloading = manager.until("RELOADING=1");
+        assert!(reloading[1].starts_with("MONOTONIC_USEC="), "{reloading:?}");
+        assert_eq!(manager.until("READY=1")[1], "STATUS=forwarding 2 rings");
+        // A reload that fails is over, too, and says so.
+        scene.write("forward.toml", "rigns = []\n");
+        signal(&forwarder, Signal::SIGHUP);
+        manager.until("RELOADING=1");
+        let ready = manager.until("READY=1");
+        assert!(ready[1].starts_with("STATUS=the configuration stays as it was: forward.toml"));
+        manager.until("WATCHDOG=1");
+        signal(&forwarder, Signal::SIGTERM);
+        assert_eq!(manager.until("STOPPING=1")[1], "STATUS=waiting for what is in flight");
+        assert_ok(&ended(forwarder, "forward"));
+        scene.write("forward.toml", "to = \"file:{ring}.log\"\nrings = [\"a.img\"]\n");
+    }
+}
+
+#[test]
+fn forward_tells_its_service_manager_what_is_wrong() {
+    let scene = Scene::new();
+    scene.succeed("$RING create --size 64K a.img; mkdir folder");
+    let manager = Manager::at(&scene.path("notify"));
+    let mut command = scene.without_input(&["forward", "a.img", "--to", "file:folder"]);
+    command.env("NOTIFY_SOCKET", &manager.name);
+    assert_fails(&command.output().unwrap(), 1, "is a folder");
+    manager.status("is a folder");
+    let mut command =
+        scene.without_input(&["forward", "a.img", "b.img", "--to", "file:{ring}.log"]);
+    let forwarder = Guarded::start(command.env("NOTIFY_SOCKET", &manager.name));
+    let status = manager.status("forwarding 2 rings, 1 not now: b: ");
+    assert!(status.contains("b.img"), "{status}");
+    signal(&forwarder, Signal::SIGTERM);
+    manager.until("STOPPING=1");
+    ended(forwarder, "forward");
+}
+
+#[test]
+fn commands_of_forward_do_not_see_its_service_manager() {
+    let scene = Scene::new();
+    scene.succeed("$RING create --size 64K a.img; echo 1 | $RING produce a.img");
+    let manager = Manager::at(&scene.path("notify"));
+    let to = "exec:env > seen.new; mv seen.new seen; while read -r p rest; do echo $p; done";
+    let mut command = scene.without_input(&["forward", "--drain", "a.img", "--to", to]);
+    command.env("NOTIFY_SOCKET", &manager.name).env("WATCHDOG_USEC", "1000000");
+    assert_ok(&command.output().unwrap());
+    assert_eq!(manager.until("STOPPING=1")[1], "STATUS=everything has arrived");
+    let seen = std::fs::read_to_string(scene.path("seen")).unwrap();
+    assert!(seen.contains("BLOCKRING_RING=a"), "{seen}");
+    assert!(!seen.contains("NOTIFY_SOCKET") && !seen.contains("WATCHDOG"), "{seen}");
 }

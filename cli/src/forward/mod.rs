@@ -24,7 +24,7 @@ use super::output::{print, require_messages};
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use engine::{Drain, Engine, Report};
 use ring_metrics::{Address, Server};
-use ring_program::{Stop, parse_size};
+use ring_program::{ServiceManager, Stop, parse_size};
 use settings::{Destination, RingSource, Settings, SinkOptions};
 use sink::exec::ExecOptions;
 use sink::file::FileOptions;
@@ -56,7 +56,8 @@ fields.
 --to nats://HOST publishes to a JetStream stream of a NATS server of version 2.12 or newer: each item is
 there once. --stream and --subject are needed; docs/jetstream.md has the rest.
 
-SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing.
+SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing. A
+service manager is told of start, reload, life and end (NOTIFY_SOCKET, WATCHDOG_USEC).
 SIGTERM and SIGINT end forward, after what is in flight has arrived or --grace has passed, with exit
 code 0. A --drain that --drain-timeout ends has exit code 3. With --json the last line of standard
 error is one JSON object, however forward ends.
@@ -153,11 +154,17 @@ struct ItemOptions {
 
 impl Forward {
     pub fn run(self, stop: &Stop, report: &mut Report) -> Outcome {
-        self.carry_out(stop, report).map_err(|failure| match failure {
+        let outcome = self.carry_out(stop, report).map_err(|failure| match failure {
             // The words are about a file then, not about the use of this program.
             Failure::Usage(words) if self.config.is_some() => Failure::Refused(words),
             other => other,
-        })
+        });
+        if let Err(failure) = &outcome
+            && !self.check_config
+        {
+            ServiceManager::connect().status(&failure.words());
+        }
+        outcome
     }
 
     fn carry_out(&self, stop: &Stop, report: &mut Report) -> Outcome {
@@ -190,7 +197,8 @@ impl Forward {
         std::thread::scope(|scope| {
             let drain = self.drain.then(|| Drain::new(self.drain_timeout, settings.warn_after));
             let metrics = settings.metrics.clone();
-            let mut engine = Engine::new(settings, drain, files, scope, stop, &hangup)?;
+            let manager = ServiceManager::connect();
+            let mut engine = Engine::new(settings, drain, files, scope, stop, &hangup, manager)?;
             let server = if metrics.is_empty() {
                 None
             } else {

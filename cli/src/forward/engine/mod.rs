@@ -1,10 +1,12 @@
 //! The engine: one thread that has the rings, reads them as far as memory allows, and frees what
 //! has arrived.
 
+mod end;
 mod files;
 mod lanes;
 mod pump;
 mod rings;
+mod service;
 mod watch;
 
 pub use self::watch::Drain;
@@ -14,13 +16,14 @@ use super::folders::Folders;
 use super::memory::Memory;
 use super::opener::Opener;
 use super::retry::Retry;
-use super::ring::{Phase, Ring, RingReport};
+use super::ring::{Ring, RingReport};
 use super::settings::Settings;
 use super::sink::{self, Event, LaneId, Reporter, Sink};
 use super::status::{Board, Status};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ring_program::Stop;
+use ring_program::{ServiceManager, Stop};
 use serde::Serialize;
+use service::{Told, ended};
 use shared_block_ring::{ConsumerSet, Key, Occurrence};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::os::fd::AsFd;
@@ -31,9 +34,6 @@ use std::time::{Duration, Instant};
 
 /// The time after which patterns are looked up even without news: a folder may not be watched.
 const LOOK_UP: Duration = Duration::from_secs(30);
-
-/// The part of the grace that is for the sink's own end: its children, its threads.
-const SINKS_SHARE: u32 = 4;
 
 /// Tokens of the descriptors that the set watches.
 const STOP: u32 = 0;
@@ -105,6 +105,8 @@ pub struct Engine<'scope, 'env> {
     former: Report,
     hangup: &'env Stop,
     stop: &'env Stop,
+    /// The service manager.
+    told: Told,
 }
 
 impl<'scope, 'env> Engine<'scope, 'env> {
@@ -115,6 +117,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         scope: &'scope Scope<'scope, 'env>,
         stop: &'env Stop,
         hangup: &'env Stop,
+        manager: ServiceManager,
     ) -> Result<Self, Failure> {
         let set_up = || Failure::io("cannot set up the wait for rings");
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
@@ -165,12 +168,15 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             former: Report::default(),
             hangup,
             stop,
+            told: Told::new(manager),
         })
     }
 
     /// Runs until it is asked to stop, or, to drain, until everything has arrived.
     pub fn run(&mut self, reread: Reread<'_>) -> Outcome {
         let mut occurrences = Vec::new();
+        self.do_what_is_due();
+        self.tell_ready(None);
         loop {
             self.do_what_is_due();
             let pause = self.pause();
@@ -203,6 +209,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             self.let_go();
             self.board.leave(|| self.status());
             if let Some(outcome) = self.outcome() {
+                self.told.stopping(&ended(&outcome));
                 return outcome;
             }
         }
@@ -272,7 +279,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         }
         let now = Instant::now();
         let due = self.due.first().map(|(due, _)| *due);
-        let times = [due, self.next_watch()].into_iter().flatten();
+        let times = [due, self.next_watch(), self.told.next_sign()].into_iter().flatten();
         let until = times.fold(self.next_look_up, Instant::min);
         until.saturating_duration_since(now)
     }
@@ -290,96 +297,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
             self.attempt(number);
         }
         self.watch(now);
-    }
-
-    /// Returns the end, if it is reached without being asked for.
-    fn outcome(&self) -> Option<Outcome> {
-        let is_stopped = |ring: &Ring| matches!(ring.phase, Phase::Stopped);
-        if !self.rings.is_empty() && self.rings.values().all(is_stopped) {
-            return Some(Err(Failure::Refused(self.first_error().unwrap_or_default())));
-        }
-        self.drain.as_ref()?;
-        if self.rings.is_empty() && self.former.rings.is_empty() {
-            let text = "there is no ring to drain: no file or socket matches the patterns";
-            return Some(Err(Failure::Refused(text.to_owned())));
-        }
-        let is_settled = |ring: &Ring| match &ring.phase {
-            Phase::Open(opened) => opened.is_done() || ring.report.error.is_some(),
-            Phase::Closed | Phase::Stopped => ring.report.error.is_some(),
-            Phase::Opening => false,
-        };
-        if !self.rings.values().all(is_settled) {
-            // A ring whose producer is busy may be unsettled in each turn.
-            return self.drain_overdue(Instant::now());
-        }
-        if self.is_unsettled {
-            return None;
-        }
-        Some(self.first_error().map_or(Ok(()), |error| Err(Failure::Refused(error))))
-    }
-
-    /// Returns the first error that keeps a ring from being forwarded, or did so until the ring was
-    /// gone.
-    fn first_error(&self) -> Option<String> {
-        let rings = self.names.values().filter_map(|number| Some(&self.rings.get(number)?.report));
-        let is_gone = |name: &String| !self.names.contains_key(name);
-        let gone = self.former.rings.iter().filter(|(name, _)| is_gone(name));
-        rings.chain(gone.map(|(_, report)| report)).find_map(|report| report.error.clone())
-    }
-
-    /// Reads nothing more, and waits for what is in flight, within the grace.
-    fn finish(&mut self) -> Outcome {
-        let grace = self.settings.grace;
-        let begin = Instant::now();
-        let deadline = begin + grace.saturating_sub(grace / SINKS_SHARE);
-        // It stays readable; a second signal ends the wait by itself.
-        let unwatched = self.set.unwatch(self.stop.fd());
-        unwatched.map_err(Failure::io("cannot wait for the rings"))?;
-        self.hungry.clear();
-        self.starved.clear();
-        for lane in self.rings.values_mut().filter_map(|ring| ring.opened()?.lane.as_mut()) {
-            lane.lane.finish();
-        }
-        let mut occurrences = Vec::new();
-        loop {
-            self.take_events();
-            self.free();
-            self.board.leave(|| self.status());
-            let in_flight = self.memory.used() > 0;
-            let left = deadline.saturating_duration_since(Instant::now());
-            // A second request ends the grace.
-            let is_asked_again = self.stop.requests() > 1;
-            if !in_flight || left.is_zero() || is_asked_again {
-                let now = Instant::now();
-                let end = if is_asked_again { now + grace / SINKS_SHARE } else { begin + grace };
-                self.sink.end_by(end);
-                return Ok(());
-            }
-            let waited = self.set.wait(Some(left), &mut occurrences);
-            waited.map_err(Failure::io("cannot wait for the rings"))?;
-            occurrences.clear();
-            self.drain_wake();
-            self.hangup.take();
-            self.folders.take();
-        }
-    }
-
-    /// Ends the sink and writes all pointers, and returns the report.
-    pub fn end(mut self) -> Report {
-        let numbers: Vec<_> = self.names.values().copied().collect();
-        let now = Instant::now();
-        for number in numbers {
-            if let Some(ring) = self.rings.get_mut(&number) {
-                ring.report.waiting = ring.opened().and_then(|opened| opened.waiting(now));
-                let trouble = ring.trouble.take().map(|words| format!("{}: {words}", ring.name));
-                ring.report.error = ring.report.error.take().or(trouble);
-            }
-            self.take_ring(number);
-        }
-        // It ends its children and threads, within bounds.
-        drop(self.sink);
-        self.former.peak_memory = self.peak;
-        self.former
+        self.tell_what_is_due(now);
     }
 
     /// Returns the next number, which no ring, lane or attempt had before.

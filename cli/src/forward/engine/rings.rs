@@ -57,6 +57,14 @@ impl Engine<'_, '_> {
 
     /// Takes another configuration, if it is a good one.
     pub fn reread(&mut self, reread: Reread<'_>) {
+        self.told.reloading();
+        let outcome = self.take_configuration(reread);
+        self.tell_ready(outcome.err().as_deref());
+    }
+
+    /// Does the work of [`reread`](Self::reread). The error, which was said, is why nothing has
+    /// changed.
+    fn take_configuration(&mut self, reread: Reread<'_>) -> Result<(), String> {
         let with_sink = |settings: Settings| {
             let is_same = settings.to == self.settings.to && settings.sinks == self.settings.sinks;
             let sink =
@@ -66,8 +74,9 @@ impl Engine<'_, '_> {
         let (mut settings, sink) = match reread().and_then(with_sink) {
             Ok(read) => read,
             Err(e) => {
-                say!("the configuration stays as it was: {}", e.words());
-                return;
+                let words = format!("the configuration stays as it was: {}", e.words());
+                say!("{words}");
+                return Err(words);
             }
         };
         if let Some(sink) = sink {
@@ -96,6 +105,7 @@ impl Engine<'_, '_> {
             }
         }
         say!("the configuration was read again: {} rings", self.rings.len());
+        Ok(())
     }
 
     /// Makes the next attempt for a ring: to open it, or its lane.
