@@ -20,9 +20,9 @@ Examples:
 
   blockring consume --follow unix:vm1.out
 
-A service manager can pass listening sockets (LISTEN_FDS) by name: `guest` in place of --socket-path,
-`consumer` in place of --consumer-socket, `metrics` for --metrics. It is told of start, life and end
-(NOTIFY_SOCKET, WATCHDOG_USEC). docs/operations.md has more.
+Listening sockets that a service manager passes (LISTEN_FDS) are named `guest` (for --socket-path),
+`consumer` (for --consumer-socket) and `metrics` (for --metrics). The manager is told of start, life
+and end (NOTIFY_SOCKET, WATCHDOG_USEC). docs/operations.md has more.
 
 Exit codes:
   0  normal end (SIGTERM, SIGINT)
