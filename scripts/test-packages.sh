@@ -10,7 +10,8 @@ Makes the packages (scripts/package.sh) of the programs of scripts/build.sh, and
   - lintian has neither errors nor warnings;
   - in a copy of a bare Debian 12 apt installs them with nothing but what they depend on, the programs run, the user and
     the folders are there, and the daemon serves a ring as that user;
-  - systemd accepts the units, and rates their exposure at 2.0 at most; the programs make no system call that their units refuse;
+  - systemd accepts the units, and rates their exposure at 2.0 at most; under them, as the first process of
+    the copy, a backend is started by its socket, and items are forwarded while it is restarted and killed;
   - an upgrade keeps what the user has changed in /etc; a purge leaves nothing but rings and the user's files, and names them;
   - the package for guests needs nothing, and gives way to the other one;
   - the tar file installs and uninstalls.
@@ -49,6 +50,50 @@ inside() {
     shift
     unshare "${network[@]}" --mount --pid --fork --kill-child bash -c 'mount -t proc proc "$1/proc" && exec chroot "$@"' bash "$folder" \
         env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
+}
+
+# boot UNIT: has systemd run it as the first process of the copy, in namespaces and a control group of its own.
+boot() {
+    local status=0
+    # shellcheck disable=SC2016 # variables of the shell inside
+    timeout --kill-after=10 180 unshare --mount --pid --net --uts --ipc --fork --kill-child bash -euc '
+        root=$1 groups=$2
+        mkdir "$groups"
+        mount -t cgroup2 cgroup2 "$groups"
+        mkdir -p "$groups/${groups//\//-}"
+        echo 0 >"$groups/${groups//\//-}/cgroup.procs"
+        umount "$groups"
+        exec unshare --cgroup bash -euc "$3" bash "$root" "$4"' bash "$root" "$work/groups" '
+        root=$1
+        mount --bind "$root" "$root"
+        cd "$root"
+        mount -t proc proc proc
+        mount -t sysfs -o ro sysfs sys
+        mount -t cgroup2 cgroup2 sys/fs/cgroup
+        # This machine stays as it is.
+        mount --bind proc/sys proc/sys
+        mount -o remount,bind,ro proc/sys
+        mount -t tmpfs -o mode=755 dev dev
+        mkdir dev/shm dev/pts
+        mount -t tmpfs shm dev/shm
+        mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
+        ln -s pts/ptmx dev/ptmx
+        ln -s /proc/self/fd dev/fd
+        for node in null zero full random urandom tty; do
+            touch "dev/$node"
+            mount --bind "/dev/$node" "dev/$node"
+        done
+        mount -t tmpfs -o mode=755 run run
+        pivot_root . mnt
+        umount -l mnt
+        exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit="$2" --log-target=journal --show-status=no' \
+        "$1" </dev/null >"$work/boot" 2>&1 || { cat "$work/boot"; status=1; }
+    # The groups outlive their processes.
+    # shellcheck disable=SC2016 # variables of the shell inside
+    unshare --mount bash -euc '
+        mount -t cgroup2 cgroup2 "$1"
+        find "$1/${1//\//-}" -depth -type d -exec rmdir {} +' bash "$work/groups"
+    return "$status"
 }
 
 # A bare system that has also fetched, and not installed, what the packages depend on: the test itself needs no network.
@@ -141,53 +186,46 @@ for unit in blockring@.service blockring-forward.service blockring-journal@.serv
     inside "$root" systemd-analyze security --offline=true --threshold=20 --no-pager "/usr/lib/systemd/system/$unit" >"$work/security" ||
         fail "$unit is exposed too much: $(cat "$work/security")"
 done
-
-# allowed UNIT: the system calls that it allows, sorted.
-allowed() {
-    # shellcheck disable=SC2016 # variables of the shell inside
-    inside "$root" bash -euc '
-        expand() {
-            for name; do
-                case $name in @*) expand $(systemd-analyze syscall-filter "$name" | sed "1d; /#/d") ;; *) echo "$name" ;; esac
-            done
-        }
-        cd "$(mktemp -d)"
-        touch so_far
-        sed -n "s/^SystemCallFilter=//p" "/usr/lib/systemd/system/$1" | while read -r line; do
-            case $line in
-                ~*) expand ${line#\~} | sort -u | comm -23 so_far - >next ;;
-                *) expand $line | sort -u - so_far >next ;;
-            esac
-            mv next so_far
-        done
-        cat so_far' bash "$1"
-}
-
-# expect_allowed UNIT FILE: what strace has written there.
-expect_allowed() {
-    local refused
-    allowed "$1" >"$work/allowed"
-    refused=$(sed -nE 's/^[0-9]+ +([a-z0-9_]+)\(.*/\1/p' "$2" | sort -u | comm -23 - "$work/allowed")
-    [ -s "$work/allowed" ] && [ -s "$2" ] && [ -z "$refused" ] || fail "$1 refuses system calls that the program makes: $refused"
-}
-
-say "system calls"
-mkdir "$work/life"
-(
-    cd "$work/life"
-    # -D: the daemon, and not strace, is the shell's child, which is stopped below.
-    strace -D -f -o daemon.calls "$programs/vhost-device-blockring" --socket-path guest --blk-file ring --size 64K --consumer-socket out --cpu 0 \
-        2>log &
-    for ((look = 0; look < 600; look++)); do [ ! -S out ] || break; sleep 0.1; done
-    seq 10 | "$programs/blockring" produce --timeout 60 vhost-user:guest
-    strace -f -o forward.calls "$programs/blockring" forward --drain --drain-timeout 60 unix:out --to file:items
-    kill $!
-    wait $!
-) || fail "the daemon or the forwarder does not run under strace: $(cat "$work/life/log")"
-[ "$(wc -l <"$work/life/items")" = 10 ] || fail "the items are not forwarded"
-expect_allowed blockring@.service "$work/life/daemon.calls"
-expect_allowed blockring-forward.service "$work/life/forward.calls"
 rm "$root/usr/lib/systemd/system/blockring-journal@.service"
+
+say "services, under systemd"
+mkdir "$root/services"
+cat >"$root/services/run" <<'TEXT'
+set -eux
+eventually() { for ((look = 0; look < 600; look++)); do if "$@"; then return; fi; sleep 0.1; done; return 1; }
+has_lines() { [ "$(cat /var/lib/blockring/forward/web.log | wc -l)" = "$1" ]; }
+# As the front end of a guest.
+send() { seq "$1" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 vhost-user:/run/blockring/web.sock; }
+systemctl start blockring@web.socket blockring-forward
+[ "$(systemctl is-active blockring@web)" = inactive ]
+send 10
+eventually has_lines 10
+systemctl reload blockring-forward
+systemctl restart blockring@web
+send 20
+eventually has_lines 30
+killed=$(systemctl show -P MainPID blockring@web)
+systemctl kill --signal=KILL blockring@web
+is_another() { [ "$(systemctl show -P MainPID blockring@web)" != "$killed" ] && systemctl is-active blockring@web; }
+eventually is_another
+send 30
+eventually has_lines 60
+systemctl stop blockring@web.socket blockring@web blockring-forward
+for unit in blockring@web blockring-forward; do [ "$(systemctl show -P Result "$unit")" = success ]; done
+touch /services/passed
+TEXT
+cat >"$root/etc/systemd/system/services.service" <<'TEXT'
+[Unit]
+After=basic.target
+[Service]
+Type=oneshot
+ExecStart=/bin/bash /services/run
+StandardError=file:/services/log
+ExecStopPost=/bin/sh -c 'journalctl -b --no-pager >/services/journal; systemctl --no-block exit'
+TEXT
+boot services.service || fail "systemd does not start in a namespace"
+[ -e "$root/services/passed" ] || fail "services: $(cat "$root/services/journal" "$root/services/log")"
+rm -rf "$root/services" "$root/etc/systemd/system/services.service" "$root/var/lib/blockring/forward/web.log"*
 
 say "upgrade"
 echo '# kept by the upgrade' >>"$root/etc/blockring/forward.toml"
