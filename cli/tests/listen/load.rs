@@ -3,12 +3,13 @@
 use crate::common::scene::Scene;
 use crate::senders::{Listening, connect, send, wait_for_acknowledgement, while_moving};
 use nix::sys::signal::Signal;
-use ring_test_support::process::{eventually, signal, state};
+use ring_test_support::process::{Guarded, eventually, signal, state};
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -160,4 +161,46 @@ fn records_that_come_together_are_published_together_and_one_alone_at_once() {
     // It may have been stopped between a wait for senders and the reads.
     let groups = report["groups"].as_u64().unwrap();
     assert!((COUNT + 1..=COUNT + 2).contains(&groups), "{groups} groups");
+}
+
+/// Sets the flag when it is dropped, also by a test that fails.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn sender_of_single_records_is_served_beside_senders_that_never_pause() {
+    const FLOODS: usize = 8;
+    let scene = Scene::with_ring("1M");
+    let listening = Listening::start(&scene, &["--listen", "unix:in"]);
+    // Together they have more to read in each turn than a group takes.
+    let floods: Vec<_> = (0..FLOODS).map(|_| connect(&scene, "in")).collect();
+    let single = connect(&scene, "in");
+    let consume = ["consume", "--follow", "--no-flush", "ring"];
+    let mut consume = scene.without_input(&consume);
+    let _consumer = Guarded::start(consume.stdout(Stdio::null()));
+    let is_over = AtomicBool::new(false);
+    let sent = AtomicU64::new(0);
+    thread::scope(|scope| {
+        for mut flood in &floods {
+            let (is_over, sent) = (&is_over, &sent);
+            scope.spawn(move || {
+                let lines = [&[b'x'; 1023][..], b"\n"].concat().repeat(256);
+                while !is_over.load(Ordering::Relaxed) && flood.write_all(&lines).is_ok() {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let end = Ends(&is_over);
+        while_moving(|| sent.load(Ordering::Relaxed), |count| count > FLOODS as u64);
+        for count in 1..=50 {
+            send(&single, b"alone\n", count);
+        }
+        drop(end);
+    });
+    assert!(listening.stop().0.success());
 }
