@@ -7,6 +7,7 @@
 
 mod acknowledgements;
 mod connection;
+mod door;
 mod endpoint;
 mod group;
 mod options;
@@ -22,6 +23,7 @@ use crate::output::say;
 use crate::oversize::OnTooLarge;
 use crate::pusher::Pusher;
 use connection::Division;
+use door::Door;
 use endpoint::{Datagrams, Kind, Streams};
 use ring_program::Stop;
 use server::Server;
@@ -67,8 +69,8 @@ pub fn run(
         max_record: usize::try_from(options.max_record).unwrap_or(usize::MAX).max(1),
         credentials: options.credentials,
     };
-    let mut server =
-        Server::new(pusher, stop, (streams, datagrams), division, options.max_connections());
+    let door = Door::new(streams, options.max_connections());
+    let mut server = Server::new(pusher, stop, (door, datagrams), division);
     let outcome = server.run();
     let outcome = server.finish(outcome, explain);
     *counts = server.into_counts();

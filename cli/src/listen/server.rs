@@ -2,7 +2,8 @@
 
 use super::Counts;
 use super::connection::{Connection, Division, Fault, Received};
-use super::endpoint::{Datagrams, Streams};
+use super::door::{ACCEPT_PAUSE, Door};
+use super::endpoint::Datagrams;
 use super::group::Group;
 use super::sender::Sender;
 use crate::failure::{Failure, Outcome};
@@ -13,10 +14,8 @@ use crate::pusher::{LOOK, Pusher};
 use crate::splitter::Size;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{getsockopt, sockopt};
 use ring_program::Stop;
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// Bytes of items after which no further connection is read in a turn.
@@ -24,12 +23,6 @@ const ENOUGH: usize = 1 << 20;
 
 /// Datagrams that are received from one socket in a turn.
 const DATAGRAMS: usize = 64;
-
-/// Connections that are accepted at one socket in a turn.
-const ACCEPTS: usize = 16;
-
-/// Pause after a failed accept: the limit of descriptors is reached, perhaps.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Time between two looks at whether the sockets still have their names.
 const NAMES: Duration = Duration::from_secs(1);
@@ -41,8 +34,7 @@ pub struct Server<'p, 'a> {
     pusher: &'p mut Pusher<'a>,
     stop: &'p Stop,
     division: Division,
-    max_connections: usize,
-    streams: Vec<Streams>,
+    door: Door,
     datagrams: Vec<Datagrams>,
     connections: Vec<Connection>,
     /// The connection that is read first in the next turn.
@@ -53,10 +45,6 @@ pub struct Server<'p, 'a> {
     /// Whether anything was pushed and not published.
     pending: bool,
     counts: Counts,
-    /// Whether it was said that more processes connect than may.
-    is_crowded: bool,
-    /// No connection is accepted before this time.
-    accept_after: Option<Instant>,
     /// The time of the last look at the sockets' names.
     looked: Instant,
     /// Whether the process was asked to stop: each socket is read to its end.
@@ -74,9 +62,8 @@ impl<'p, 'a> Server<'p, 'a> {
     pub fn new(
         pusher: &'p mut Pusher<'a>,
         stop: &'p Stop,
-        (streams, datagrams): (Vec<Streams>, Vec<Datagrams>),
+        (door, datagrams): (Door, Vec<Datagrams>),
         division: Division,
-        max_connections: usize,
     ) -> Self {
         let datagram = match division.on_too_large {
             OnTooLarge::Split => division.max_record,
@@ -87,8 +74,7 @@ impl<'p, 'a> Server<'p, 'a> {
             pusher,
             stop,
             division,
-            max_connections,
-            streams,
+            door,
             datagrams,
             connections: Vec::new(),
             first: 0,
@@ -96,8 +82,6 @@ impl<'p, 'a> Server<'p, 'a> {
             buffer,
             pending: false,
             counts: Counts::default(),
-            is_crowded: false,
-            accept_after: None,
             looked: Instant::now(),
             is_last: false,
         }
@@ -112,7 +96,7 @@ impl<'p, 'a> Server<'p, 'a> {
         while !self.stop.requested() && self.pusher.look_now_and_then()? {
             self.turn(LOOK)?;
             if self.looked.elapsed() >= NAMES {
-                let streams = self.streams.iter_mut().map(|socket| &mut socket.name);
+                let streams = self.door.streams.iter_mut().map(|socket| &mut socket.name);
                 let datagrams = self.datagrams.iter_mut().map(|socket| &mut socket.name);
                 for name in streams.chain(datagrams) {
                     name.look();
@@ -152,9 +136,9 @@ impl<'p, 'a> Server<'p, 'a> {
     /// Takes no more connections and no more bytes than were sent by now. Later sends fail.
     fn close(&mut self) {
         self.is_last = true;
-        let everywhere = vec![true; self.streams.len()];
-        while self.accept(&everywhere) > 0 {}
-        self.streams.clear();
+        let everywhere = vec![true; self.door.streams.len()];
+        while self.accept(&everywhere) {}
+        self.door.streams.clear();
         self.connections.iter_mut().for_each(Connection::cut);
         for socket in &self.datagrams {
             // It cannot fail for an open socket; otherwise the senders notice the end of it.
@@ -181,15 +165,13 @@ impl<'p, 'a> Server<'p, 'a> {
 
     /// Waits until anything can go on.
     fn wait(&mut self, mut timeout: Duration) -> Result<Ready, Failure> {
-        let now = Instant::now();
-        let accepts = self.connections.len() < self.max_connections
-            && self.accept_after.is_none_or(|time| time <= now);
-        if self.accept_after.is_some_and(|time| now < time) {
+        let accepts = self.door.is_open(self.connections.len());
+        if self.door.is_pausing() {
             timeout = timeout.min(ACCEPT_PAUSE);
         }
         let input =
             |socket, wanted| (socket, if wanted { PollFlags::POLLIN } else { PollFlags::empty() });
-        let streams = self.streams.iter().map(|one| input(one.as_fd(), accepts));
+        let streams = self.door.streams.iter().map(|one| input(one.as_fd(), accepts));
         let datagrams = self.datagrams.iter().map(|one| input(one.as_fd(), true));
         let connections = self.connections.iter().map(|one| (one.as_fd(), one.awaits()));
         let stop = [input(self.stop.fd(), !self.is_last)];
@@ -205,47 +187,21 @@ impl<'p, 'a> Server<'p, 'a> {
         let mut ready = all.iter().skip(1).map(|fd| fd.any().unwrap_or(false));
         let mut next = |count| ready.by_ref().take(count).collect();
         Ok(Ready {
-            streams: next(self.streams.len()),
+            streams: next(self.door.streams.len()),
             datagrams: next(self.datagrams.len()),
             connections: next(self.connections.len()),
         })
     }
 
-    /// Accepts processes that connect, and returns how many.
-    fn accept(&mut self, ready: &[bool]) -> usize {
-        let mut count = 0;
-        for (socket, _) in self.streams.iter().zip(ready).filter(|(_, ready)| **ready) {
-            for _ in 0..ACCEPTS {
-                if self.connections.len() >= self.max_connections {
-                    break;
-                }
-                let accepted = socket.accept().and_then(|found| {
-                    found.map(|stream| Ok((sender_of(&stream)?, stream))).transpose()
-                });
-                match accepted {
-                    Ok(Some((sender, stream))) => {
-                        self.connections.push(Connection::new(stream, sender, &self.division));
-                        self.counts.connections += 1;
-                        count += 1;
-                    }
-                    Ok(None) => break,
-                    Err(e) => {
-                        log::warn!("cannot accept a connection at {}: {e}", socket.name);
-                        self.accept_after = Some(Instant::now() + ACCEPT_PAUSE);
-                        break;
-                    }
-                }
-            }
+    /// Accepts processes that connect, and returns whether there were any.
+    fn accept(&mut self, ready: &[bool]) -> bool {
+        let accepted = self.door.accept(ready, self.connections.len());
+        let before = self.connections.len();
+        for (stream, sender) in accepted {
+            self.connections.push(Connection::new(stream, sender, &self.division));
+            self.counts.connections += 1;
         }
-        let is_full = self.connections.len() >= self.max_connections;
-        if is_full && !self.is_crowded {
-            log::warn!(
-                "there are as many connections as --max-connections allows ({}): more processes wait until one ends",
-                self.max_connections
-            );
-        }
-        self.is_crowded = is_full;
-        count
+        self.connections.len() > before
     }
 
     /// Reads each connection once, and pushes the records that are whole.
@@ -379,10 +335,6 @@ fn acknowledge(pusher: &mut Pusher<'_>, connections: &mut [Connection]) -> Outco
         connections.iter_mut().for_each(Connection::acknowledge);
     }
     Ok(())
-}
-
-fn sender_of(stream: &UnixStream) -> std::io::Result<Sender> {
-    Ok(getsockopt(stream, sockopt::PeerCredentials)?.into())
 }
 
 /// Returns the size of a record in words.

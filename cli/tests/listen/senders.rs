@@ -6,7 +6,7 @@ use ring_test_support::process::{Guarded, PATIENCE, signal, status_of};
 use std::io::{BufRead, BufReader, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::process::{ChildStderr, ExitStatus, Stdio};
+use std::process::{ChildStderr, Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 /// A running `produce --listen` for the ring `ring`, in a scene.
@@ -19,11 +19,15 @@ impl Listening {
     /// Starts it, and waits until it listens at all of its sockets.
     pub fn start(scene: &Scene, arguments: &[&str]) -> Self {
         let all = [&["produce", "ring"], arguments].concat();
-        let mut command = scene.command(&all);
-        let mut child = Guarded::start(command.stdin(Stdio::null()));
         let last = arguments.iter().rfind(|text| text.starts_with("unix")).unwrap();
-        let errors =
-            wait_for_words(child.stderr.take().unwrap(), &format!("takes items at {last}"));
+        Self::start_command(&mut scene.command(&all), last)
+    }
+
+    /// Starts a command, and waits until it listens at this socket.
+    pub fn start_command(command: &mut Command, last: &str) -> Self {
+        let mut child = Guarded::start(command.stdin(Stdio::null()));
+        let words = format!("takes items at {last}");
+        let errors = wait_for_words(child.stderr.take().unwrap(), &words);
         Self { child, errors }
     }
 

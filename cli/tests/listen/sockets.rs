@@ -1,11 +1,12 @@
 //! The sockets, and the options that go with them.
 
 use crate::common::scene::Scene;
-use crate::senders::{Listening, connect, send};
+use crate::senders::{Listening, connect, send, wait_for_acknowledgement};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{assert_fails, signal};
-use std::io::BufRead;
+use std::io::{BufRead, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::process::{Command, Stdio};
 
 #[test]
 fn stale_sockets_are_replaced_and_live_ones_respected() {
@@ -45,6 +46,27 @@ fn socket_without_its_name_is_reported() {
     assert!(line.contains("unix:in: is there again"), "{line}");
     send(&sender, b"a\n", 1);
     assert!(listening.stop().0.success());
+}
+
+#[test]
+fn connections_beyond_the_limit_of_descriptors_wait_until_others_end() {
+    let scene = Scene::with_ring("1M");
+    let mut command = Command::new("prlimit");
+    command.args(["--nofile=24:24", env!("CARGO_BIN_EXE_blockring")]);
+    command.args(["produce", "ring", "--json", "--listen", "unix:in"]);
+    command.current_dir(scene.path(".")).stderr(Stdio::piped());
+    let listening = Listening::start_command(&mut command, "unix:in");
+    let senders: Vec<_> = (0..40).map(|_| connect(&scene, "in")).collect();
+    for mut sender in &senders {
+        sender.write_all(b"a\n").unwrap();
+    }
+    for sender in senders {
+        wait_for_acknowledgement(&sender, 1);
+    }
+    let (status, words) = listening.stop();
+    assert!(status.success());
+    assert!(words.contains("unix:in: cannot accept a connection: Too many open files"), "{words}");
+    assert!(words.contains(r#""items":40"#), "{words}");
 }
 
 #[test]
