@@ -38,7 +38,7 @@ while left:
         if any(kind["kind"] is None for kind in dependency["dep_kinds"]):
             left.append(dependency["pkg"])
 
-crates = sorted((packages[id] for id in found if packages[id]["source"]), key=lambda crate: crate["name"])
+crates = sorted((packages[id] for id in found if packages[id]["source"]), key=lambda crate: (crate["name"], crate["version"]))
 texts = {}
 print("The programs contain these crates:\n")
 for crate in crates:

@@ -78,7 +78,7 @@ make_packages() {
     cp -r packaging/debian "$tree/"
     cp CHANGELOG.md "$tree/"
     cd "$tree/debian"
-    sed -i "s/@MAINTAINER@/$maintainer/" control
+    sed -i "s|@MAINTAINER@|$maintainer|" control
     for package in blockring vhost-device-blockring blockring-guest; do
         sed "s/PACKAGE/$package/; /^@MIT@$/{
             r /dev/stdin
@@ -100,7 +100,7 @@ TEXT
     # Debugging symbols would need packages of their own.
     DEB_BUILD_OPTIONS=noautodbgsym dpkg-buildpackage -b -us -uc -nc >"$work/log" 2>&1 || { cat "$work/log" >&2; exit 1; }
     mv ../*.deb "$folder"
-    printf "$folder/%s_$version-1_amd64.deb\n" blockring vhost-device-blockring blockring-guest
+    for package in blockring vhost-device-blockring blockring-guest; do echo "$folder/${package}_$version-1_amd64.deb"; done
 }
 
 make_tar() {
