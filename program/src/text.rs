@@ -3,6 +3,18 @@
 use ring_os::is_unfit;
 use std::fmt::{self, Write};
 
+/// Returns a message about a file's `text`, with the line that the byte `at` is in: its number and
+/// what it says.
+pub fn about_line(text: &str, at: usize, message: &str) -> String {
+    let before = text.get(..at).unwrap_or(text);
+    let number = before.matches('\n').count() + 1;
+    let line = text.lines().nth(number - 1).unwrap_or("").trim();
+    if line.is_empty() {
+        return format!("line {number}: {message}");
+    }
+    format!("line {number}, `{line}`: {message}")
+}
+
 /// A line under construction: control characters are shown as escapes, and what is longer than the
 /// limit is cut and counted.
 #[derive(Debug)]

@@ -10,10 +10,11 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use vhost_device_blockring::daemon::config::Arguments;
+use vhost_device_blockring::daemon::config_file;
 use vhost_device_blockring::daemon::failure::Failure;
 use vhost_device_blockring::daemon::server;
 use vhost_device_blockring::daemon::settings::{Invalid, Settings};
-use vhost_device_blockring::daemon::sockets::PassedSockets;
+use vhost_device_blockring::daemon::sockets::{PassedSockets, Purpose};
 
 /// Exit code of a command line that cannot be understood.
 const USAGE: u8 = 2;
@@ -30,20 +31,12 @@ fn main() -> ExitCode {
     ring_program::stderr::hold();
     ring_program::run("vhost-device-blockring", LOG, || {
         let outcome = match Asked::<Arguments>::parse() {
-            Ok(Asked::Run(arguments)) => {
-                arguments.log_format.choose();
-                if arguments.print_capabilities {
-                    print(&format!("{}\n", server::capabilities()))
-                } else {
-                    match settings(arguments) {
-                        Ok(settings) => serve(&settings),
-                        Err(e) => {
-                            let kind = ErrorKind::ValueValidation;
-                            return misuse(&Arguments::command().error(kind, e));
-                        }
-                    }
+            Ok(Asked::Run(arguments)) => match carry_out(arguments) {
+                Err(Failure::Usage(e)) => {
+                    return misuse(&Arguments::command().error(ErrorKind::ValueValidation, e));
                 }
-            }
+                outcome => outcome,
+            },
             Ok(Asked::Pages(directory)) => write_pages(&directory),
             Err(answer) if answer.use_stderr() => return misuse(&answer),
             Err(help) => print(&help.render().to_string()),
@@ -58,14 +51,56 @@ fn main() -> ExitCode {
     })
 }
 
-/// Checks the command line, beside the sockets that a service manager has passed.
-fn settings(arguments: Arguments) -> Result<Settings, Invalid> {
-    let passed = PassedSockets::from_environment()?;
-    let settings = Settings::new(arguments, &passed)?;
+/// Does what the command line, and the file that it names, ask for.
+fn carry_out(line: Arguments) -> Result<(), Failure> {
+    line.log_format.choose();
+    if line.print_capabilities {
+        return print(&format!("{}\n", server::capabilities()));
+    }
+    let config = line.config.clone();
+    let arguments = match &config {
+        None => line,
+        Some(path) => {
+            let words: Vec<_> = std::env::args_os().collect();
+            let arguments = config_file::add(path, &words).map_err(Failure::Configuration)?;
+            arguments.log_format.choose();
+            arguments
+        }
+    };
+    let invalid = |e: Invalid| match &config {
+        // The words are about a file then, not about the use of this program.
+        Some(path) => Failure::Configuration(format!("{}: {e}", path.display())),
+        None => Failure::Usage(e),
+    };
+    if arguments.check_config {
+        return check(arguments).map_err(invalid).and_then(|sound| print(&sound));
+    }
+    let passed = PassedSockets::from_environment().map_err(|e| invalid(e.into()))?;
+    let settings = Settings::new(arguments, &passed).map_err(invalid)?;
     if let Some(other) = passed.other_process {
         log::warn!("LISTEN_FDS is for process {other}: those descriptors are not used");
     }
-    Ok(settings)
+    serve(&settings)
+}
+
+/// Checks arguments, and opens nothing. Returns what to print if they are sound.
+fn check(arguments: Arguments) -> Result<String, Invalid> {
+    let has_entrance = arguments.socket_path.is_some() || arguments.fd.is_some();
+    let names_consumers =
+        !arguments.consumer_user.is_empty() || !arguments.consumer_group.is_empty();
+    let mut assumed = Vec::new();
+    if !has_entrance {
+        assumed.push(Purpose::Guest);
+    }
+    if names_consumers && arguments.consumer_socket.is_none() {
+        assumed.push(Purpose::Consumer);
+    }
+    let settings = Settings::new(arguments, &PassedSockets::assumed(&assumed))?;
+    let needed = assumed
+        .iter()
+        .map(|purpose| format!("; a service manager has to pass the socket `{}`", purpose.name()));
+    let needed: String = needed.collect();
+    Ok(format!("the configuration is sound; ring: {}{needed}\n", settings.ring.display()))
 }
 
 /// Serves the ring, and tells the service manager about it, if there is one.

@@ -127,7 +127,7 @@ fn passed_sockets_that_make_no_sense_are_refused_in_words() {
             assert_fails(&output, code, words);
         }
     };
-    let stream = || listening(&scene, &uuid::Uuid::new_v4().to_string(), SockType::Stream);
+    let stream = || listening_anew(&scene);
     let packets = || listening(&scene, &uuid::Uuid::new_v4().to_string(), SockType::SeqPacket);
     let remedy = "FileDescriptorName=";
     refused(&RING, &[("vm1.socket", stream())], 2, &["`vm1.socket`", remedy]);
@@ -267,4 +267,55 @@ fn manager_that_goes_away_ends_nothing() {
     eventually("it is logged", || scene.logged("the service manager was not told") > 0);
     FrontEnd::new(&scene).honest(&scene);
     ends_well(daemon);
+}
+
+#[test]
+fn daemon_takes_options_from_a_file_and_the_command_line_wins() {
+    let scene = Scene::new();
+    let file =
+        "blk-file = \"ring\"\nsize = \"64K\"\nmetrics = [\"unix:m\"]\nguest = \"consumer\"\n";
+    std::fs::write(scene.path("vm1.toml"), file).unwrap();
+    let passed = sockets(&scene);
+    std::fs::remove_file(scene.path("m")).unwrap();
+    let options = ["--config", "vm1.toml", "--guest", "producer"];
+    let daemon = Service::new(&scene, &options).pass(&passed[1..]).start();
+    eventually("the daemon comes up", || scene.logged("guest is the producer") > 0);
+    is_served(&scene);
+    ends_well(daemon);
+}
+
+#[test]
+fn wrong_file_is_refused_by_name_line_and_key_and_a_sound_one_is_said_to_be_so() {
+    let scene = Scene::new();
+    let write = |text: &str| std::fs::write(scene.path("vm1.toml"), text).unwrap();
+    let check = ["--config", "vm1.toml", "--check-config"];
+    assert_fails(&scene.run(&check), 1, "vm1.toml: cannot read the configuration: No such file");
+    for (text, words) in [
+        ("blk-file = \"ring\"\nseize = 3\n", "vm1.toml: line 2, `seize = 3`: there is no option"),
+        ("blk-file = \"ring\"\nuser = \"no such user\"\n", "vm1.toml: --user no such user: there"),
+        ("size = 65536\n", "vm1.toml: --blk-file is missing"),
+    ] {
+        write(text);
+        assert_fails(&scene.run(&check), 1, words);
+        let served = Service::new(&scene, &check[..2]).pass(&[("guest", listening_anew(&scene))]);
+        assert_fails(&served.run(), 1, words);
+    }
+    let sound = |more: &[&str]| {
+        let output = scene.run(&[&check[..], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    write("blk-file = \"ring\"\nconsumer-user = \"0\"\n");
+    assert_eq!(
+        sound(&[]),
+        "the configuration is sound; ring: ring; a service manager has to pass the socket `guest`; \
+         a service manager has to pass the socket `consumer`\n"
+    );
+    let own = ["--fd", "3", "--consumer-socket", "c"];
+    assert_eq!(sound(&own), "the configuration is sound; ring: ring\n");
+    assert!(!scene.path("ring").exists());
+}
+
+fn listening_anew(scene: &Scene) -> OwnedFd {
+    listening(scene, &uuid::Uuid::new_v4().to_string(), SockType::Stream)
 }

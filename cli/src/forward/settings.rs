@@ -11,6 +11,7 @@ use super::sink::nats::options::NatsOptions;
 use super::values::{Choice, Memory, Name, PositiveSeconds, Seconds, Sectors, Text};
 use glob::Pattern;
 use ring_metrics::Address;
+use ring_program::text::about_line;
 use serde::Deserialize;
 use shared_block_ring::format::SectorSize;
 use std::ffi::OsStr;
@@ -262,13 +263,7 @@ pub fn parse(text: &str) -> Result<Settings, String> {
 fn placed(text: &str, error: &toml::de::Error) -> String {
     let message = error.message().replace('\n', ", ");
     let Some(span) = error.span() else { return message };
-    let before = text.get(..span.start).unwrap_or(text);
-    let number = before.matches('\n').count() + 1;
-    let line = text.lines().nth(number - 1).unwrap_or("").trim();
-    if line.is_empty() {
-        return format!("line {number}: {message}");
-    }
-    format!("line {number}, `{line}`: {message}")
+    about_line(text, span.start, &message)
 }
 
 #[cfg(test)]

@@ -20,6 +20,8 @@ Examples:
 
   blockring consume --follow unix:vm1.out
 
+  vhost-device-blockring --config /etc/blockring/rings.d/vm1.toml --check-config
+
 Listening sockets that a service manager passes (LISTEN_FDS) are named `guest` (for --socket-path),
 `consumer` (for --consumer-socket) and `metrics` (for --metrics). The manager is told of start, life
 and end (NOTIFY_SOCKET, WATCHDOG_USEC). docs/operations.md has more.
@@ -33,14 +35,20 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub struct Arguments {
+    /// Take options from this TOML file, under their long names; one of the command line wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Check the options and the configuration, and end
+    #[arg(long)]
+    pub check_config: bool,
     /// Listen for the front end (QEMU) here
     #[arg(long, value_name = "PATH", conflicts_with = "fd")]
     pub socket_path: Option<PathBuf>,
     /// Mode of that socket, in octal (without it 600, or 660 with --socket-group)
-    #[arg(long, value_name = "MODE", requires = "socket_path", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     pub socket_mode: Option<Mode>,
     /// Group of that socket, by name or number
-    #[arg(long, value_name = "GROUP", requires = "socket_path")]
+    #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
     /// Accept front ends on this inherited listening socket, whatever name a service manager gives it
     #[arg(long, value_name = "FDNUM")]
@@ -69,10 +77,10 @@ pub struct Arguments {
     pub consumer_socket: Option<PathBuf>,
     /// Mode of that socket, in octal (without it 660 with a group, 666 with --consumer-user alone,
     /// else 600)
-    #[arg(long, value_name = "MODE", requires = "consumer_socket", value_parser = parse_mode)]
+    #[arg(long, value_name = "MODE", value_parser = parse_mode)]
     pub consumer_socket_mode: Option<Mode>,
     /// Group of that socket, by name or number (without it the first --consumer-group)
-    #[arg(long, value_name = "GROUP", requires = "consumer_socket")]
+    #[arg(long, value_name = "GROUP")]
     pub consumer_socket_group: Option<String>,
     /// Who may have the region, by name or number, beside root; repeat it for more (without it and
     /// --consumer-group: the daemon's own user)

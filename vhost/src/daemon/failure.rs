@@ -1,6 +1,7 @@
 //! The errors that end the daemon.
 
 use crate::daemon::sandbox;
+use crate::daemon::settings::Invalid;
 use crate::front_end;
 use crate::front_end::accept;
 use nix::unistd::Uid;
@@ -10,6 +11,12 @@ use std::io;
 /// Why the daemon could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// The command line is wrong.
+    #[error(transparent)]
+    Usage(Invalid),
+    /// The configuration is wrong; in words that name its file.
+    #[error("{0}")]
+    Configuration(String),
     /// The ring cannot be served.
     #[error("{}{source}{}", prefix(path, source), remedy(source))]
     Ring {

@@ -3,6 +3,7 @@
 
 mod clients;
 pub mod config;
+pub mod config_file;
 pub mod failure;
 pub mod handover;
 mod interruptible;

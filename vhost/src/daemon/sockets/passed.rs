@@ -133,6 +133,18 @@ impl PassedSockets {
         Ok(Self { all: (FIRST..).zip(names).map(passed).collect(), other_process: None })
     }
 
+    /// Returns sockets as a service manager may pass them, for a check of a configuration that does
+    /// not name sockets of its own.
+    pub fn assumed(purposes: &[Purpose]) -> Self {
+        let passed = |(number, purpose): (RawFd, &Purpose)| {
+            let name = purpose.name().to_owned();
+            Passed { number, name }
+        };
+        // No number that `--fd` may have.
+        let numbers = 1 << 30..;
+        Self { all: numbers.zip(purposes).map(passed).collect(), other_process: None }
+    }
+
     /// Sorts the descriptors by their names, but for the one that `--fd` names by its number.
     ///
     /// # Errors

@@ -1,14 +1,14 @@
 //! The daemon's settings: a checked command line, with names resolved to numbers.
 
+mod sources;
+
 use crate::daemon::config::{Arguments, Poll, Switch};
 use crate::daemon::peer::Admission;
 use crate::daemon::sandbox::Identity;
-use crate::daemon::sockets::{Access, Inherited, Misdirected, PassedSockets, Source};
+use crate::daemon::sockets::{Inherited, Misdirected, PassedSockets, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
-use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, User, geteuid};
-use ring_program::sockets::GROUP_MODE;
 use ring_program::users;
 use shared_block_ring::format::{SectorSize, Side};
 use std::path::PathBuf;
@@ -48,13 +48,23 @@ pub enum Invalid {
         "--socket-path is missing, the socket for front ends (or --fd, or a socket named `guest` from a service manager{0})"
     )]
     NoEntrance(String),
-    /// Options about a socket that there is not.
+    /// An option about a socket that there is not.
     #[error(
         "--{option} is about the hand-over's socket: --consumer-socket is missing (or a socket named `consumer` from a service manager)"
     )]
     NoConsumerSocket {
         /// The option.
         option: &'static str,
+    },
+    /// An option about the file of a socket that the daemon does not make.
+    #[error(
+        "--{option} is about the socket that --{maker} makes, which is missing: a socket that is passed has the mode and group of its maker"
+    )]
+    NotMade {
+        /// The option.
+        option: &'static str,
+        /// The option that makes the socket.
+        maker: &'static str,
     },
     /// A socket that is given twice.
     #[error(
@@ -130,8 +140,8 @@ impl Settings {
     pub fn new(arguments: Arguments, passed: &PassedSockets) -> Result<Self, Invalid> {
         let identity = identity(arguments.user.as_deref(), arguments.group.as_deref())?;
         let sockets = passed.sort(arguments.fd)?;
-        let front_ends = front_ends(&arguments, sockets.guest, passed, identity)?;
-        let consumers = consumers(&arguments, sockets.consumer, identity)?;
+        let front_ends = sources::front_ends(&arguments, sockets.guest, passed, identity)?;
+        let consumers = sources::consumers(&arguments, sockets.consumer, identity)?;
         Ok(Self {
             front_ends,
             consumers,
@@ -157,105 +167,6 @@ impl Settings {
         })
     }
 }
-
-/// Returns the socket for front ends.
-fn front_ends(
-    arguments: &Arguments,
-    guest: Option<Inherited>,
-    passed: &PassedSockets,
-    identity: Option<Identity>,
-) -> Result<Source, Invalid> {
-    let named = |option| move |inherited| Invalid::TwoSockets { inherited, option };
-    match (&arguments.socket_path, arguments.fd, guest) {
-        (Some(_), _, Some(guest)) => Err(named("socket-path")(guest)),
-        (_, Some(_), Some(guest)) => Err(named("fd")(guest)),
-        (Some(path), ..) => {
-            let group = arguments.socket_group.as_deref();
-            let group = group.map(|name| group_of("socket-group", name)).transpose()?;
-            let mode = arguments.socket_mode.unwrap_or(if group.is_some() {
-                GROUP_MODE
-            } else {
-                Access::default().mode
-            });
-            let group = group.or(identity.map(|identity| identity.gid));
-            let owner = identity.map(|identity| identity.uid);
-            Ok(Source::Path(path.clone(), Access { mode, owner, group }))
-        }
-        (None, Some(number), None) => Ok(Source::Inherited(Inherited { number, purpose: None })),
-        (None, None, Some(guest)) => Ok(Source::Inherited(guest)),
-        (None, None, None) => Err(Invalid::NoEntrance(why_none(passed))),
-    }
-}
-
-/// Returns why a service manager has passed no socket for front ends, if there is one.
-fn why_none(passed: &PassedSockets) -> String {
-    match passed.other_process {
-        Some(other) => format!(
-            "; LISTEN_PID says that the sockets are for process {other}, and this is {}: start this program without \
-             a process in between, in a shell by exec",
-            std::process::id()
-        ),
-        None if passed.all.is_empty() => String::new(),
-        None => {
-            let names: Vec<_> = passed.all.iter().map(|passed| passed.name.as_str()).collect();
-            format!(
-                "; LISTEN_FDNAMES has only {}: FileDescriptorName=guest in the socket unit",
-                names.join(":")
-            )
-        }
-    }
-}
-
-/// Returns the hand-over's socket, if there is one.
-fn consumers(
-    arguments: &Arguments,
-    inherited: Option<Inherited>,
-    identity: Option<Identity>,
-) -> Result<Option<ConsumerSocket>, Invalid> {
-    let users = ids(&arguments.consumer_user, |name| user_of("consumer-user", name))?;
-    let groups = ids(&arguments.consumer_group, |name| group_of("consumer-group", name))?;
-    let owner = identity.map(|identity| identity.uid);
-    let source = match (&arguments.consumer_socket, inherited) {
-        (None, None) => {
-            let option = if !users.is_empty() {
-                "consumer-user"
-            } else if !groups.is_empty() {
-                "consumer-group"
-            } else {
-                return Ok(None);
-            };
-            return Err(Invalid::NoConsumerSocket { option });
-        }
-        (Some(_), Some(inherited)) => {
-            return Err(Invalid::TwoSockets { inherited, option: "consumer-socket" });
-        }
-        (None, Some(inherited)) => Source::Inherited(inherited),
-        (Some(path), None) => {
-            let group = arguments.consumer_socket_group.as_deref();
-            let group = group.map(|name| group_of("consumer-socket-group", name)).transpose()?;
-            let group = group.or(groups.first().copied());
-            // A user that may have the region has to be able to connect; another one that can
-            // connect is told why it gets nothing.
-            let mode = arguments.consumer_socket_mode.unwrap_or(if group.is_some() {
-                GROUP_MODE
-            } else if users.is_empty() {
-                Access::default().mode
-            } else {
-                OPEN_MODE
-            });
-            let group = group.or(identity.map(|identity| identity.gid));
-            Source::Path(path.clone(), Access { mode, owner, group })
-        }
-    };
-    let mut admission = Admission { users, groups };
-    if admission == Admission::default() {
-        admission.users.push(owner.unwrap_or(geteuid()));
-    }
-    Ok(Some(ConsumerSocket { source, admission }))
-}
-
-/// The mode of a socket that every user can connect to.
-const OPEN_MODE: Mode = GROUP_MODE.union(Mode::S_IROTH).union(Mode::S_IWOTH);
 
 fn identity(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Invalid> {
     let group = group.map(|name| group_of("group", name)).transpose()?;
@@ -296,7 +207,9 @@ fn found<T>(
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::daemon::sockets::Access;
     use clap::Parser;
+    use nix::sys::stat::Mode;
 
     fn settings(more: &[&str]) -> Result<Settings, Invalid> {
         let usual =
@@ -346,6 +259,28 @@ mod tests {
         let (access, admission) = consumers(&options);
         assert_eq!((access.owner, access.group), (Some(ids.0), Some(ids.1)));
         assert_eq!(admission.users, [ids.0]);
+    }
+
+    #[test]
+    fn option_about_a_socket_that_is_not_made_is_refused() {
+        let refused = |line: &[&str]| {
+            let arguments = Arguments::try_parse_from(["d", "--blk-file", "r"].iter().chain(line));
+            let passed = PassedSockets::default();
+            Settings::new(arguments.unwrap(), &passed).unwrap_err().to_string()
+        };
+        for (line, words) in [
+            (
+                ["--fd", "3", "--socket-mode", "600"],
+                "--socket-mode is about the socket that --socket-path",
+            ),
+            (["--fd", "3", "--socket-group", "0"], "--socket-group is about"),
+            (["--fd", "3", "--consumer-socket-mode", "600"], "--consumer-socket-mode is about"),
+            (["--fd", "3", "--consumer-socket-group", "0"], "that --consumer-socket makes"),
+            (["--fd", "3", "--consumer-user", "0"], "--consumer-user is about the hand-over's"),
+        ] {
+            let error = refused(&line);
+            assert!(error.contains(words), "{error:?} lacks {words:?}");
+        }
     }
 
     #[test]
