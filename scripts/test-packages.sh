@@ -196,6 +196,7 @@ eventually() { for ((look = 0; look < 600; look++)); do if "$@"; then return; fi
 has_lines() { [ "$(cat /var/lib/blockring/forward/web.log | wc -l)" = "$1" ]; }
 # As the front end of a guest.
 send() { seq "$1" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 vhost-user:/run/blockring/web.sock; }
+sed s/NAME/web/ /usr/share/doc/vhost-device-blockring/examples/ring.toml >/etc/blockring/rings.d/web.toml
 systemctl start blockring@web.socket blockring-forward
 [ "$(systemctl is-active blockring@web)" = inactive ]
 send 10
@@ -229,7 +230,7 @@ rm -rf "$root/services" "$root/etc/systemd/system/services.service" "$root/var/l
 
 say "upgrade"
 echo '# kept by the upgrade' >>"$root/etc/blockring/forward.toml"
-echo 'OPTIONS=--size 1M' >"$root/etc/blockring/rings.d/web.conf"
+echo '# so is this' >>"$root/etc/blockring/rings.d/web.toml"
 # The same package with another version and another default, as a later release has them.
 dpkg-deb -R "$root/debs/vhost-device-blockring.deb" "$work/next"
 version=$(sed -n 's/^Version: //p' "$work/next/DEBIAN/control")
@@ -239,7 +240,7 @@ dpkg-deb -b "$work/next" "$root/debs/next.deb" >/dev/null
 apt_get -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold install /debs/next.deb || fail "apt does not upgrade"
 [ "$(inside "$root" dpkg-query -W -f '${Version}' vhost-device-blockring)" = "$version+test" ] || fail "it is not upgraded"
 grep -q '^# kept by the upgrade' "$root/etc/blockring/forward.toml" || fail "the upgrade has replaced forward.toml"
-grep -q 1M "$root/etc/blockring/rings.d/web.conf" || fail "the upgrade has replaced the user's file"
+grep -q '^# so is this' "$root/etc/blockring/rings.d/web.toml" || fail "the upgrade has replaced the user's file"
 
 say "purge"
 apt_get purge blockring vhost-device-blockring blockring-guest || fail "apt does not purge"
@@ -249,7 +250,7 @@ done
 left=$(ours)
 expected=$'./etc/blockring\n./var/lib/blockring'
 [ "$left" = "$expected" ] || fail "purge leaves: $left"
-[ "$(cd "$root" && find etc/blockring var/lib/blockring -type f | sort | tr '\n' ' ')" = "etc/blockring/rings.d/web.conf var/lib/blockring/web.ring " ] ||
+[ "$(cd "$root" && find etc/blockring var/lib/blockring -type f | sort | tr '\n' ' ')" = "etc/blockring/rings.d/web.toml var/lib/blockring/web.ring " ] ||
     fail "purge leaves more, or less, than the user's files"
 
 say "tar file"
