@@ -41,6 +41,7 @@ ended produce. It may shut down its side to end its records, and then reads the 
 end. A sender that does not read the numbers is not waited for; a later line has the newest number.
 A record that is too large closes its connection behind the records before it, and such a datagram is
 dropped; both are counted as too_large_dropped. SIGTERM takes what was sent by then.
+A service manager is told of start and end (NOTIFY_SOCKET).
 
 With --json the last line of standard error is one JSON object, however produce ends: items, bytes,
 in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits, exit_code and error;

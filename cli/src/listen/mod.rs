@@ -25,7 +25,7 @@ use crate::pusher::Pusher;
 use connection::Division;
 use door::Door;
 use endpoint::{Datagrams, Kind, Streams};
-use ring_program::Stop;
+use ring_program::{ServiceManager, Stop};
 use server::Server;
 
 /// Counts of what was received.
@@ -62,6 +62,9 @@ pub fn run(
         }
         say(format_args!("takes items at {endpoint}"));
     }
+    let manager = ServiceManager::connect();
+    let names: Vec<_> = options.listen.iter().map(ToString::to_string).collect();
+    manager.ready(&format!("takes items at {}", names.join(", ")));
     let division = Division {
         framing,
         on_too_large,
@@ -72,6 +75,7 @@ pub fn run(
     let door = Door::new(streams, options.max_connections());
     let mut server = Server::new(pusher, stop, (door, datagrams), division);
     let outcome = server.run();
+    manager.stopping("ends");
     let outcome = server.finish(outcome, explain);
     *counts = server.into_counts();
     outcome

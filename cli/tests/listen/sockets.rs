@@ -4,6 +4,7 @@ use crate::common::scene::Scene;
 use crate::senders::{Listening, connect, send, wait_for_acknowledgement};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{assert_fails, signal};
+use ring_test_support::service::Manager;
 use std::io::{BufRead, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Command, Stdio};
@@ -67,6 +68,19 @@ fn connections_beyond_the_limit_of_descriptors_wait_until_others_end() {
     assert!(status.success());
     assert!(words.contains("unix:in: cannot accept a connection: Too many open files"), "{words}");
     assert!(words.contains(r#""items":40"#), "{words}");
+}
+
+#[test]
+fn service_manager_is_told_when_the_sockets_are_there_and_of_the_end() {
+    let scene = Scene::with_ring("1M");
+    let manager = Manager::at(&scene.path("notify"));
+    let arguments = ["produce", "ring", "--listen", "unix:in", "--listen", "unixgram:log"];
+    let mut command = scene.command(&arguments);
+    let listening =
+        Listening::start_command(command.env("NOTIFY_SOCKET", &manager.name), "unixgram:log");
+    assert_eq!(manager.next(), ["READY=1", "STATUS=takes items at unix:in, unixgram:log"]);
+    assert!(listening.stop().0.success());
+    assert_eq!(manager.next()[0], "STOPPING=1");
 }
 
 #[test]
