@@ -32,20 +32,20 @@ entry was sent last, so that the next start continues behind it, whatever has en
 entry is sent once. While the ring is full the entries stay in the journal. SIGTERM is a normal end
 at any time.
 
-With --listen the items come from many local processes, until SIGTERM. A datagram is an item, and has
-no answer: while the ring is full its sender waits. A connection has records as --framing divides
-them. After each group of records that is in the ring (flushed, without --no-flush) its sender can
-read a line with a number: so many records of this connection are safe, from the first one on. A
-sender that sends those behind the last number again, over a new connection, loses none, whatever has
-ended produce. It may shut down its side to end its records, and then reads the last number and the
-end. A sender that does not read the numbers is not waited for; a later line has the newest number.
-A record that is too large closes its connection behind the records before it, and such a datagram is
-dropped; both are counted as too_large_dropped. SIGTERM takes what was sent by then.
-A service manager is told of start and end (NOTIFY_SOCKET).
+With --listen the items come from many local processes, until SIGTERM. A datagram is an item, and
+has no answer: while the ring is full its sender waits. A connection has records as --framing
+divides them. After each group of records that is in the ring (flushed, without --no-flush) its
+sender can read a line with a number: so many records of this connection are safe, from the first
+one on. A sender that sends those behind the last number again, over a new connection, loses
+none, whatever has ended produce. It may shut down its side to end its records, and then reads
+the last number and the end. A sender that does not read the numbers is not waited for; a later
+line has the newest number. A record that is too large closes its connection behind the records
+before it, and such a datagram is dropped; both are counted as too_large_dropped. SIGTERM takes
+what was sent by then. A service manager is told of start and end (NOTIFY_SOCKET).
 
-With --json the last line of standard error is one JSON object, however produce ends: items, bytes,
-in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits, exit_code and error;
-with --listen also connections, datagrams, groups, incomplete and unnamed.
+With --json the last line of standard error is one JSON object, however produce ends: items,
+bytes, in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits,
+exit_code and error; with --listen also connections, datagrams, groups, incomplete and unnamed.
 
 Examples:
   tail -F /var/log/app.log | blockring produce serial:logs

@@ -25,20 +25,20 @@ pub struct ListenOptions {
     /// get acknowledgements; repeat it for more
     #[arg(long, value_name = "SOCKET", value_parser = OsStringValueParser::new().try_map(|text: OsString| Endpoint::parse(&text)))]
     pub listen: Vec<Endpoint>,
-    /// Begin each item with its sender, as the kernel names it: pid=4711 uid=1000 gid=1000
+    /// With --listen: begin each item with its sender, as the kernel names it: pid=4711 uid=1000 gid=1000
     #[arg(long, requires = "listen")]
     pub credentials: bool,
-    /// Mode of the sockets of --listen, in octal (without it 600, or 660 with --socket-group)
+    /// With --listen: mode of the sockets, in octal (without it 600, or 660 with --socket-group)
     #[arg(long, value_name = "MODE", requires = "listen", value_parser = parse_mode)]
     socket_mode: Option<Mode>,
-    /// Group of these sockets, by name or number
+    /// With --listen: group of the sockets, by name or number
     #[arg(long, value_name = "GROUP", requires = "listen")]
     socket_group: Option<String>,
-    /// Connections at a time; more of them wait until one ends [default: 256]
+    /// With --listen: connections at a time; more of them wait until one ends [default: 256]
     #[arg(long, value_name = "N", requires = "listen", value_parser = positive::<NonZeroUsize>)]
     max_connections: Option<NonZeroUsize>,
-    /// Longest record of a sender, or longest part of it with --on-too-large split: memory for one
-    /// is taken for each connection
+    /// With --listen: longest record of a sender, or longest part of it with --on-too-large split;
+    /// memory for one is taken for each connection
     #[arg(long, value_name = "SIZE", requires = "listen", default_value = MAX_RECORD, value_parser = parse_size)]
     pub max_record: u64,
 }
