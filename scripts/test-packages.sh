@@ -15,7 +15,8 @@ Makes the packages (scripts/package.sh) of the programs of scripts/build.sh, and
   - an upgrade keeps what the user has changed in /etc; a purge leaves nothing but rings and the user's files, and names them;
   - the package for guests needs nothing, and gives way to the other one;
   - the tar file installs and uninstalls.
-Needs root. All mounts are in a namespace of their own; the copy is in a temporary folder.
+Needs root. All mounts are in a namespace of their own; the copy is in a temporary folder beside the
+bare system.
 
   --prepare   makes the bare system in target/packages-root, if it is not there: this fetches some 100 MB
 
@@ -125,7 +126,8 @@ if [ -n "$prepare" ]; then
 fi
 [ -d "$bare/root" ] || fail "there is no bare system: scripts/test-packages.sh --prepare makes it"
 
-work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-packages.XXXXXX")
+# Beside the bare system, where there is room for another.
+work=$(mktemp -d "$bare/test.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 root=$work/root
 programs=$(scripts/build.sh)
