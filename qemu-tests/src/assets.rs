@@ -29,6 +29,16 @@ pub(crate) fn module(name: &str) -> Result<PathBuf> {
     })
 }
 
+/// Returns the folder of a bare Debian, in which the packages are tested, too. It has fetched systemd
+/// and not installed it.
+pub(crate) fn debian() -> Result<PathBuf> {
+    let root = binaries::target_dir().join("packages-root/root");
+    if !root.exists() {
+        run_script("scripts/test-packages.sh", &["--prepare"])?;
+    }
+    Ok(root)
+}
+
 /// Returns where the fetched parts and the images are kept.
 pub(crate) fn cache_dir() -> PathBuf {
     binaries::target_dir().join("guest-image")

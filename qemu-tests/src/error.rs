@@ -19,7 +19,7 @@ pub enum Error {
         /// The operating system's error.
         source: io::Error,
     },
-    /// `cargo build` of the programs under test failed.
+    /// A command failed: `cargo build` of the programs under test, or one that makes a system.
     #[error("{command} failed:\n{stderr}")]
     Build {
         /// The command line.

@@ -35,6 +35,7 @@ mod qemu;
 mod qmp;
 pub mod redteam;
 pub mod scene;
+mod system;
 
 pub use disk::Disk;
 pub use emulator::Qemu;
@@ -44,3 +45,4 @@ pub use image::ImageSpec;
 pub use job::{Job, Output};
 pub use process::{Daemon, wait_until};
 pub use qemu::GuestBuilder;
+pub use system::System;

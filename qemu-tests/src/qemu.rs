@@ -98,6 +98,13 @@ impl GuestBuilder {
         self
     }
 
+    /// Boots the [`System`](crate::System) on the first disk, which is added here: `/dev/vda`.
+    #[must_use]
+    pub fn system(mut self, disk: &Path) -> Self {
+        self.disks.insert(0, Disk::file(disk, "system"));
+        self.image(ImageSpec::minimal()).kernel_word("system=/dev/vda")
+    }
+
     /// Uses this image instead of [`ImageSpec::standard`].
     #[must_use]
     pub fn image(mut self, image: ImageSpec) -> Self {
