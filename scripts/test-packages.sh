@@ -113,7 +113,7 @@ make_bare() {
         echo force-unsafe-io >"$made/root/etc/dpkg/dpkg.cfg.d/fast"
         cp /etc/resolv.conf "$made/root/etc/resolv.conf"
         network=()
-        inside "$made/root" sh -c 'apt-get clean && apt-get update -q && apt-get install -y -q --no-install-recommends --download-only systemd' \
+        inside "$made/root" sh -c 'apt-get clean && apt-get update -q && apt-get install -y -q --no-install-recommends --download-only systemd systemd-sysv' \
             >"$made/log" 2>&1 || { cat "$made/log" >&2; exit 1; }
         mv "$made/root" "$bare/root"
     fi

@@ -5,8 +5,8 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::assets;
 use crate::error::{Error, Result};
+use crate::{assets, binaries};
 
 /// The size of the disk, which is sparse.
 const SIZE: &str = "1G";
@@ -49,6 +49,7 @@ impl System {
         from.push("/.");
         run(Command::new("cp").arg("-a").arg(from).arg(root.path()))?;
         let system = Self { root };
+        system.sh("apt-get install -q -y --no-install-recommends --no-download systemd-sysv")?;
         system.program("bin/listen", include_str!("../guest/listen"))?;
         system.program("bin/job", include_str!("../guest/job"))?;
         // The journal of a system whose name changes with each boot would begin anew each time.
@@ -59,6 +60,16 @@ impl System {
             symlink("/dev/null", &link).map_err(Error::file("linking", &link))?;
         }
         Ok(system)
+    }
+
+    /// Makes the Debian package of that name from the programs that were built, and installs it.
+    pub fn install_own(&self, name: &str) -> Result<()> {
+        let built = binaries::release()?;
+        let programs = built.blockring().parent().map(|folder| folder.display().to_string());
+        let folder = self.path("packages").display().to_string();
+        let arguments = ["--programs", &programs.unwrap_or_default(), &folder];
+        assets::run_script("scripts/package.sh", &arguments)?;
+        self.sh(&format!("dpkg -i /packages/{name}_*.deb"))
     }
 
     /// Returns where a path of the guest is, without its leading slash.
@@ -88,7 +99,14 @@ impl System {
 
     /// Runs a command in the system, before it is a disk.
     pub fn run(&self, words: &[&str]) -> Result<()> {
-        run(Command::new("chroot").arg(self.root.path()).args(words))
+        let script = r#"mount -t proc proc "$1/proc" && exec chroot "$@""#;
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", script, "sh"]);
+        run(command.arg(self.root.path()).args(words))
+    }
+
+    fn sh(&self, command: &str) -> Result<()> {
+        self.run(&["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", command])
     }
 
     /// Writes the disk, and returns its path in `folder`.
