@@ -93,13 +93,14 @@ fn booted_again(event: &str, side: Side, trigger: impl Fn(&Guest) -> qemu_tests:
     });
 }
 
-fn reboot(guest: &Guest) -> qemu_tests::Result<()> {
-    guest.spawn("sync; reboot -f").map(drop)
-}
-
 #[test]
 fn guest_reboots_while_it_pushes() {
-    booted_again("reboot", Side::Producer, reboot);
+    under_load(Side::Producer, |rig| {
+        for host in Host::ALL {
+            report("reboot", host, rig.reboot(host)?);
+        }
+        Ok(())
+    });
 }
 
 #[test]

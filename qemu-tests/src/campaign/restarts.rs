@@ -104,6 +104,13 @@ impl Rig {
         self.backend.pid()
     }
 
+    /// Has the guest's kernel reboot, which shuts its devices down first: a write that is under way
+    /// can fail then. Returns the time until a new item arrived.
+    pub fn reboot(&mut self, host: Host) -> Result<Duration> {
+        self.stream.shut_down(self.side)?;
+        self.boot_again(|guest| guest.spawn("sync; reboot -f").map(drop), host)
+    }
+
     /// Has the guest boot again by `trigger`. Returns the time until a new item arrived.
     pub fn boot_again(
         &mut self,

@@ -28,12 +28,18 @@ pub(super) struct Follower {
     lines: Vec<Line>,
     /// Number of lines about an `advance` that has returned.
     progress: u64,
+    /// Whether the kernel below shuts its devices down: what the writer had begun then fails.
+    is_shut_down: bool,
 }
+
+/// The words of a write that the writer's own kernel has not carried out.
+const NOT_CARRIED_OUT: &str = "Input/output error";
 
 impl Follower {
     fn new(path: &Path) -> Self {
         let path = path.to_owned();
-        Self { path, read: 0, rest: Vec::new(), lines: Vec::new(), progress: 0 }
+        let (rest, lines) = (Vec::new(), Vec::new());
+        Self { path, read: 0, rest, lines, progress: 0, is_shut_down: false }
     }
 
     /// Reads new lines.
@@ -56,6 +62,12 @@ impl Follower {
         let text = str::from_utf8(&self.rest[..whole]).map_err(|_| bad("no UTF-8"))?;
         for text in text.lines() {
             let line = text.parse().map_err(|_| bad(text))?;
+            let is_its_kernels =
+                matches!(&line, Line::Failed(text) if text.contains(NOT_CARRIED_OUT));
+            if is_its_kernels && self.is_shut_down {
+                // It ends as by a kill, a moment later.
+                continue;
+            }
             self.progress += u64::from(matches!(line, Line::Done(_) | Line::Freed(_)));
             self.lines.push(line);
         }
@@ -118,6 +130,16 @@ impl Stream {
     /// Waits until the last run of `side` has come further than `from` by `steps`.
     pub fn wait_for_progress(&mut self, side: Side, from: u64, steps: u64) -> Result<()> {
         self.wait(&format!("the {side} moves"), |stream| Ok(stream.progress(side)? >= from + steps))
+    }
+
+    /// Notes that the kernel below the last run of `side` is about to shut its devices down, as
+    /// before a reboot.
+    pub fn shut_down(&mut self, side: Side) -> Result<()> {
+        let Some(log) = self.logs(side).last_mut() else { return Ok(()) };
+        // An error from before is none of that.
+        log.catch_up()?;
+        log.is_shut_down = true;
+        Ok(())
     }
 
     /// Waits until the last run of both ends has advanced.
