@@ -102,7 +102,9 @@ impl GuestBuilder {
     #[must_use]
     pub fn system(mut self, disk: &Path) -> Self {
         self.disks.insert(0, Disk::file(disk, "system"));
-        self.image(ImageSpec::minimal()).kernel_word("system=/dev/vda")
+        let guest = self.image(ImageSpec::minimal()).kernel_word("system=/dev/vda");
+        // A slow boot would report to the console, between what the host parses.
+        guest.kernel_word("systemd.show_status=false")
     }
 
     /// Uses this image instead of [`ImageSpec::standard`].

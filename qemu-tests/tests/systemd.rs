@@ -94,7 +94,7 @@ fn journal_arrives_once_over_kills_of_the_guest() -> Result<()> {
     let since_boot = |unit: &str| -> Result<u64> {
         let key = "InactiveExitTimestampMonotonic";
         let shown = guest.check(&format!("systemctl show --value --property={key} {unit}"))?;
-        Ok(shown.trim().parse().unwrap())
+        Ok(shown.trim().parse().unwrap_or_else(|_| panic!("{unit}: {shown:?}")))
     };
     assert!(since_boot("blockring-journal@ring")? < since_boot("basic.target")?, "it starts late");
     guest.check("systemctl stop speaker; journalctl --sync")?;
