@@ -13,7 +13,7 @@ usage() {
     cat <<TEXT
 usage: scripts/demo.sh
 
-Builds the programs, then starts on this host
+Builds the programs (in little time, and so that they are slower than scripts/build.sh makes them), then starts on this host
   vhost-device-blockring   the back end, with a ring of 8 MiB as a disk with the serial number "demo"
   blockring consume        which prints what arrives to standard output (its progress: standard error)
 and boots a guest (QEMU; emulated where there is no KVM), which sends its kernel log and then
@@ -73,20 +73,20 @@ wait_for() {
 
 # Both pointers are in the ring's file, so that looking needs no connection to the back end.
 ring_is_empty() {
-    "$release/blockring" diagnostics --json "$folder/ring" 2>/dev/null | grep -q '"used":0[,}]'
+    "$programs/blockring" diagnostics --json "$folder/ring" 2>/dev/null | grep -q '"used":0[,}]'
 }
 
 value() { sed -n "s/^$1 //p" "$folder/guest.out"; }
 
 scripts/setup.sh --guests
 say "building"
-release=$(scripts/build.sh --quiet)
-"$release/test-tools" boot-guest --prepare
+programs=$(scripts/build.sh --fast --quiet)
+"$programs/test-tools" boot-guest --programs "$programs" --prepare
 
 folder=$(mktemp -d "${TMPDIR:-/tmp}/blockring-demo.XXXXXX")
 
 say "starting the back end"
-"$release/vhost-device-blockring" --socket-path "$folder/vhost.socket" --blk-file "$folder/ring" --size 8M \
+"$programs/vhost-device-blockring" --socket-path "$folder/vhost.socket" --blk-file "$folder/ring" --size 8M \
     --serial demo --consumer-socket "$folder/consumer.socket" >"$folder/backend.log" 2>&1 &
 backend=$!
 processes+=("$backend")
@@ -96,7 +96,7 @@ say "starting the consumer"
 mkfifo "$folder/items"
 tee "$folder/received" <"$folder/items" &
 printer=$!
-"$release/blockring" consume --follow --progress "unix:$folder/consumer.socket" >"$folder/items" &
+"$programs/blockring" consume --follow --progress "unix:$folder/consumer.socket" >"$folder/items" &
 consumer=$!
 # In the order in which they are to end, when they have to.
 processes=("$consumer" "$printer" "$backend")
@@ -114,7 +114,7 @@ TEXT
 
 say "booting the guest"
 # With its temporary files in this folder, it may be killed and leaves nothing.
-TMPDIR=$folder "$release/test-tools" boot-guest --vhost-user "$folder/vhost.socket" --timeout "$GUEST_SECONDS" \
+TMPDIR=$folder "$programs/test-tools" boot-guest --programs "$programs" --vhost-user "$folder/vhost.socket" --timeout "$GUEST_SECONDS" \
     "$folder/script" >"$folder/guest.out" &
 guest=$!
 processes=("$guest" "${processes[@]}")

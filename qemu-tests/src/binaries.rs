@@ -19,6 +19,11 @@ pub struct Binaries {
 }
 
 impl Binaries {
+    /// Returns the programs of a build in a folder.
+    pub fn in_folder(folder: PathBuf) -> Self {
+        Self { folder }
+    }
+
     /// Returns the command-line program.
     pub fn blockring(&self) -> PathBuf {
         self.folder.join("blockring")

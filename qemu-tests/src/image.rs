@@ -9,8 +9,9 @@ use std::time::{Duration, SystemTime};
 use cpio::newc;
 use twox_hash::XxHash3_128;
 
+use crate::assets;
+use crate::binaries::{self, Binaries};
 use crate::error::{Error, Result};
-use crate::{assets, binaries};
 
 /// Modules for a virtio disk, in the order of loading.
 const DISK_MODULES: [&str; 6] = [
@@ -67,17 +68,26 @@ impl ImageSpec {
 
     /// Returns the minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
-        let programs = binaries::release()?;
+        Ok(Self::with(binaries::release()?))
+    }
+
+    /// Returns the same with the programs of this build.
+    pub fn with(programs: &Binaries) -> Self {
         let spec = Self::minimal().file("bin/blockring", programs.blockring());
-        spec.tools(&["crashload", "redteam", "ringload", "ringmodel", "syscalls"])
+        let tools = ["crashload", "redteam", "ringload", "ringmodel", "syscalls"];
+        spec.tools_of(programs, &tools)
     }
 
     /// Adds these programs of the tests (`src/bin/test-tools/main.rs`) to `/bin`.
-    pub fn tools(mut self, names: &[&str]) -> Result<Self> {
+    pub fn tools(self, names: &[&str]) -> Result<Self> {
+        Ok(self.tools_of(binaries::release()?, names))
+    }
+
+    fn tools_of(mut self, programs: &Binaries, names: &[&str]) -> Self {
         for name in names {
             self.files.insert(format!("bin/{name}"), Content::Link("test-tools".to_owned()));
         }
-        Ok(self.file("bin/test-tools", binaries::release()?.test_tools()))
+        self.file("bin/test-tools", programs.test_tools())
     }
 
     /// Adds the kernel's drivers that leave a device to a process.

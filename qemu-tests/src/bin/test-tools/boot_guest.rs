@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use qemu_tests::binaries::Binaries;
 use qemu_tests::{Disk, GuestBuilder, ImageSpec, Result};
 
 /// Boots a guest and runs a shell script in it.
@@ -29,6 +30,9 @@ struct Arguments {
     /// Give up after that many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 300)]
     timeout: u64,
+    /// The folder of the guest's programs, instead of that of the release
+    #[arg(long, value_name = "FOLDER")]
+    programs: Option<PathBuf>,
     /// Only build the programs and the guest's image, so that a later boot is quick
     #[arg(long)]
     prepare: bool,
@@ -50,7 +54,10 @@ pub fn main(words: Vec<OsString>) -> ExitCode {
 
 fn run(arguments: Arguments) -> Result<i32> {
     const SCRIPT: &str = "main";
-    let mut image = ImageSpec::standard()?;
+    let mut image = match arguments.programs {
+        Some(folder) => ImageSpec::with(&Binaries::in_folder(folder)),
+        None => ImageSpec::standard()?,
+    };
     let Some(script) = arguments.script else {
         return image.build().map(|_| 0);
     };
