@@ -265,7 +265,10 @@ impl<'a> Pusher<'a> {
         let position = self.producer.position();
         if let Some(trail) = &mut self.trail {
             trail.begin(position);
-            self.producer.set_client(trail.text().as_deref().unwrap_or_default());
+            // An older text does not fit the new position, and says nothing then.
+            if let Some(text) = trail.text() {
+                self.producer.set_client(&text);
+            }
         }
         self.producer.advance(position)
     }
