@@ -10,7 +10,7 @@ Installs blockring and vhost-device-blockring, their man pages and completions, 
 --destdir it also makes the user blockring and the folders /run/blockring and /var/lib/blockring, where systemd's
 tools are. Files in /etc/blockring that are there already stay as they are.
 
-  --guest            in a guest: blockring, its pages and completions, and the unit that sends the journal
+  --guest            in a guest: blockring, its pages and completions, and the units for guests
   --uninstall        removes what it has installed; /etc/blockring and /var/lib/blockring stay
   --prefix FOLDER    instead of /usr/local
   --destdir FOLDER   installs below FOLDER, for those who make packages
@@ -42,7 +42,7 @@ wanted() {
     (cd usr && find . -type f) | sed 's|^\./||' | while read -r file; do
         case "$guest,$file" in
             yes,*vhost-device-blockring* | yes,*/blockring@* | yes,*/blockring-forward.service) ;;
-            ,*/blockring-journal@*) ;;
+            ,*/blockring-journal@* | ,*/blockring-exec@* | ,lib/blockring/*) ;;
             *) echo "$file" ;;
         esac
     done
@@ -59,10 +59,10 @@ else
         # A program that runs keeps its old file.
         rm -f "$to/$file"
         case "$file" in
-            *.service) sed "s|/usr/bin/|$prefix/bin/|" "usr/$file" >"$to/$file" ;;
+            *.service | share/qemu/*) sed "s#/usr/\\(bin\\|lib/blockring\\)/#$prefix/\\1/#g" "usr/$file" >"$to/$file" ;;
             *) cp "usr/$file" "$to/$file" ;;
         esac
-        case "$file" in bin/*) chmod 755 "$to/$file" ;; *) chmod 644 "$to/$file" ;; esac
+        case "$file" in bin/* | lib/blockring/*) chmod 755 "$to/$file" ;; *) chmod 644 "$to/$file" ;; esac
     done
     if [ -z "$guest" ]; then
         mkdir -p "$destdir/etc/blockring/rings.d"

@@ -9,7 +9,7 @@ usage: scripts/package.sh [--tar] [--version VERSION] [--programs FOLDER] [FOLDE
 Builds the programs (scripts/build.sh), or takes those in --programs, and makes of them in FOLDER (target/packages):
   blockring                the program, its man pages and completions, documents and examples
   vhost-device-blockring   the daemon, units of systemd, its user, /etc/blockring
-  blockring-guest          the program for a guest and a unit, without any dependency
+  blockring-guest          the program for a guest and its units, without any dependency
 Prints the paths of the packages. Needs debhelper (Debian: apt-get install debhelper), and no root.
 
   --tar               makes a tar file with an install script instead, for other distributions. Needs no debhelper
@@ -67,6 +67,8 @@ stage() {
     "$stage/usr/bin/blockring" generate "$stage/usr/share"
     "$stage/usr/bin/vhost-device-blockring" --generate "$stage/usr/share"
     install -D -m 644 -t "$stage/usr/lib/systemd/system" packaging/systemd/*.service packaging/systemd/*.socket
+    install -D -t "$stage/usr/lib/blockring" packaging/guest/*
+    install -D -m 644 -t "$stage/usr/share/qemu/vhost-user" packaging/vhost-user/*.json
     install -D -m 644 -t "$stage/etc/blockring" packaging/etc/forward.toml
     install -D -m 644 -t "$stage/examples" packaging/etc/*.toml contrib/prometheus/alerts.yml contrib/grafana/blockring.json
     install -D -m 644 -t "$stage/docs" docs/*.md README.md

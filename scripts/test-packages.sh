@@ -152,7 +152,8 @@ before=$(inside "$root" dpkg-query -W | wc -l)
 install /debs/blockring-guest.deb
 [ "$(inside "$root" dpkg-query -W | wc -l)" = $((before + 1)) ] || fail "blockring-guest has brought other packages"
 inside "$root" blockring --version | grep -q '^blockring ' || fail "blockring does not run"
-cp "$root/usr/lib/systemd/system/blockring-journal@.service" "$work"
+cp "$root"/usr/lib/systemd/system/blockring-{journal,exec}@.service "$work"
+[ -x "$root/usr/lib/blockring/exec-commands" ] || fail "there is no program for blockring-exec@.service"
 
 say "the host's packages"
 install /debs/blockring.deb /debs/vhost-device-blockring.deb
@@ -165,6 +166,10 @@ done
 for page in blockring blockring-forward blockring-produce vhost-device-blockring; do
     mman -M "$root/usr/share/man" -w "$page" >/dev/null 2>&1 || fail "there is no page $page"
 done
+
+# As management software finds it.
+binary=$(sed -n 's/^ *"binary": "\(.*\)",$/\1/p' "$root"/usr/share/qemu/vhost-user/*.json)
+inside "$root" "$binary" --print-capabilities >/dev/null || fail "the descriptor for management software names $binary"
 
 say "a ring of the user blockring"
 as_user='setpriv --reuid blockring --regid blockring --init-groups'
@@ -180,15 +185,15 @@ inside "$root" $as_user blockring forward --check-config --config /etc/blockring
     grep -q 'the configuration is sound' || fail "forward.toml is not sound"
 
 say "units"
-cp "$work/blockring-journal@.service" "$root/usr/lib/systemd/system"
-units=(blockring@web.service blockring@web.socket blockring-forward.service blockring-journal@logs.service)
+cp "$work"/blockring-{journal,exec}@.service "$root/usr/lib/systemd/system"
+units=(blockring@web.service blockring@web.socket blockring-forward.service blockring-journal@logs.service blockring-exec@web.service)
 inside "$root" systemd-analyze verify --man=no "${units[@]}" >"$work/verify" 2>&1 || fail "systemd objects: $(cat "$work/verify")"
 [ ! -s "$work/verify" ] || fail "systemd objects: $(cat "$work/verify")"
 for unit in blockring@.service blockring-forward.service blockring-journal@.service; do
     inside "$root" systemd-analyze security --offline=true --threshold=20 --no-pager "/usr/lib/systemd/system/$unit" >"$work/security" ||
         fail "$unit is exposed too much: $(cat "$work/security")"
 done
-rm "$root/usr/lib/systemd/system/blockring-journal@.service"
+rm "$root"/usr/lib/systemd/system/blockring-{journal,exec}@.service
 
 say "services, under systemd"
 mkdir "$root/services"
@@ -264,6 +269,7 @@ installer=("$work/tars/blockring-9.8.7-x86_64-linux/install.sh" --destdir "$work
 "$work/dest/opt/ring/bin/vhost-device-blockring" --version >/dev/null || fail "the tar file's program does not run"
 grep -q '^ExecStart=/opt/ring/bin/blockring ' "$work/dest/opt/ring/lib/systemd/system/blockring-forward.service" ||
     fail "the unit has another prefix"
+grep -q '"binary": "/opt/ring/bin/vhost' "$work"/dest/opt/ring/share/qemu/vhost-user/*.json || fail "the descriptor has another prefix"
 "${installer[@]}" --uninstall | grep -q kept || fail "it does not say what it keeps"
 [ "$(cd "$work/dest" && find . -type f)" = ./etc/blockring/forward.toml ] || fail "uninstall leaves: $(find "$work/dest" -type f)"
 say "passed"

@@ -9,6 +9,7 @@ use nix::sys::signal::Signal;
 use ring_test_support::metrics::scrape;
 use ring_test_support::process::{Guarded, ended, eventually, is_alive, signal};
 use ring_test_support::{assert_fails, assert_ok};
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 /// A command that notes each item, and acknowledges it.
@@ -305,4 +306,44 @@ fn acknowledgements_at_the_end_of_input_count_when_forward_is_stopped() {
     signal(&forwarder, Signal::SIGTERM);
     assert_ok(&ended(forwarder, "SIGTERM"));
     scene.wait_for_facts("ring", |facts| facts["used"] == 0);
+}
+
+/// By the script of the package for guests.
+#[test]
+fn commands_are_carried_out_and_answered_over_kills() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed(
+        r#"$RING create --size 64K answers
+        for n in $(seq 60); do echo "echo this is $n; sleep 0.01; exit $((n % 3))"; done | $RING produce ring"#,
+    );
+    let program = std::path::Path::new(env!("CARGO_BIN_EXE_blockring"));
+    let path =
+        format!("{}:{}", program.parent().unwrap().display(), std::env::var("PATH").unwrap());
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../packaging/guest/exec-commands");
+    let to = format!("exec:exec {script} answers");
+    let command = |more: &[&str]| {
+        let mut command = scene.without_input(&[&["forward", "ring", "--to", &to], more].concat());
+        command.env("PATH", &path);
+        command
+    };
+    for kill in 0..8 {
+        let mut forwarder = Guarded::start(command(&[]).stderr(std::process::Stdio::null()));
+        // Any moment is as good as another.
+        std::thread::sleep(std::time::Duration::from_millis(20 + kill * 37 % 150));
+        forwarder.kill().unwrap();
+        forwarder.wait().unwrap();
+    }
+    assert_ok(&command(&["--drain"]).output().unwrap());
+    let answers = scene.succeed("$RING consume --framing nul answers");
+    let mut found = BTreeMap::new();
+    for answer in answers.split_terminator('\0') {
+        let (head, output) = answer.split_once('\n').unwrap();
+        let (position, status) = head.split_once(" status=").unwrap();
+        let position: u64 = position.strip_prefix("position=").unwrap().parse().unwrap();
+        let answer = (output.trim_end().to_owned(), status.parse().unwrap());
+        // One that comes again has the same position.
+        assert!(found.insert(position, answer.clone()).is_none_or(|before| before == answer));
+    }
+    let expected = (1..=60).map(|number| (format!("this is {number}"), number % 3));
+    assert!(found.values().cloned().eq(expected), "{found:?}");
 }
