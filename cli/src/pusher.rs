@@ -160,8 +160,9 @@ impl<'a> Pusher<'a> {
         Ok(())
     }
 
-    /// Looks at the ring about once a second, and for a suspend four times a second. Returns whether
-    /// to go on: an answer that does not come because the process was asked to stop is no failure.
+    /// Looks at the ring about once a second, and for a suspend four times a second. Returns
+    /// whether to go on: an answer that does not come because the process was asked to stop is no
+    /// failure.
     pub fn look_now_and_then(&mut self) -> Result<bool, Failure> {
         self.confirm_now_and_then()?;
         if self.looked.elapsed() >= LOOK {

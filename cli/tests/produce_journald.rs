@@ -182,10 +182,24 @@ fn misuse_is_refused_by_name() {
         assert_fails(&scene.shell(&format!("$RING produce {words} ring")), 2, wanted);
     };
     usage("--journald --framing lines", "--framing");
+    usage("--journald --on-too-large split", "a part of an entry is none");
     usage("--no-follow", "--journald");
     usage("--journal-directory .", "--journald");
     let output = scene.shell("PATH=/nowhere $RING produce --journald ring");
     assert_fails(&output, 1, "cannot run journalctl");
     let output = scene.shell(&format!("$RING {PRODUCE} ring"));
-    assert_fails(&output, 1, "journalctl: ");
+    assert_fails(&output, 1, "No such file or directory");
+    assert_fails(&output, 1, "journalctl has failed");
+}
+
+#[test]
+fn signal_ends_produce_while_journalctl_does_not_answer() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed("mkdir bin; printf '#!/bin/sh\necho > asked; exec sleep 1000' > bin/journalctl; chmod +x bin/journalctl");
+    let mut command = scene.without_input(&["produce", "--journald", "ring"]);
+    let path = format!("{}:{}", scene.path("bin").display(), std::env::var("PATH").unwrap());
+    let producer = Guarded::start(command.env("PATH", path));
+    scene.wait_for("asked", |bytes| !bytes.is_empty());
+    signal(&producer, Signal::SIGTERM);
+    assert_ok(&ended(producer, "produce"));
 }

@@ -33,7 +33,7 @@ impl Ages {
     ) -> Option<Duration> {
         match info.producer_time_ns {
             Some(time) => self.note(info.uuid.as_deref(), info.producer, time),
-            // What is remembered is that of another ring.
+            // The times that are remembered are those of another ring.
             None => *self = Self::default(),
         }
         if info.producer <= consumed { Some(Duration::ZERO) } else { self.oldest(consumed, now) }

@@ -1,7 +1,7 @@
 //! Process code of `blockring` and `vhost-device-blockring`: messages on standard error that never
 //! block a thread, a log that guests and clients cannot fill or forge, and documented exit codes
-//! where memory is refused, a file's size is limited or the program is at fault. Both programs write
-//! their man pages and completions by [`manual`].
+//! where memory is refused, a file's size is limited or the program is at fault. Both programs
+//! write their man pages and completions by [`manual`].
 
 pub mod descriptors;
 mod format;

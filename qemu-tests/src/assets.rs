@@ -29,8 +29,8 @@ pub(crate) fn module(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Returns the folder of a bare Debian, in which the packages are tested, too. It has fetched systemd
-/// and not installed it.
+/// Returns the folder of a bare Debian, in which the packages are tested, too. It has fetched
+/// systemd and not installed it.
 pub(crate) fn debian() -> Result<PathBuf> {
     let root = binaries::target_dir().join("packages-root/root");
     if !root.exists() {

@@ -11,8 +11,11 @@ use std::fs;
 use std::time::Duration;
 
 const ITEMS: &str = "100000";
-/// Longest item, in bytes. Random bytes and their checksums are most of an emulated guest's work.
-const LONGEST: &str = "4096";
+/// Returns the length of the longest item, in bytes. Random bytes and their checksums are most of
+/// an emulated guest's work.
+fn longest() -> &'static str {
+    if std::env::var_os("BLOCKRING_LONG").is_some() { "16384" } else { "4096" }
+}
 
 /// Both ends of a stream of random items must agree on it, and each must have waited for the other.
 fn assert_crossed(sent: &Value, received: &Value) {
@@ -37,11 +40,12 @@ fn hundred_thousand_random_items_leave_the_guest() -> Result<()> {
     assert!(!scene.diagnostics()["holders"]["consumer"].is_null(), "{}", scene.diagnostics());
     consumer.signal(Signal::SIGSTOP)?;
     let sending = guest.spawn(&format!(
-        "ringload produce serial:ring --items {ITEMS} --max {LONGEST} --batch 16"
+        "ringload produce serial:ring --items {ITEMS} --max {} --batch 16",
+        longest()
     ))?;
-    // No item is taken until the ring is full, and the guest waits: a batch is at most 16 times 4
+    // No item is taken until the ring is full, and the guest waits: a batch is at most 16 times 16
     // KiB and stays out.
-    let nearly = Some((8 << 20) - (17 << 12));
+    let nearly = Some((8 << 20) - (17 << 14));
     let full = || scene.held() > 0 && scene.diagnostics()["used"].as_u64() > nearly;
     assert!(wait_until(SOON, full), "{}", scene.diagnostics());
     consumer.signal(Signal::SIGCONT)?;
@@ -63,7 +67,7 @@ fn hundred_thousand_random_items_enter_the_guest() -> Result<()> {
     // The guest has met an empty ring once it waits for the host.
     assert!(wait_until(SOON, || scene.held() > 0), "{}", scene.diagnostics());
     let address = scene.address();
-    let arguments = ["produce", &address, "--items", ITEMS, "--max", LONGEST, "--batch", "16"];
+    let arguments = ["produce", &address, "--items", ITEMS, "--max", longest(), "--batch", "16"];
     let mut producer = scene.spawn("producer", "ringload", &arguments)?;
     let sent = daemon_report(&mut producer, LONG)?;
     assert_crossed(&sent, &job_report(&receiving, LONG)?);

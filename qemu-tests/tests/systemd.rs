@@ -58,8 +58,8 @@ impl Entries {
     }
 }
 
-/// Makes the disk of a guest that sends its journal from its early boot on, by the package for guests
-/// and nothing else.
+/// Makes the disk of a guest that sends its journal from its early boot on, by the package for
+/// guests and nothing else.
 fn speaking_guest(scene: &Scene) -> Result<PathBuf> {
     let system = System::new()?;
     system.install_own("blockring-guest")?;

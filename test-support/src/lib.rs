@@ -1,6 +1,6 @@
 //! Support for the tests of several packages: a ring in a temporary file, a backend that only hands
-//! a ring over, processes and their pipes, a journal's callbacks, scrapes of metrics, man pages, and
-//! NATS servers.
+//! a ring over, processes and their pipes, a journal's callbacks, scrapes of metrics, man pages,
+//! and NATS servers.
 //!
 //! With the feature `vhost`, a guest: a writer of split rings, a front end that follows the
 //! protocol and messages that do not, and the guest's disk over the backend's executor or worker.

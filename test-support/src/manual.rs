@@ -113,7 +113,8 @@ impl Manual {
         }
     }
 
-    /// Checks that mandoc warns of nothing in a page, and that each shell can parse its completions.
+    /// Checks that mandoc warns of nothing in a page, and that each shell can parse its
+    /// completions.
     pub fn expect_sound_files(&self) {
         for page in self.directory.path().join("man/man1").read_dir().unwrap() {
             let said = run("mandoc", &["-Tlint", "-W", "warning"], &page.unwrap().path());

@@ -27,7 +27,8 @@ fn capabilities_are_json() {
     let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(json["type"], "block");
     assert_eq!(json["features"], serde_json::json!(["read-only", "blk-file"]));
-    // What management software finds the program by: a `VHostUserBackend` of QEMU's vhost-user.json.
+    // What management software finds the program by: a `VHostUserBackend` of QEMU's
+    // vhost-user.json.
     let path = "../packaging/vhost-user/50-vhost-device-blockring.json";
     let descriptor = std::fs::read_to_string(path).unwrap();
     let descriptor: serde_json::Value = serde_json::from_str(&descriptor).unwrap();

@@ -134,8 +134,8 @@ impl Inspect {
         }
     }
 
-    /// Refuses a position at which no published item can be. Where a pointer is damaged there are no
-    /// items, which is shown.
+    /// Refuses a position at which no published item can be. Where a pointer is damaged there are
+    /// no items, which is shown.
     fn refuse_position(&self, found: &Found) -> Outcome {
         let (Some(from), Some(marks)) = (self.from, found.marks) else { return Ok(()) };
         let (first, end) = (marks.consumer, marks.producer);

@@ -1,6 +1,6 @@
 //! The parts of the journal that are to be read, boot by boot. Within a boot the journal's order is
-//! certain; over boots it depends on the clock, and sequence numbers that a crash took back are given
-//! again.
+//! certain; over boots it depends on the clock, and sequence numbers that a crash took back are
+//! given again.
 
 use super::cursor::Cursor;
 

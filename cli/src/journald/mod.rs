@@ -9,12 +9,13 @@ mod repeats;
 pub use cursor::{Cursor, Trail};
 pub use entry::Scan;
 
-use super::failure::Failure;
+use super::failure::{Failure, Outcome};
 use super::input::Source;
 use boots::{Part, listed, parts};
 use repeats::Repeats;
-use ring_program::tie_to_parent;
+use ring_program::{Stop, tie_to_parent};
 use shared_block_ring::device::shown;
+use shared_block_ring::wait::wait_readable;
 use std::collections::VecDeque;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -23,6 +24,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 
 const PROGRAM: &str = "journalctl";
+
+/// Bytes that hold an entry's first line, which has its cursor.
+const FIRST_LINE: u64 = 512;
 
 /// The journal that is read.
 #[derive(Clone, clap::Args)]
@@ -51,16 +55,27 @@ pub struct Journal {
 }
 
 impl Options {
-    /// Starts to read behind the entry that was sent last.
-    pub fn open(&self, sent: Option<&Cursor>) -> Result<Journal, Failure> {
+    /// Starts to read behind the entry that was sent last. `stop` ends the looks that this takes.
+    pub fn open(&self, sent: Option<&Cursor>, stop: &Stop) -> Result<Journal, Failure> {
         let current = match self.journal_directory {
             // Nobody knows which boots its files are of.
             Some(_) => None,
             None => Some(current_boot()?),
         };
-        let boots = listed(&self.output(&["--list-boots"])?);
-        let started = |boot: &str| self.started(boot).ok().flatten();
-        let mut parts = VecDeque::from(parts(boots, current.as_deref(), sent, started));
+        let list = self.output(&["--list-boots"], u64::MAX, stop)?;
+        let boots = listed(&String::from_utf8_lossy(&list));
+        let mut failure = None;
+        let started = |boot: &str| {
+            // The first line has all that is wanted, and the rest can be gigabytes.
+            let entry = self.output(&[&format!("_BOOT_ID={boot}")], FIRST_LINE, stop);
+            let entry = entry.map_err(|e| failure = Some(e)).ok()?;
+            Cursor::of_entry(&entry).map(|cursor| cursor.realtime)
+        };
+        let parts = parts(boots, current.as_deref(), sent, started);
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        let mut parts = VecDeque::from(parts);
         let Some(first) = parts.pop_front() else {
             let folder = self.journal_directory.as_deref().unwrap_or(Path::new(""));
             return Err(Failure::Missing(format!("{}: there is no journal there", shown(folder))));
@@ -83,26 +98,35 @@ impl Options {
         command
     }
 
-    /// Returns what a run prints that ends by itself.
-    fn output(&self, arguments: &[&str]) -> Result<String, Failure> {
-        let output = self.command().args(arguments).output().map_err(starting())?;
-        if output.status.success() || output.stderr.is_empty() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    /// Returns what a run prints until it ends by itself, or until there are `most` bytes.
+    fn output(&self, arguments: &[&str], most: u64, stop: &Stop) -> Result<Vec<u8>, Failure> {
+        let (mut child, mut output) = spawn(self.command().args(arguments))?;
+        let mut bytes = Vec::new();
+        let mut chunk = [0; 4096];
+        let outcome = loop {
+            match wait_readable(&[stop.fd(), output.as_fd()], None) {
+                Ok(Some(0)) => break Err(Failure::Stopped("asked to stop".to_owned())),
+                Ok(Some(_)) => {}
+                Ok(None) => continue,
+                Err(e) => break Err(reading()(e)),
+            }
+            match output.read(&mut chunk) {
+                Ok(0) => break Ok(true),
+                Ok(count) => bytes.extend_from_slice(&chunk[..count]),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => break Err(reading()(e)),
+            }
+            if bytes.len() as u64 >= most {
+                break Ok(false);
+            }
+        };
+        if !matches!(outcome, Ok(true)) {
+            end(&mut child);
         }
-        let words = String::from_utf8_lossy(&output.stderr);
-        Err(Failure::Refused(format!("{PROGRAM}: {}", words.trim_end())))
-    }
-
-    /// Returns when the first entry of a boot was written, in microseconds since 1970.
-    fn started(&self, boot: &str) -> Result<Option<u64>, Failure> {
-        let of_boot = format!("_BOOT_ID={boot}");
-        let mut child = self.command().arg(of_boot).spawn().map_err(starting())?;
-        // The first line has all that is wanted, and the rest can be gigabytes.
-        let mut bytes = vec![0; 4096];
-        let read = child.stdout.take().map(|mut output| output.read(&mut bytes)).transpose();
-        end(&mut child);
-        bytes.truncate(read.map_err(reading())?.unwrap_or_default());
-        Ok(Cursor::of_entry(&bytes).map(|cursor| cursor.realtime))
+        if outcome? {
+            expect_success(&mut child)?;
+        }
+        Ok(bytes)
     }
 
     fn start(&self, part: &Part) -> Result<(Child, ChildStdout), Failure> {
@@ -114,21 +138,16 @@ impl Options {
         if part.follows && !self.no_follow {
             command.args(["--follow", "--no-tail"]);
         }
-        let mut child = command.spawn().map_err(starting())?;
-        match child.stdout.take() {
-            Some(output) => Ok((child, output)),
-            None => Err(Failure::Refused(format!("{PROGRAM} has no output"))),
-        }
+        spawn(&mut command)
     }
 }
 
 impl Journal {
     /// Goes on with the next part at the end of one, and returns whether there is one.
     fn next(&mut self) -> Result<bool, Failure> {
-        let status = self.child.wait().map_err(reading())?;
-        let is_over = self.parts.is_empty();
-        if !status.success() || (is_over && !self.options.no_follow) {
-            return Err(Failure::Refused(format!("{PROGRAM} has ended: {status}")));
+        expect_success(&mut self.child)?;
+        if self.parts.is_empty() && !self.options.no_follow {
+            return Err(Failure::Refused(format!("{PROGRAM} has ended by itself")));
         }
         if let Some(mut repeats) = self.repeats.take() {
             self.ready = io::Cursor::new(repeats.rest());
@@ -179,6 +198,24 @@ impl Drop for Journal {
     }
 }
 
+/// Starts a child. Its messages go where this program's go.
+fn spawn(command: &mut Command) -> Result<(Child, ChildStdout), Failure> {
+    let mut child = command.spawn().map_err(starting())?;
+    match child.stdout.take() {
+        Some(output) => Ok((child, output)),
+        None => Err(Failure::Refused(format!("{PROGRAM} has no output"))),
+    }
+}
+
+/// Waits for a child that has closed its output.
+fn expect_success(child: &mut Child) -> Outcome {
+    let status = child.wait().map_err(reading())?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::Refused(format!("{PROGRAM} has failed ({status}); its message is above")))
+}
+
 /// Ends a child that is no longer needed.
 fn end(child: &mut Child) {
     // It may have ended by itself.
@@ -189,7 +226,9 @@ fn end(child: &mut Child) {
 /// Returns the boot that this machine is in.
 fn current_boot() -> Result<String, Failure> {
     const FILE: &str = "/proc/sys/kernel/random/boot_id";
-    let id = std::fs::read_to_string(FILE).map_err(Failure::io(format!("{FILE}: cannot read")))?;
+    let id = std::fs::read_to_string(FILE).map_err(Failure::io(format!(
+        "{FILE}: cannot read (mount -t proc proc /proc, if there is none)"
+    )))?;
     Ok(id.trim_end().replace('-', ""))
 }
 

@@ -31,7 +31,7 @@ pub struct Division {
     pub credentials: bool,
 }
 
-/// What is wrong with the end of a connection.
+/// An error of a sender, which ends its connection.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Fault {
     /// A record is longer than the longest one.

@@ -35,7 +35,7 @@ pub struct Endpoint {
     path: PathBuf,
 }
 
-/// What is sent to a socket.
+/// Kind of a socket: records over connections, or datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     Streams,

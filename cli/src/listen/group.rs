@@ -30,7 +30,8 @@ impl Group {
         self.owners.push(owner);
     }
 
-    /// Adds the items of a datagram: one, or as many as it takes if an item has at most `max` bytes.
+    /// Adds the items of a datagram: one, or as many as it takes if an item has at most `max`
+    /// bytes.
     pub fn add_datagram(&mut self, prefix: &str, bytes: &[u8], max: usize) {
         let max = max.saturating_sub(prefix.len()).max(1);
         let count = bytes.len().div_ceil(max).max(1);

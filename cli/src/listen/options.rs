@@ -25,7 +25,8 @@ pub struct ListenOptions {
     /// get acknowledgements; repeat it for more
     #[arg(long, value_name = "SOCKET", value_parser = OsStringValueParser::new().try_map(|text: OsString| Endpoint::parse(&text)))]
     pub listen: Vec<Endpoint>,
-    /// With --listen: begin each item with its sender, as the kernel names it: pid=4711 uid=1000 gid=1000
+    /// With --listen: begin each item with its sender, as the kernel names it: pid=4711 uid=1000
+    /// gid=1000
     #[arg(long, requires = "listen")]
     pub credentials: bool,
     /// With --listen: mode of the sockets, in octal (without it 600, or 660 with --socket-group)

@@ -105,7 +105,7 @@ impl<'p, 'a> Server<'p, 'a> {
             }
         }
         self.close();
-        // What was sent is in the kernel, which takes no more of it: this ends.
+        // The kernel holds the bytes that were sent, and takes no more: the loop ends.
         while self.connections.iter().any(Connection::is_open) || !self.datagrams.is_empty() {
             self.turn(Duration::ZERO)?;
         }

@@ -48,7 +48,7 @@ fn send_from(stream: &UnixStream, sender: u64, from: u64, acknowledged: &AtomicU
             match (&*stream).write(rest) {
                 Ok(count) => rest = &rest[count..],
                 Err(e) if e.kind() == ErrorKind::WouldBlock => {}
-                // What was acknowledged before the end is still to be read.
+                // Acknowledgements from before the end can still be read.
                 Err(_) => is_open = false,
             }
             loop {

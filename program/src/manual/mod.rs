@@ -1,8 +1,8 @@
 //! Man pages and shell completions of a program, written from the definition of its command line.
 //!
-//! A hidden `blockring generate DIRECTORY`, or `--generate DIRECTORY` of a program without commands,
-//! writes them. It is no part of the documented command line, so that pages and completions do not
-//! mention it.
+//! A hidden `blockring generate DIRECTORY`, or `--generate DIRECTORY` of a program without
+//! commands, writes them. It is no part of the documented command line, so that pages and
+//! completions do not mention it.
 
 mod blocks;
 mod page;

@@ -50,7 +50,8 @@ pub struct Arguments {
     /// Group of that socket, by name or number
     #[arg(long, value_name = "GROUP")]
     pub socket_group: Option<String>,
-    /// Accept front ends on this inherited listening socket, whatever name a service manager gives it
+    /// Accept front ends on this inherited listening socket, whatever name a service manager gives
+    /// it
     #[arg(long, value_name = "FDNUM")]
     pub fd: Option<i32>,
     /// Print what this program can do, as JSON, and end

@@ -54,8 +54,8 @@ fn warn_of_waits(signaller: &Signaller) {
 }
 
 /// Serves the ring until SIGTERM or SIGINT, which also end a long start. Everything that was
-/// answered is then in the region, and durable. `manager` is told when clients can connect, and that
-/// the queue's thread is alive.
+/// answered is then in the region, and durable. `manager` is told when clients can connect, and
+/// that the queue's thread is alive.
 ///
 /// # Errors
 ///

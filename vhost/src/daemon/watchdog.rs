@@ -46,8 +46,8 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// Starts to watch: every thread must have ended `GRACE` after a stop was asked for, and the
-    /// queue's thread must give way to those that wait for it (`waiters`). Gives `manager` the signs
-    /// of life that it wants.
+    /// queue's thread must give way to those that wait for it (`waiters`). Gives `manager` the
+    /// signs of life that it wants.
     ///
     /// # Errors
     ///

@@ -75,8 +75,8 @@ impl Engine<'_, '_> {
         }
     }
 
-    /// Returns the state of the forwarder in one line. The sink is not named: a server's address may
-    /// hold a password.
+    /// Returns the state of the forwarder in one line. The sink is not named: a server's address
+    /// may hold a password.
     fn status_line(&self) -> String {
         let failing = self.rings.values().filter(|ring| ring.report.error.is_some()).count();
         let rings = if self.rings.len() == 1 { "ring" } else { "rings" };
