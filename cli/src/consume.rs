@@ -283,8 +283,8 @@ impl Consume {
 
 fn ambiguous(at: Position, why: &Ambiguous) -> Failure {
     Failure::Refused(format!(
-        "cannot write the item at position {at}: {why}; it is still in the ring (take it with --framing length, or choose \
-         --on-separator escape)"
+        "cannot write the item at position {at}: {why}; it is still in the ring ({})",
+        why.remedy()
     ))
 }
 

@@ -38,6 +38,16 @@ pub enum Ambiguous {
     NoEntry,
 }
 
+impl Ambiguous {
+    /// Returns how the item can be written.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Separator { .. } => "choose --framing length, or --on-separator escape",
+            Self::NoEntry => "choose --framing length",
+        }
+    }
+}
+
 impl Framing {
     /// Returns the byte that ends an item, if the framing has one.
     pub fn delimiter(self) -> Option<u8> {

@@ -178,6 +178,9 @@ fn journal_is_followed_and_a_stop_is_no_error() {
 #[test]
 fn misuse_is_refused_by_name() {
     let scene = Scene::with_ring("64K");
+    scene.succeed("echo line | $RING produce ring");
+    let output = scene.shell("$RING consume --framing export ring");
+    assert_fails(&output, 1, "in the ring (choose --framing length)");
     let usage = |words: &str, wanted: &str| {
         assert_fails(&scene.shell(&format!("$RING produce {words} ring")), 2, wanted);
     };

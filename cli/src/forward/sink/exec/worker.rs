@@ -281,8 +281,9 @@ fn frame(manner: &Manner, batch: &Batch, item: &Item, input: &mut Vec<u8>) -> Re
     manner.framing.join(bytes, manner.on_separator, input).map_err(|e| {
         input.truncate(begin);
         format!(
-            "cannot give the item at position {} to the command: {e}; it is still in the ring (choose --framing length, or --on-separator escape)",
-            item.position
+            "cannot give the item at position {} to the command: {e}; it is still in the ring ({})",
+            item.position,
+            e.remedy()
         )
     })
 }

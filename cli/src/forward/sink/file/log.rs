@@ -152,8 +152,9 @@ impl Log {
             let bytes = batch.bytes.get(item.range.clone()).unwrap_or_default();
             if let Err(e) = framing.join(bytes, on_separator, &mut self.buffer) {
                 outcome.refused = Some(format!(
-                    "cannot write the item at position {}: {e}; it is still in the ring (choose --framing length, or --on-separator escape)",
-                    item.position
+                    "cannot write the item at position {}: {e}; it is still in the ring ({})",
+                    item.position,
+                    e.remedy()
                 ));
                 break;
             }
