@@ -4,6 +4,7 @@ use super::super::super::super::framing::{Framing, OnSeparator};
 use super::super::{Arrived, Batch, RingFacts, checksum};
 use super::FileOptions;
 use super::compress::Compressor;
+use super::locked::Locked;
 use super::record::{Entry, Line, Record, RecordError};
 use super::rotation::{beside, kept, numbered, remove_old};
 use nix::errno::Errno;
@@ -41,7 +42,7 @@ pub struct BatchOutcome {
 pub struct Log {
     path: PathBuf,
     style: Style,
-    file: File,
+    file: Locked,
     record: Record,
     compressor: Arc<Compressor>,
     buffer: Vec<u8>,
@@ -332,16 +333,15 @@ fn refuse_reserved(path: &Path) -> io::Result<()> {
 }
 
 /// Opens the file, which nobody else may write to by this or another name.
-fn open_data(path: &Path) -> io::Result<File> {
+fn open_data(path: &Path) -> io::Result<Locked> {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
+    Locked::try_new(file).map_err(|e| match e {
+        TryLockError::WouldBlock => {
             let text = "it is written to by another name already (is there a link?)";
-            Err(io::Error::new(ErrorKind::ResourceBusy, text))
+            io::Error::new(ErrorKind::ResourceBusy, text)
         }
-        Err(TryLockError::Error(e)) => Err(e),
-    }
+        TryLockError::Error(e) => e,
+    })
 }
 
 /// Makes the names in the folder of `path` durable.

@@ -5,6 +5,7 @@
 //! file never has a part of an item for long, nor an item twice.
 
 mod compress;
+mod locked;
 mod log;
 mod pool;
 mod record;

@@ -5,12 +5,13 @@
 //! flush; what a crash leaves of it does not parse, and is cut off.
 
 use super::super::Arrived;
+use super::locked::Locked;
 use super::log::sync_folder;
 use serde::{Deserialize, Serialize};
 use shared_block_ring::Position;
 use shared_block_ring::device::shown;
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -62,7 +63,7 @@ pub struct Entry {
 #[derive(Debug)]
 pub struct Record {
     path: PathBuf,
-    file: File,
+    file: Locked,
     bytes: u64,
     /// The last line, without its rings.
     pub state: Line,
@@ -104,7 +105,7 @@ impl Record {
             rings: BTreeMap::new(),
         };
         let mut text = Vec::new();
-        record.file.read_to_end(&mut text)?;
+        (&*record.file).read_to_end(&mut text)?;
         for part in text.split_inclusive(|byte| *byte == b'\n') {
             let whole = part.strip_suffix(b"\n");
             let Some(Ok(line)) = whole.map(serde_json::from_slice::<Line>) else { break };
@@ -174,7 +175,7 @@ impl Record {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path)?;
         // Before it has the name by which others look for it.
-        file.try_lock().map_err(io::Error::from)?;
+        let file = Locked::try_new(file).map_err(io::Error::from)?;
         file.write_all_at(&text, 0)?;
         file.sync_all()?;
         std::fs::rename(&path, &self.path)?;
@@ -192,18 +193,17 @@ fn text(line: &Line) -> io::Result<Vec<u8>> {
 }
 
 /// Opens and locks the file with that name.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock(path: &Path) -> io::Result<Locked> {
     for _ in 0..ATTEMPTS {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+        let file = Locked::try_new(file).map_err(|e| match e {
+            TryLockError::WouldBlock => {
                 let text = "another process writes it (only one forwarder can)";
-                return Err(io::Error::new(ErrorKind::ResourceBusy, text));
+                io::Error::new(ErrorKind::ResourceBusy, text)
             }
-            Err(TryLockError::Error(e)) => return Err(e),
-        }
+            TryLockError::Error(e) => e,
+        })?;
         // Its holder may have replaced it in between.
         let (ours, there) = (file.metadata()?, std::fs::metadata(path));
         if there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
