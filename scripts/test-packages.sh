@@ -53,48 +53,9 @@ inside() {
         env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"
 }
 
-# boot UNIT: has systemd run it as the first process of the copy, in namespaces and a control group of its own.
+# boot UNIT: has systemd run it as the first process of the copy.
 boot() {
-    local status=0
-    # shellcheck disable=SC2016 # variables of the shell inside
-    timeout --kill-after=10 180 unshare --mount --pid --net --uts --ipc --fork --kill-child bash -euc '
-        root=$1 groups=$2
-        mkdir "$groups"
-        mount -t cgroup2 cgroup2 "$groups"
-        mkdir -p "$groups/${groups//\//-}"
-        echo 0 >"$groups/${groups//\//-}/cgroup.procs"
-        umount "$groups"
-        exec unshare --cgroup bash -euc "$3" bash "$root" "$4"' bash "$root" "$work/groups" '
-        root=$1
-        mount --bind "$root" "$root"
-        cd "$root"
-        mount -t proc proc proc
-        mount -t sysfs -o ro sysfs sys
-        mount -t cgroup2 cgroup2 sys/fs/cgroup
-        # This machine stays as it is.
-        mount --bind proc/sys proc/sys
-        mount -o remount,bind,ro proc/sys
-        mount -t tmpfs -o mode=755 dev dev
-        mkdir dev/shm dev/pts
-        mount -t tmpfs shm dev/shm
-        mount -t devpts -o newinstance,ptmxmode=666 devpts dev/pts
-        ln -s pts/ptmx dev/ptmx
-        ln -s /proc/self/fd dev/fd
-        for node in null zero full random urandom tty; do
-            touch "dev/$node"
-            mount --bind "/dev/$node" "dev/$node"
-        done
-        mount -t tmpfs -o mode=755 run run
-        pivot_root . mnt
-        umount -l mnt
-        exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit="$2" --log-target=journal --show-status=no' \
-        "$1" </dev/null >"$work/boot" 2>&1 || { cat "$work/boot"; status=1; }
-    # The groups outlive their processes.
-    # shellcheck disable=SC2016 # variables of the shell inside
-    unshare --mount bash -euc '
-        mount -t cgroup2 cgroup2 "$1"
-        find "$1/${1//\//-}" -depth -type d -exec rmdir {} +' bash "$work/groups"
-    return "$status"
+    timeout --kill-after=10 180 scripts/systemd-in.sh "$root" "$1" </dev/null >"$work/boot" 2>&1 || { cat "$work/boot"; return 1; }
 }
 
 # A bare system that has also fetched, and not installed, what the packages depend on: the test itself needs no network.
@@ -153,6 +114,9 @@ install /debs/blockring-guest.deb
 [ "$(inside "$root" dpkg-query -W | wc -l)" = $((before + 1)) ] || fail "blockring-guest has brought other packages"
 inside "$root" blockring --version | grep -q '^blockring ' || fail "blockring does not run"
 cp "$root"/usr/lib/systemd/system/blockring-{journal,exec}@.service "$work"
+# As `systemctl enable` does it.
+mkdir "$root/etc/systemd/system/sysinit.target.wants"
+ln -s /lib/systemd/system/blockring-journal@.service "$root/etc/systemd/system/sysinit.target.wants/blockring-journal@logs.service"
 [ -x "$root/usr/lib/blockring/exec-commands" ] || fail "there is no program for blockring-exec@.service"
 
 say "the host's packages"

@@ -45,4 +45,4 @@ pub use image::ImageSpec;
 pub use job::{Job, Output};
 pub use process::{Daemon, wait_until};
 pub use qemu::GuestBuilder;
-pub use system::System;
+pub use system::{Host, Packages, System};

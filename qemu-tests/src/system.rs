@@ -1,4 +1,4 @@
-//! A guest's disk with a whole Debian, whose init is systemd.
+//! A whole Debian, whose init is systemd: as a guest's disk, or booted on this machine.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::error::{Error, Result};
-use crate::{assets, binaries};
+use crate::scene::SOON;
+use crate::{Daemon, assets, binaries, wait_until};
 
 /// The size of the disk, which is sparse.
 const SIZE: &str = "1G";
@@ -32,8 +33,8 @@ const MASKED: [&str; 5] = [
     "e2scrub_reap.service",
 ];
 
-/// A Debian system in a folder, which becomes a disk. It takes commands as every guest does, once
-/// its services have started.
+/// A Debian system in a folder, which becomes a disk, or boots on this machine. A guest with that
+/// disk takes commands as every guest does, once its services have started.
 #[derive(Debug)]
 pub struct System {
     root: tempfile::TempDir,
@@ -62,17 +63,13 @@ impl System {
         Ok(system)
     }
 
-    /// Makes the Debian package of that name from the programs that were built, and installs it.
-    pub fn install_own(&self, name: &str) -> Result<()> {
-        let built = binaries::release()?;
-        let programs = built.blockring().parent().map(|folder| folder.display().to_string());
-        let folder = self.path("packages").display().to_string();
-        let arguments = ["--programs", &programs.unwrap_or_default(), &folder];
-        assets::run_script("scripts/package.sh", &arguments)?;
-        self.sh(&format!("dpkg -i /packages/{name}_*.deb"))
+    /// Installs packages of the workspace with what they depend on.
+    pub fn install(&self, packages: &Packages, names: &[&str]) -> Result<()> {
+        let folder = packages.copy_into(self)?;
+        self.sh(&install_command(&folder, names))
     }
 
-    /// Returns where a path of the guest is, without its leading slash.
+    /// Returns where a path of the system is, without its leading slash.
     pub fn path(&self, name: &str) -> PathBuf {
         self.root.path().join(name)
     }
@@ -105,7 +102,8 @@ impl System {
         run(command.arg(self.root.path()).args(words))
     }
 
-    fn sh(&self, command: &str) -> Result<()> {
+    /// Runs a shell command in the system, before it is a disk or has booted.
+    pub fn sh(&self, command: &str) -> Result<()> {
         self.run(&["env", "DEBIAN_FRONTEND=noninteractive", "sh", "-c", command])
     }
 
@@ -117,13 +115,105 @@ impl System {
         run(&mut command)?;
         Ok(disk)
     }
+
+    /// Boots the system on this machine, without a kernel of its own
+    /// (`scripts/systemd-in.sh`). Its messages go into `folder`.
+    pub fn boot(self, folder: &Path) -> Result<Host> {
+        let mut command = Command::new(binaries::workspace().join("scripts/systemd-in.sh"));
+        command.arg(self.root.path()).arg("multi-user.target");
+        let mut process = Daemon::spawn("systemd", command, folder)?;
+        process.wait_for("starting", SOON, |process| process.stdout().ends_with(b"\n"))?;
+        let first = String::from_utf8_lossy(&process.stdout()).trim().to_owned();
+        let host = Host { system: self, process, first };
+        let is_up = || host.check("systemctl is-active multi-user.target").is_ok();
+        if !wait_until(SOON, is_up) {
+            host.check("systemctl list-jobs >&2; exit 1")?;
+        }
+        Ok(host)
+    }
+}
+
+/// A booted [`System`] whose processes are this machine's: what QEMU, outside of it, uses as its
+/// host. Killed on drop.
+#[derive(Debug)]
+pub struct Host {
+    process: Daemon,
+    /// The id of its first process.
+    first: String,
+    // Last, so that it is removed when the processes are gone.
+    system: System,
+}
+
+impl Host {
+    /// Runs a shell command that must succeed, and returns its standard output.
+    pub fn check(&self, command: &str) -> Result<String> {
+        let mut enter = Command::new("nsenter");
+        enter.args(["--all", "--target", &self.first, "env", "-i"]);
+        enter.args(["PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LC_ALL=C.UTF-8"]);
+        output(enter.args(["DEBIAN_FRONTEND=noninteractive", "sh", "-c", command]))
+    }
+
+    /// Returns where this machine finds a path of the booted system, without its leading slash.
+    pub fn path(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root/{name}", self.first))
+    }
+
+    /// Installs packages of the workspace while the system runs.
+    pub fn install(&self, packages: &Packages, names: &[&str]) -> Result<()> {
+        let folder = packages.copy_into(&self.system)?;
+        self.check(&install_command(&folder, names)).map(drop)
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // The script removes its control group; if it does not end, it is killed with all others.
+        let _ = self.process.terminate(SOON);
+    }
+}
+
+/// Debian packages of the programs that were built, all of one version.
+#[derive(Debug)]
+pub struct Packages {
+    version: String,
+    folder: tempfile::TempDir,
+}
+
+impl Packages {
+    /// Makes them, as a release of this version.
+    pub fn make(version: &str) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
+        let built = binaries::release()?;
+        let programs = built.blockring().parent().map(|folder| folder.display().to_string());
+        let (programs, to) = (programs.unwrap_or_default(), folder.path().display().to_string());
+        let arguments = ["--version", version, "--programs", &programs, &to];
+        assets::run_script("scripts/package.sh", &arguments)?;
+        Ok(Self { version: version.to_owned(), folder })
+    }
+
+    /// Returns where they are then, as the system sees it.
+    fn copy_into(&self, system: &System) -> Result<String> {
+        let name = format!("packages-{}", self.version);
+        run(Command::new("cp").arg("-a").arg(self.folder.path()).arg(system.path(&name)))?;
+        Ok(format!("/{name}"))
+    }
+}
+
+fn install_command(folder: &str, names: &[&str]) -> String {
+    let packages: Vec<_> = names.iter().map(|name| format!("./{name}_*.deb")).collect();
+    format!("cd {folder} && apt-get install -q -y --no-install-recommends {}", packages.join(" "))
 }
 
 fn run(command: &mut Command) -> Result<()> {
+    output(command).map(drop)
+}
+
+fn output(command: &mut Command) -> Result<String> {
     let output = command.output().map_err(Error::io("starting a program of the system"))?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
-    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    let said = [output.stdout, output.stderr].concat();
+    let stderr = String::from_utf8_lossy(&said).into_owned();
     Err(Error::Build { command: format!("{command:?}"), stderr })
 }
