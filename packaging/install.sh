@@ -42,7 +42,7 @@ wanted() {
     (cd usr && find . -type f) | sed 's|^\./||' | while read -r file; do
         case "$guest,$file" in
             yes,*vhost-device-blockring* | yes,*/blockring@* | yes,*/blockring-forward.service) ;;
-            ,*/blockring-journal@* | ,*/blockring-exec@* | ,lib/blockring/*) ;;
+            ,*/blockring-journal@* | ,*/blockring-listen@* | ,*/blockring-exec@* | ,lib/blockring/*) ;;
             *) echo "$file" ;;
         esac
     done

@@ -113,7 +113,7 @@ before=$(inside "$root" dpkg-query -W | wc -l)
 install /debs/blockring-guest.deb
 [ "$(inside "$root" dpkg-query -W | wc -l)" = $((before + 1)) ] || fail "blockring-guest has brought other packages"
 inside "$root" blockring --version | grep -q '^blockring ' || fail "blockring does not run"
-cp "$root"/usr/lib/systemd/system/blockring-{journal,exec}@.service "$work"
+cp "$root"/usr/lib/systemd/system/blockring-{journal,exec,listen}@.* "$work"
 # As `systemctl enable` does it.
 mkdir "$root/etc/systemd/system/sysinit.target.wants"
 ln -s /lib/systemd/system/blockring-journal@.service "$root/etc/systemd/system/sysinit.target.wants/blockring-journal@logs.service"
@@ -149,15 +149,16 @@ inside "$root" $as_user blockring forward --check-config --config /etc/blockring
     grep -q 'the configuration is sound' || fail "forward.toml is not sound"
 
 say "units"
-cp "$work"/blockring-{journal,exec}@.service "$root/usr/lib/systemd/system"
-units=(blockring@web.service blockring@web.socket blockring-forward.service blockring-journal@logs.service blockring-exec@web.service)
+cp "$work"/blockring-{journal,exec,listen}@.* "$root/usr/lib/systemd/system"
+units=(blockring@web.service blockring@web.socket blockring-forward.service blockring-journal@logs.service blockring-exec@web.service
+    blockring-listen@logs.service blockring-listen@logs.socket)
 inside "$root" systemd-analyze verify --man=no "${units[@]}" >"$work/verify" 2>&1 || fail "systemd objects: $(cat "$work/verify")"
 [ ! -s "$work/verify" ] || fail "systemd objects: $(cat "$work/verify")"
-for unit in blockring@.service blockring-forward.service blockring-journal@.service; do
+for unit in blockring@.service blockring-forward.service blockring-journal@.service blockring-listen@.service; do
     inside "$root" systemd-analyze security --offline=true --threshold=20 --no-pager "/usr/lib/systemd/system/$unit" >"$work/security" ||
         fail "$unit is exposed too much: $(cat "$work/security")"
 done
-rm "$root"/usr/lib/systemd/system/blockring-{journal,exec}@.service
+rm "$root"/usr/lib/systemd/system/blockring-{journal,exec,listen}@.*
 
 say "services, under systemd"
 mkdir "$root/services"

@@ -3,11 +3,12 @@
 use super::address::Device;
 use super::failure::Failure;
 use super::forward::rings::RingSpec;
+use super::passed::{PassedSocket, take_all};
 use log::Level;
 use ring_metrics::{Address, Ages, Bound, RingReading, Scrape};
 use ring_program::descriptors::REMEDY;
 use ring_program::say;
-use ring_program::sockets::Access;
+use ring_program::sockets::{Access, require_listening};
 use shared_block_ring::device::{BlockDevice, is_role_held};
 use shared_block_ring::format::Side;
 use shared_block_ring::{DebugInfo, RingDevice, UnixDevice};
@@ -29,15 +30,31 @@ const VIEW: u64 = 2;
 /// The time after which a backend is asked anew for its ring: it may be another one by then.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
-/// Listens at the addresses of `--metrics`.
+/// The name of a socket that a service manager passes for metrics.
+const METRICS: &str = "metrics";
+
+/// Listens at the addresses of `--metrics`, and at the sockets that a service manager passes.
 pub fn listen(addresses: &[Address]) -> Result<Vec<Bound>, Failure> {
     let on = |address: &Address| {
         let bound = Bound::on(address, &Access::default());
-        let bound = bound.map_err(Failure::io(format!("--metrics {address}")))?;
-        say!("metrics at {}", bound.name());
-        Ok(bound)
+        bound.map_err(Failure::io(format!("--metrics {address}")))
     };
-    addresses.iter().map(on).collect()
+    let passed = |passed: PassedSocket| {
+        if passed.name() != METRICS {
+            return Err(Failure::Usage(format!(
+                "{passed}: FileDescriptorName= in its socket unit has to be {METRICS}"
+            )));
+        }
+        let what = passed.to_string();
+        let bound = require_listening(&passed.socket);
+        bound.and_then(|()| Bound::inherited(passed.socket)).map_err(Failure::io(what))
+    };
+    let passed = take_all()?.into_iter().map(passed);
+    let bound: Vec<_> = addresses.iter().map(on).chain(passed).collect::<Result<_, _>>()?;
+    for one in &bound {
+        say!("metrics at {}", one.name());
+    }
+    Ok(bound)
 }
 
 /// An open ring without a role.

@@ -5,7 +5,7 @@ use super::failure::{Failure, Outcome};
 use super::framing::Framing;
 use super::input::{Input, Source};
 use super::journald::{self, Trail};
-use super::listen::{self, ListenOptions};
+use super::listen::{self, Entrance, ListenOptions};
 use super::output::{require_messages, say};
 use super::oversize::OnTooLarge;
 use super::pump::{Division, Pump};
@@ -41,7 +41,10 @@ none, whatever has ended produce. It may shut down its side to end its records, 
 the last number and the end. A sender that does not read the numbers is not waited for; a later
 line has the newest number. A record that is too large closes its connection behind the records
 before it, and such a datagram is dropped; both are counted as too_large_dropped. SIGTERM takes
-what was sent by then. A service manager is told of start and end (NOTIFY_SOCKET).
+what was sent by then. A service manager is told of start and end (NOTIFY_SOCKET), and that
+produce is alive (WATCHDOG_USEC). The sockets of `--listen passed` are the service manager's: they
+stay as they are when produce ends, and what was not received by then is received after the next
+start.
 
 With --json the last line of standard error is one JSON object, however produce ends: items,
 bytes, in_doubt, dropped, too_large_dropped, too_large_split, full_waits, suspend_waits,
@@ -113,7 +116,7 @@ pub struct Counts {
 enum Origin {
     Input(Input),
     Journal,
-    Sockets,
+    Sockets(Vec<Entrance>),
 }
 
 impl Produce {
@@ -125,6 +128,7 @@ impl Produce {
             Err(failure) if failure.is_stop() => return Ok(()),
             opened => opened?,
         };
+        let mut entrances = Vec::new();
         let (mut producer, input, trail) = match origin {
             Origin::Input(input) => {
                 self.address.refuse_as_input(&device)?;
@@ -135,7 +139,10 @@ impl Produce {
                 Err(Failure::Stopped(_)) => return Ok(()),
                 start => start?,
             },
-            Origin::Sockets => (self.attach(device, &client())?, None, None),
+            Origin::Sockets(all) => {
+                entrances = all;
+                (self.attach(device, &client())?, None, None)
+            }
         };
         if self.no_flush {
             producer.set_durability(Durability::PageCache);
@@ -152,7 +159,8 @@ impl Produce {
             Pump::new(&mut pusher, stop, division).run(&mut *input)
         } else {
             let received = counts.received.insert(listen::Counts::default());
-            listen::run(&self.sockets, (framing, on_too_large), &mut pusher, stop, received)
+            let sockets = (&self.sockets, entrances);
+            listen::run(sockets, (framing, on_too_large), &mut pusher, stop, received)
         };
         counts.items = pusher.counts;
         if !self.json {
@@ -175,8 +183,9 @@ impl Produce {
         if self.sockets.listen.is_empty() {
             return Ok(Origin::Input(Input::open()?));
         }
-        self.sockets.check(self.framing, self.on_full, self.on_too_large)?;
-        Ok(Origin::Sockets)
+        let entrances = self.sockets.entrances()?;
+        self.sockets.check(&entrances, self.framing, self.on_full, self.on_too_large)?;
+        Ok(Origin::Sockets(entrances))
     }
 
     fn attach(&self, device: Device, client: &str) -> Result<Producer<Device>, Failure> {

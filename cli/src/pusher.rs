@@ -5,6 +5,7 @@ use super::address::Device;
 use super::failure::{Failure, Outcome};
 use super::fate::{Fate, Place, is_unbounded};
 use super::journald::Trail;
+use super::life::Life;
 use super::oversize::TooLarge;
 use super::produce::OnFull;
 use super::splitter::Piece;
@@ -63,6 +64,8 @@ pub struct Pusher<'a> {
     lookout: Lookout,
     /// The entries of the journal that were sent last, if that is the input.
     trail: Option<Trail>,
+    /// The signs of life, if a service manager is told of this process.
+    life: Option<Life>,
 }
 
 impl<'a> Pusher<'a> {
@@ -87,6 +90,19 @@ impl<'a> Pusher<'a> {
             looked: Instant::now(),
             lookout: Lookout::default(),
             trail,
+            life: None,
+        }
+    }
+
+    /// Gives signs of life from now on.
+    pub fn give_signs(&mut self, life: Life) {
+        self.life = Some(life);
+    }
+
+    /// Tells the service manager of the end.
+    pub fn stopping(&self) {
+        if let Some(life) = &self.life {
+            life.manager().stopping("ends");
         }
     }
 
@@ -164,6 +180,7 @@ impl<'a> Pusher<'a> {
     /// whether to go on: an answer that does not come because the process was asked to stop is no
     /// failure.
     pub fn look_now_and_then(&mut self) -> Result<bool, Failure> {
+        self.sign();
         self.confirm_now_and_then()?;
         if self.looked.elapsed() >= LOOK {
             match self.producer.state() {
@@ -174,6 +191,12 @@ impl<'a> Pusher<'a> {
             self.looked = Instant::now();
         }
         Ok(true)
+    }
+
+    fn sign(&mut self) {
+        if let Some(life) = &mut self.life {
+            life.sign();
+        }
     }
 
     fn confirm_now_and_then(&mut self) -> Outcome {
@@ -246,9 +269,13 @@ impl<'a> Pusher<'a> {
 
     fn pause(&mut self, wait: &mut Wait, suspended: bool) -> Outcome {
         self.confirm_now_and_then()?;
-        let woken = wait.pause(self.producer.device(), &[self.stop.fd()]).map_err(Error::from)?;
+        self.sign();
+        let timer = self.life.as_ref().and_then(Life::timer);
+        let ends: Vec<_> = [self.stop.fd()].into_iter().chain(timer).collect();
+        let woken = wait.pause(self.producer.device(), &ends).map_err(Error::from)?;
         match (woken, suspended) {
-            (Woken::Elapsed, _) => Ok(()),
+            // Only the first of them is the request to stop.
+            (Woken::Elapsed | Woken::Readable(1..), _) => Ok(()),
             (Woken::Readable(_), true) => Err(Failure::Suspended("asked to stop".to_owned())),
             (Woken::Readable(_), false) => {
                 Err(Failure::Stopped("asked to stop while the ring was full".to_owned()))

@@ -10,6 +10,7 @@ use nix::sys::socket::{SockType, accept};
 use ring_metrics::Program;
 use ring_test_support::metrics::{Samples, get, scrape};
 use ring_test_support::process::{Guarded, ended, eventually, signal};
+use ring_test_support::service::{as_service, pass};
 use ring_test_support::{assert_fails, assert_ok};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -287,4 +288,25 @@ fn forwarder_counts_failures_of_ring_and_sink() {
             && samples.of_ring("blockring_forward_ring_failures_total", "bad") > 1.0
             && samples.of_ring("blockring_ring_up", "bad") == 0.0
     });
+}
+
+#[test]
+fn metrics_are_offered_on_a_socket_that_a_service_manager_passes_and_keeps() {
+    let scene = Scene::with_ring("64K");
+    let socket = std::os::unix::net::UnixListener::bind(scene.path("m")).unwrap();
+    let words = ["forward", "ring", "--to", "file:out"];
+    let command = |name: &str| {
+        let mut command = as_service(&scene.command(&words));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        pass(&mut command, &[(name, socket.try_clone().unwrap().into())]);
+        command
+    };
+    for _ in 0..2 {
+        let forwarder = Guarded::start(&mut command("metrics"));
+        eventually("the ring is open", || state(&samples(&scene), "ring", "ready"));
+        signal(&forwarder, Signal::SIGTERM);
+        assert_ok(&ended(forwarder, "forward"));
+    }
+    let output = ended(Guarded::start(&mut command("log")), "forward");
+    assert_fails(&output, 2, "socket `log` (descriptor 3): FileDescriptorName= in its socket unit");
 }

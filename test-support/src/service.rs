@@ -1,13 +1,63 @@
-//! A service manager's end of a service: the socket that the service tells it about itself.
+//! A service manager's end of a service: the socket that the service tells it about itself, and
+//! the sockets that it passes.
 
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::unistd::dup2_raw;
 use std::io::ErrorKind;
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 /// Long enough to fail a test, not to pass one.
 const LONG: Duration = Duration::from_secs(60);
+
+/// The number of the first descriptor that is passed.
+const FIRST: i32 = 3;
+
+/// Where descriptors are kept until each has its number.
+const ABOVE: i32 = 100;
+
+/// Returns a command that starts `program` as a service manager does: any sockets are for that
+/// process, or for the one that `PID` in its environment names.
+pub fn as_service(program: &Command) -> Command {
+    let mut command = Command::new("sh");
+    // The shell's number is that of the program.
+    command.args(["-c", r#"LISTEN_PID=${PID:-$$} exec "$@""#, "sh"]).arg(program.get_program());
+    command.args(program.get_args());
+    if let Some(folder) = program.get_current_dir() {
+        command.current_dir(folder);
+    }
+    command
+}
+
+/// Passes these descriptors to the program of a command of [`as_service`], under these names.
+pub fn pass(command: &mut Command, passed: &[(&str, OwnedFd)]) {
+    let names: Vec<_> = passed.iter().map(|(name, _)| *name).collect();
+    if !names.is_empty() {
+        command.env("LISTEN_FDS", names.len().to_string());
+        command.env("LISTEN_FDNAMES", names.join(":"));
+    }
+    let above = |(_, fd): &(&str, OwnedFd)| {
+        let number = fcntl(fd, FcntlArg::F_DUPFD_CLOEXEC(ABOVE)).unwrap();
+        // SAFETY: the kernel has just made this descriptor, and nobody else knows it.
+        unsafe { OwnedFd::from_raw_fd(number) }
+    };
+    let kept: Vec<_> = passed.iter().map(above).collect();
+    let number_them = move || {
+        for (number, fd) in (FIRST..).zip(&kept) {
+            // SAFETY: in the child nobody has a descriptor of that number that is used later.
+            let copy = unsafe { dup2_raw(fd, number) }?;
+            std::mem::forget(copy);
+        }
+        Ok(())
+    };
+    // SAFETY: the child duplicates descriptors, and does nothing else.
+    unsafe { command.pre_exec(number_them) };
+}
 
 /// The receiver of a service's messages.
 pub struct Manager {

@@ -14,7 +14,7 @@ use vhost_device_blockring::daemon::config_file;
 use vhost_device_blockring::daemon::failure::Failure;
 use vhost_device_blockring::daemon::server;
 use vhost_device_blockring::daemon::settings::{Invalid, Settings};
-use vhost_device_blockring::daemon::sockets::{PassedSockets, Purpose};
+use vhost_device_blockring::daemon::sockets::{self, PassedSockets, Purpose};
 
 /// Exit code of a command line that cannot be understood.
 const USAGE: u8 = 2;
@@ -95,7 +95,7 @@ fn check(arguments: Arguments) -> Result<String, Invalid> {
     if names_consumers && arguments.consumer_socket.is_none() {
         assumed.push(Purpose::Consumer);
     }
-    let settings = Settings::new(arguments, &PassedSockets::assumed(&assumed))?;
+    let settings = Settings::new(arguments, &sockets::assumed(&assumed))?;
     let needed = assumed
         .iter()
         .map(|purpose| format!("; a service manager has to pass the socket `{}`", purpose.name()));

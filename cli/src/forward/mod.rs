@@ -135,7 +135,8 @@ struct Given {
     /// seconds
     #[arg(long, value_name = "S", default_value = "30", value_parser = positive_seconds, allow_negative_numbers = true)]
     warn_after: Duration,
-    /// Offer metrics (GET /metrics) here, unix:PATH or 127.0.0.1:PORT; repeat it for more
+    /// Offer metrics (GET /metrics) here, unix:PATH or 127.0.0.1:PORT; repeat it for more. They are
+    /// also offered on sockets named `metrics` that a service manager passes
     #[arg(long, value_name = "ADDRESS")]
     metrics: Vec<Address>,
 }
@@ -199,10 +200,11 @@ impl Forward {
             let metrics = settings.metrics.clone();
             let manager = ServiceManager::connect();
             let mut engine = Engine::new(settings, drain, files, scope, stop, &hangup, manager)?;
-            let server = if metrics.is_empty() {
+            let bound = listen(&metrics)?;
+            let server = if bound.is_empty() {
                 None
             } else {
-                let server = Server::start(listen(&metrics)?, Forwarder::new(engine.board()));
+                let server = Server::start(bound, Forwarder::new(engine.board()));
                 Some(server.map_err(Failure::io("cannot start a thread"))?)
             };
             let outcome = engine.run(&|| self.settings());

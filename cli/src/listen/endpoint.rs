@@ -2,20 +2,21 @@
 
 use crate::address::strip;
 use crate::failure::Failure;
+use crate::passed::PassedSocket;
 use nix::errno::Errno;
 use nix::sys::socket::{
-    Backlog, ControlMessageOwned, MsgFlags, SockType, UnixAddr, listen, recvmsg, setsockopt,
-    sockopt,
+    AddressFamily, Backlog, ControlMessageOwned, MsgFlags, SockType, SockaddrLike, SockaddrStorage,
+    UnixAddr, getsockname, getsockopt, listen, recvmsg, setsockopt, sockopt,
 };
-use ring_program::sockets::{Access, Listening};
+use ring_program::sockets::{Access, Listening, require_listening};
 use shared_block_ring::device::shown;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::sender::Sender;
 
@@ -28,11 +29,16 @@ const DATAGRAMS: &str = "unixgram:";
 /// Prefix of a socket for streams.
 const STREAMS: &str = "unix:";
 
+/// The sockets of a service manager.
+const PASSED: &str = "passed";
+
 /// A value of `--listen`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Endpoint {
-    pub kind: Kind,
-    path: PathBuf,
+pub enum Endpoint {
+    /// A socket that this process makes.
+    Path(Kind, PathBuf),
+    /// All sockets that a service manager passes.
+    Passed,
 }
 
 /// Kind of a socket: records over connections, or datagrams.
@@ -43,35 +49,120 @@ pub enum Kind {
 }
 
 impl Endpoint {
-    /// Reads `unix:PATH` or `unixgram:PATH`.
+    /// Reads `unix:PATH`, `unixgram:PATH` or `passed`.
     pub fn parse(text: &OsStr) -> Result<Self, String> {
+        if text == PASSED {
+            return Ok(Self::Passed);
+        }
         let prefixes = [(DATAGRAMS, Kind::Datagrams), (STREAMS, Kind::Streams)];
         let found = prefixes.iter().find_map(|(prefix, kind)| Some((*kind, strip(text, prefix)?)));
         match found {
             Some((kind, path)) if !path.is_empty() => {
-                Ok(Self { kind, path: OsString::from(path).into() })
+                Ok(Self::Path(kind, OsString::from(path).into()))
             }
             Some(_) => Err("it needs a path behind the colon".to_owned()),
-            None => Err("it takes unixgram:PATH or unix:PATH".to_owned()),
+            None => Err("it takes unixgram:PATH, unix:PATH or passed".to_owned()),
         }
     }
 }
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let prefix = if self.kind == Kind::Streams { STREAMS } else { DATAGRAMS };
-        write!(f, "{prefix}{}", shown(&self.path))
+        match self {
+            Self::Path(kind, path) => write!(f, "{}{}", kind.prefix(), shown(path)),
+            Self::Passed => f.write_str(PASSED),
+        }
     }
 }
 
-/// The name of a socket, which is removed when this is dropped.
+impl Kind {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Streams => STREAMS,
+            Self::Datagrams => DATAGRAMS,
+        }
+    }
+}
+
+/// A socket to listen at.
+pub struct Entrance {
+    pub kind: Kind,
+    text: String,
+    source: Source,
+}
+
+enum Source {
+    Path(PathBuf),
+    Passed(OwnedFd),
+}
+
+impl Entrance {
+    pub fn at(kind: Kind, path: &Path) -> Self {
+        let text = format!("{}{}", kind.prefix(), shown(path));
+        Self { kind, text, source: Source::Path(path.to_owned()) }
+    }
+
+    /// Takes a socket that was passed, if items can be received there.
+    pub fn passed(passed: PassedSocket) -> Result<Self, Failure> {
+        let found = kind_of(&passed.socket);
+        let (kind, address) = found.map_err(Failure::io(passed.to_string()))?;
+        let text = format!("{}{address}, {passed}", kind.prefix());
+        Ok(Self { kind, text, source: Source::Passed(passed.socket) })
+    }
+
+    pub fn is_passed(&self) -> bool {
+        matches!(self.source, Source::Passed(_))
+    }
+}
+
+impl fmt::Display for Entrance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Returns the kind of a socket that was passed, and its address in words.
+fn kind_of(socket: &OwnedFd) -> io::Result<(Kind, String)> {
+    let refuse = |words: &str| Err(io::Error::new(io::ErrorKind::InvalidInput, words));
+    let kind = getsockopt(socket, sockopt::SockType)?;
+    let address = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
+    let kind = match kind {
+        _ if address.family() != Some(AddressFamily::Unix) => None,
+        SockType::Stream => Some(Kind::Streams),
+        SockType::Datagram => Some(Kind::Datagrams),
+        _ => None,
+    };
+    let Some(kind) = kind else {
+        return refuse(
+            "not a UNIX socket for connections or datagrams (ListenStream= or ListenDatagram= with a path in a socket unit)",
+        );
+    };
+    if kind == Kind::Streams {
+        require_listening(socket)?;
+    }
+    let address: UnixAddr = getsockname(socket.as_raw_fd())?;
+    let path = address.path().map(shown);
+    Ok((kind, path.unwrap_or_else(|| "(no path)".to_owned())))
+}
+
+/// The name of a socket, which is removed when this is dropped unless the socket was passed.
 pub struct Name {
     text: String,
     listening: Listening,
     is_lost: bool,
+    is_passed: bool,
 }
 
 impl Name {
+    fn new(text: String, listening: Listening, is_passed: bool) -> Self {
+        Self { text, listening, is_lost: false, is_passed }
+    }
+
+    /// Returns whether the socket outlives this process.
+    pub fn is_passed(&self) -> bool {
+        self.is_passed
+    }
+
     /// Warns if nobody finds the socket any more.
     pub fn look(&mut self) {
         let is_lost = self.listening.is_lost();
@@ -99,16 +190,25 @@ pub struct Streams {
 }
 
 impl Streams {
-    pub fn on(endpoint: &Endpoint, access: &Access) -> Result<Self, Failure> {
-        let text = endpoint.to_string();
+    pub fn on(entrance: Entrance, access: &Access) -> Result<Self, Failure> {
+        let is_passed = entrance.is_passed();
+        let Entrance { text, source, .. } = entrance;
         let open = || {
-            let listening = Listening::on(&endpoint.path, SockType::Stream, access)?;
-            listen(listening.fd(), Backlog::new(BACKLOG)?)?;
+            let listening = match source {
+                Source::Path(path) => {
+                    let listening = Listening::on(&path, SockType::Stream, access)?;
+                    listen(listening.fd(), Backlog::new(BACKLOG)?)?;
+                    listening
+                }
+                Source::Passed(socket) => Listening::inherited(socket, text.clone()),
+            };
             let socket = UnixListener::from(listening.fd().try_clone()?);
+            // A service manager's blocks.
+            socket.set_nonblocking(true)?;
             Ok((socket, listening))
         };
         let (socket, listening) = open().map_err(Failure::io(format!("--listen {text}")))?;
-        Ok(Self { name: Name { text, listening, is_lost: false }, socket })
+        Ok(Self { name: Name::new(text, listening, is_passed), socket })
     }
 
     /// Accepts a connection; none if nobody waits.
@@ -147,19 +247,33 @@ pub struct Datagram {
 }
 
 impl Datagrams {
-    pub fn on(endpoint: &Endpoint, access: &Access) -> Result<Self, Failure> {
-        let text = endpoint.to_string();
+    /// `credentials` tells that senders are to be named.
+    pub fn on(entrance: Entrance, access: &Access, credentials: bool) -> Result<Self, Failure> {
+        let is_passed = entrance.is_passed();
+        let Entrance { text, source, .. } = entrance;
+        // The kernel notes the sender when a datagram is sent.
+        let name_senders = |socket: &OwnedFd| Ok(setsockopt(socket, sockopt::PassCred, &true)?);
         let open = || {
-            // Before the first datagram: the kernel notes the sender when it is sent.
-            let listening =
-                Listening::prepared(&endpoint.path, SockType::Datagram, access, |socket| {
-                    Ok(setsockopt(socket, sockopt::PassCred, &true)?)
-                })?;
+            let listening = match source {
+                // Before the first datagram.
+                Source::Path(path) => {
+                    Listening::prepared(&path, SockType::Datagram, access, name_senders)?
+                }
+                Source::Passed(socket) => {
+                    if credentials && !getsockopt(&socket, sockopt::PassCred)? {
+                        log::warn!(
+                            "{text}: the kernel has not noted who sent the datagrams that wait there (PassCredentials=yes in the socket unit)"
+                        );
+                    }
+                    name_senders(&socket)?;
+                    Listening::inherited(socket, text.clone())
+                }
+            };
             let socket = UnixDatagram::from(listening.fd().try_clone()?);
             Ok((socket, listening))
         };
         let (socket, listening) = open().map_err(Failure::io(format!("--listen {text}")))?;
-        Ok(Self { name: Name { text, listening, is_lost: false }, socket })
+        Ok(Self { name: Name::new(text, listening, is_passed), socket })
     }
 
     /// Receives a datagram into `buffer`; none if there is none.
@@ -187,9 +301,10 @@ impl Datagrams {
         }
     }
 
-    /// Takes no more datagrams: a later send fails. Those that were sent before can be received.
+    /// Takes no more datagrams: a later send fails. Those that were sent before can be received. A
+    /// socket that was passed stays as it is, for the next process that is started with it.
     pub fn close(&self) -> io::Result<()> {
-        self.socket.shutdown(Shutdown::Read)
+        if self.name.is_passed() { Ok(()) } else { self.socket.shutdown(Shutdown::Read) }
     }
 }
 
@@ -214,8 +329,12 @@ mod tests {
             [("unix:/run/in", Kind::Streams), ("unixgram:/dev/log", Kind::Datagrams)]
         {
             let endpoint = Endpoint::parse(OsStr::new(text));
-            assert!(endpoint.is_ok_and(|found| found.kind == kind && found.to_string() == text));
+            let is_so = |found: Endpoint| {
+                found.to_string() == text && matches!(found, Endpoint::Path(its, _) if its == kind)
+            };
+            assert!(endpoint.is_ok_and(is_so));
         }
+        assert_eq!(Endpoint::parse(OsStr::new("passed")), Ok(Endpoint::Passed));
         for (text, words) in [("unix:", "path"), ("/run/in", "unixgram:PATH"), ("tcp:1", "unix")] {
             let error = Endpoint::parse(OsStr::new(text)).err().unwrap_or_default();
             assert!(error.contains(words), "{text}: {error}");

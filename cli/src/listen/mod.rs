@@ -14,11 +14,13 @@ mod options;
 mod sender;
 mod server;
 
+pub use endpoint::Entrance;
 pub use options::ListenOptions;
 
 use crate::failure::{Failure, Outcome};
 use crate::fate::Fate;
 use crate::framing::Framing;
+use crate::life::Life;
 use crate::output::say;
 use crate::oversize::OnTooLarge;
 use crate::pusher::Pusher;
@@ -45,7 +47,7 @@ pub struct Counts {
 
 /// Listens at the sockets, and pushes what arrives until the process is asked to stop.
 pub fn run(
-    options: &ListenOptions,
+    (options, entrances): (&ListenOptions, Vec<Entrance>),
     (framing, on_too_large): (Framing, OnTooLarge),
     pusher: &mut Pusher<'_>,
     stop: &Stop,
@@ -55,16 +57,21 @@ pub fn run(
     ring_program::descriptors::raise()
         .map_err(Failure::io("cannot read the limit of open files"))?;
     let (mut streams, mut datagrams) = (Vec::new(), Vec::new());
-    for endpoint in &options.listen {
-        match endpoint.kind {
-            Kind::Streams => streams.push(Streams::on(endpoint, &access)?),
-            Kind::Datagrams => datagrams.push(Datagrams::on(endpoint, &access)?),
+    let mut names = Vec::new();
+    for entrance in entrances {
+        let name = entrance.to_string();
+        match entrance.kind {
+            Kind::Streams => streams.push(Streams::on(entrance, &access)?),
+            Kind::Datagrams => {
+                datagrams.push(Datagrams::on(entrance, &access, options.credentials)?);
+            }
         }
-        say(format_args!("takes items at {endpoint}"));
+        say(format_args!("takes items at {name}"));
+        names.push(name);
     }
-    let manager = ServiceManager::connect();
-    let names: Vec<_> = options.listen.iter().map(ToString::to_string).collect();
-    manager.ready(&format!("takes items at {}", names.join(", ")));
+    let life = Life::new(ServiceManager::connect()).map_err(Failure::io("cannot make a timer"))?;
+    life.manager().ready(&format!("takes items at {}", names.join(", ")));
+    pusher.give_signs(life);
     let division = Division {
         framing,
         on_too_large,
@@ -75,7 +82,7 @@ pub fn run(
     let door = Door::new(streams, options.max_connections());
     let mut server = Server::new(pusher, stop, (door, datagrams), division);
     let outcome = server.run();
-    manager.stopping("ends");
+    server.stopping();
     let outcome = server.finish(outcome, explain);
     *counts = server.into_counts();
     outcome

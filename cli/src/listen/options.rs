@@ -1,10 +1,11 @@
 //! The options of `--listen`.
 
-use super::endpoint::{Endpoint, Kind};
+use super::endpoint::{Endpoint, Entrance, Kind};
 use crate::address::positive;
 use crate::failure::Failure;
 use crate::framing::Framing;
 use crate::oversize::OnTooLarge;
+use crate::passed;
 use crate::produce::OnFull;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use nix::sys::stat::Mode;
@@ -21,8 +22,9 @@ const MAX_RECORD: &str = "1M";
 #[derive(clap::Args)]
 pub struct ListenOptions {
     /// Take items from the processes that send to this socket, in the place of standard input:
-    /// unixgram:PATH for datagrams, each of which is an item, or unix:PATH for connections, which
-    /// get acknowledgements; repeat it for more
+    /// unixgram:PATH for datagrams, each of which is an item, unix:PATH for connections, which get
+    /// acknowledgements, or passed for the sockets of either kind that a service manager
+    /// passes; repeat it for more
     #[arg(long, value_name = "SOCKET", value_parser = OsStringValueParser::new().try_map(|text: OsString| Endpoint::parse(&text)))]
     pub listen: Vec<Endpoint>,
     /// With --listen: begin each item with its sender, as the kernel names it: pid=4711 uid=1000
@@ -48,30 +50,57 @@ pub struct ListenOptions {
 const MAX_CONNECTIONS: usize = 256;
 
 impl ListenOptions {
+    /// Returns the sockets to listen at; takes those that a service manager has passed.
+    pub fn entrances(&self) -> Result<Vec<Entrance>, Failure> {
+        let fail = |words: String| Err(Failure::Usage(words));
+        let mut entrances = Vec::new();
+        for (index, endpoint) in self.listen.iter().enumerate() {
+            if self.listen[..index].contains(endpoint) {
+                return fail(format!("--listen {endpoint} is given twice"));
+            }
+            match endpoint {
+                Endpoint::Path(kind, path) => entrances.push(Entrance::at(*kind, path)),
+                Endpoint::Passed => {
+                    let before = entrances.len();
+                    for socket in passed::take_all()? {
+                        entrances.push(Entrance::passed(socket)?);
+                    }
+                    if entrances.len() == before {
+                        return fail("--listen passed: no socket was passed to this process (a service manager does it by LISTEN_FDS: start the socket unit)".to_owned());
+                    }
+                }
+            }
+        }
+        if !self.listen.contains(&Endpoint::Passed) && passed::is_any() {
+            log::warn!("the sockets of the service manager are not used without --listen passed");
+        }
+        let is_made = entrances.iter().any(|entrance| !entrance.is_passed());
+        if (self.socket_mode.is_some() || self.socket_group.is_some()) && !is_made {
+            return fail("--socket-mode and --socket-group are for sockets that this program makes (for those of a service manager: SocketMode= and SocketGroup= in the socket unit)".to_owned());
+        }
+        Ok(entrances)
+    }
+
     /// Refuses options that contradict each other.
     pub fn check(
         &self,
+        entrances: &[Entrance],
         framing: Option<Framing>,
         on_full: OnFull,
         on_too_large: OnTooLarge,
     ) -> Result<(), Failure> {
         let fail = |words: String| Err(Failure::Usage(words));
-        for (index, endpoint) in self.listen.iter().enumerate() {
-            if self.listen[..index].contains(endpoint) {
-                return fail(format!("--listen {endpoint} is given twice"));
-            }
-        }
         if self.credentials && framing == Some(Framing::Export) {
             return fail("--credentials does not go with --framing export: an item would not begin with its first field".to_owned());
         }
-        if let Some(endpoint) = self.listen.iter().find(|one| one.kind == Kind::Streams) {
+        if let Some(entrance) = entrances.iter().find(|one| one.kind == Kind::Streams) {
             let dropped = match (on_full, on_too_large) {
                 (OnFull::Drop, _) => "--on-full",
                 (_, OnTooLarge::Drop) => "--on-too-large",
                 _ => return Ok(()),
             };
             return fail(format!(
-                "{dropped} drop does not go with --listen {endpoint}, whose senders are told how many of their records are in the ring"
+                "{dropped} drop does not go with --listen {entrance}, whose senders are told how many of their records are in the ring"
             ));
         }
         let foreign = match (framing, self.max_connections) {

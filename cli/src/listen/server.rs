@@ -24,6 +24,10 @@ const ENOUGH: usize = 1 << 20;
 /// Datagrams that are received from one socket in a turn.
 const DATAGRAMS: usize = 64;
 
+/// Datagrams that are received at the end from a socket that stays: more than the kernel holds
+/// (`net.unix.max_dgram_qlen`, 512 under systemd), and a bound where senders go on.
+const LAST_DATAGRAMS: usize = 1024;
+
 /// Time between two looks at whether the sockets still have their names.
 const NAMES: Duration = Duration::from_secs(1);
 
@@ -87,6 +91,11 @@ impl<'p, 'a> Server<'p, 'a> {
         }
     }
 
+    /// Tells the service manager of the end.
+    pub fn stopping(&self) {
+        self.pusher.stopping();
+    }
+
     pub fn into_counts(self) -> Counts {
         Counts { groups: self.pusher.groups(), ..self.counts }
     }
@@ -136,6 +145,8 @@ impl<'p, 'a> Server<'p, 'a> {
     /// Takes no more connections and no more bytes than were sent by now. Later sends fail.
     fn close(&mut self) {
         self.is_last = true;
+        // Connections that wait at a socket that stays are the next process's.
+        self.door.streams.retain(|socket| !socket.name.is_passed());
         let everywhere = vec![true; self.door.streams.len()];
         while self.accept(&everywhere) {}
         self.door.streams.clear();
@@ -243,18 +254,21 @@ impl<'p, 'a> Server<'p, 'a> {
 
     /// Pushes the datagrams that are there.
     fn receive_datagrams(&mut self, ready: &Ready) -> Outcome {
-        let mut empty = Vec::new();
+        let mut over = Vec::new();
         for index in 0..self.datagrams.len() {
             if !ready.datagrams.get(index).is_some_and(|ready| *ready) && !self.is_last {
                 continue;
             }
-            for _ in 0..DATAGRAMS {
+            let is_passed = self.datagrams[index].name.is_passed();
+            let most = if self.is_last && is_passed { LAST_DATAGRAMS } else { DATAGRAMS };
+            let mut is_empty = false;
+            for _ in 0..most {
                 let socket = &self.datagrams[index];
                 let failed = || format!("cannot receive at {}", socket.name);
                 let Some(datagram) =
                     socket.receive(&mut self.buffer).map_err(|e| Failure::io(failed())(e))?
                 else {
-                    empty.push(index);
+                    is_empty = true;
                     break;
                 };
                 self.counts.datagrams += 1;
@@ -263,9 +277,12 @@ impl<'p, 'a> Server<'p, 'a> {
                 // senders wait.
                 self.push()?;
             }
+            if is_empty || is_passed {
+                over.push(index);
+            }
         }
         if self.is_last {
-            empty.into_iter().rev().for_each(|index| drop(self.datagrams.remove(index)));
+            over.into_iter().rev().for_each(|index| drop(self.datagrams.remove(index)));
         }
         Ok(())
     }

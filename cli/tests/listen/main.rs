@@ -5,6 +5,7 @@
 mod common;
 mod datagrams;
 mod load;
+mod passed;
 mod senders;
 mod sockets;
 mod streams;

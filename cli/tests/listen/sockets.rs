@@ -116,7 +116,7 @@ fn options_that_do_not_go_with_the_sockets_are_refused_by_name() {
         (&stream, &["--max-connections", "0"], "it takes a whole number larger than 0"),
         (&stream, &["--framing", "export", "--credentials"], "--credentials does not go with"),
         (&stream, &["--journald"], "cannot be used with"),
-        (&["--listen", "tcp:1"], &[], "it takes unixgram:PATH or unix:PATH"),
+        (&["--listen", "tcp:1"], &[], "it takes unixgram:PATH, unix:PATH or passed"),
         (&[], &["--credentials"], "--listen <SOCKET>"),
         (&stream, &["--socket-mode", "999"], "must be octal digits"),
     ];

@@ -2,9 +2,11 @@
 //! left behind. Or on a socket that this process was started with, whose path is left alone.
 
 mod access;
+mod passed;
 mod place;
 
 pub use access::{Access, GROUP_MODE, parse_mode};
+pub use passed::{Misdescribed, Passed, PassedSockets, require_listening, take};
 
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use nix::sys::stat::fchmod;

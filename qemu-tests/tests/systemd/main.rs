@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod journal;
+mod listen;
 mod units;
 
 use journal::{expect_each_once, speaking_guest, wait_for_more};

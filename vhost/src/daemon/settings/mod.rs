@@ -5,7 +5,7 @@ mod sources;
 use crate::daemon::config::{Arguments, Poll, Switch};
 use crate::daemon::peer::Admission;
 use crate::daemon::sandbox::Identity;
-use crate::daemon::sockets::{Inherited, Misdirected, PassedSockets, Source};
+use crate::daemon::sockets::{Inherited, Misdescribed, Misdirected, PassedSockets, Sorted, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
 use nix::unistd::{Gid, Uid, User, geteuid};
@@ -79,6 +79,9 @@ pub enum Invalid {
     /// The sockets of a service manager make no sense.
     #[error(transparent)]
     Passed(#[from] Misdirected),
+    /// The environment's description of those sockets makes no sense.
+    #[error(transparent)]
+    Environment(#[from] Misdescribed),
 }
 
 /// The socket of the hand-over, and the users that may use it.
@@ -139,7 +142,7 @@ impl Settings {
     /// The first option or socket that is wrong or missing.
     pub fn new(arguments: Arguments, passed: &PassedSockets) -> Result<Self, Invalid> {
         let identity = identity(arguments.user.as_deref(), arguments.group.as_deref())?;
-        let sockets = passed.sort(arguments.fd)?;
+        let sockets = Sorted::new(passed, arguments.fd)?;
         let front_ends = sources::front_ends(&arguments, sockets.guest, passed, identity)?;
         let consumers = sources::consumers(&arguments, sockets.consumer, identity)?;
         Ok(Self {

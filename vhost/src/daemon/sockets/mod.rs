@@ -2,15 +2,15 @@
 
 mod passed;
 
-use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
-pub use passed::{Misdirected, Passed, PassedSockets};
-pub use ring_program::sockets::{Access, Listening};
+pub use passed::{Misdirected, Sorted, assumed};
+pub use ring_program::sockets::{Access, Listening, Misdescribed, PassedSockets};
 use std::fmt;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 /// Where a listening socket comes from.
@@ -86,22 +86,9 @@ impl fmt::Display for Inherited {
 /// opened to be closed when a program is started (`O_CLOEXEC`), as the standard library does.
 pub unsafe fn inherited(from: Inherited) -> io::Result<OwnedFd> {
     let Inherited { number, purpose } = from;
-    // SAFETY: F_GETFD changes nothing, and takes any number: one that is not open is answered with
-    // an error.
-    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
-    // A descriptor that this process has opened itself is closed when a program is started, so it
-    // is not inherited.
-    if number < 3 || flags == -1 || flags & libc::FD_CLOEXEC != 0 {
-        return invalid("no such inherited descriptor");
-    }
-    // SAFETY: it is open, and by the caller's word nothing else in this process has it.
-    let socket = unsafe { OwnedFd::from_raw_fd(number) };
-    fcntl(&socket, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
-    if getsockopt(&socket, sockopt::AcceptConn).ok() != Some(true) {
-        return invalid(
-            "not a listening socket: pass the listening one, connections are accepted on it (Accept=no in a socket unit)",
-        );
-    }
+    // SAFETY: the caller vouches for the number.
+    let socket = unsafe { ring_program::sockets::take(number) }?;
+    ring_program::sockets::require_listening(&socket)?;
     let address = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
     let is_unix = address.family() == Some(AddressFamily::Unix);
     let kind = getsockopt(&socket, sockopt::SockType)?;
@@ -127,24 +114,4 @@ pub(super) fn do_not_block(socket: &OwnedFd) -> io::Result<()> {
 
 fn invalid<T>(text: &str) -> io::Result<T> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, text))
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use std::os::unix::net::UnixListener;
-
-    #[test]
-    fn descriptor_that_this_process_has_opened_is_not_taken_as_inherited() {
-        let dir = tempfile::tempdir().unwrap();
-        let own = UnixListener::bind(dir.path().join("socket")).unwrap();
-        own.set_nonblocking(true).unwrap();
-        let from = Inherited { number: own.as_raw_fd(), purpose: None };
-        // SAFETY: the standard library has opened it to be closed when a program is started, so
-        // that it is refused.
-        let error = unsafe { inherited(from) }.unwrap_err().to_string();
-        assert!(error.contains("no such inherited descriptor"), "{error}");
-        assert_eq!(own.accept().unwrap_err().kind(), io::ErrorKind::WouldBlock, "it is open");
-    }
 }

@@ -1,0 +1,54 @@
+//! Units that send what a guest's programs write to their sockets.
+
+use qemu_tests::scene::{LONG, Scene};
+use qemu_tests::{Packages, Result, System, wait_until};
+
+#[test]
+fn items_of_programs_start_the_unit_that_sends_them() -> Result<()> {
+    let scene = Scene::new(&["--size", "1M"]);
+    let _backend = scene.backend()?;
+    let system = System::new()?;
+    system.install(&Packages::make("1")?, &["blockring-guest"])?;
+    system.run(&["systemctl", "enable", "blockring-listen@ring.socket"])?;
+    let options = "[Service]\nEnvironment=\"OPTIONS=--credentials --max-record 64K\"\n";
+    system.text("etc/systemd/system/blockring-listen@ring.service.d/options.conf", options)?;
+    let disk = system.disk(scene.dir())?;
+    let guest = scene.guest().system(&disk).memory_mib(384).boot()?;
+    let state = |wanted: &str| {
+        let state = || guest.run("systemctl is-active blockring-listen@ring.service");
+        wait_until(LONG, || state().is_ok_and(|output| output.stdout.trim() == wanted))
+    };
+    let log = |text: &str| guest.check(&format!("logger --socket /run/blockring/ring.log {text}"));
+    assert!(state("inactive"));
+    log("first")?;
+    assert!(state("active"), "{}", guest.check("journalctl -u blockring-listen@ring")?);
+    // The line is acknowledged.
+    let send = "my $s = IO::Socket::UNIX->new(q(/run/blockring/ring.in)) or die; print $s qq(line\\n); $s->flush; print scalar <$s>";
+    let send = format!("timeout 60 perl -MIO::Socket::UNIX -e '{send}'");
+    assert_eq!(guest.check(&send)?, "1\n");
+    guest.check("systemctl kill --signal=KILL blockring-listen@ring.service")?;
+    log("second")?;
+    // Returns the items of all calls so far.
+    let consume = |count: u32| -> Result<Vec<String>> {
+        let (address, count) = (scene.address(), count.to_string());
+        let words = ["consume", "--follow", "--count", &count, &address];
+        let mut consume = scene.spawn("consume", "blockring", &words)?;
+        let status = consume.wait(LONG)?;
+        assert!(status.success(), "{}", guest.console_tail());
+        let text = String::from_utf8(consume.stdout()).unwrap();
+        Ok(text.lines().map(str::to_owned).collect())
+    };
+    let items = consume(3)?;
+    for (item, words) in items.iter().zip(["first", "line", "second"]) {
+        assert!(item.starts_with("pid=") && item.contains(" uid=0 gid=0 "), "{item}");
+        assert!(item.ends_with(words), "{items:?}");
+    }
+    // A stop takes what was sent, and leaves the sockets: a later item starts the unit again.
+    log("third")?;
+    guest.check("systemctl stop blockring-listen@ring.service")?;
+    let last = |items: Vec<String>| items.last().cloned().unwrap();
+    assert!(last(consume(1)?).ends_with("third"));
+    log("fourth")?;
+    assert!(last(consume(1)?).ends_with("fourth"));
+    guest.power_off()
+}
