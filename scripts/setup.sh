@@ -85,6 +85,9 @@ missing_packages() {
     have dh || echo debhelper
     have lintian || echo lintian
     have debootstrap || echo debootstrap
+    # Commands of the documents use the first, and are run in a network of their own, which the other sets up.
+    have socat || echo socat
+    have ip || echo iproute2
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3

@@ -33,6 +33,7 @@ pub struct GuestBuilder {
     reboots: bool,
     kernel_words: Vec<String>,
     arguments: Vec<String>,
+    documented: Vec<String>,
     boot_timeout: Duration,
     command_timeout: Duration,
 }
@@ -50,6 +51,7 @@ impl Default for GuestBuilder {
             reboots: false,
             kernel_words: Vec::new(),
             arguments: Vec::new(),
+            documented: Vec::new(),
             boot_timeout: BOOT_TIMEOUT,
             command_timeout: COMMAND_TIMEOUT,
         }
@@ -150,6 +152,14 @@ impl GuestBuilder {
         self
     }
 
+    /// Adds the arguments of a documented command line, which make the memory's backend, and more
+    /// disks behind those that were added.
+    #[must_use]
+    pub fn documented<I: Into<String>>(mut self, all: impl IntoIterator<Item = I>) -> Self {
+        self.documented.extend(all.into_iter().map(Into::into));
+        self
+    }
+
     /// Sets the bound on a boot.
     #[must_use]
     pub fn boot_timeout(mut self, timeout: Duration) -> Self {
@@ -229,9 +239,7 @@ impl GuestBuilder {
     fn command_line(&self, kernel: &Path, image: &Path, nonce: &str, qmp: &Path) -> Vec<String> {
         let memory = self.memory_mib;
         let options = [
-            // vhost-user needs guest memory that the back end can map.
-            ("-object", format!("memory-backend-memfd,id=mem,size={memory}M,share=on")),
-            ("-machine", "q35,memory-backend=mem".to_owned()),
+            ("-machine", "q35".to_owned()),
             ("-m", format!("{memory}M")),
             ("-smp", self.processors.to_string()),
             ("-chardev", "stdio,id=console,signal=off".to_owned()),
@@ -245,6 +253,12 @@ impl GuestBuilder {
         let mut arguments: Vec<String> =
             options.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect();
         arguments.extend(["-nodefaults", "-no-user-config"].map(str::to_owned));
+        if self.documented.is_empty() {
+            // vhost-user needs guest memory that the back end can map.
+            let object = format!("memory-backend-memfd,id=mem,size={memory}M,share=on");
+            arguments
+                .extend(["-object", &object, "-machine", "memory-backend=mem"].map(str::to_owned));
+        }
         if !self.reboots {
             arguments.push("-no-reboot".to_owned());
         }
@@ -258,6 +272,7 @@ impl GuestBuilder {
         for (index, disk) in self.disks.iter().enumerate() {
             arguments.extend(disk.arguments(index));
         }
+        arguments.extend_from_slice(&self.documented);
         arguments
     }
 

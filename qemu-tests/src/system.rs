@@ -41,6 +41,11 @@ pub struct System {
 }
 
 impl System {
+    /// Fetches the bare Debian, if need be.
+    pub fn prepare() -> Result<()> {
+        assets::debian().map(drop)
+    }
+
     /// Copies the bare Debian.
     pub fn new() -> Result<Self> {
         let folder = assets::cache_dir();
