@@ -84,6 +84,7 @@ missing_packages() {
     # Packages are made, checked, and installed in a system of their own.
     have dh || echo debhelper
     have lintian || echo lintian
+    have piuparts || echo piuparts
     have debootstrap || echo debootstrap
     # Commands of the documents use the first, and are run in a network of their own, which the other sets up.
     have socat || echo socat

@@ -14,6 +14,7 @@ Makes the packages (scripts/package.sh) of the programs of scripts/build.sh, and
     the copy, a backend is started by its socket, and items are forwarded while it is restarted and killed;
   - an upgrade keeps what the user has changed in /etc; a purge leaves nothing but rings and the user's files, and names them;
   - the package for guests needs nothing, and gives way to the other one;
+  - piuparts finds nothing that a purge of one of them leaves or changes;
   - the tar file installs and uninstalls.
 Needs root. All mounts are in a namespace of their own; the copy is in a temporary folder beside the
 bare system.
@@ -224,6 +225,17 @@ expected=$'./etc/blockring\n./var/lib/blockring'
 [ "$left" = "$expected" ] || fail "purge leaves: $left"
 [ "$(cd "$root" && find etc/blockring var/lib/blockring -type f | sort | tr '\n' ' ')" = "etc/blockring/rings.d/web.toml var/lib/blockring/web.ring " ] ||
     fail "purge leaves more, or less, than the user's files"
+
+# Each package alone, by the tool of Debian's archive, in a system as it was before them: as the user is told to clean up.
+say "piuparts"
+inside "$root" sh -c 'rm -r /var/lib/blockring /etc/blockring && userdel blockring'
+rm -r "$root/debs"
+# There is no network, and apt has nothing to fetch.
+: >"$root/etc/apt/sources.list"
+mapfile -t debs <"$work/made"
+unshare --net --mount piuparts --existing-chroot "$root" --hard-link --keep-sources-list --no-upgrade-test --no-eatmydata \
+    --single-packages --tmpdir "$work" --log-level info "${debs[@]}" >"$work/piuparts" 2>&1 || fail "piuparts objects: $(cat "$work/piuparts")"
+[ "$(grep -c 'PASS: Installation and purging test' "$work/piuparts")" = 3 ] || fail "piuparts has not tested all packages: $(cat "$work/piuparts")"
 
 say "tar file"
 tar=$(scripts/package.sh --programs "$programs" --tar --version 9.8.7 "$work/tars")
