@@ -22,6 +22,15 @@ pub struct Division {
     pub timeout: Option<Duration>,
 }
 
+/// Items that are pushed together.
+struct Gathered {
+    batch: Vec<Piece>,
+    /// Bytes of the input in entries of the journal that were read before.
+    reprinted: u64,
+    /// The step behind them, if that is no item.
+    next: Option<Step>,
+}
+
 /// What the loop does after a look at the input.
 enum Next {
     Read,
@@ -111,9 +120,10 @@ impl<'p, 'a> Pump<'p, 'a> {
     /// Pushes every item that was read whole, and returns whether the input is used up.
     fn push_all(&mut self, splitter: &mut Splitter) -> Result<bool, Failure> {
         loop {
-            let (batch, next) = self.gather(splitter);
+            let Gathered { batch, reprinted, next } = self.gather(splitter);
             let items: Vec<&[u8]> = batch.iter().map(|piece| splitter.bytes(piece)).collect();
             self.pusher.push_batch(&items, &batch, |_, _| Ok(()))?;
+            self.pusher.pass(reprinted);
             match next {
                 None => {}
                 Some(Step::TooLarge(piece, size)) => self.pass(&piece, size)?,
@@ -126,22 +136,25 @@ impl<'p, 'a> Pump<'p, 'a> {
     }
 
     /// Returns the next items of the input, and the step behind them if that is no item.
-    fn gather(&self, splitter: &mut Splitter) -> (Vec<Piece>, Option<Step>) {
-        let mut batch = Vec::new();
+    fn gather(&mut self, splitter: &mut Splitter) -> Gathered {
+        let (mut batch, mut reprinted) = (Vec::new(), 0);
         let mut bytes = 0;
         // A batch becomes visible as a whole: one as large as the ring would wait until all of the
         // ring is free.
         let enough = CHUNK.min(self.max / 4) as u64;
         while bytes < enough || batch.is_empty() {
             match splitter.next() {
+                Step::Item(piece) if self.pusher.is_reprint(splitter.bytes(&piece)) => {
+                    reprinted += piece.used;
+                }
                 Step::Item(piece) => {
                     bytes += piece.used;
                     batch.push(piece);
                 }
-                other => return (batch, Some(other)),
+                other => return Gathered { batch, reprinted, next: Some(other) },
             }
         }
-        (batch, None)
+        Gathered { batch, reprinted, next: None }
     }
 
     /// Passes over a piece of a record that is too large and not split.

@@ -116,6 +116,11 @@ impl<'a> Pusher<'a> {
         self.trail.is_some()
     }
 
+    /// Returns whether an item is an entry of the journal that was read before.
+    pub fn is_reprint(&mut self, item: &[u8]) -> bool {
+        self.trail.as_mut().is_some_and(|trail| trail.is_reprint(item))
+    }
+
     /// Ends the work that `outcome` has ended: what was pushed is published, if that is possible.
     /// `explain` adds to a failure which items are accepted, in doubt, and not accepted.
     pub fn finish(

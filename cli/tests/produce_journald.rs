@@ -176,6 +176,33 @@ fn journal_is_followed_and_a_stop_is_no_error() {
 }
 
 #[test]
+fn entries_that_are_copied_to_another_file_arrive_once() {
+    let scene = Scene::with_ring("64K");
+    let journal = Journal::new(&scene);
+    // As journald does it once the disk can be written to. journalctl tells entries of one time by
+    // their hashes, and prints those again that have a higher one than the last.
+    let mut entries = vec![(10, "first")];
+    entries.extend(["a", "b", "c", "d", "e", "f", "twin", "twin"].map(|text| (20, text)));
+    journal.write(1, 1, &entries);
+    let words: Vec<_> = PRODUCE.split(' ').chain(["ring"]).collect();
+    let producer = Guarded::start(&mut scene.without_input(&words));
+    let sent = || {
+        let report = scene.succeed("$RING diagnostics --json ring");
+        let facts: serde_json::Value = serde_json::from_str(&report).unwrap();
+        facts["producer_items"].as_u64()
+    };
+    eventually_or(|| sent() == Some(9), || format!("{:?}", sent()));
+    entries.push((30, "last"));
+    journal.write(2, 1, &entries);
+    eventually_or(|| sent() > Some(9), || format!("{:?}", sent()));
+    signal(&producer, Signal::SIGTERM);
+    assert_ok(&ended(producer, "produce"));
+    scene.succeed(&format!("$RING {PRODUCE} --no-follow ring"));
+    let expected: Vec<_> = entries.iter().map(|(_, message)| *message).collect();
+    assert_eq!(arrived(&scene), expected);
+}
+
+#[test]
 fn misuse_is_refused_by_name() {
     let scene = Scene::with_ring("64K");
     scene.succeed("echo line | $RING produce ring");

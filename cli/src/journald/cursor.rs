@@ -1,6 +1,7 @@
 //! Places in the journal, and the text in the ring's pointer sector that says up to which place the
 //! journal was sent.
 
+use super::reprints::Reprints;
 use shared_block_ring::Position;
 use shared_block_ring::format::Tally;
 use std::fmt;
@@ -58,6 +59,14 @@ impl Cursor {
     }
 }
 
+/// Returns what journald's cursor of an entry says of the file: the same for all that one journald
+/// writes, and another for files that entries are copied to.
+pub fn file_of_entry(entry: &[u8]) -> Option<&str> {
+    let rest = entry.strip_prefix(LINE)?;
+    let end = memchr::memchr2(b';', b'\n', &rest[..rest.len().min(LONGEST)])?;
+    std::str::from_utf8(&rest[..end]).ok()?.strip_prefix("s=")
+}
+
 impl fmt::Display for Cursor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { boot, monotonic, realtime, hash, number } = self;
@@ -97,6 +106,7 @@ pub struct Trail {
     before: Option<Mark>,
     /// The last entry that was pushed.
     pushed: Option<Cursor>,
+    reprints: Reprints,
 }
 
 /// An entry, and the position behind its item.
@@ -119,7 +129,7 @@ impl Trail {
             Some((last, before)) => (last, Some(mark(before)?)),
             None => (marks, None),
         };
-        Some(Self { last: Some(mark(last)?), before, pushed: None })
+        Some(Self { last: Some(mark(last)?), before, ..Self::default() })
     }
 
     /// Returns the entry that ends at a position of the ring, if the trail has it.
@@ -133,12 +143,18 @@ impl Trail {
         let cursor = Self::in_text(text).and_then(|trail| trail.at(position).cloned());
         let mark = cursor.map(|cursor| (cursor, position));
         let pushed = mark.as_ref().map(|mark: &Mark| mark.0.clone());
-        Self { last: mark.clone(), before: mark, pushed }
+        let reprints = Reprints::behind(pushed.as_ref());
+        Self { last: mark.clone(), before: mark, pushed, reprints }
     }
 
     /// Returns the entry that was sent last.
     pub fn sent(&self) -> Option<&Cursor> {
         self.before.as_ref().map(|mark| &mark.0)
+    }
+
+    /// Returns whether this item, the next one that was read, is an entry that was read before.
+    pub fn is_reprint(&mut self, item: &[u8]) -> bool {
+        self.reprints.has(item)
     }
 
     /// Notes an item that was pushed. One without a cursor is no entry of the journal.

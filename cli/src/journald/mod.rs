@@ -5,6 +5,7 @@ mod boots;
 mod cursor;
 mod entry;
 mod repeats;
+mod reprints;
 
 pub use cursor::{Cursor, Trail};
 pub use entry::Scan;

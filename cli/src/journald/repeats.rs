@@ -5,7 +5,8 @@ use super::super::splitter::{Splitter, Step};
 use super::cursor::Cursor;
 
 /// Passes over the entries up to a cursor. The journal is read from the first entry of the cursor's
-/// time on, of which there can be several.
+/// time on, of which there can be several. Of files whose last entry of the boot is older,
+/// journalctl prints all entries of the boot instead of none.
 pub struct Repeats {
     last: Cursor,
     splitter: Splitter,
@@ -29,8 +30,12 @@ impl Repeats {
         self.splitter.feed(bytes);
         while let Step::Item(piece) = self.splitter.next() {
             let entry = self.splitter.bytes(&piece);
+            let cursor = Cursor::of_entry(entry).filter(|cursor| cursor.boot == self.last.boot);
+            if cursor.as_ref().is_some_and(|cursor| cursor.monotonic < self.last.monotonic) {
+                continue;
+            }
             self.held.extend_from_slice(entry);
-            let cursor = Cursor::of_entry(entry).filter(|cursor| cursor.has_time_of(&self.last));
+            let cursor = cursor.filter(|cursor| cursor.has_time_of(&self.last));
             let Some(cursor) = cursor else { return Some(self.rest()) };
             self.count += 1;
             // Where entries were removed meanwhile the number is never reached.
@@ -90,6 +95,8 @@ mod tests {
                 assert_eq!(left(nth(number as u64, hash), 5), entries[number..].concat());
                 assert_eq!(left(nth(number as u64, hash), number), b"");
             }
+            // Older ones of another file come first.
+            assert_eq!(left(cursor(9, 1), 5), b"");
             // The entry is gone: what has its time was not sent.
             assert_eq!(left(nth(2, 4), 5), entries.concat());
             assert_eq!(left(nth(2, 4), 2), entries[..2].concat());
