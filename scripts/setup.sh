@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, readers of man pages, shells, tools for packages, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, libvirt, readers of man pages, shells, tools for packages, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -81,6 +81,10 @@ missing_packages() {
     have mandoc || echo mandoc
     have zsh || echo zsh
     have fish || echo fish
+    # libvirt's driver for QEMU, and its schema and validator, for the documented domain.
+    have virt-qemu-run || echo libvirt-daemon-driver-qemu
+    have virt-xml-validate || echo libvirt-clients
+    have xmllint || echo libxml2-utils
     # Packages are made, checked, and installed in a system of their own.
     have dh || echo debhelper
     have lintian || echo lintian

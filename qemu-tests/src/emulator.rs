@@ -22,7 +22,7 @@ pub enum Qemu {
 
 impl Qemu {
     /// Returns the program, after it was fetched if need be.
-    pub(crate) fn program(self) -> Result<PathBuf> {
+    pub fn program(self) -> Result<PathBuf> {
         match self {
             Self::System => in_path(),
             Self::Ten => ten(),

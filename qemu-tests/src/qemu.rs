@@ -1,7 +1,7 @@
 //! A guest's parts, and QEMU's command line for them.
 
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
@@ -211,6 +211,13 @@ impl GuestBuilder {
         let mut guest = builder.start(snapshot.nonce.clone(), snapshot.jobs + 1000)?;
         guest.run_restored()?;
         Ok(guest)
+    }
+
+    /// Returns kernel, initramfs and the kernel's command line, for another program that starts the
+    /// guest.
+    pub fn kernel(&self) -> Result<(PathBuf, PathBuf, String)> {
+        let image = self.image.as_ref().map_or_else(ImageSpec::standard, |own| Ok(own.clone()))?;
+        Ok((assets::kernel()?, image.build()?, self.kernel_line(&nonce())))
     }
 
     fn start(self, nonce: String, jobs: u32) -> Result<Guest> {

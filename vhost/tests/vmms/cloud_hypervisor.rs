@@ -21,7 +21,7 @@ const START: &[Message] = &[
 ];
 
 /// Version 53, and a guest whose driver does not know `IN_ORDER`: the base is the available index.
-const V53: Vmm = Vmm {
+pub const V53: Vmm = Vmm {
     name: "Cloud Hypervisor v53",
     features: COMMON | DISK,
     protocol: Protocol::all(),

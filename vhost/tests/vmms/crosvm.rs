@@ -25,7 +25,7 @@ const START: &[Message] =
 const STOP: &[Message] = &[Each(&[Enable(false), GetBase])];
 
 /// With `max-queue-size=256`.
-const CROSVM: Vmm = Vmm {
+pub const CROSVM: Vmm = Vmm {
     name: "crosvm",
     // All that concerns a disk, but no indirect descriptors.
     features: COMMON | 0xff_ffff,

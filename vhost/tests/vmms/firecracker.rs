@@ -14,7 +14,7 @@ const START: &[Message] =
     &[SetFeatures, Memory, Each(&[Num]), Each(&[Address, Base, Call, Kick, Enable(true)])];
 
 /// With `"cache_type": "Writeback"`.
-const WRITEBACK: Vmm = Vmm {
+pub const WRITEBACK: Vmm = Vmm {
     name: "Firecracker 1.16",
     features: COMMON | 1 << VIRTIO_BLK_F_FLUSH,
     protocol: Protocol::CONFIG,
@@ -31,7 +31,7 @@ const WRITEBACK: Vmm = Vmm {
 };
 
 /// With the default of `cache_type`: each write is durable when it is answered.
-const UNSAFE: Vmm = Vmm { name: "Firecracker 1.16, \"Unsafe\"", features: COMMON, ..WRITEBACK };
+pub const UNSAFE: Vmm = Vmm { name: "Firecracker 1.16, \"Unsafe\"", features: COMMON, ..WRITEBACK };
 
 #[test]
 fn firecracker_is_served_through_its_life() {

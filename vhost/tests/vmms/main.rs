@@ -10,6 +10,7 @@ mod common;
 
 mod cloud_hypervisor;
 mod crosvm;
+mod documented;
 mod firecracker;
 mod guest;
 mod inflight;
