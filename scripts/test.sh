@@ -12,7 +12,8 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
                and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver and metrics
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
-  qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help)
+  qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help);
+               the commands and configuration files of the documents
   crashes      real kills, restored guests and power cuts: a few (see scripts/crash-campaign.sh --help)
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   packages     Debian packages, made, installed, upgraded and purged in a system of their own (see scripts/test-packages.sh --help);

@@ -25,9 +25,9 @@ macro_rules! sessions {
 sessions! {
     readme_works_as_written: ["README.md"];
     shell_page_works_as_written: ["docs/blockring.md"];
-    forwarding_works_as_written: ["docs/forwarding.md", "docs/jetstream.md"];
+    forwarding_and_installation_work_as_written: ["docs/forwarding.md", "docs/installation.md"];
+    jetstream_page_works_as_written: ["docs/jetstream.md"];
     guests_page_works_as_written: ["docs/guests.md"];
-    installation_works_as_written: ["docs/installation.md"];
     kernel_bypass_works_as_written: ["docs/kernel-bypass.md"];
     operations_work_as_written: ["docs/operations.md"];
     observability_works_as_written: ["docs/observability.md"];

@@ -103,20 +103,23 @@ impl Session {
         let start = Instant::now();
         let place = &block.place;
         let notes = &block.notes;
-        notes.first.iter().for_each(|line| self.run(place, line));
+        for line in &notes.first {
+            if notes.installed {
+                self.installed(place, line);
+            } else {
+                self.run(place, line);
+            }
+        }
         notes.first_in_guest.iter().for_each(|line| self.run_in_guest(place, line));
         match treatment {
             Treatment::Checked => self.file(block),
+            Treatment::RunInstalled => self.run_installed(block),
             _ if notes.to_qmp => self.send_to_qmp(block),
             _ if block.language == "console" => self.dialogue(block),
             _ if notes.goes_on || notes.until.is_some() || notes.until_it_says.is_some() => {
                 self.start(block);
             }
             Treatment::RunInGuest => self.run_in_guest(place, &block.text()),
-            Treatment::RunInstalled => {
-                let host = self.installed.get_or_insert_with(installed_host);
-                host.check(&block.text()).unwrap_or_else(|error| panic!("{place}: {error}"));
-            }
             _ => self.run(place, &block.text()),
         }
         notes.then.iter().for_each(|line| self.run(place, line));
@@ -168,6 +171,31 @@ impl Session {
         let guest = self.guest(place);
         let output = guest.run(script).unwrap();
         assert_eq!(output.status, 0, "{place}: {script}{output:?}\n{}", guest.console_tail());
+    }
+
+    /// Runs commands of the host that has the packages.
+    fn installed(&mut self, place: &str, script: &str) -> String {
+        let host = self.installed.get_or_insert_with(installed_host);
+        host.check(script).unwrap_or_else(|error| panic!("{place}: {error}"))
+    }
+
+    fn run_installed(&mut self, block: &Block) {
+        let (place, notes) = (&block.place, &block.notes);
+        let script = block.text();
+        if notes.goes_on {
+            let file = self.installed.get_or_insert_with(installed_host).path("tmp/block");
+            std::fs::write(file, script).unwrap();
+            self.installed(place, "setsid sh /tmp/block >/dev/null 2>&1 &");
+        } else if let Some(text) = &notes.until_it_says {
+            let mut last = String::new();
+            let seen = wait_until(PATIENCE, || {
+                last = self.installed(place, &script);
+                last.contains(text)
+            });
+            assert!(seen, "{place}: never said: {text}\n{last}");
+        } else {
+            self.installed(place, &script);
+        }
     }
 
     /// Ends the guest, and with it what goes on there.
