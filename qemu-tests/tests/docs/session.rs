@@ -26,6 +26,28 @@ enum Running {
     InGuest(Job),
 }
 
+impl Running {
+    /// Whether it has ended, and not well. The end of a guest's command is not known before it is
+    /// waited for.
+    fn has_failed(&mut self) -> bool {
+        match self {
+            Self::OnHost(daemon) => {
+                let status = daemon.wait(Duration::ZERO);
+                status.is_ok_and(|status| !status.success())
+            }
+            Self::InGuest(_) => false,
+        }
+    }
+
+    /// What it has printed so far: in a guest that is known at its end.
+    fn said(&self) -> String {
+        match self {
+            Self::OnHost(daemon) => said(daemon),
+            Self::InGuest(_) => String::new(),
+        }
+    }
+}
+
 #[derive(Default)]
 struct Session {
     guest: Option<Guest>,
@@ -228,23 +250,23 @@ impl Session {
     /// Runs commands that do not end by themselves.
     fn start(&mut self, block: &Block) {
         let (place, notes) = (&block.place, &block.notes);
-        let running = if notes.in_guest {
+        let mut running = if notes.in_guest {
             Running::InGuest(self.guest(place).spawn(&block.text()).unwrap())
         } else {
             Running::OnHost(self.spawn(&block.text()))
         };
         if let Some(command) = &notes.until {
             let mut look = self.spawn(&format!("until {command}; do sleep 0.1; done"));
-            let seen = look.wait(PATIENCE).is_ok();
-            let log = match &running {
-                Running::OnHost(daemon) => said(daemon),
-                Running::InGuest(_) => self.guest(place).console_tail(),
-            };
-            assert!(seen, "{place}: never: {command}\n{}\n{log}", said(&look));
+            wait_until(PATIENCE, || !look.is_running() || running.has_failed());
+            let seen = look.wait(Duration::ZERO).is_ok();
+            let console = self.guest.as_ref().map(Guest::console_tail).unwrap_or_default();
+            let log = [said(&look), running.said(), console].join("\n");
+            assert!(seen, "{place}: never: {command}\n{log}");
         }
-        if let (Some(text), Running::OnHost(daemon)) = (&notes.until_it_says, &running) {
-            let seen = wait_until(PATIENCE, || said(daemon).contains(text));
-            assert!(seen, "{place}: never said: {text}\n{}", said(daemon));
+        if let Some(text) = &notes.until_it_says {
+            wait_until(PATIENCE, || running.said().contains(text) || running.has_failed());
+            let said = running.said();
+            assert!(said.contains(text), "{place}: never said: {text}\n{said}");
         }
         if notes.goes_on {
             self.running.push((place.clone(), running));
