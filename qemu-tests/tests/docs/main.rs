@@ -9,6 +9,7 @@ mod accounts;
 mod files;
 mod page;
 mod session;
+mod shown;
 
 macro_rules! sessions {
     ($($test:ident: [$($page:literal),+];)+) => {
