@@ -7,7 +7,7 @@ use libfuzzer_sys::fuzz_target;
 use shared_block_ring::Position;
 use shared_block_ring::format::{
     EXTENSION, Geometry, Header, PointerSector, SLOT_BYTES, SLOTS_AT, SectorSize, Side, Signed,
-    Slot, Tally, damaged_slots, decode_sector0, encode_sector0, find_slot, follows, framed_len,
+    Slot, Tally, damaged_slots, decode_sector0, encode_sector0, find_slot, following_slot, framed_len,
     put_slot, slots_of, text_of,
 };
 use uuid::Uuid;
@@ -84,7 +84,8 @@ fn slots(input: &Input) {
         let slot = Slot { position: at, tally, time_ns: items };
         let before = sector;
         put_slot(uuid, &mut sector, present, &slot);
-        assert!(follows(uuid, &before, present, &sector, at));
+        let (old, new) = ((&before[..], present), (&sector[..], at));
+        assert_eq!(following_slot(uuid, Side::Producer, old, new), Ok(Some(slot)));
         assert_eq!(find_slot(uuid, Side::Producer, &sector, at), Ok(Some(slot)));
         if let Some(last) = last {
             assert_eq!(find_slot(uuid, Side::Producer, &sector, last.position), Ok(Some(last)));

@@ -62,10 +62,21 @@ fuzz_target!(|bytes: &[u8]| {
     let mut request = Request::default();
     let Ok(mut split) = SplitQueue::open(&queue, &memory, None) else { return };
     for _ in 0..MOST {
-        let Ok(Some(chain)) = split.next_chain() else { break };
-        let head = chain.head();
+        let Ok(Some(head)) = split.next_head() else { break };
         assert!(head < size);
-        if request.parse(&memory, chain).is_ok() {
+        let plain = split.plain_chain(head).and_then(|chain| {
+            chain.prefetch(split.memory());
+            let parsed = chain.parse(split.memory())?;
+            let data = chain.data(split.memory())?;
+            chain.status(split.memory()).map(|_| (parsed, data.len() as u64))
+        });
+        split.take();
+        let parsed = request.parse(&memory, split.chain(head));
+        if let Some(((kind, sector), len)) = plain {
+            assert_eq!(parsed, Ok(()));
+            assert_eq!((request.kind(), request.sector, request.data_len), (kind, sector, len));
+        }
+        if parsed.is_ok() {
             assert!(request.status().is_some());
             assert!(request.data_len <= MAX_BYTES);
             assert!(request.data.len() <= MAX_SEGMENTS as usize + 34);

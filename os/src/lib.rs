@@ -34,6 +34,7 @@ mod dial;
 mod entries;
 mod mapping;
 mod memory;
+mod prefetch;
 mod random;
 mod shown;
 mod space;
@@ -45,6 +46,7 @@ pub use mapping::{Mapping, Prefault, Word};
 pub use memory::Memory;
 #[doc(hidden)] // for the models that search for interleavings
 pub use memory::Orders;
+pub use prefetch::{prefetch, prefetch_to_write};
 pub use random::random_bytes;
 pub use shown::{is_unfit, shown};
 pub use space::{Allocation, allocate, allocate_within};

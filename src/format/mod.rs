@@ -49,7 +49,7 @@ pub use slot::{
     EXTENSION, SLOT_BYTES, SLOTS_AT, Slot, Tally, find_slot, put_slot, reserved, slots_of,
 };
 #[doc(hidden)] // for the guard of `vhost-device-blockring`, and the models of the tests
-pub use slot::{damaged_slots, follows};
+pub use slot::{damaged_slots, following_slot};
 
 /// The error of bytes that are not a ring's, or not those of the ring that they should be. Each
 /// variant names the field.

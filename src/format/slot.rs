@@ -179,31 +179,49 @@ pub fn put_slot(uuid: Uuid, sector: &mut [u8], present: Position, slot: &Slot) {
     sector[SLOTS_AT[index]..SLOTS_AT[index] + SLOT_BYTES].copy_from_slice(&slot.encode(uuid));
 }
 
-/// Returns whether the pointer sector `new`, for the position `to`, may be written over `old`, for
-/// the position `present`, by the rules for slots: at most one slot changes, it becomes the slot
-/// for `to`, and it was not the slot for `present`; the bytes around the slots are zero. Or both
-/// slots are absent.
+/// Returns the slot for the position `to` in the pointer sector `new`, if that sector may be written
+/// over `old`, for the position `present`, by the rules for slots: at most one slot changes, it
+/// becomes the slot for `to`, and it was not the slot for `present`; the bytes around the slots are
+/// zero. Or both slots are absent, and there is none.
 ///
 /// No slot has to change if one is for `to` already: a writer that died before it stored the
 /// position left it, and its successor writes the same once more.
-pub fn follows(uuid: Uuid, old: &[u8], present: Position, new: &[u8], to: Position) -> bool {
+///
+/// # Errors
+/// [`FormatError::Slots`] if the sector may not be written.
+pub fn following_slot(
+    uuid: Uuid,
+    side: Side,
+    (old, present): (&[u8], Position),
+    (new, to): (&[u8], Position),
+) -> Result<Option<Slot>, FormatError> {
+    let refused = Err(FormatError::Slots { side, position: to });
     if new[EXTENSION].iter().all(|&byte| byte == 0) {
-        return true;
-    }
-    let present_already = |index| slot_for(uuid, slot_bytes(new, index), to).is_some();
-    let mut has_slot = to == present || (0..SLOTS_AT.len()).any(present_already);
-    let mut changed = 0;
-    for index in 0..SLOTS_AT.len() {
-        let (before, after) = (slot_bytes(old, index), slot_bytes(new, index));
-        if before == after {
-            continue;
-        }
-        changed += 1;
-        has_slot = slot_for(uuid, after, to).is_some() && slot_for(uuid, before, present).is_none();
+        return Ok(None);
     }
     let zero = |range: Range<usize>| new[range].iter().all(|&byte| byte == 0);
-    let clear = reserved(Some(uuid)).into_iter().all(zero);
-    has_slot && changed <= 1 && clear
+    if !reserved(Some(uuid)).into_iter().all(zero) {
+        return refused;
+    }
+    let [before, after] = [old, new].map(|sector| [0, 1].map(|index| slot_bytes(sector, index)));
+    let (index, other) = match (before[0] != after[0], before[1] != after[1]) {
+        (true, true) => return refused,
+        (true, false) => (0, 1),
+        (false, true) => (1, 0),
+        (false, false) => {
+            let slot = find_slot(uuid, side, new, to)?;
+            return if slot.is_some() || to == present { Ok(slot) } else { refused };
+        }
+    };
+    if slot_for(uuid, before[index], present).is_some() {
+        return refused;
+    }
+    match slot_for(uuid, after[index], to) {
+        // A reader takes the first of two slots for one position.
+        Some(slot) if index > other => Ok(slot_for(uuid, after[other], to).or(Some(slot))),
+        Some(slot) => Ok(Some(slot)),
+        None => refused,
+    }
 }
 
 #[cfg(test)]
@@ -226,6 +244,10 @@ mod tests {
         find_slot(RING, Side::Producer, sector, at(position))
     }
 
+    fn follow(old: (&[u8], Position), new: (&[u8], Position)) -> Result<Option<Slot>, FormatError> {
+        following_slot(RING, Side::Producer, old, new)
+    }
+
     #[test]
     fn put_slot_keeps_the_slot_of_the_present_position() {
         let mut sector = [0; 512];
@@ -234,7 +256,8 @@ mod tests {
             let (present, next) = (at((step - 1) * 4), step * 4);
             let before = sector;
             put_slot(RING, &mut sector, present, &slot(next));
-            assert!(follows(RING, &before, present, &sector, at(next)));
+            let followed = follow((&before, present), (&sector, at(next)));
+            assert_eq!(followed, Ok(Some(slot(next))));
             if step > 1 {
                 assert_eq!(find(&sector, present.get()), Ok(Some(slot(present.get()))));
             }
@@ -275,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn follows_accepts_only_the_slot_of_the_new_position() {
+    fn sector_may_change_only_the_slot_of_the_new_position() {
         let mut old = [0; 512];
         put_slot(RING, &mut old, at(0), &slot(8));
         put_slot(RING, &mut old, at(8), &slot(12));
@@ -286,14 +309,28 @@ mod tests {
             for &byte in bytes {
                 new[byte] ^= 1;
             }
-            follows(RING, &old, at(12), &new, at(to))
+            follow((&old, at(12)), (&new, at(to)))
         };
-        assert!(after(&[], 16) && follows(RING, &old, at(12), &old, at(12)));
-        assert!(!after(&[], 20) && !follows(RING, &old, at(12), &old, at(16)));
-        assert!(!after(&[SLOTS_AT[0]], 16) && !after(&[SLOTS_AT[1]], 16));
-        assert!(!after(&[9], 16) && !after(&[127], 16));
-        assert!(follows(RING, &old, at(12), &[0; 512], at(16)));
-        let left = |to| follows(RING, &next, at(12), &next, at(to));
-        assert!(left(16) && !left(20) && !left(8));
+        assert_eq!(after(&[], 16), Ok(Some(slot(16))));
+        assert_eq!(follow((&old, at(12)), (&old, at(12))), Ok(Some(slot(12))));
+        assert!(after(&[], 20).is_err() && follow((&old, at(12)), (&old, at(16))).is_err());
+        assert!(after(&[SLOTS_AT[0]], 16).is_err() && after(&[SLOTS_AT[1]], 16).is_err());
+        assert!(after(&[9], 16).is_err() && after(&[127], 16).is_err());
+        assert_eq!(follow((&old, at(12)), (&[0; 512], at(16))), Ok(None));
+        let left = |to| follow((&next, at(12)), (&next, at(to)));
+        assert_eq!(left(16), Ok(Some(slot(16))));
+        assert!(left(20).is_err() && left(8).is_err());
+    }
+
+    #[test]
+    fn first_of_two_slots_for_the_new_position_counts() {
+        // The first one was left by a writer that died, and says something else.
+        let mut old = [0; 512];
+        let other = Slot { time_ns: 99, ..slot(16) };
+        old[SLOTS_AT[0]..SLOTS_AT[0] + SLOT_BYTES].copy_from_slice(&other.encode(RING));
+        let mut new = old;
+        new[SLOTS_AT[1]..SLOTS_AT[1] + SLOT_BYTES].copy_from_slice(&slot(16).encode(RING));
+        assert_eq!(follow((&old, at(12)), (&new, at(16))), Ok(Some(other)));
+        assert_eq!(find(&new, 16), Ok(Some(other)));
     }
 }

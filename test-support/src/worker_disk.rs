@@ -31,7 +31,7 @@ use vm_memory::{Bytes, GuestAddress};
 /// Requests that a queue holds.
 pub const SIZE: u16 = 16;
 
-/// Descriptors of a queue: a request has three.
+/// Descriptors of a queue: a request has up to four.
 const DESCRIPTORS: u16 = 64;
 
 /// Bytes of guest memory that a queue has for itself, and the places in there.
@@ -104,6 +104,10 @@ impl Place {
         self.start() + HEADERS + 16 * u64::from(self.slot)
     }
 
+    fn first_descriptor(self) -> u16 {
+        4 * self.slot
+    }
+
     fn status(self) -> GuestAddress {
         GuestAddress(self.start() + STATUSES + u64::from(self.slot))
     }
@@ -117,6 +121,8 @@ impl Place {
 #[derive(Debug, Clone, Copy)]
 pub enum Payload<'a> {
     Write(&'a [u8]),
+    /// A write from two buffers.
+    WriteSplit(&'a [u8], &'a [u8]),
     /// Room for so many bytes.
     Read(usize),
     Flush,
@@ -316,33 +322,35 @@ impl Guest {
         let mut offered = self.offered.lock().unwrap();
         let place = Place { queue, slot: offered[queue] % SIZE };
         let at = place.data().0;
+        let written = |at, bytes: &[u8]| {
+            self.mem.write_slice(bytes, GuestAddress(at)).unwrap();
+            readable(at, u32::try_from(bytes.len()).unwrap())
+        };
         let (kind, data) = match payload {
-            Payload::Write(bytes) => {
-                self.mem.write_slice(bytes, place.data()).unwrap();
-                (VIRTIO_BLK_T_OUT, Some(readable(at, u32::try_from(bytes.len()).unwrap())))
+            Payload::Write(bytes) => (VIRTIO_BLK_T_OUT, vec![written(at, bytes)]),
+            Payload::WriteSplit(first, second) => {
+                (VIRTIO_BLK_T_OUT, vec![written(at, first), written(at + DATA_STEP / 2, second)])
             }
             Payload::Read(len) => {
-                (VIRTIO_BLK_T_IN, Some(writable(at, u32::try_from(len).unwrap())))
+                (VIRTIO_BLK_T_IN, vec![writable(at, u32::try_from(len).unwrap())])
             }
-            Payload::Flush => (VIRTIO_BLK_T_FLUSH, None),
+            Payload::Flush => (VIRTIO_BLK_T_FLUSH, Vec::new()),
         };
         put_header(&self.mem, place.header(), kind, priority, first);
         self.describe(place, data);
         let rings = rings(queue);
-        rings.offer(&self.mem, offered[queue], 3 * place.slot);
+        rings.offer(&self.mem, offered[queue], place.first_descriptor());
         offered[queue] = offered[queue].wrapping_add(1);
         rings.set_available_index(&self.mem, offered[queue]);
         place
     }
 
-    fn describe(&self, place: Place, data: Option<Desc>) {
+    fn describe(&self, place: Place, data: Vec<Desc>) {
         self.mem.write_obj(UNANSWERED, place.status()).unwrap();
-        let header = readable(place.header(), 16);
-        let chain: Vec<_> = [Some(header), data, Some(writable(place.status().0, 1))]
-            .into_iter()
-            .flatten()
-            .collect();
-        let first = 3 * place.slot;
+        let mut chain = vec![readable(place.header(), 16)];
+        chain.extend(data);
+        chain.push(writable(place.status().0, 1));
+        let first = place.first_descriptor();
         rings(place.queue).describe(&self.mem, first, &linked(first, &chain));
     }
 
@@ -353,7 +361,7 @@ impl Guest {
         put_header(&self.mem, place.header(), kind, 0, first);
         let (at, len) = (place.data().0, u32::try_from(len).unwrap());
         let data = if kind == VIRTIO_BLK_T_IN { writable(at, len) } else { readable(at, len) };
-        self.describe(place, Some(data));
+        self.describe(place, vec![data]);
         let mut offered = self.offered.lock().unwrap();
         for _ in 0..count {
             RINGS.offer(&self.mem, offered[0], 0);

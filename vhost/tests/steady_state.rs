@@ -11,9 +11,10 @@ use ring_test_support::process::eventually;
 use ring_test_support::worker_disk::Direct;
 use shared_block_ring::format::Side;
 use shared_block_ring::wait::Limits;
-use shared_block_ring::{Consumer, Durability, Producer, RingDevice};
+use shared_block_ring::{BlockDevice, Consumer, Durability, Producer, RingDevice};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::io::IoSlice;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,6 +107,21 @@ fn consuming_guest_costs_no_allocation() {
     let mut consumer = Consumer::attach(&counted.disk, "queue", "guest").unwrap();
     consumer.set_durability(Durability::PageCache);
     costs_no_allocation(&counted, &mut producer, &mut consumer);
+}
+
+#[test]
+fn guest_of_a_plain_disk_costs_no_allocation() {
+    let counted = Counted::over(Disk::plain(Side::Producer));
+    let mut write = |_| {
+        // Control sectors, data, and both in one request.
+        for first in [0, 1, 2, 3, 5, 1] {
+            let sectors = if first == 1 { 4 } else { 1 };
+            (&counted.disk).write(first, &[IoSlice::new(&[7; 4 * 512][..sectors * 512])]).unwrap();
+        }
+    };
+    counted.spent(10, &mut write);
+    let (allocations, requests) = counted.spent(1000, &mut write);
+    assert_eq!((allocations, requests), (0, 6000));
 }
 
 #[test]

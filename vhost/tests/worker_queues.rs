@@ -64,6 +64,49 @@ fn every_queue_is_served_and_keeps_its_order() {
     }
 }
 
+/// Reads and writes of one buffer are taken all the way at once, several of them are looked at
+/// ahead, and every other request goes the long way.
+#[test]
+fn requests_of_every_shape_keep_their_order() {
+    let disk = Disk::new(Side::Producer);
+    let counters = Arc::clone(&disk.counters);
+    let direct = with_queues(disk, 1);
+    for round in 0..9u8 {
+        let start = direct.used(0);
+        let write = |byte: u8| direct.put(0, 0, DATA, Payload::Write(&[byte; 1024]));
+        let read = |first| direct.put(0, 0, first, Payload::Read(512));
+        let split = [[round + 100; 512], [round + 200; 512]];
+        let mut expected = Vec::new();
+        // So many requests in front of them that each is met in every place.
+        for _ in 0..round {
+            expected.push((write(round), OK, None));
+        }
+        expected.push((read(DATA + 1), OK, (round > 0).then_some(round)));
+        expected.push((
+            direct.put(0, 0, DATA, Payload::WriteSplit(&split[0], &split[1])),
+            OK,
+            None,
+        ));
+        expected.push((read(DATA), OK, Some(round + 100)));
+        expected.push((direct.put(0, 0, 0, Payload::Write(&[1; 512])), REFUSED, None));
+        expected.push((direct.put(0, 0, 0, Payload::Flush), OK, None));
+        expected.push((read(DATA + 1), OK, Some(round + 200)));
+        expected.push((write(round + 50), OK, None));
+        let count = u16::try_from(expected.len()).unwrap();
+        while direct.used(0) != start.wrapping_add(count) {
+            direct.turn();
+        }
+        for (number, (place, status, byte)) in expected.into_iter().enumerate() {
+            assert_eq!(direct.status(place), status, "request {number} of round {round}");
+            if let Some(byte) = byte {
+                assert!(direct.data(place, 512) == [byte; 512], "read {number} of round {round}");
+            }
+        }
+    }
+    assert_eq!((counters.reads.get(), counters.read_bytes.get()), (27, 27 * 512));
+    assert_eq!((counters.writes.get(), counters.written_bytes.get()), (54, 54 * 1024));
+}
+
 #[test]
 fn queue_that_was_not_kicked_is_served_when_the_turn_goes_on() {
     let direct = with_queues(Disk::new(Side::Producer), 8);

@@ -5,7 +5,7 @@
 use crate::data_path::counters::Counters;
 use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::guard::{
-    Denied, Grant, Guard, GuestState, Judgement, Reason, SECTOR_UNIT, Scratch, View,
+    Denied, Grant, Guard, GuestState, Judgement, Published, Reason, SECTOR_UNIT, Scratch, View,
 };
 use crate::data_path::probes;
 use crate::data_path::refusals::Refusals;
@@ -19,7 +19,8 @@ use shared_block_ring::format::Side;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vm_memory::{Bytes, GuestMemoryBackend};
+use vm_memory::bitmap::BitmapSlice;
+use vm_memory::{Bytes, GuestMemoryBackend, VolatileSlice};
 
 /// Bytes of a serial number (virtio 1.3, 5.2.6.1).
 pub const SERIAL_BYTES: usize = 20;
@@ -65,6 +66,10 @@ pub struct Executor {
     last_shown: Option<Vec<u8>>,
     /// The host's pointer sector as it was last looked at.
     host_sector: Vec<u8>,
+    /// Room for a sector of a plain disk.
+    room: Vec<u8>,
+    /// The published bytes when a plain write was last judged.
+    published: Option<Published>,
     /// Memory for a judgement. `None` while there is one, and after one that ended in a refusal.
     scratch: Option<Box<Scratch>>,
 }
@@ -101,6 +106,7 @@ impl Executor {
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
         let host_sector = vec![0; region.geometry().sector_size().bytes()];
+        let room = host_sector.clone();
         Self {
             region,
             guard,
@@ -112,6 +118,8 @@ impl Executor {
             guest,
             last_shown: None,
             host_sector,
+            room,
+            published: None,
             scratch: None,
         }
     }
@@ -170,6 +178,52 @@ impl Executor {
             Kind::Unsupported => Ok(RequestState::Done(Answer::UNSUPPORTED)),
         };
         self.state_after(request, outcome)
+    }
+
+    /// Returns the device offset of a read or a write of `len` bytes at `sector` that can be
+    /// [carried out](Self::carry_out) at once: one that concerns data alone and, where it is a
+    /// write, free bytes alone. Nothing but its place has to be judged then.
+    #[inline]
+    pub fn admit(&mut self, kind: Kind, sector: u64, len: u64) -> Option<u64> {
+        let range = self.guard.range(sector, len).ok()?;
+        let is_data = range.start >= self.region.geometry().data_start();
+        (is_data && (kind == Kind::Read || self.may_store(&range))).then_some(range.start)
+    }
+
+    /// Whether all of `range`, which is in the data area, may be stored.
+    #[inline]
+    fn may_store(&mut self, range: &Range<u64>) -> bool {
+        let Self { service, guard, region, guest, published, .. } = self;
+        if service.read_only || !service.guarded {
+            return !service.read_only;
+        }
+        let Some(host) = region.position(guard.host()) else { return false };
+        let (producer, consumer) = guard.positions(guest.pointer.position, host);
+        guard.is_free(range, producer, consumer, published)
+    }
+
+    /// Carries out a read or a write that was admitted for device offset `start`.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "`data` then need not be copied to be passed")]
+    pub fn carry_out<B: BitmapSlice>(
+        &self,
+        kind: Kind,
+        data: &VolatileSlice<'_, B>,
+        start: u64,
+    ) -> Answer {
+        let len = data.len() as u64;
+        if kind == Kind::Read {
+            self.region.load_slice(start, data);
+            self.counters.reads.count();
+            self.counters.read_bytes.add(len);
+            // MAX_BYTES bounds it.
+            Answer::ok(u32::try_from(len).unwrap_or(u32::MAX))
+        } else {
+            self.region.store_slice(data, start);
+            self.counters.writes.count();
+            self.counters.written_bytes.add(len);
+            Answer::ok(0)
+        }
     }
 
     /// Goes on with a write whose items are not all walked.
@@ -325,14 +379,13 @@ impl Executor {
         range: &Range<u64>,
     ) -> Result<RequestState, Failure> {
         check_buffers(mem, request)?;
-        let view = self.view(mem, request);
+        let view = RequestView { region: &self.region, mem, request, may_repeat: false };
         let geometry = self.region.geometry();
         let size = u64::from(geometry.sector_size().get());
         let data = range.start.max(geometry.data_start())..range.end;
-        let mut sector = vec![0; geometry.sector_size().bytes()];
         for index in range.start / size..(range.end.min(geometry.data_start())) / size {
-            view.requested(index * size..(index + 1) * size, &mut sector)?;
-            self.region.store_control_sector(index, &sector);
+            view.requested(index * size..(index + 1) * size, &mut self.room)?;
+            self.region.store_control_sector(index, &self.room);
         }
         if !data.is_empty() {
             self.region.store(mem, &request.data, view.part(&data), data.start)?;

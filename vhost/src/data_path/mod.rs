@@ -1,7 +1,7 @@
 //! The data path: a guest's request, from its descriptor chain to the used ring.
 //!
 //! The [`queue_thread`] takes turns of the [`worker`], which takes a descriptor chain off the
-//! [`queue`]. [`request`] parses it, [`guard`] judges it, [`executor`] stores it in the [`region`]
+//! [`queue`]. [`plain`] parses the usual shape and [`request`] every other, [`guard`] judges it, [`executor`] stores it in the [`region`]
 //! and wakes the host; [`request_state`] is how it stands in between. This part knows neither the
 //! front end's messages nor the daemon.
 
@@ -13,6 +13,8 @@ pub mod fault;
 pub mod flusher;
 pub mod guard;
 pub mod kicks;
+pub mod lookup;
+pub mod plain;
 pub mod polling;
 pub mod probes;
 pub mod queue;

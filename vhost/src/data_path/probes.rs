@@ -4,14 +4,13 @@
 //! `docs/observability.md` documents them.
 
 use crate::data_path::guard::Reason;
-use crate::data_path::request::Request;
+use crate::data_path::request::Kind;
 use probe::probe;
 use shared_block_ring::Position;
 
 /// A request was taken from the queue of that number, in the chain that begins at `head`.
 #[inline]
-pub fn request_begin(queue: usize, head: u16, request: &Request) {
-    let (kind, sector, bytes) = (request.kind(), request.sector, request.data_len);
+pub fn request_begin(queue: usize, head: u16, kind: Kind, sector: u64, bytes: u64) {
     probe!(blockring, request_begin, queue, head, kind, sector, bytes);
 }
 

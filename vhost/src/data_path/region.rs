@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::sync::atomic::fence;
-use vm_memory::bitmap::MS;
+use vm_memory::bitmap::{BitmapSlice, MS};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
 
 /// Bytes of guest memory looked at in one go: what most looks are for. To clear a larger array
@@ -201,6 +201,32 @@ impl Region {
             slice.copy_to_volatile_slice(ours);
             Ok(())
         })
+    }
+
+    /// Copies `data` to device offset `start`, if that is in the data area with all of it.
+    #[inline]
+    pub fn store_slice<B: BitmapSlice>(&self, data: &VolatileSlice<'_, B>, start: u64) {
+        if let Some(ours) = self.data(start, data.len()) {
+            // As in `store`.
+            fence(Orders::RING.before_write);
+            data.copy_to_volatile_slice(ours);
+        }
+    }
+
+    /// Copies from device offset `start` to `data`, if that is in the data area with all of it.
+    #[inline]
+    pub fn load_slice<B: BitmapSlice>(&self, start: u64, data: &VolatileSlice<'_, B>) {
+        if let Some(ours) = self.data(start, data.len()) {
+            ours.copy_to_volatile_slice(data.clone());
+            fence(Orders::RING.after_read);
+        }
+    }
+
+    /// Some bytes of the data area.
+    #[inline]
+    fn data(&self, start: u64, len: usize) -> Option<VolatileSlice<'_>> {
+        let end = start.checked_add(len as u64)?;
+        if start >= self.geometry().data_start() { self.bytes(start..end) } else { None }
     }
 
     /// Whether bytes `part` of the request's data are what the region holds from device offset

@@ -22,23 +22,37 @@ const MAX_DESCRIPTORS: usize = MAX_SEGMENTS as usize + 34;
 pub const MAX_BYTES: u64 = 16 << 20;
 
 /// Bytes of the header.
-const HEADER: usize = 16;
+pub const HEADER_BYTES: usize = 16;
 
 /// A request's header (virtio 1.3, 5.2.6).
-struct Header {
+pub struct Header {
     kind: u32,
     priority: u32,
-    sector: u64,
+    /// The first sector, in units of 512 bytes.
+    pub sector: u64,
 }
 
 impl Header {
     /// Takes the fields, each little-endian, from the header as it lies in memory: a load of one
     /// value is two instructions, one of sixteen bytes is sixteen.
-    fn from(raw: u128) -> Self {
+    #[inline]
+    pub fn from(raw: u128) -> Self {
         let bytes = u128::from_le(raw);
         // Each cast takes the lower bits.
         #[allow(clippy::cast_possible_truncation)]
         Self { kind: bytes as u32, priority: (bytes >> 32) as u32, sector: (bytes >> 64) as u64 }
+    }
+
+    /// The type of the request.
+    #[inline]
+    pub fn kind(&self) -> Kind {
+        match self.kind {
+            VIRTIO_BLK_T_IN => Kind::Read,
+            VIRTIO_BLK_T_OUT => Kind::Write,
+            VIRTIO_BLK_T_FLUSH => Kind::Flush,
+            VIRTIO_BLK_T_GET_ID => Kind::GetId,
+            _ => Kind::Unsupported,
+        }
     }
 }
 
@@ -122,7 +136,7 @@ impl Request {
             let segment = Segment { address: descriptor.addr(), len: descriptor.len() as usize };
             if descriptor.is_write_only() {
                 self.data.push(segment);
-            } else if count == 0 && segment.len == HEADER {
+            } else if count == 0 && segment.len == HEADER_BYTES {
                 self.header = Some(segment.address);
             } else if self.data.is_empty() {
                 self.readable.push(segment);
@@ -138,14 +152,9 @@ impl Request {
             // table.
             return Err(Reason::Malformed);
         }
-        let Header { kind, priority, sector } = self.take_header(mem)?;
-        let kind = match kind {
-            VIRTIO_BLK_T_IN => Kind::Read,
-            VIRTIO_BLK_T_OUT => Kind::Write,
-            VIRTIO_BLK_T_FLUSH => Kind::Flush,
-            VIRTIO_BLK_T_GET_ID => Kind::GetId,
-            _ => Kind::Unsupported,
-        };
+        let header = self.take_header(mem)?;
+        let kind = header.kind();
+        let Header { priority, sector, .. } = header;
         self.kind = Some(kind);
         self.idle = (priority >> 13) & 7 == IDLE_CLASS;
         self.sector = sector;
@@ -180,7 +189,7 @@ impl Request {
     fn take_header<M: GuestMemoryBackend>(&mut self, mem: &M) -> Result<Header, Reason> {
         // Nearly every driver has the header in a descriptor of its own.
         if let Some(address) = self.header {
-            if let Ok(place) = mem.get_slice(address, HEADER)
+            if let Ok(place) = mem.get_slice(address, HEADER_BYTES)
                 && let Ok(header) = place.get_ref(0)
             {
                 return Ok(Header::from(header.load()));
@@ -188,10 +197,10 @@ impl Request {
             // It may lie across two pieces of guest memory.
             return mem.read_obj(address).map(Header::from).map_err(|_| Reason::Malformed);
         }
-        let mut header = [0; HEADER];
+        let mut header = [0; HEADER_BYTES];
         let mut filled = 0;
         for segment in &mut self.readable {
-            let take = segment.len.min(HEADER - filled);
+            let take = segment.len.min(HEADER_BYTES - filled);
             mem.read_slice(&mut header[filled..filled + take], segment.address)
                 .map_err(|_| Reason::Malformed)?;
             filled += take;
@@ -199,7 +208,7 @@ impl Request {
             segment.len -= take;
         }
         self.readable.retain(|segment| segment.len > 0);
-        if filled < HEADER {
+        if filled < HEADER_BYTES {
             return Err(Reason::Malformed);
         }
         Ok(Header::from(u128::from_ne_bytes(header)))

@@ -26,7 +26,7 @@ impl Pieces {
 /// The published bytes for one pair of positions. Kept from one write to the next, since computing
 /// them takes divisions.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Published {
+pub struct Published {
     producer: Position,
     consumer: Position,
     /// Device bytes, in ascending order.
@@ -45,31 +45,39 @@ impl Guard {
         producer: Position,
         consumer: Position,
     ) -> Result<Pieces, Reason> {
-        self.pieces(range, producer, consumer, &mut None)
+        if self.guest == Side::Consumer {
+            let compared = [range.clone(), range.end..range.end];
+            return Ok(Pieces { compared, reason: Reason::ForeignData, ..Pieces::NONE });
+        }
+        let [first, second] = &self.published(producer, consumer)?.parts;
+        let first = within(first, range.start..range.end);
+        let second = within(second, first.end..range.end);
+        let stored = [range.start..first.start, first.end..second.start, second.end..range.end];
+        Ok(Pieces { stored, compared: [first, second], reason: Reason::PublishedData })
     }
 
-    /// Does the work of [`data_pieces`](Self::data_pieces); `known` is the result for the write
-    /// before.
-    pub(super) fn pieces(
+    /// Returns whether a write of device bytes `range`, all in the data area, touches free bytes
+    /// alone: [`data_pieces`](Self::data_pieces) would then store all of it. `known` is what this
+    /// was answered from for the write before.
+    #[inline]
+    pub fn is_free(
         &self,
         range: &Range<u64>,
         producer: Position,
         consumer: Position,
         known: &mut Option<Published>,
-    ) -> Result<Pieces, Reason> {
-        if self.guest == Side::Consumer {
-            let compared = [range.clone(), range.end..range.end];
-            return Ok(Pieces { compared, reason: Reason::ForeignData, ..Pieces::NONE });
-        }
+    ) -> bool {
         let published = match known {
             Some(known) if (known.producer, known.consumer) == (producer, consumer) => known,
-            _ => known.insert(self.published(producer, consumer)?),
+            _ => match self.published(producer, consumer) {
+                Ok(published) => known.insert(published),
+                Err(_) => return false,
+            },
         };
-        let [first, second] = &published.parts;
-        let first = within(first, range.start..range.end);
-        let second = within(second, first.end..range.end);
-        let stored = [range.start..first.start, first.end..second.start, second.end..range.end];
-        Ok(Pieces { stored, compared: [first, second], reason: Reason::PublishedData })
+        let beside = |part: &Range<u64>| {
+            part.is_empty() || range.end <= part.start || part.end <= range.start
+        };
+        self.guest == Side::Producer && published.parts.iter().all(beside)
     }
 
     fn published(&self, producer: Position, consumer: Position) -> Result<Published, Reason> {
@@ -102,7 +110,7 @@ mod tests {
     #[test]
     fn free_bytes_alone_are_stored() {
         let guard = guard(Side::Producer);
-        let capacity = 1024;
+        let (capacity, mut known) = (1024, None);
         for consumer in (0..2048).step_by(36) {
             for used in (0..=capacity).step_by(28) {
                 let mut free = vec![true; 1024];
@@ -113,6 +121,10 @@ mod tests {
                     let pieces =
                         guard.data_pieces(&device, at(consumer + used), at(consumer)).unwrap();
                     assert_eq!(pieces.reason, Reason::PublishedData);
+                    assert_eq!(
+                        guard.is_free(&device, at(consumer + used), at(consumer), &mut known),
+                        pieces.compared.iter().all(Range::is_empty)
+                    );
                     let mut next = device.start;
                     let (stored, compared) = (pieces.stored.iter(), pieces.compared.iter());
                     let mut all: Vec<_> =
@@ -134,8 +146,18 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_free_where_positions_contradict_each_other() {
+        let (guard, range) = (guard(Side::Producer), START..START + 512);
+        let mut known = None;
+        assert!(guard.is_free(&range, at(40), at(40), &mut known));
+        assert!(!guard.is_free(&range, at(40), at(44), &mut known));
+        assert!(!guard.is_free(&range, at(2000), at(40), &mut known));
+    }
+
+    #[test]
     fn guest_consumer_stores_no_data() {
         let range = START..START + 512;
+        assert!(!guard(Side::Consumer).is_free(&range, at(40), at(40), &mut None));
         let pieces = guard(Side::Consumer).data_pieces(&range, at(100), at(40)).unwrap();
         assert!(pieces.stored.iter().all(Range::is_empty));
         assert_eq!((pieces.compared[0].clone(), pieces.reason), (range, Reason::ForeignData));

@@ -1,6 +1,6 @@
 //! Judging a whole request, as the sequence of its sectors: all of it is stored, or nothing.
 
-use super::data::{Pieces, Published};
+use super::data::Pieces;
 use super::pointer::Move;
 use super::walk::{Progress, Walk};
 use super::{Guard, GuestState, HostState, Reason};
@@ -53,8 +53,6 @@ pub struct Scratch {
     /// The host's pointer sector, and its reading before.
     host: Vec<u8>,
     previous_host: Vec<u8>,
-    /// The published bytes when a write was last judged.
-    published: Option<Published>,
 }
 
 /// A write that is being judged.
@@ -192,8 +190,7 @@ impl Guard {
         let keeps_flag = judgement.pointer.as_ref().is_some_and(|pointer| pointer.keeps_flag);
         let moved = judgement.pointer.as_ref().map(|pointer| pointer.change.guest());
         let data = judgement.range.start.max(self.geometry.data_start())..judgement.range.end;
-        let published = &mut judgement.scratch.published;
-        let pieces = self.judge_data(moved.unwrap_or(guest), data, published, view)?;
+        let pieces = self.judge_data(moved.unwrap_or(guest), data, view)?;
         Ok(Some(Grant { stored: pieces.stored, guest: moved, keeps_flag }))
     }
 
@@ -254,18 +251,14 @@ impl Guard {
         &self,
         guest: GuestState,
         data: Range<u64>,
-        published: &mut Option<Published>,
         view: &V,
     ) -> Result<Pieces, Denied<V::Fault>> {
         if data.is_empty() {
             return Ok(Pieces::NONE);
         }
         let host = view.position(self.host()).ok_or(Reason::HostCorrupt)?;
-        let (producer, consumer) = match self.guest {
-            Side::Producer => (guest.pointer.position, host),
-            Side::Consumer => (host, guest.pointer.position),
-        };
-        let pieces = self.pieces(&data, producer, consumer, published)?;
+        let (producer, consumer) = self.positions(guest.pointer.position, host);
+        let pieces = self.data_pieces(&data, producer, consumer)?;
         for piece in &pieces.compared {
             if !piece.is_empty() && !view.is_unchanged(piece.clone()).map_err(Denied::Fault)? {
                 return Err(pieces.reason.into());

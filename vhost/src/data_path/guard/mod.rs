@@ -15,7 +15,7 @@ mod pointer;
 mod reason;
 mod walk;
 
-pub use data::Pieces;
+pub use data::{Pieces, Published};
 pub use judge::{Denied, Grant, Judgement, SECTOR_UNIT, Scratch, View};
 pub use pointer::Move;
 pub use reason::Reason;
@@ -73,6 +73,14 @@ impl Guard {
     /// The ring's geometry.
     pub fn geometry(&self) -> Geometry {
         self.geometry
+    }
+
+    /// The producer's and the consumer's position, of which one is the guest's and one the host's.
+    pub fn positions(&self, guest: Position, host: Position) -> (Position, Position) {
+        match self.guest {
+            Side::Producer => (guest, host),
+            Side::Consumer => (host, guest),
+        }
     }
 
     /// Why the guest may not change control sector `index`; `None` for its own pointer sector.

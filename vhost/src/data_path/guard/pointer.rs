@@ -4,7 +4,7 @@ use super::walk::{Count, Walk};
 use super::{Guard, GuestState, HostState, Reason};
 use shared_block_ring::Position;
 use shared_block_ring::format::{
-    EXTENSION, FLAG_AT, HEADER_BYTES, PointerSector, Side, Tally, find_slot, follows,
+    EXTENSION, FLAG_AT, HEADER_BYTES, PointerSector, Side, Tally, following_slot,
 };
 use shared_block_ring::rules::Mark;
 
@@ -54,10 +54,7 @@ impl Guard {
                 Reason::PointerFlag
             }
         })?;
-        let (producer, consumer) = match self.guest {
-            Side::Producer => (guest.pointer.position, host.position),
-            Side::Consumer => (host.position, guest.pointer.position),
-        };
+        let (producer, consumer) = self.positions(guest.pointer.position, host.position);
         let used = producer.since(consumer).ok_or(Reason::HostCorrupt)?;
         let free = self.geometry.capacity().get().checked_sub(used).ok_or(Reason::HostCorrupt)?;
         let reach = match self.guest {
@@ -92,12 +89,9 @@ impl Guard {
         };
         let present =
             PointerSector::decode(self.guest, current).map_err(|_| Reason::HostCorrupt)?;
-        if !follows(uuid, current, present.position, requested, to) {
-            return Err(Reason::PointerExtension);
-        }
-        let slot =
-            find_slot(uuid, self.guest, requested, to).map_err(|_| Reason::PointerExtension)?;
-        Ok(slot.map(|slot| slot.tally))
+        let (old, new) = ((current, present.position), (requested, to));
+        let slot = following_slot(uuid, self.guest, old, new);
+        Ok(slot.map_err(|_| Reason::PointerExtension)?.map(|slot| slot.tally))
     }
 
     /// Returns how a slot's number of items is verified; `None` where nothing in the region can.

@@ -1,7 +1,7 @@
 //! One descriptor chain (virtio 1.3, 2.7.5), in the queue's table or in an indirect one (2.7.5.3).
 
-use super::Part;
 use crate::data_path::dirty::GuestMemory;
+use crate::data_path::lookup::{Lookup, Part};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
@@ -48,10 +48,11 @@ impl<'m> Chain<'m> {
 
     #[inline]
     fn read_next(&mut self) -> Option<Descriptor> {
-        let at = DESCRIPTOR_BYTES * usize::from(self.next.take()?);
+        let number = self.next.take()?;
+        let at = DESCRIPTOR_BYTES * usize::from(number);
         match self.table {
             // Bounded by the table's own length.
-            Table::Mapped(table) => table.get_ref(at).ok().map(|descriptor| descriptor.load()),
+            Table::Mapped(table) => read(&table, number),
             Table::InPieces(start) => self.mem.read_obj(start.checked_add(at as u64)?).ok(),
         }
     }
@@ -69,6 +70,47 @@ impl<'m> Chain<'m> {
         (self.next, self.left, self.indirect) = (Some(0), count, true);
         self.read_next()
     }
+}
+
+/// Returns the three descriptors that begin in place `head` of a queue's `table`, or those of the
+/// indirect table that stands there and has just three; `None` where a chain is longer, shorter, or
+/// in another order in an indirect table. Each is read once.
+#[inline]
+pub(super) fn three<'m>(
+    table: &Part<'m>,
+    size: u16,
+    head: u16,
+    memory: &mut Lookup<'m>,
+) -> Option<[Descriptor; 3]> {
+    let first = read(table, head)?;
+    if first.refers_to_indirect_table() {
+        let bytes = 3 * DESCRIPTOR_BYTES;
+        if first.len() as usize != bytes {
+            return None;
+        }
+        let table = memory.find(first.addr(), bytes)?;
+        let chain = [read(&table, 0)?, read(&table, 1)?, read(&table, 2)?];
+        return (chain[0].next() == 1 && chain[1].next() == 2).then_some(chain);
+    }
+    let follows = |before: &Descriptor| {
+        let next = before.next();
+        if before.has_next() && next < size { read(table, next) } else { None }
+    };
+    let second = follows(&first)?;
+    let third = follows(&second)?;
+    Some([first, second, third])
+}
+
+/// Reads one descriptor, if it lies in the table.
+#[inline]
+fn read(table: &Part<'_>, number: u16) -> Option<Descriptor> {
+    // In one piece of two words: a load of one value is two instructions.
+    let raw: u128 = table.get_ref(DESCRIPTOR_BYTES * usize::from(number)).ok()?.load();
+    let bytes = u128::from_le(raw);
+    // Each cast takes the lower bits.
+    #[allow(clippy::cast_possible_truncation)]
+    let parts = (bytes as u64, (bytes >> 64) as u32, (bytes >> 96) as u16, (bytes >> 112) as u16);
+    Some(Descriptor::new(parts.0, parts.1, parts.2, parts.3))
 }
 
 impl Iterator for Chain<'_> {

@@ -5,18 +5,19 @@
 //! the part that it is in.
 
 mod chain;
+mod index;
 
 pub use chain::Chain;
+use index::Index;
 
 use crate::data_path::dirty::GuestMemory;
+use crate::data_path::lookup::{Lookup, Part};
+use crate::data_path::plain::PlainChain;
+use ring_os::{prefetch, prefetch_to_write};
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
 use virtio_queue::{Queue, QueueT};
-use vm_memory::bitmap::MS;
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory, VolatileSlice};
-
-/// One part of a queue: all of its bytes, contiguous in our address space.
-type Part<'m> = VolatileSlice<'m, MS<'m, GuestMemory>>;
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, VolatileMemory};
 
 /// Byte of the index in both rings, behind 16 bits of flags.
 const INDEX: usize = 2;
@@ -55,18 +56,20 @@ pub enum Broken {
 
 /// A running split virtqueue, for one turn.
 pub struct SplitQueue<'m> {
-    mem: &'m GuestMemory,
+    memory: Lookup<'m>,
     descriptors: Part<'m>,
     available: Part<'m>,
     used: Part<'m>,
     size: u16,
     event_idx: bool,
-    next_available: u16,
-    next_used: u16,
+    next_available: Index,
+    next_used: Index,
     /// The available index, as it was last read.
-    offered: u16,
+    offered: Index,
     /// See [`signalled`](Self::signalled).
-    signalled: Option<u16>,
+    signalled: Option<Index>,
+    /// The used index when the driver's wish for an interrupt was last looked at.
+    looked: Index,
 }
 
 impl<'m> SplitQueue<'m> {
@@ -88,70 +91,141 @@ impl<'m> SplitQueue<'m> {
         }
         let [descriptors, available, used] = parts(mem, queue, size.into())?;
         Ok(Self {
-            mem,
+            memory: Lookup::new(mem),
             descriptors,
             available,
             used,
             size,
             event_idx: queue.event_idx_enabled(),
-            next_available: queue.next_avail(),
-            next_used: queue.next_used(),
-            offered: queue.next_avail(),
-            signalled,
+            next_available: Index::new(queue.next_avail()),
+            next_used: Index::new(queue.next_used()),
+            offered: Index::new(queue.next_avail()),
+            signalled: signalled.map(Index::new),
+            looked: Index::new(queue.next_used()),
         })
     }
 
     /// Stores the indices in `queue` at the end of a turn.
     pub fn close(&self, queue: &mut Queue) {
-        queue.set_next_avail(self.next_available);
-        queue.set_next_used(self.next_used);
+        queue.set_next_avail(self.next_available.get());
+        queue.set_next_used(self.next_used.get());
     }
 
     /// The used index at the last interrupt decision; `None` in a queue that has just started,
     /// where nobody knows what its driver was interrupted for.
     pub fn signalled(&self) -> Option<u16> {
-        self.signalled
+        self.signalled.map(Index::get)
     }
 
     /// Whether the driver has offered a chain that was not taken.
     pub fn has_next(&mut self) -> Result<bool, Broken> {
         if self.offered == self.next_available {
-            self.offered = load(&self.available, INDEX, Ordering::Acquire)?;
-            if self.offered.wrapping_sub(self.next_available) > self.size {
-                return Err(Broken::Index);
-            }
+            self.look()?;
         }
         Ok(self.offered != self.next_available)
     }
 
-    /// Takes the next chain from the available ring.
-    pub fn next_chain(&mut self) -> Result<Option<Chain<'m>>, Broken> {
+    /// Returns the next chain's first descriptor, by which the chain can be read before it is
+    /// [taken](Self::take).
+    #[inline]
+    pub fn next_head(&mut self) -> Result<Option<u16>, Broken> {
         if !self.has_next()? {
             return Ok(None);
         }
-        let slot = usize::from(self.next_available & (self.size - 1));
-        let head = load(&self.available, ENTRIES + HEAD_BYTES * slot, Ordering::Relaxed)?;
-        if head >= self.size {
-            return Err(Broken::Head);
+        self.head_behind(0).map(Some).ok_or(Broken::Head)
+    }
+
+    /// Returns how many chains the driver has offered that were not taken; looks for more than are
+    /// known if those are fewer than `enough`.
+    #[inline]
+    pub fn offered(&mut self, enough: u16) -> Result<u16, Broken> {
+        let known = self.offered.since(self.next_available);
+        if known >= enough {
+            return Ok(known);
         }
-        self.next_available = self.next_available.wrapping_add(1);
-        Ok(Some(Chain::new(self.mem, self.descriptors, self.size, head)))
+        self.look()?;
+        Ok(self.offered.since(self.next_available))
+    }
+
+    #[inline]
+    fn look(&mut self) -> Result<(), Broken> {
+        self.offered = Index::new(load(&self.available, INDEX, Ordering::Acquire)?);
+        let count = self.offered.since(self.next_available);
+        if count > self.size { Err(Broken::Index) } else { Ok(()) }
+    }
+
+    /// Returns the first descriptor of an offered chain, so many behind the next one; `None` for
+    /// one that is no descriptor's number.
+    #[inline]
+    pub fn head_behind(&self, count: u16) -> Option<u16> {
+        let slot = self.slot(self.next_available.after(count));
+        let head = load(&self.available, ENTRIES + HEAD_BYTES * slot, Ordering::Relaxed).ok()?;
+        (head < self.size).then_some(head)
+    }
+
+    /// Asks for the descriptors of an offered chain, so many behind the next one.
+    #[inline]
+    pub fn prefetch_chain(&self, count: u16) {
+        let Some(head) = self.head_behind(count) else { return };
+        let table = self.descriptors.ptr_guard();
+        let first = table.as_ptr().wrapping_add(chain::DESCRIPTOR_BYTES * usize::from(head));
+        prefetch(first);
+        prefetch(first.wrapping_add(3 * chain::DESCRIPTOR_BYTES - 1));
+    }
+
+    /// Asks for the used ring's next entries.
+    #[inline]
+    pub fn prefetch_used(&self, count: u16) {
+        let used = self.used.ptr_guard_mut();
+        for index in [self.next_used, self.next_used.after(count)] {
+            let slot = self.slot(index);
+            prefetch_to_write(used.as_ptr().wrapping_add(ENTRIES + USED_BYTES * slot));
+        }
+    }
+
+    /// The entry of a ring that an index stands for.
+    #[inline]
+    fn slot(&self, index: Index) -> usize {
+        usize::from(index.get() & (self.size - 1))
+    }
+
+    /// Takes the chain that [`next_head`](Self::next_head) has returned from the available ring.
+    #[inline]
+    pub fn take(&mut self) {
+        self.next_available = self.next_available.after(1);
+    }
+
+    /// Returns the chain that begins at a head.
+    pub fn chain(&self, head: u16) -> Chain<'m> {
+        Chain::new(self.memory.whole(), self.descriptors, self.size, head)
+    }
+
+    /// Returns the chain that begins at a head, if it has the usual shape.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the chain then comes to be where it stays")]
+    pub fn plain_chain(&mut self, head: u16) -> Option<PlainChain> {
+        PlainChain::new(chain::three(&self.descriptors, self.size, head, &mut self.memory)?)
+    }
+
+    /// The way to the memory that descriptors name.
+    pub fn memory(&mut self) -> &mut Lookup<'m> {
+        &mut self.memory
     }
 
     /// Returns a chain to the driver by the used ring, and publishes the used index: the driver may
     /// reuse its memory from then on. `len` bytes were written to it.
     #[inline]
     pub fn add_used(&mut self, head: u16, len: u32) -> Result<(), Broken> {
-        let slot = usize::from(self.next_used & (self.size - 1));
+        let slot = self.slot(self.next_used);
         let entry = u64::from(head) | u64::from(len) << 32;
         let at = ENTRIES + USED_BYTES * slot;
         self.used.get_ref(at).map_err(|_| Broken::Rings)?.store(entry.to_le());
-        self.next_used = self.next_used.wrapping_add(1);
-        store(&self.used, INDEX, self.next_used, Ordering::Release)
+        self.next_used = self.next_used.after(1);
+        store(&self.used, INDEX, self.next_used.get(), Ordering::Release)
     }
 
     /// Decides whether the driver is interrupted for what was answered since the last decision
-    /// (2.7.7).
+    /// (2.7.7). To be called before the queue is left.
     pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
         if self.signalled == Some(self.next_used) {
             return Ok(false);
@@ -159,22 +233,49 @@ impl<'m> SplitQueue<'m> {
         // The driver writes that it wants an interrupt, then reads the used index once more: with a
         // fence on both sides one of us sees the other's store.
         fence(Ordering::SeqCst);
-        let wanted = if self.event_idx {
-            let at = ENTRIES + HEAD_BYTES * usize::from(self.size);
-            let event = load(&self.available, at, Ordering::Relaxed)?;
-            let behind = self.next_used.wrapping_sub(event).wrapping_sub(1);
-            self.signalled.is_none_or(|signalled| behind < self.next_used.wrapping_sub(signalled))
-        } else {
-            // VRING_AVAIL_F_NO_INTERRUPT is bit 0.
-            load(&self.available, 0, Ordering::Relaxed)? & 1 == 0
-        };
+        let wanted = self.has_passed_event()?;
         self.signalled = Some(self.next_used);
         Ok(wanted)
     }
 
-    /// Answers since the last interrupt decision.
-    pub fn unsignalled(&self) -> u16 {
-        self.signalled.map_or(self.size, |signalled| self.next_used.wrapping_sub(signalled))
+    /// Returns whether the driver is interrupted although there is more to do, so that it can go on
+    /// meanwhile.
+    ///
+    /// The fence of [`wants_interrupt`](Self::wants_interrupt) waits until the driver's processor
+    /// has given up every cache line that was stored to, which takes longer than a request. Without
+    /// it the driver's wish may be missed here: that call finds it.
+    pub fn wants_early_interrupt(&mut self) -> Result<bool, Broken> {
+        self.looked = self.next_used;
+        let wanted = self.has_passed_event()?;
+        if wanted {
+            self.signalled = Some(self.next_used);
+        }
+        Ok(wanted)
+    }
+
+    fn has_passed_event(&self) -> Result<bool, Broken> {
+        let wanted = if self.event_idx {
+            let at = ENTRIES + HEAD_BYTES * usize::from(self.size);
+            let event = load(&self.available, at, Ordering::Relaxed)?;
+            let behind = self.next_used.since(Index::new(event)).wrapping_sub(1);
+            self.signalled.is_none_or(|signalled| behind < self.next_used.since(signalled))
+        } else {
+            // VRING_AVAIL_F_NO_INTERRUPT is bit 0.
+            load(&self.available, 0, Ordering::Relaxed)? & 1 == 0
+        };
+        Ok(wanted)
+    }
+
+    /// Answers since the driver's wish was last looked at.
+    #[inline]
+    pub fn unlooked(&self) -> u16 {
+        self.next_used.since(self.looked)
+    }
+
+    /// Answers since the last interrupt decision: fewer than can be told apart.
+    #[inline]
+    pub fn undecided(&self) -> u16 {
+        self.signalled.map_or(u16::MAX, |signalled| self.next_used.since(signalled))
     }
 
     /// Spares the driver its kicks while we poll (2.7.10). With an event index nothing has to be
@@ -193,7 +294,7 @@ impl<'m> SplitQueue<'m> {
     pub fn ask_for_kick(&mut self) -> Result<bool, Broken> {
         if self.event_idx {
             let at = ENTRIES + USED_BYTES * usize::from(self.size);
-            store(&self.used, at, self.next_available, Ordering::Relaxed)?;
+            store(&self.used, at, self.next_available.get(), Ordering::Relaxed)?;
         } else {
             store(&self.used, 0, 0, Ordering::Relaxed)?;
         }
@@ -262,6 +363,12 @@ mod tests {
         queue
     }
 
+    fn next_chain<'m>(split: &mut SplitQueue<'m>) -> Chain<'m> {
+        let head = split.next_head().unwrap().unwrap();
+        split.take();
+        split.chain(head)
+    }
+
     fn put(mem: &GuestMemory, at: u64, value: u16) {
         mem.write_obj(value, GuestAddress(at)).unwrap();
     }
@@ -300,6 +407,26 @@ mod tests {
     }
 
     #[test]
+    fn wish_that_an_early_look_has_missed_is_found_by_the_decision() {
+        let mem = memory();
+        let mut split = SplitQueue::open(&queue(true), &mem, Some(0)).unwrap();
+        let event = |index: u16| put(&mem, AVAILABLE + 4 + 2 * 8, index);
+        event(100);
+        (0..3).for_each(|head| split.add_used(head, 1).unwrap());
+        assert_eq!((split.unlooked(), split.undecided()), (3, 3));
+        assert_eq!(split.wants_early_interrupt(), Ok(false));
+        assert_eq!((split.unlooked(), split.undecided()), (0, 3));
+        // As the driver has stored it before that look.
+        event(1);
+        assert_eq!(split.wants_interrupt(), Ok(true));
+        assert_eq!(split.undecided(), 0);
+        event(3);
+        split.add_used(3, 1).unwrap();
+        assert_eq!(split.wants_early_interrupt(), Ok(true));
+        assert_eq!(split.wants_interrupt(), Ok(false), "it was interrupted for that");
+    }
+
+    #[test]
     fn chain_offered_while_a_kick_is_asked_for_is_seen() {
         for event_idx in [true, false] {
             let mem = memory();
@@ -308,7 +435,7 @@ mod tests {
             assert_eq!(split.ask_for_kick(), Ok(false));
             offer(&mem, 1);
             assert_eq!(split.ask_for_kick(), Ok(true));
-            assert_eq!(split.next_chain().unwrap().unwrap().head(), 0);
+            assert_eq!(next_chain(&mut split).head(), 0);
             assert_eq!(split.ask_for_kick(), Ok(false));
             let event: u16 = mem.read_obj(GuestAddress(USED + 4 + 8 * 8)).unwrap();
             assert_eq!(event, u16::from(event_idx));
@@ -330,7 +457,7 @@ mod tests {
             put(&mem, available + 2, 1);
             put(&mem, available + 4, 3);
             let mut split = SplitQueue::open(&queue, &mem, None).unwrap();
-            let mut chain = split.next_chain().unwrap().unwrap();
+            let mut chain = next_chain(&mut split);
             assert_eq!(chain.next().map(|descriptor| descriptor.len()), Some(5));
             split.add_used(3, 7).unwrap();
             assert_eq!(mem.read_obj::<u16>(GuestAddress(used + 2)).unwrap(), 1);
@@ -345,11 +472,11 @@ mod tests {
         let mem = memory();
         offer(&mem, 9);
         let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
-        assert_eq!(split.next_chain().err(), Some(Broken::Index));
+        assert_eq!(split.next_head().err(), Some(Broken::Index));
         offer(&mem, 1);
         put(&mem, AVAILABLE + 4, 8);
         let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
-        assert_eq!(split.next_chain().err(), Some(Broken::Head));
+        assert_eq!(split.next_head().err(), Some(Broken::Head));
         let mut outside = queue(true);
         outside.try_set_used_ring_address(GuestAddress(0x8000 - 8)).unwrap();
         assert_eq!(SplitQueue::open(&outside, &mem, None).err(), Some(Broken::Rings));
@@ -359,7 +486,7 @@ mod tests {
     fn chain_ends_where_it_leaves_its_table_or_memory() {
         let lens = |mem: &GuestMemory| {
             let mut split = SplitQueue::open(&queue(true), mem, None).unwrap();
-            let chain = split.next_chain().unwrap().unwrap();
+            let chain = next_chain(&mut split);
             chain.map(|descriptor| descriptor.len()).collect::<Vec<_>>()
         };
         let mem = memory();

@@ -9,6 +9,7 @@
 //! are idempotent in their order, too. For the same reason a stop waits for nothing: what is
 //! unanswered returns to the available ring.
 
+mod ahead;
 mod session;
 mod step;
 mod turn;

@@ -3,6 +3,7 @@
 //! [`Carrier::step`] is the whole way. What a request waits for in between is its
 //! [`RequestState`]; what is done with the ring's bytes is the [`Executor`]'s.
 
+use super::ahead::Ahead;
 use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::executor::{Executor, Replay};
@@ -131,6 +132,7 @@ impl Carrier {
         &mut self,
         number: usize,
         queue: &mut SplitQueue<'_>,
+        ahead: &mut Ahead,
         progress: &mut Progress,
         mem: &GuestMemory,
     ) -> Result<bool, Broken> {
@@ -138,14 +140,17 @@ impl Carrier {
         if let Some(ticket) = progress.ticket {
             return self.answer_stored(number, queue, progress, mem, ticket);
         }
-        let taken = if progress.unfinished.is_some() {
-            self.go_on(queue, progress, mem)?
+        let (head, state) = if progress.unfinished.is_some() {
+            let Some(taken) = self.go_on(queue, progress, mem)? else { return Ok(false) };
+            taken
         } else {
-            queue
-                .next_chain()?
-                .map(|chain| (chain.head(), self.start(number, mem, progress, chain)))
+            let Some(head) = queue.next_head()? else { return Ok(false) };
+            if self.take_plain(number, queue, ahead, progress, head)? {
+                return Ok(true);
+            }
+            queue.take();
+            (head, self.start(number, mem, progress, queue.chain(head)))
         };
-        let Some((head, state)) = taken else { return Ok(false) };
         self.note_walk(number, &state);
         let answered = match state {
             RequestState::Stored(_) => self.set_aside(queue, progress, head, state),
@@ -164,6 +169,43 @@ impl Carrier {
         // Whatever became of that answer, the host has to learn that the pointer has moved.
         self.executor.wake_host();
         answered.map(|()| true)
+    }
+
+    /// Takes a request all the way, if it is one that waits for nothing: a read, or a write of free
+    /// bytes that need not be durable. Returns whether it did; if not, nothing has changed.
+    #[inline]
+    fn take_plain(
+        &mut self,
+        number: usize,
+        queue: &mut SplitQueue<'_>,
+        ahead: &mut Ahead,
+        progress: &mut Progress,
+        head: u16,
+    ) -> Result<bool, Broken> {
+        let Some(chain) = ahead.chain(queue, head)? else { return Ok(false) };
+        let memory = queue.memory();
+        let Some((kind, sector)) = chain.parse(memory) else { return Ok(false) };
+        let waits = kind == Kind::Write
+            && (self.write_through || self.walking.is_some() || self.flusher.has_failed());
+        if waits || !progress.stored.is_empty() || fault::anything_lost() {
+            return Ok(false);
+        }
+        let Some(start) = self.executor.admit(kind, sector, chain.data_len()) else {
+            return Ok(false);
+        };
+        let Some(data) = chain.data(memory) else { return Ok(false) };
+        let Some(status) = chain.status(memory) else { return Ok(false) };
+        queue.take();
+        self.arrivals = self.arrivals.wrapping_add(1);
+        probes::request_begin(number, head, kind, sector, chain.data_len());
+        let answer = self.executor.carry_out(kind, &data, start);
+        progress.replay.answered();
+        let Answer { status: byte, written } = answer.unless_lost()?;
+        // Within the slice, which has one byte.
+        let stored = status.store(byte, 0, Ordering::Relaxed).is_ok();
+        probes::request_end(number, head, byte);
+        queue.add_used(head, written + u32::from(stored))?;
+        Ok(true)
     }
 
     /// Adds a write to those that share a flush, or keeps another request until they are answered.
@@ -237,7 +279,8 @@ impl Carrier {
         let head = chain.head();
         match progress.request.parse(mem, chain) {
             Ok(()) => {
-                probes::request_begin(number, head, &progress.request);
+                let Request { sector, data_len, .. } = progress.request;
+                probes::request_begin(number, head, progress.request.kind(), sector, data_len);
                 self.execute(mem, progress)
             }
             Err(reason) => self.executor.refuse(reason),
@@ -327,6 +370,21 @@ impl Carrier {
     }
 }
 
+impl Answer {
+    /// Returns the answer, or a failure if a loss of memory was met while the request was carried
+    /// out.
+    #[inline]
+    fn unless_lost(self) -> Result<Self, Broken> {
+        if !fault::anything_lost() {
+            Ok(self)
+        } else if fault::guest_lost() {
+            Err(Broken::Memory)
+        } else {
+            Ok(Self { status: Self::FAILED.status, ..self })
+        }
+    }
+}
+
 /// Writes the status byte and the used ring's entry, in the queue of that number.
 #[inline]
 fn answer_request(
@@ -336,14 +394,7 @@ fn answer_request(
     status_at: Option<GuestAddress>,
     answer: Answer,
 ) -> Result<(), Broken> {
-    let Answer { mut status, mut written } = answer;
-    // A loss may have been met while the request was carried out.
-    if fault::anything_lost() {
-        if fault::guest_lost() {
-            return Err(Broken::Memory);
-        }
-        status = Answer::FAILED.status;
-    }
+    let Answer { status, mut written } = answer.unless_lost()?;
     if let Some(at) = status_at
         && mem.store(status, at, Ordering::Relaxed).is_ok()
     {

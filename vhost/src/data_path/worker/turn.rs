@@ -1,5 +1,6 @@
 //! A turn of the worker: rounds of visits to the open queues, until there is nothing to do.
 
+use super::ahead::Ahead;
 use super::session::{self, Open, Session};
 use super::{TurnEnd, Worker};
 use crate::data_path::dirty::GuestMemory;
@@ -13,9 +14,11 @@ use std::sync::Arc;
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
 
-/// Answers between two interrupt decisions while there is more to do. One is also made when the
-/// queue is empty.
+/// Answers between two looks whether the driver wants an interrupt although there is more to do.
 const INTERRUPT_BATCH: u16 = 8;
+
+/// Answers after which that is decided even in a queue that is never empty: indices have 16 bits.
+const DECISION_BATCH: u16 = 1 << 12;
 
 /// Steps of one queue before the others are looked at.
 const VISIT: usize = 16;
@@ -163,6 +166,7 @@ impl Worker {
                 _ => continue,
             }
             if waiters.any_since(mark) {
+                self.decide_all(session);
                 return TurnEnd::GiveWay;
             }
             // The turn goes on, and nobody tells us meanwhile of kicks.
@@ -210,8 +214,8 @@ impl Worker {
         self.leave(open.number, &mut open.state, broken);
     }
 
-    /// Takes steps in one queue, until there is nothing to do there or it is the others' turn, and
-    /// decides about its interrupts.
+    /// Takes steps in one queue, until it is the others' turn or there is nothing to do there, and
+    /// then decides about its interrupts.
     fn visit(
         &mut self,
         open: &mut Open<'_>,
@@ -222,8 +226,9 @@ impl Worker {
         let number = open.number;
         let progress = &mut self.progress[number];
         let mut visit = Visit::Idle;
+        let mut ahead = Ahead::default();
         for step in 1..=VISIT {
-            if !self.carrier.step(number, &mut open.split, progress, memory)? {
+            if !self.carrier.step(number, &mut open.split, &mut ahead, progress, memory)? {
                 break;
             }
             if step == VISIT || waiters.any_since(mark) {
@@ -231,15 +236,27 @@ impl Worker {
                 break;
             }
             visit = Visit::Served;
-            if open.split.unsignalled() >= INTERRUPT_BATCH {
-                interrupt(open, &mut self.interrupt_log)?;
+            if open.split.unlooked() >= INTERRUPT_BATCH {
+                look(open, &mut self.interrupt_log)?;
             }
         }
         if visit != Visit::Idle {
             self.unfinished.set(number, progress.is_unfinished());
         }
-        interrupt(open, &mut self.interrupt_log)?;
+        if visit != Visit::CutShort || open.split.undecided() >= DECISION_BATCH {
+            decide(open, &mut self.interrupt_log)?;
+        }
         Ok(visit)
+    }
+
+    /// Decides about the interrupts of all open queues.
+    fn decide_all(&mut self, session: &mut Session<'_>) {
+        for place in (0..session.len()).rev() {
+            let Some(open) = session.get_mut(place) else { continue };
+            if let Err(broken) = decide(open, &mut self.interrupt_log) {
+                self.drop_broken(session, place, broken);
+            }
+        }
     }
 
     /// Asks for kicks, and announces to the host that a read is held. Returns false if there is
@@ -300,12 +317,26 @@ impl Worker {
 
 /// Interrupts the guest once for everything answered in this queue since the last decision, if its
 /// driver wants that.
-fn interrupt(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
-    if open.split.wants_interrupt()?
-        && let Err(e) = open.shared.interrupt(&open.state)
+fn decide(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
+    if open.split.wants_interrupt()? {
+        interrupt(open, log);
+    }
+    Ok(())
+}
+
+/// Interrupts the guest before the queue is empty, if its driver is seen to want that.
+fn look(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
+    if open.split.wants_early_interrupt()? {
+        interrupt(open, log);
+    }
+    Ok(())
+}
+
+#[cold]
+fn interrupt(open: &Open<'_>, log: &mut Pace) {
+    if let Err(e) = open.shared.interrupt(&open.state)
         && log.due()
     {
         log::warn!("cannot interrupt the guest: {e}");
     }
-    Ok(())
 }
