@@ -7,8 +7,8 @@ use libfuzzer_sys::fuzz_target;
 use shared_block_ring::Position;
 use shared_block_ring::format::{
     EXTENSION, Geometry, Header, PointerSector, SLOT_BYTES, SLOTS_AT, SectorSize, Side, Signed,
-    Slot, Tally, damaged_slots, decode_sector0, encode_sector0, find_slot, following_slot, framed_len,
-    put_slot, slots_of, text_of,
+    Slot, Tally, damaged_slots, decode_sector0, encode_sector0, find_slot, following_slot,
+    framed_len, put_slot, slots_of, text_of,
 };
 use uuid::Uuid;
 
