@@ -25,8 +25,8 @@ pub struct Division {
 /// Items that are pushed together.
 struct Gathered {
     batch: Vec<Piece>,
-    /// Bytes of the input in entries of the journal that were read before.
-    reprinted: u64,
+    /// Bytes of the input in each entry of the journal that was read before.
+    reprinted: Vec<u64>,
     /// The step behind them, if that is no item.
     next: Option<Step>,
 }
@@ -123,7 +123,7 @@ impl<'p, 'a> Pump<'p, 'a> {
             let Gathered { batch, reprinted, next } = self.gather(splitter);
             let items: Vec<&[u8]> = batch.iter().map(|piece| splitter.bytes(piece)).collect();
             self.pusher.push_batch(&items, &batch, |_, _| Ok(()))?;
-            self.pusher.pass(reprinted);
+            reprinted.into_iter().for_each(|used| self.pusher.pass(used));
             match next {
                 None => {}
                 Some(Step::TooLarge(piece, size)) => self.pass(&piece, size)?,
@@ -137,7 +137,7 @@ impl<'p, 'a> Pump<'p, 'a> {
 
     /// Returns the next items of the input, and the step behind them if that is no item.
     fn gather(&mut self, splitter: &mut Splitter) -> Gathered {
-        let (mut batch, mut reprinted) = (Vec::new(), 0);
+        let (mut batch, mut reprinted) = (Vec::new(), Vec::new());
         let mut bytes = 0;
         // A batch becomes visible as a whole: one as large as the ring would wait until all of the
         // ring is free.
@@ -145,7 +145,7 @@ impl<'p, 'a> Pump<'p, 'a> {
         while bytes < enough || batch.is_empty() {
             match splitter.next() {
                 Step::Item(piece) if self.pusher.is_reprint(splitter.bytes(&piece)) => {
-                    reprinted += piece.used;
+                    reprinted.push(piece.used);
                 }
                 Step::Item(piece) => {
                     bytes += piece.used;
