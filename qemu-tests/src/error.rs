@@ -64,7 +64,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether QEMU has aborted by the assertion that `GuestBuilder::boot` repeats a start for.
+    /// Whether QEMU has aborted by the assertion for which `GuestBuilder::boot` repeats a start.
     pub(crate) fn is_known_abort(&self) -> bool {
         let is_known =
             |line: &str| line.contains("msix_table_mmio_write") && line.contains(": Assertion `");
