@@ -123,7 +123,9 @@ impl<'p, 'a> Pump<'p, 'a> {
             let Gathered { batch, reprinted, next } = self.gather(splitter);
             let items: Vec<&[u8]> = batch.iter().map(|piece| splitter.bytes(piece)).collect();
             self.pusher.push_batch(&items, &batch, |_, _| Ok(()))?;
-            reprinted.into_iter().for_each(|used| self.pusher.pass(used));
+            for used in reprinted {
+                self.pusher.pass(used);
+            }
             match next {
                 None => {}
                 Some(Step::TooLarge(piece, size)) => self.pass(&piece, size)?,
