@@ -64,7 +64,7 @@ fuzz_target!(|bytes: &[u8]| {
     for _ in 0..MOST {
         let Ok(Some(head)) = split.next_head() else { break };
         assert!(head < size);
-        let plain = split.plain_chain(head).and_then(|chain| {
+        let fast = split.fast_chain(head).and_then(|chain| {
             chain.prefetch(split.memory());
             let parsed = chain.parse(split.memory())?;
             let data = chain.data(split.memory())?;
@@ -72,7 +72,7 @@ fuzz_target!(|bytes: &[u8]| {
         });
         split.take();
         let parsed = request.parse(&memory, split.chain(head));
-        if let Some(((kind, sector), len)) = plain {
+        if let Some(((kind, sector), len)) = fast {
             assert_eq!(parsed, Ok(()));
             assert_eq!((request.kind(), request.sector, request.data_len), (kind, sector, len));
         }
@@ -84,7 +84,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert_eq!(bytes, request.data_len);
             let _: Kind = request.kind();
         }
-        if split.add_used(head, 1).is_err() || split.wants_interrupt().is_err() {
+        if split.add_used(head, 1).is_err() || split.wants_interrupt(false).is_err() {
             break;
         }
     }

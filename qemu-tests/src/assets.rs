@@ -73,7 +73,7 @@ pub(crate) fn run_script(script: &str, arguments: &[&str]) -> Result<()> {
     let output = Command::new(&path)
         .args(arguments)
         .env("CARGO_TARGET_DIR", binaries::target_dir())
-        // Who installs packages here waits for no good compression.
+        // Packages for a test are made once and read once: fast compression is enough.
         .envs([("DPKG_DEB_COMPRESSOR_TYPE", "gzip"), ("DPKG_DEB_COMPRESSOR_LEVEL", "1")])
         .output()
         .map_err(Error::file("running", &path))?;

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, PipeWriter};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{OnceLock, mpsc};
@@ -99,6 +99,13 @@ impl Process {
 
     pub(crate) fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Returns whether the process has ended by SIGSEGV. One that has just closed its output may
+    /// take a moment to end.
+    pub(crate) fn has_crashed(&mut self) -> bool {
+        let status = self.wait(Duration::from_secs(2));
+        status.is_some_and(|status| status.signal() == Some(Signal::SIGSEGV as i32))
     }
 
     pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
@@ -270,4 +277,24 @@ pub(crate) fn cpu_time(pid: u32) -> Result<Duration> {
         text.split_whitespace().next()?.parse::<u64>().ok()
     });
     Ok(Duration::from_nanos(times.sum()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crash_is_told_from_other_ends_and_from_life() -> Result<()> {
+        for (script, crashed) in [
+            ("kill -SEGV $$", true),
+            ("kill -TERM $$", false),
+            ("exit 139", false),
+            ("exec sleep 60", false),
+        ] {
+            let mut command = Command::new("sh");
+            command.args(["-c", script]);
+            assert_eq!(Process::spawn(command)?.has_crashed(), crashed, "{script}");
+        }
+        Ok(())
+    }
 }

@@ -179,10 +179,10 @@ pub fn put_slot(uuid: Uuid, sector: &mut [u8], present: Position, slot: &Slot) {
     sector[SLOTS_AT[index]..SLOTS_AT[index] + SLOT_BYTES].copy_from_slice(&slot.encode(uuid));
 }
 
-/// Returns the slot for the position `to` in the pointer sector `new`, if that sector may be written
-/// over `old`, for the position `present`, by the rules for slots: at most one slot changes, it
-/// becomes the slot for `to`, and it was not the slot for `present`; the bytes around the slots are
-/// zero. Or both slots are absent, and there is none.
+/// Returns the slot for the position `to` in the pointer sector `new`; `None` if that sector has no
+/// slots. `new` has to be a sector that may be written over `old`, for the position `present`, by the
+/// rules for slots: at most one slot changes, it becomes the slot for `to`, and it was not the slot
+/// for `present`; the bytes around the slots are zero. Or both slots are absent.
 ///
 /// No slot has to change if one is for `to` already: a writer that died before it stored the
 /// position left it, and its successor writes the same once more.

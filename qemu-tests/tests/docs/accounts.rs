@@ -96,8 +96,8 @@ fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// Units are verified in a system that has the packages (scripts/test-packages.sh), alert rules with
-/// promtool and their own tests (metrics/tests/contrib.rs), programs by tests of their own.
+/// Other files have tests of their own: units in a system that has the packages
+/// (scripts/test-packages.sh), alert rules with promtool (metrics/tests/contrib.rs), programs.
 #[test]
 fn files_beside_the_documents_are_accepted_by_their_programs() {
     let mut files = Vec::new();

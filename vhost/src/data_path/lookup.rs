@@ -39,20 +39,20 @@ impl<'m> Lookup<'m> {
         self.search(address, len)
     }
 
-    /// Asks for the cache line at an address, which is read soon.
+    /// Prefetches the cache line at an address, for a read.
     #[inline]
     pub fn prefetch(&self, address: GuestAddress) {
         ring_os::prefetch(self.place(address));
     }
 
-    /// Asks for the cache line at an address, which is written soon.
+    /// Prefetches the cache line at an address, for a write.
     #[inline]
     pub fn prefetch_to_write(&self, address: GuestAddress) {
         ring_os::prefetch_to_write(self.place(address));
     }
 
-    /// Returns where an address lies, if that is in the region that was found last, and anything
-    /// otherwise.
+    /// Returns where an address lies, if it is in the region that was found last; otherwise some
+    /// place that is good for a prefetch alone.
     #[inline]
     fn place(&self, address: GuestAddress) -> *const u8 {
         let start = self.last.as_ref().map_or(std::ptr::null(), |last| last.ptr_guard().as_ptr());

@@ -1,20 +1,20 @@
 //! The data path: a guest's request, from its descriptor chain to the used ring.
 //!
 //! The [`queue_thread`] takes turns of the [`worker`], which takes a descriptor chain off the
-//! [`queue`]. [`plain`] parses the usual shape and [`request`] every other, [`guard`] judges it, [`executor`] stores it in the [`region`]
-//! and wakes the host; [`request_state`] is how it stands in between. This part knows neither the
-//! front end's messages nor the daemon.
+//! [`queue`]. [`fast_path`] parses the usual shape and [`request`] every other; [`guard`] judges the
+//! request, [`executor`] stores it in the [`region`] and wakes the host; [`request_state`] is how it
+//! stands in between. This part knows neither the front end's messages nor the daemon.
 
 pub mod counters;
 pub mod dirty;
 pub mod empty_kicks;
 pub mod executor;
+pub mod fast_path;
 pub mod fault;
 pub mod flusher;
 pub mod guard;
 pub mod kicks;
 pub mod lookup;
-pub mod plain;
 pub mod polling;
 pub mod probes;
 pub mod queue;

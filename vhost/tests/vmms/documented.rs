@@ -1,5 +1,5 @@
-//! The configurations in `docs/front-ends.md`, as far as the scripts of the front ends can tell: none
-//! of these programs can be run here, since each needs KVM.
+//! The configurations in `docs/front-ends.md`, compared with the scripted front ends: the programs
+//! themselves need KVM, which the tests do without.
 
 use super::cloud_hypervisor::V53;
 use super::crosvm::CROSVM;
@@ -48,7 +48,7 @@ fn firecracker_is_configured_as_its_script_has_it() {
     let drives = config["drives"].as_array().unwrap();
     let drive = drives.iter().find(|drive| drive["socket"].is_string());
     let drive = drive.unwrap().as_object().unwrap();
-    // What is refused beside `socket` is not there.
+    // Firecracker refuses other keys, such as `path_on_host`, beside `socket`.
     let keys: Vec<_> = drive.keys().map(String::as_str).collect();
     assert_eq!(keys, ["cache_type", "drive_id", "is_root_device", "socket"]);
     let is_offered = |features: u64| features & 1 << VIRTIO_BLK_F_FLUSH != 0;

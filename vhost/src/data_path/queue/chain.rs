@@ -72,9 +72,8 @@ impl<'m> Chain<'m> {
     }
 }
 
-/// Returns the three descriptors that begin in place `head` of a queue's `table`, or those of the
-/// indirect table that stands there and has just three; `None` where a chain is longer, shorter, or
-/// in another order in an indirect table. Each is read once.
+/// Returns the descriptors of the chain that begins at `head`, if there are just three: in a queue's
+/// `table`, or in an indirect table, where they have to stand in their order. Each is read once.
 #[inline]
 pub(super) fn three<'m>(
     table: &Part<'m>,

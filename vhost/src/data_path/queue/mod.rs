@@ -6,13 +6,16 @@
 
 mod chain;
 mod index;
+mod interrupts;
+#[cfg(test)]
+mod tests;
 
 pub use chain::Chain;
 use index::Index;
 
 use crate::data_path::dirty::GuestMemory;
+use crate::data_path::fast_path::FastChain;
 use crate::data_path::lookup::{Lookup, Part};
-use crate::data_path::plain::PlainChain;
 use ring_os::{prefetch, prefetch_to_write};
 use std::sync::atomic::{Ordering, fence};
 use virtio_bindings::bindings::virtio_ring::VRING_USED_F_NO_NOTIFY;
@@ -68,7 +71,7 @@ pub struct SplitQueue<'m> {
     offered: Index,
     /// See [`signalled`](Self::signalled).
     signalled: Option<Index>,
-    /// The used index when the driver's wish for an interrupt was last looked at.
+    /// The used index when it was last looked whether the driver wants an interrupt.
     looked: Index,
 }
 
@@ -120,7 +123,7 @@ impl<'m> SplitQueue<'m> {
     /// Whether the driver has offered a chain that was not taken.
     pub fn has_next(&mut self) -> Result<bool, Broken> {
         if self.offered == self.next_available {
-            self.look()?;
+            self.read_available_index()?;
         }
         Ok(self.offered != self.next_available)
     }
@@ -135,27 +138,27 @@ impl<'m> SplitQueue<'m> {
         self.head_behind(0).map(Some).ok_or(Broken::Head)
     }
 
-    /// Returns how many chains the driver has offered that were not taken; looks for more than are
-    /// known if those are fewer than `enough`.
+    /// Returns how many chains the driver has offered that were not taken. Reads the available index
+    /// again if fewer than `enough` are known.
     #[inline]
     pub fn offered(&mut self, enough: u16) -> Result<u16, Broken> {
         let known = self.offered.since(self.next_available);
         if known >= enough {
             return Ok(known);
         }
-        self.look()?;
+        self.read_available_index()?;
         Ok(self.offered.since(self.next_available))
     }
 
     #[inline]
-    fn look(&mut self) -> Result<(), Broken> {
+    fn read_available_index(&mut self) -> Result<(), Broken> {
         self.offered = Index::new(load(&self.available, INDEX, Ordering::Acquire)?);
         let count = self.offered.since(self.next_available);
         if count > self.size { Err(Broken::Index) } else { Ok(()) }
     }
 
-    /// Returns the first descriptor of an offered chain, so many behind the next one; `None` for
-    /// one that is no descriptor's number.
+    /// Returns the head of an offered chain, `count` behind the next one; `None` if it is no
+    /// descriptor's number.
     #[inline]
     pub fn head_behind(&self, count: u16) -> Option<u16> {
         let slot = self.slot(self.next_available.after(count));
@@ -163,7 +166,7 @@ impl<'m> SplitQueue<'m> {
         (head < self.size).then_some(head)
     }
 
-    /// Asks for the descriptors of an offered chain, so many behind the next one.
+    /// Prefetches the descriptors of an offered chain, `count` behind the next one.
     #[inline]
     pub fn prefetch_chain(&self, count: u16) {
         let Some(head) = self.head_behind(count) else { return };
@@ -173,7 +176,7 @@ impl<'m> SplitQueue<'m> {
         prefetch(first.wrapping_add(3 * chain::DESCRIPTOR_BYTES - 1));
     }
 
-    /// Asks for the used ring's next entries.
+    /// Prefetches the used ring's next `count` entries.
     #[inline]
     pub fn prefetch_used(&self, count: u16) {
         let used = self.used.ptr_guard_mut();
@@ -200,11 +203,14 @@ impl<'m> SplitQueue<'m> {
         Chain::new(self.memory.whole(), self.descriptors, self.size, head)
     }
 
-    /// Returns the chain that begins at a head, if it has the usual shape.
+    /// Returns the chain that begins at a head, if the fast path takes it.
     #[inline(always)]
-    #[expect(clippy::inline_always, reason = "the chain then comes to be where it stays")]
-    pub fn plain_chain(&mut self, head: u16) -> Option<PlainChain> {
-        PlainChain::new(chain::three(&self.descriptors, self.size, head, &mut self.memory)?)
+    #[expect(
+        clippy::inline_always,
+        reason = "the chain is then stored in place, and not copied there"
+    )]
+    pub fn fast_chain(&mut self, head: u16) -> Option<FastChain> {
+        FastChain::new(chain::three(&self.descriptors, self.size, head, &mut self.memory)?)
     }
 
     /// The way to the memory that descriptors name.
@@ -222,60 +228,6 @@ impl<'m> SplitQueue<'m> {
         self.used.get_ref(at).map_err(|_| Broken::Rings)?.store(entry.to_le());
         self.next_used = self.next_used.after(1);
         store(&self.used, INDEX, self.next_used.get(), Ordering::Release)
-    }
-
-    /// Decides whether the driver is interrupted for what was answered since the last decision
-    /// (2.7.7). To be called before the queue is left.
-    pub fn wants_interrupt(&mut self) -> Result<bool, Broken> {
-        if self.signalled == Some(self.next_used) {
-            return Ok(false);
-        }
-        // The driver writes that it wants an interrupt, then reads the used index once more: with a
-        // fence on both sides one of us sees the other's store.
-        fence(Ordering::SeqCst);
-        let wanted = self.has_passed_event()?;
-        self.signalled = Some(self.next_used);
-        Ok(wanted)
-    }
-
-    /// Returns whether the driver is interrupted although there is more to do, so that it can go on
-    /// meanwhile.
-    ///
-    /// The fence of [`wants_interrupt`](Self::wants_interrupt) waits until the driver's processor
-    /// has given up every cache line that was stored to, which takes longer than a request. Without
-    /// it the driver's wish may be missed here: that call finds it.
-    pub fn wants_early_interrupt(&mut self) -> Result<bool, Broken> {
-        self.looked = self.next_used;
-        let wanted = self.has_passed_event()?;
-        if wanted {
-            self.signalled = Some(self.next_used);
-        }
-        Ok(wanted)
-    }
-
-    fn has_passed_event(&self) -> Result<bool, Broken> {
-        let wanted = if self.event_idx {
-            let at = ENTRIES + HEAD_BYTES * usize::from(self.size);
-            let event = load(&self.available, at, Ordering::Relaxed)?;
-            let behind = self.next_used.since(Index::new(event)).wrapping_sub(1);
-            self.signalled.is_none_or(|signalled| behind < self.next_used.since(signalled))
-        } else {
-            // VRING_AVAIL_F_NO_INTERRUPT is bit 0.
-            load(&self.available, 0, Ordering::Relaxed)? & 1 == 0
-        };
-        Ok(wanted)
-    }
-
-    /// Answers since the driver's wish was last looked at.
-    #[inline]
-    pub fn unlooked(&self) -> u16 {
-        self.next_used.since(self.looked)
-    }
-
-    /// Answers since the last interrupt decision: fewer than can be told apart.
-    #[inline]
-    pub fn undecided(&self) -> u16 {
-        self.signalled.map_or(u16::MAX, |signalled| self.next_used.since(signalled))
     }
 
     /// Spares the driver its kicks while we poll (2.7.10). With an event index nothing has to be
@@ -337,176 +289,4 @@ fn load(part: &Part<'_>, at: usize, order: Ordering) -> Result<u16, Broken> {
 
 fn store(part: &Part<'_>, at: usize, value: u16, order: Ordering) -> Result<(), Broken> {
     part.store(value.to_le(), at, order).map_err(|_| Broken::Rings)
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT};
-
-    const TABLE: u64 = 0x1000;
-    const AVAILABLE: u64 = 0x2000;
-    const USED: u64 = 0x3000;
-    const INDIRECT: u64 = 0x4000;
-
-    fn memory() -> GuestMemory {
-        GuestMemory::from_ranges(&[(GuestAddress(0), 0x8000)]).unwrap()
-    }
-
-    fn queue(event_idx: bool) -> Queue {
-        let mut queue = Queue::new(8).unwrap();
-        queue.try_set_desc_table_address(GuestAddress(TABLE)).unwrap();
-        queue.try_set_avail_ring_address(GuestAddress(AVAILABLE)).unwrap();
-        queue.try_set_used_ring_address(GuestAddress(USED)).unwrap();
-        queue.set_event_idx(event_idx);
-        queue
-    }
-
-    fn next_chain<'m>(split: &mut SplitQueue<'m>) -> Chain<'m> {
-        let head = split.next_head().unwrap().unwrap();
-        split.take();
-        split.chain(head)
-    }
-
-    fn put(mem: &GuestMemory, at: u64, value: u16) {
-        mem.write_obj(value, GuestAddress(at)).unwrap();
-    }
-
-    fn describe(mem: &GuestMemory, table: u64, index: u16, address: u64, len: u32, rest: [u32; 2]) {
-        let at = table + 16 * u64::from(index);
-        mem.write_obj(address, GuestAddress(at)).unwrap();
-        mem.write_obj(len, GuestAddress(at + 8)).unwrap();
-        mem.write_obj(rest[0] | rest[1] << 16, GuestAddress(at + 12)).unwrap();
-    }
-
-    /// Sets the available index to `index`; every entry of the ring is descriptor 0.
-    fn offer(mem: &GuestMemory, index: u16) {
-        put(mem, AVAILABLE + 2, index);
-    }
-
-    #[test]
-    fn interrupt_is_wanted_when_the_used_index_passes_the_drivers_event() {
-        let mem = memory();
-        let mut split = SplitQueue::open(&queue(true), &mem, Some(0)).unwrap();
-        assert_eq!(split.wants_interrupt(), Ok(false), "nothing was answered");
-        for (event, wanted) in [(0, true), (1, true), (5, false), (3, true), (u16::MAX, false)] {
-            put(&mem, AVAILABLE + 4 + 2 * 8, event);
-            split.add_used(0, 1).unwrap();
-            assert_eq!(split.wants_interrupt(), Ok(wanted), "event {event}");
-        }
-        let mut new = SplitQueue::open(&queue(true), &mem, None).unwrap();
-        assert_eq!(new.wants_interrupt(), Ok(true), "what was signalled before is unknown");
-        let mut plain = SplitQueue::open(&queue(false), &mem, Some(0)).unwrap();
-        put(&mem, AVAILABLE, 1);
-        plain.add_used(0, 1).unwrap();
-        assert_eq!(plain.wants_interrupt(), Ok(false));
-        put(&mem, AVAILABLE, 0);
-        plain.add_used(0, 1).unwrap();
-        assert_eq!(plain.wants_interrupt(), Ok(true));
-    }
-
-    #[test]
-    fn wish_that_an_early_look_has_missed_is_found_by_the_decision() {
-        let mem = memory();
-        let mut split = SplitQueue::open(&queue(true), &mem, Some(0)).unwrap();
-        let event = |index: u16| put(&mem, AVAILABLE + 4 + 2 * 8, index);
-        event(100);
-        (0..3).for_each(|head| split.add_used(head, 1).unwrap());
-        assert_eq!((split.unlooked(), split.undecided()), (3, 3));
-        assert_eq!(split.wants_early_interrupt(), Ok(false));
-        assert_eq!((split.unlooked(), split.undecided()), (0, 3));
-        // As the driver has stored it before that look.
-        event(1);
-        assert_eq!(split.wants_interrupt(), Ok(true));
-        assert_eq!(split.undecided(), 0);
-        event(3);
-        split.add_used(3, 1).unwrap();
-        assert_eq!(split.wants_early_interrupt(), Ok(true));
-        assert_eq!(split.wants_interrupt(), Ok(false), "it was interrupted for that");
-    }
-
-    #[test]
-    fn chain_offered_while_a_kick_is_asked_for_is_seen() {
-        for event_idx in [true, false] {
-            let mem = memory();
-            let mut split = SplitQueue::open(&queue(event_idx), &mem, None).unwrap();
-            split.suppress_kicks().unwrap();
-            assert_eq!(split.ask_for_kick(), Ok(false));
-            offer(&mem, 1);
-            assert_eq!(split.ask_for_kick(), Ok(true));
-            assert_eq!(next_chain(&mut split).head(), 0);
-            assert_eq!(split.ask_for_kick(), Ok(false));
-            let event: u16 = mem.read_obj(GuestAddress(USED + 4 + 8 * 8)).unwrap();
-            assert_eq!(event, u16::from(event_idx));
-        }
-    }
-
-    #[test]
-    fn parts_are_found_in_any_order_and_in_separate_regions() {
-        let ranges = [(GuestAddress(0), 0x1000), (GuestAddress(0x10_0000), 0x1000)];
-        let mem = GuestMemory::from_ranges(&ranges).unwrap();
-        for (table, available, used) in
-            [(0, 0x800, 0x900), (0x900, 0x800, 0), (0, 0x10_0000, 0x800), (0, 0x800, 0x10_0000)]
-        {
-            let mut queue = queue(true);
-            queue.try_set_desc_table_address(GuestAddress(table)).unwrap();
-            queue.try_set_avail_ring_address(GuestAddress(available)).unwrap();
-            queue.try_set_used_ring_address(GuestAddress(used)).unwrap();
-            describe(&mem, table, 3, 0, 5, [0, 0]);
-            put(&mem, available + 2, 1);
-            put(&mem, available + 4, 3);
-            let mut split = SplitQueue::open(&queue, &mem, None).unwrap();
-            let mut chain = next_chain(&mut split);
-            assert_eq!(chain.next().map(|descriptor| descriptor.len()), Some(5));
-            split.add_used(3, 7).unwrap();
-            assert_eq!(mem.read_obj::<u16>(GuestAddress(used + 2)).unwrap(), 1);
-            assert_eq!(mem.read_obj::<[u32; 2]>(GuestAddress(used + 4)).unwrap(), [3, 7]);
-            put(&mem, available + 2, 0);
-            put(&mem, used + 2, 0);
-        }
-    }
-
-    #[test]
-    fn queue_breaks_at_an_index_or_a_head_out_of_bounds() {
-        let mem = memory();
-        offer(&mem, 9);
-        let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
-        assert_eq!(split.next_head().err(), Some(Broken::Index));
-        offer(&mem, 1);
-        put(&mem, AVAILABLE + 4, 8);
-        let mut split = SplitQueue::open(&queue(true), &mem, None).unwrap();
-        assert_eq!(split.next_head().err(), Some(Broken::Head));
-        let mut outside = queue(true);
-        outside.try_set_used_ring_address(GuestAddress(0x8000 - 8)).unwrap();
-        assert_eq!(SplitQueue::open(&outside, &mem, None).err(), Some(Broken::Rings));
-    }
-
-    #[test]
-    fn chain_ends_where_it_leaves_its_table_or_memory() {
-        let lens = |mem: &GuestMemory| {
-            let mut split = SplitQueue::open(&queue(true), mem, None).unwrap();
-            let chain = next_chain(&mut split);
-            chain.map(|descriptor| descriptor.len()).collect::<Vec<_>>()
-        };
-        let mem = memory();
-        offer(&mem, 1);
-        describe(&mem, TABLE, 0, 0, 5, [VRING_DESC_F_NEXT, 1]);
-        describe(&mem, TABLE, 1, 0, 6, [0, 0]);
-        assert_eq!(lens(&mem), [5, 6]);
-        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 0]);
-        assert_eq!(lens(&mem).len(), 8, "a circle");
-        describe(&mem, TABLE, 1, 0, 6, [VRING_DESC_F_NEXT, 8]);
-        assert_eq!(lens(&mem), [5, 6], "out of the table");
-        describe(&mem, TABLE, 0, INDIRECT, 32, [VRING_DESC_F_INDIRECT, 0]);
-        describe(&mem, INDIRECT, 0, 0, 7, [VRING_DESC_F_NEXT, 1]);
-        describe(&mem, INDIRECT, 1, 0, 8, [VRING_DESC_F_NEXT, 2]);
-        assert_eq!(lens(&mem), [7, 8], "out of an indirect one");
-        describe(&mem, INDIRECT, 1, TABLE, 16, [VRING_DESC_F_INDIRECT, 0]);
-        assert_eq!(lens(&mem), [7], "a table in a table");
-        for (address, len) in [(0x8000, 16), (0x8000 - 16, 40), (INDIRECT, 24), (u64::MAX, 16)] {
-            describe(&mem, TABLE, 0, address, len, [VRING_DESC_F_INDIRECT, 0]);
-            assert!(lens(&mem).is_empty(), "{len} bytes at {address:#x}");
-        }
-    }
 }

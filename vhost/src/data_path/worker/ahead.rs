@@ -1,10 +1,10 @@
-//! The chains behind the next one.
+//! Chains that are read ahead of the request that is carried out.
 //!
-//! What a driver has just written lies in its processor's cache, and fetching a line from there
-//! takes longer than a request. So some chains are read at once, and what they name is asked for,
-//! before the first of them is carried out.
+//! What a driver has just written lies in its processor's cache, and fetching a cache line from
+//! there takes longer than a request. So several chains are read at once, and the lines that they
+//! name are prefetched, before the first of them is carried out.
 
-use crate::data_path::plain::PlainChain;
+use crate::data_path::fast_path::FastChain;
 use crate::data_path::queue::{Broken, SplitQueue};
 
 /// Chains that are read at once.
@@ -13,21 +13,21 @@ const DEPTH: u16 = 8;
 /// The chains that were read and not carried out.
 #[derive(Default)]
 pub(super) struct Ahead {
-    chains: [Option<PlainChain>; DEPTH as usize],
-    /// The places in `chains` that were not asked for yet.
+    chains: [Option<FastChain>; DEPTH as usize],
+    /// The places in `chains` of those that were not returned yet.
     next: usize,
     end: usize,
 }
 
 impl Ahead {
-    /// Returns the chain that begins at `head`, the queue's next one, if it has the usual shape.
-    /// Called once for every chain, in their order.
+    /// Returns the queue's next chain, which begins at `head`, if the fast path takes it. To be
+    /// called once for every chain, in their order.
     #[inline]
     pub fn chain(
         &mut self,
         queue: &mut SplitQueue<'_>,
         head: u16,
-    ) -> Result<Option<&PlainChain>, Broken> {
+    ) -> Result<Option<&FastChain>, Broken> {
         if self.next == self.end {
             self.fill(queue, head)?;
         }
@@ -43,7 +43,7 @@ impl Ahead {
         (self.next, self.end) = (0, count.into());
         let mut next = Some(head);
         for (place, chain) in (1..=count).zip(&mut self.chains) {
-            *chain = next.and_then(|head| queue.plain_chain(head));
+            *chain = next.and_then(|head| queue.fast_chain(head));
             next = queue.head_behind(place);
         }
         if offered > 1 {

@@ -145,7 +145,7 @@ impl Carrier {
             taken
         } else {
             let Some(head) = queue.next_head()? else { return Ok(false) };
-            if self.take_plain(number, queue, ahead, progress, head)? {
+            if self.take_fast_path(number, queue, ahead, progress, head)? {
                 return Ok(true);
             }
             queue.take();
@@ -171,10 +171,10 @@ impl Carrier {
         answered.map(|()| true)
     }
 
-    /// Takes a request all the way, if it is one that waits for nothing: a read, or a write of free
-    /// bytes that need not be durable. Returns whether it did; if not, nothing has changed.
+    /// Carries a request out and answers it, if the fast path takes it: a read, or a write of free
+    /// bytes that need not be durable at once. Returns whether it did; if not, nothing has changed.
     #[inline]
-    fn take_plain(
+    fn take_fast_path(
         &mut self,
         number: usize,
         queue: &mut SplitQueue<'_>,

@@ -14,12 +14,6 @@ use std::sync::Arc;
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
 
-/// Answers between two looks whether the driver wants an interrupt although there is more to do.
-const INTERRUPT_BATCH: u16 = 8;
-
-/// Answers after which that is decided even in a queue that is never empty: indices have 16 bits.
-const DECISION_BATCH: u16 = 1 << 12;
-
 /// Steps of one queue before the others are looked at.
 const VISIT: usize = 16;
 
@@ -166,7 +160,7 @@ impl Worker {
                 _ => continue,
             }
             if waiters.any_since(mark) {
-                self.decide_all(session);
+                self.interrupt_all(session);
                 return TurnEnd::GiveWay;
             }
             // The turn goes on, and nobody tells us meanwhile of kicks.
@@ -236,25 +230,27 @@ impl Worker {
                 break;
             }
             visit = Visit::Served;
-            if open.split.unlooked() >= INTERRUPT_BATCH {
-                look(open, &mut self.interrupt_log)?;
+            if open.split.wants_interrupt_meanwhile()? {
+                interrupt(open, &mut self.interrupt_log);
             }
         }
         if visit != Visit::Idle {
             self.unfinished.set(number, progress.is_unfinished());
         }
-        if visit != Visit::CutShort || open.split.undecided() >= DECISION_BATCH {
-            decide(open, &mut self.interrupt_log)?;
+        if open.split.wants_interrupt(visit == Visit::CutShort)? {
+            interrupt(open, &mut self.interrupt_log);
         }
         Ok(visit)
     }
 
-    /// Decides about the interrupts of all open queues.
-    fn decide_all(&mut self, session: &mut Session<'_>) {
+    /// Decides about the interrupts of all open queues before the worker leaves them.
+    fn interrupt_all(&mut self, session: &mut Session<'_>) {
         for place in (0..session.len()).rev() {
             let Some(open) = session.get_mut(place) else { continue };
-            if let Err(broken) = decide(open, &mut self.interrupt_log) {
-                self.drop_broken(session, place, broken);
+            match open.split.wants_interrupt(false) {
+                Ok(true) => interrupt(open, &mut self.interrupt_log),
+                Ok(false) => {}
+                Err(broken) => self.drop_broken(session, place, broken),
             }
         }
     }
@@ -313,23 +309,6 @@ impl Worker {
         }
         news
     }
-}
-
-/// Interrupts the guest once for everything answered in this queue since the last decision, if its
-/// driver wants that.
-fn decide(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
-    if open.split.wants_interrupt()? {
-        interrupt(open, log);
-    }
-    Ok(())
-}
-
-/// Interrupts the guest before the queue is empty, if its driver is seen to want that.
-fn look(open: &mut Open<'_>, log: &mut Pace) -> Result<(), Broken> {
-    if open.split.wants_early_interrupt()? {
-        interrupt(open, log);
-    }
-    Ok(())
 }
 
 #[cold]

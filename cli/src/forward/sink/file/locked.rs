@@ -5,8 +5,8 @@ use std::ops::Deref;
 
 /// A locked file. The lock ends with this value.
 ///
-/// Closing the descriptor would not do: a process that another thread is just starting has a copy of
-/// it until it executes its program, and would keep the lock for as long.
+/// To close the descriptor would not suffice: a process that another thread is just starting has a
+/// copy of it until it executes its program, and would keep the lock for as long.
 #[derive(Debug)]
 pub struct Locked(File);
 
@@ -31,7 +31,7 @@ impl Deref for Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        // It cannot fail on a file that is locked, and the last descriptor's end is the lock's, too.
+        // It cannot fail on a locked file. If it did, closing the last descriptor would end the lock.
         let _ = self.0.unlock();
     }
 }

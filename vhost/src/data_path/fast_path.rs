@@ -1,8 +1,8 @@
-//! Requests in the shape that drivers nearly always give them: a header, one buffer and a status
-//! byte, each in a descriptor of its own (virtio 1.3, 5.2.6).
+//! Requests that the fast path takes: reads and writes of one buffer, with header, buffer and
+//! status byte each in a descriptor of its own (virtio 1.3, 5.2.6), as drivers nearly always send
+//! them.
 //!
-//! What is neither such a read nor such a write is left to [`Request`](super::request::Request),
-//! which knows every shape.
+//! All other requests are left to [`Request`](super::request::Request), which parses every shape.
 
 use crate::data_path::lookup::{Lookup, Part};
 use crate::data_path::request::{HEADER_BYTES, Header, Kind, MAX_BYTES};
@@ -10,12 +10,13 @@ use virtio_bindings::bindings::virtio_ring::{VRING_DESC_F_NEXT, VRING_DESC_F_WRI
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{GuestAddress, VolatileMemory};
 
-/// A chain in that shape, of whose memory nothing was looked at yet.
+/// A chain of such a request. The memory that it names has not been read.
 ///
-/// Not to be copied: that is done by vectors, and the load of a vector waits until the words that it
-/// is made of have left the processor's store buffer, behind all data of the requests before.
+/// It is used by reference, and never copied: compilers copy by vector registers. A vector load
+/// waits until the words that it covers, just stored one by one, have left the processor's store
+/// buffer, and the data of all earlier requests has to leave that first.
 #[derive(Debug, PartialEq, Eq)]
-pub struct PlainChain {
+pub struct FastChain {
     header: GuestAddress,
     data: GuestAddress,
     status: GuestAddress,
@@ -31,19 +32,19 @@ const TAKEN: u32 = VRING_DESC_F_NEXT;
 const RETURNED: u32 = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE;
 const STATUS: u32 = VRING_DESC_F_WRITE;
 
-impl PlainChain {
-    /// Takes a chain of three descriptors; `None` if it is in any other shape.
+impl FastChain {
+    /// Returns the chain of three descriptors, or `None` if they do not have this shape.
     #[inline]
     pub fn new(chain: [Descriptor; 3]) -> Option<Self> {
         let [header, data, status] = chain;
         let flags = chain.map(|descriptor| u32::from(descriptor.flags()));
-        let is_plain = flags[0] == HEADER
+        let is_fast = flags[0] == HEADER
             && header.len() as usize == HEADER_BYTES
             && matches!(flags[1], TAKEN | RETURNED)
             && u64::from(data.len()) <= MAX_BYTES
             && flags[2] == STATUS
             && status.len() == 1;
-        is_plain.then(|| Self {
+        is_fast.then(|| Self {
             header: header.addr(),
             data: data.addr(),
             status: status.addr(),
@@ -52,8 +53,8 @@ impl PlainChain {
         })
     }
 
-    /// Asks for what is read and written first. Drivers have header and status in one structure,
-    /// which thus lies in one cache line nearly always.
+    /// Prefetches the first cache lines that are read and written. Drivers keep header and status
+    /// in one structure, which nearly always lies in one cache line.
     #[inline]
     pub fn prefetch(&self, memory: &Lookup<'_>) {
         memory.prefetch_to_write(self.header);
@@ -107,8 +108,8 @@ mod tests {
     const NEXT: u32 = VRING_DESC_F_NEXT;
     const WRITE: u32 = VRING_DESC_F_WRITE;
 
-    fn chain(parts: [(u64, u32, u32); 3]) -> Option<PlainChain> {
-        PlainChain::new(parts.map(|(address, len, flags)| {
+    fn chain(parts: [(u64, u32, u32); 3]) -> Option<FastChain> {
+        FastChain::new(parts.map(|(address, len, flags)| {
             Descriptor::new(address, len, u16::try_from(flags).unwrap(), 0)
         }))
     }
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn plain_chain_is_a_read_or_a_write_by_header_and_flags() {
+    fn fast_chain_is_a_read_or_a_write_by_header_and_flags() {
         let mem = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)]).unwrap();
         let parse = |kind: u32, flags| {
             mem.write_obj(kind, GuestAddress(0x1000)).unwrap();
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn chain_in_another_shape_is_left_to_others() {
+    fn chain_in_another_shape_is_left_to_the_full_parser() {
         assert!(chain(usual(NEXT)).is_some());
         let but = |place: usize, change: fn(&mut (u64, u32, u32))| {
             let mut parts = usual(NEXT);
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_outside_one_region_are_left_to_others() {
+    fn buffers_outside_one_region_are_left_to_the_full_parser() {
         let mem = GuestMemory::from_ranges(&[(GuestAddress(0), 0x2100)]).unwrap();
         let mut memory = Lookup::new(&mem);
         let chain = chain(usual(NEXT)).unwrap();

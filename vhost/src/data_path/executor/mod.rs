@@ -2,6 +2,9 @@
 //!
 //! The guard judges a write whole before anything of it is stored. `RequestView` is what it sees.
 
+mod fast_path;
+mod view;
+
 use crate::data_path::counters::Counters;
 use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::guard::{
@@ -12,15 +15,13 @@ use crate::data_path::refusals::Refusals;
 use crate::data_path::region::{BadAddress, Region};
 use crate::data_path::request::{Kind, Request, Segment};
 use crate::data_path::request_state::{Answer, RequestState};
-use shared_block_ring::Position;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
-use shared_block_ring::format::Side;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-use vm_memory::bitmap::BitmapSlice;
-use vm_memory::{Bytes, GuestMemoryBackend, VolatileSlice};
+use view::{RequestView, check_buffers};
+use vm_memory::{Bytes, GuestMemoryBackend};
 
 /// Bytes of a serial number (virtio 1.3, 5.2.6.1).
 pub const SERIAL_BYTES: usize = 20;
@@ -66,9 +67,9 @@ pub struct Executor {
     last_shown: Option<Vec<u8>>,
     /// The host's pointer sector as it was last looked at.
     host_sector: Vec<u8>,
-    /// Room for a sector of a plain disk.
-    room: Vec<u8>,
-    /// The published bytes when a plain write was last judged.
+    /// Scratch: a control sector that is stored unjudged.
+    unjudged: Vec<u8>,
+    /// The published bytes, as the fast path has last computed them.
     published: Option<Published>,
     /// Memory for a judgement. `None` while there is one, and after one that ended in a refusal.
     scratch: Option<Box<Scratch>>,
@@ -106,7 +107,7 @@ impl Executor {
     ) -> Self {
         let refusals = Refusals::new(Arc::clone(&counters));
         let host_sector = vec![0; region.geometry().sector_size().bytes()];
-        let room = host_sector.clone();
+        let unjudged = host_sector.clone();
         Self {
             region,
             guard,
@@ -118,7 +119,7 @@ impl Executor {
             guest,
             last_shown: None,
             host_sector,
-            room,
+            unjudged,
             published: None,
             scratch: None,
         }
@@ -178,52 +179,6 @@ impl Executor {
             Kind::Unsupported => Ok(RequestState::Done(Answer::UNSUPPORTED)),
         };
         self.state_after(request, outcome)
-    }
-
-    /// Returns the device offset of a read or a write of `len` bytes at `sector` that can be
-    /// [carried out](Self::carry_out) at once: one that concerns data alone and, where it is a
-    /// write, free bytes alone. Nothing but its place has to be judged then.
-    #[inline]
-    pub fn admit(&mut self, kind: Kind, sector: u64, len: u64) -> Option<u64> {
-        let range = self.guard.range(sector, len).ok()?;
-        let is_data = range.start >= self.region.geometry().data_start();
-        (is_data && (kind == Kind::Read || self.may_store(&range))).then_some(range.start)
-    }
-
-    /// Whether all of `range`, which is in the data area, may be stored.
-    #[inline]
-    fn may_store(&mut self, range: &Range<u64>) -> bool {
-        let Self { service, guard, region, guest, published, .. } = self;
-        if service.read_only || !service.guarded {
-            return !service.read_only;
-        }
-        let Some(host) = region.position(guard.host()) else { return false };
-        let (producer, consumer) = guard.positions(guest.pointer.position, host);
-        guard.is_free(range, producer, consumer, published)
-    }
-
-    /// Carries out a read or a write that was admitted for device offset `start`.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "`data` then need not be copied to be passed")]
-    pub fn carry_out<B: BitmapSlice>(
-        &self,
-        kind: Kind,
-        data: &VolatileSlice<'_, B>,
-        start: u64,
-    ) -> Answer {
-        let len = data.len() as u64;
-        if kind == Kind::Read {
-            self.region.load_slice(start, data);
-            self.counters.reads.count();
-            self.counters.read_bytes.add(len);
-            // MAX_BYTES bounds it.
-            Answer::ok(u32::try_from(len).unwrap_or(u32::MAX))
-        } else {
-            self.region.store_slice(data, start);
-            self.counters.writes.count();
-            self.counters.written_bytes.add(len);
-            Answer::ok(0)
-        }
     }
 
     /// Goes on with a write whose items are not all walked.
@@ -384,8 +339,8 @@ impl Executor {
         let size = u64::from(geometry.sector_size().get());
         let data = range.start.max(geometry.data_start())..range.end;
         for index in range.start / size..(range.end.min(geometry.data_start())) / size {
-            view.requested(index * size..(index + 1) * size, &mut self.room)?;
-            self.region.store_control_sector(index, &self.room);
+            view.requested(index * size..(index + 1) * size, &mut self.unjudged)?;
+            self.region.store_control_sector(index, &self.unjudged);
         }
         if !data.is_empty() {
             self.region.store(mem, &request.data, view.part(&data), data.start)?;
@@ -404,57 +359,5 @@ impl Executor {
         self.counters.writes.count();
         self.counters.written_bytes.add(request.data_len);
         RequestState::Done(Answer::ok(0))
-    }
-}
-
-/// Checks that every byte of a request's buffers is guest memory: nothing is stored of a request
-/// with one that is not.
-fn check_buffers<M: GuestMemoryBackend>(mem: &M, request: &Request) -> Result<(), BadAddress> {
-    let is_there = |segment: &Segment| mem.check_range(segment.address, segment.len);
-    if request.data.iter().all(is_there) { Ok(()) } else { Err(BadAddress) }
-}
-
-/// The region, and a request's bytes in guest memory, as the guard sees them.
-struct RequestView<'a, M> {
-    region: &'a Region,
-    mem: &'a M,
-    request: &'a Request,
-    may_repeat: bool,
-}
-
-impl<M> RequestView<'_, M> {
-    /// Converts device bytes to bytes of the request's data.
-    fn part(&self, range: &Range<u64>) -> Range<u64> {
-        // Within 64 bits: the guard has checked the request's range.
-        let start = self.request.sector * SECTOR_UNIT;
-        range.start - start..range.end - start
-    }
-}
-
-impl<M: GuestMemoryBackend> View for RequestView<'_, M> {
-    type Fault = BadAddress;
-
-    fn control_sector(&self, index: u64, sector: &mut [u8]) {
-        self.region.read_control_sector(index, sector);
-    }
-
-    fn position(&self, side: Side) -> Option<Position> {
-        self.region.position(side)
-    }
-
-    fn word(&self, offset: u64) -> [u8; 4] {
-        self.region.word(offset)
-    }
-
-    fn requested(&self, range: Range<u64>, copy: &mut [u8]) -> Result<(), BadAddress> {
-        Region::from_guest(self.mem, &self.request.data, self.part(&range), copy)
-    }
-
-    fn is_unchanged(&self, range: Range<u64>) -> Result<bool, BadAddress> {
-        self.region.same(self.mem, &self.request.data, self.part(&range), range.start)
-    }
-
-    fn may_repeat(&self) -> bool {
-        self.may_repeat
     }
 }
