@@ -70,8 +70,11 @@ stage() {
     install -D -t "$stage/usr/lib/blockring" packaging/guest/*
     install -D -m 644 -t "$stage/usr/share/qemu/vhost-user" packaging/vhost-user/*.json
     install -D -m 644 -t "$stage/etc/blockring" packaging/etc/forward.toml
-    install -D -m 644 -t "$stage/examples" packaging/etc/*.toml contrib/prometheus/alerts.yml contrib/grafana/blockring.json
-    install -D -m 644 -t "$stage/docs" docs/*.md README.md
+    # The documents lie as in the repository, with the files that they lead to: so their links hold.
+    install -D -m 644 -t "$stage" README.md CHANGELOG.md CONTRIBUTING.md SECURITY.md
+    install -D -m 644 -t "$stage/docs" docs/*.md docs/*.svg
+    install -D -m 644 -t "$stage/examples" examples/*.rs packaging/etc/*.toml contrib/prometheus/alerts.yml contrib/grafana/blockring.json
+    install -D -t "$stage/examples" examples/*.sh
     python3 packaging/third-party.py >"$stage/third-party.txt"
 }
 
@@ -110,7 +113,7 @@ make_tar() {
     install -m 755 packaging/install.sh "$tree/stage/install.sh"
     install -D -m 644 packaging/systemd/sysusers.conf "$tree/stage/usr/lib/sysusers.d/vhost-device-blockring.conf"
     install -D -m 644 packaging/systemd/tmpfiles.conf "$tree/stage/usr/lib/tmpfiles.d/vhost-device-blockring.conf"
-    install -m 644 CHANGELOG.md LICENSE-* "$tree/stage"
+    install -m 644 LICENSE-* "$tree/stage"
     mv "$tree/stage" "$tree/$name"
     tar --sort=name --owner=0 --group=0 --numeric-owner --mtime="@$SOURCE_DATE_EPOCH" -C "$tree" -czf "$folder/$name.tar.gz" "$name"
     printf '%s\n' "$folder/$name.tar.gz"

@@ -13,6 +13,7 @@ Makes the packages (scripts/package.sh) of the programs of scripts/build.sh, and
   - systemd accepts the units, and rates their exposure at 2.0 at most; under them, as the first process of
     the copy, a backend is started by its socket, and items are forwarded while it is restarted and killed;
   - an upgrade keeps what the user has changed in /etc; a purge leaves nothing but rings and the user's files, and names them;
+  - every link of an installed document leads to an installed file;
   - the package for guests needs nothing, and gives way to the other one;
   - piuparts finds nothing that a purge of one of them leaves or changes;
   - the tar file installs and uninstalls.
@@ -107,6 +108,18 @@ for package in blockring vhost-device-blockring blockring-guest; do cp "$work/de
 # Also in a chroot: no service is started.
 apt_get() { inside "$root" apt-get -y -q --no-install-recommends "$@" >"$work/log" 2>&1 || { cat "$work/log"; return 1; }; }
 install() { apt_get install "$@" || fail "apt does not install $*"; }
+# expect_links_in FOLDER: every relative link of the documents there leads to a file.
+expect_links_in() {
+    local page link links=0
+    while IFS=: read -r page link; do
+        link=${link#](}
+        link=${link%)}
+        case $link in *://* | '#'*) continue ;; esac
+        [ -e "$(dirname "$page")/${link%%#*}" ] || fail "$page leads to $link, which is not there"
+        links=$((links + 1))
+    done < <(grep -rHo --include='*.md' ']([^)]*)' "$1")
+    [ "$links" -ge 40 ] || fail "only $links links in $1"
+}
 ours() { (cd "$root" && find . -xdev -path ./debs -prune -o -iname '*blockring*' -print | grep -v '^./var/lib/dpkg/\|^./var/log/\|^./etc/\(passwd\|group\|g\?shadow\)' || true); }
 
 say "the guest's package, in a system without anything else"
@@ -131,6 +144,7 @@ done
 for page in blockring blockring-forward blockring-produce vhost-device-blockring; do
     mman -M "$root/usr/share/man" -w "$page" >/dev/null 2>&1 || fail "there is no page $page"
 done
+expect_links_in "$root/usr/share/doc/blockring"
 
 # As management software finds it.
 binary=$(sed -n 's/^ *"binary": "\(.*\)",$/\1/p' "$root"/usr/share/qemu/vhost-user/*.json)
@@ -241,6 +255,7 @@ say "tar file"
 tar=$(scripts/package.sh --programs "$programs" --tar --version 9.8.7 "$work/tars")
 tar -C "$work/tars" -xf "$tar"
 [ "$(basename "$tar")" = blockring-9.8.7-x86_64-linux.tar.gz ] || fail "its name is $tar"
+expect_links_in "$work/tars/blockring-9.8.7-x86_64-linux"
 installer=("$work/tars/blockring-9.8.7-x86_64-linux/install.sh" --destdir "$work/dest" --prefix /opt/ring)
 "${installer[@]}"
 "$work/dest/opt/ring/bin/vhost-device-blockring" --version >/dev/null || fail "the tar file's program does not run"
