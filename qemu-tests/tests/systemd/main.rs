@@ -1,6 +1,7 @@
 //! Guests and hosts with a whole Debian, whose init is systemd.
 #![allow(clippy::unwrap_used)]
 
+mod jetstream;
 mod journal;
 mod listen;
 mod units;
