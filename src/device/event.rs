@@ -5,11 +5,14 @@
 //! can then block for as long as that process likes. Nothing here does.
 
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 /// Takes what is in `event`, if there is something.
 pub fn drain(event: BorrowedFd<'_>) -> nix::Result<()> {
@@ -39,28 +42,38 @@ pub fn drain(event: BorrowedFd<'_>) -> nix::Result<()> {
 /// system call (`io_submit`) returns.
 #[derive(Debug)]
 pub struct Signaller {
-    /// None where the kernel has no asynchronous reads.
-    context: Option<Context>,
+    /// None where the kernel has no asynchronous reads, and after the retirement.
+    context: RwLock<Option<Context>>,
 }
 
 impl Signaller {
     /// Prepares for signals: this opens a file and makes a context in the kernel.
     pub fn new() -> io::Result<Self> {
-        match Context::new() {
-            Ok(context) => Ok(Self { context: Some(context) }),
+        let context = match Context::new() {
+            Ok(context) => Some(context),
             // Left out of the kernel, forbidden by a sandbox around this process, or used up by
             // others (`fs.aio-max-nr`).
-            Err(Errno::ENOSYS | Errno::EPERM | Errno::EAGAIN | Errno::ENOMEM) => {
-                Ok(Self { context: None })
-            }
-            Err(e) => Err(e.into()),
-        }
+            Err(Errno::ENOSYS | Errno::EPERM | Errno::EAGAIN | Errno::ENOMEM) => None,
+            Err(e) => return Err(e.into()),
+        };
+        Ok(Self { context: RwLock::new(context) })
     }
 
     /// Whether [`signal`](Self::signal) never waits. Where the kernel lacks what that takes, it is
-    /// a plain `write`.
+    /// a plain `write`, which waits if another holder of the event fills its counter between two
+    /// system calls.
     pub fn never_waits(&self) -> bool {
-        self.context.is_some()
+        self.context.read().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// Gives the kernel's context back, and returns when that is done: the kernel waits for two
+    /// grace periods, tens of milliseconds, and a process that exits with a context waits as long.
+    /// Who calls this before it stops serving has its successor wait for less. Signals go on, in
+    /// the way of a kernel without asynchronous reads.
+    pub fn retire(&self) {
+        let context = self.context.write().unwrap_or_else(PoisonError::into_inner).take();
+        // The lock is free again: no signal waits for this.
+        drop(context);
     }
 
     /// Adds one to `event`. A full counter is no error: whoever waits for the event is awake then.
@@ -69,13 +82,23 @@ impl Signaller {
     /// # Errors
     /// `EINVAL` when it is no event.
     pub fn signal(&self, event: BorrowedFd<'_>) -> nix::Result<()> {
-        match &self.context {
-            Some(context) => context.signal(event),
-            None => match nix::unistd::write(event, &1u64.to_ne_bytes()) {
-                Ok(_) | Err(Errno::EAGAIN) => Ok(()),
-                Err(e) => Err(e),
-            },
+        if let Some(context) = &*self.context.read().unwrap_or_else(PoisonError::into_inner) {
+            return context.signal(event);
         }
+        write_one(event)
+    }
+}
+
+/// Adds one to `event` by a `write`, unless its counter is full.
+fn write_one(event: BorrowedFd<'_>) -> nix::Result<()> {
+    fcntl(event, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let mut room = [PollFd::new(event, PollFlags::POLLOUT)];
+    if poll(&mut room, PollTimeout::ZERO)? == 0 {
+        return Ok(());
+    }
+    match nix::unistd::write(event, &1u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -239,6 +262,23 @@ mod tests {
             assert!(signaller.never_waits());
             // One more than the counter holds, and then some.
             (0..1000).for_each(|_| signaller.signal(event.as_fd()).unwrap());
+        });
+    }
+
+    #[test]
+    fn signaller_that_has_retired_signals_and_waits_for_no_full_event() {
+        let (event, full) = (blocking(0), blocking(u64::MAX - 1));
+        returns(move || {
+            let signaller = Signaller::new().unwrap();
+            std::thread::scope(|scope| {
+                let signals = scope
+                    .spawn(|| (0..10_000).for_each(|_| signaller.signal(event.as_fd()).unwrap()));
+                signaller.retire();
+                assert!(!signaller.never_waits());
+                signals.join().unwrap();
+            });
+            (0..1000).for_each(|_| signaller.signal(full.as_fd()).unwrap());
+            assert_eq!(count(&event), 10_000);
         });
     }
 

@@ -48,6 +48,26 @@ fn nothing_is_answered_after_the_connection_has_ended() {
 }
 
 #[test]
+fn kernel_waits_for_nothing_at_the_exit_that_can_end_while_the_guest_is_served() {
+    let scene = Scene::new();
+    let mut daemon = scene.start(&[]);
+    let mut guest = FrontEnd::new(&scene);
+    guest.honest(&scene);
+    let maps = format!("/proc/{}/maps", daemon.0.id());
+    // The context of asynchronous reads: its end takes the kernel tens of milliseconds.
+    let has_context = || std::fs::read_to_string(&maps).is_ok_and(|maps| maps.contains("[aio]"));
+    assert!(has_context());
+    daemon.signal(Signal::SIGTERM);
+    while !is_over(&guest) {
+        if guest.available() == guest.used_index() {
+            writes(&mut guest, DEPTH, DATA);
+        }
+    }
+    assert!(!has_context(), "the next backend waits for its end");
+    assert!(daemon.0.wait().unwrap().success());
+}
+
+#[test]
 fn guest_is_interrupted_for_answers_of_the_last_backend() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);

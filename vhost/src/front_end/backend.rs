@@ -112,6 +112,12 @@ impl Backend {
         self.worker.links(&self.signaller)
     }
 
+    /// Gives back what the kernel would wait for when this process exits, while its queues are
+    /// still served: a guest waits for the next backend from the end of its connection on.
+    pub fn retire_signals(&self) {
+        self.signaller.retire();
+    }
+
     /// Gives the worker the queues of a connection.
     pub fn connect(&self, queues: Vec<SharedQueue>) {
         self.worker().connect(queues);

@@ -237,7 +237,11 @@ impl Connections {
                     );
                 }
                 Ok(Some(1)) => return false,
-                Ok(Some(2)) => return true,
+                Ok(Some(2)) => {
+                    // The front end is served meanwhile.
+                    backend.retire_signals();
+                    return true;
+                }
                 Ok(Some(_)) => match self.look() {
                     Ok(Arrival::None) => {}
                     Ok(Arrival::Waiting) if makes_way => {
