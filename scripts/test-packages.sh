@@ -20,7 +20,7 @@ Makes the packages (scripts/package.sh) of the programs of scripts/build.sh, and
 Needs root. All mounts are in a namespace of their own; the copy is in a temporary folder beside the
 bare system.
 
-  --prepare   makes the bare system in target/packages-root, if it is not there: this fetches some 100 MB
+  --prepare   makes the bare system in target/packages-root, if it is not there or lacks packages: this fetches some 100 MB
 
 Example:
   scripts/test-packages.sh --prepare && scripts/test-packages.sh
@@ -60,7 +60,10 @@ boot() {
     timeout --kill-after=10 180 scripts/systemd-in.sh "$root" "$1" </dev/null >"$work/boot" 2>&1 || { cat "$work/boot"; return 1; }
 }
 
-# A bare system that has also fetched, and not installed, what the packages depend on: the test itself needs no network.
+# What the packages depend on, other programs for init, and what commands of the documents use: tests of guests install it.
+fetched='systemd systemd-sysv openrc socat'
+
+# A bare system that has also fetched, and not installed, these packages: the tests themselves need no network.
 make_bare() {
     local made
     mkdir -p "$bare"
@@ -75,12 +78,23 @@ make_bare() {
         # What is installed in a system that is thrown away need not be durable.
         echo force-unsafe-io >"$made/root/etc/dpkg/dpkg.cfg.d/fast"
         cp /etc/resolv.conf "$made/root/etc/resolv.conf"
-        network=()
-        inside "$made/root" sh -c 'apt-get clean && apt-get update -q && apt-get install -y -q --no-install-recommends --download-only systemd systemd-sysv' \
-            >"$made/log" 2>&1 || { cat "$made/log" >&2; exit 1; }
+        inside "$made/root" apt-get clean
+        fetch_packages "$made/root"
         mv "$made/root" "$bare/root"
+    elif [ "$(cat "$bare/root/$list" 2>/dev/null)" != "$fetched" ]; then
+        # It was made when tests needed less.
+        fetch_packages "$bare/root"
     fi
     exec 9>&-
+}
+
+list=var/cache/apt/archives/fetched
+fetch_packages() {
+    local network=() said
+    # shellcheck disable=SC2086 # words
+    said=$({ inside "$1" apt-get update -q && inside "$1" apt-get install -y -q --no-install-recommends --download-only $fetched; } 2>&1) ||
+        { echo "$said" >&2; exit 1; }
+    echo "$fetched" >"$1/$list"
 }
 
 if [ -n "$prepare" ]; then

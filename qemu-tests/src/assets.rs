@@ -29,14 +29,11 @@ pub(crate) fn module(name: &str) -> Result<PathBuf> {
     })
 }
 
-/// Returns the folder of a bare Debian, in which the packages are tested, too. It has fetched
-/// systemd and not installed it.
+/// Returns the folder of a bare Debian, in which the packages are tested, too. It has fetched other
+/// packages and not installed them.
 pub(crate) fn debian() -> Result<PathBuf> {
-    let root = binaries::target_dir().join("packages-root/root");
-    if !root.exists() {
-        run_script("scripts/test-packages.sh", &["--prepare"])?;
-    }
-    Ok(root)
+    run_script("scripts/test-packages.sh", &["--prepare"])?;
+    Ok(binaries::target_dir().join("packages-root/root"))
 }
 
 /// Returns where the fetched parts and the images are kept.

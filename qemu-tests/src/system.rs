@@ -1,4 +1,4 @@
-//! A whole Debian, whose init is systemd: as a guest's disk, or booted on this machine.
+//! A whole Debian, whose init is systemd or OpenRC's: as a guest's disk, or booted on this machine.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -24,6 +24,23 @@ ExecStart=/bin/sh -c 'mkdir -p /tmp/jobs; exec 3<>/dev/ttyS0; stty -F /dev/ttyS0
 WantedBy=multi-user.target
 ";
 
+/// The first process of a guest with OpenRC: has the guest's listener started once the guest has
+/// booted, and keeps what services say from its console.
+const OPENRC_INIT: &str = "\
+#!/bin/sh
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
+mount -t devtmpfs dev /dev
+mount -t sysfs sysfs /sys
+mkdir -p /tmp/jobs
+exec 3<>/dev/ttyS0
+stty -F /dev/ttyS0 raw -echo
+{
+    until [ \"$(cat /run/openrc/softlevel)\" = default ]; do sleep 0.1; done
+    exec /bin/listen
+} </dev/null >/dev/null 2>&1 &
+exec /sbin/openrc-init 3>&- </dev/null >/dev/null 2>&1
+";
+
 /// What a guest of a test never needs, or what would talk on its console.
 const MASKED: [&str; 5] = [
     "serial-getty@.service",
@@ -46,18 +63,10 @@ impl System {
         assets::debian().map(drop)
     }
 
-    /// Copies the bare Debian.
+    /// Copies the bare Debian, and installs systemd.
     pub fn new() -> Result<Self> {
-        let folder = assets::cache_dir();
-        let root = tempfile::Builder::new().prefix("system-").tempdir_in(&folder);
-        let root = root.map_err(Error::file("making a folder in", &folder))?;
-        let mut from = assets::debian()?.into_os_string();
-        from.push("/.");
-        run(Command::new("cp").arg("-a").arg(from).arg(root.path()))?;
-        let system = Self { root };
-        system.sh("apt-get install -q -y --no-install-recommends --no-download systemd-sysv")?;
-        system.program("bin/listen", include_str!("../guest/listen"))?;
-        system.program("bin/job", include_str!("../guest/job"))?;
+        let system = Self::bare()?;
+        system.install_fetched("systemd-sysv")?;
         // The journal of a system whose name changes with each boot would begin anew each time.
         system.text("etc/machine-id", "0123456789abcdef0123456789abcdef\n")?;
         system.unit("listener.service", LISTENER)?;
@@ -66,6 +75,33 @@ impl System {
             symlink("/dev/null", &link).map_err(Error::file("linking", &link))?;
         }
         Ok(system)
+    }
+
+    /// Copies the bare Debian, and installs OpenRC, which only a guest can boot.
+    pub fn with_openrc() -> Result<Self> {
+        let system = Self::bare()?;
+        system.install_fetched("openrc")?;
+        system.program("sbin/init", OPENRC_INIT)?;
+        Ok(system)
+    }
+
+    /// Copies the bare Debian.
+    fn bare() -> Result<Self> {
+        let folder = assets::cache_dir();
+        let root = tempfile::Builder::new().prefix("system-").tempdir_in(&folder);
+        let root = root.map_err(Error::file("making a folder in", &folder))?;
+        let mut from = assets::debian()?.into_os_string();
+        from.push("/.");
+        run(Command::new("cp").arg("-a").arg(from).arg(root.path()))?;
+        let system = Self { root };
+        system.program("bin/listen", include_str!("../guest/listen"))?;
+        system.program("bin/job", include_str!("../guest/job"))?;
+        Ok(system)
+    }
+
+    /// Installs a package of those that the bare Debian has fetched (scripts/test-packages.sh).
+    pub fn install_fetched(&self, name: &str) -> Result<()> {
+        self.sh(&format!("apt-get install -q -y --no-install-recommends --no-download {name}"))
     }
 
     /// Installs packages of the workspace with what they depend on.

@@ -2,7 +2,7 @@
 
 use super::blocks;
 use qemu_tests::scene::{SOON, Scene};
-use qemu_tests::{Daemon, Disk, GuestBuilder, ImageSpec, Result, binaries};
+use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, ImageSpec, Result, System, binaries};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -97,6 +97,47 @@ fn commands_are_carried_out_in_a_guest_and_answered_by_the_example() -> Result<(
     assert_eq!(code, Some(1));
     assert!(answers.contains(" status=1\n"), "{answers}");
     guest.power_off()
+}
+
+/// Times that a service's program is killed: more often than OpenRC starts it again by itself.
+const KILLS: usize = 11;
+
+#[test]
+fn guest_with_openrc_sends_its_log_by_the_documented_service() -> Result<()> {
+    let scene = Scene::new(&["--size", "1M"]);
+    let _backend = scene.backend()?;
+    let system = System::with_openrc()?;
+    fs::copy(binaries::release()?.blockring(), system.path("usr/bin/blockring")).unwrap();
+    let service = blocks("sh", "#!/sbin/openrc-run").remove(0);
+    // No pause: OpenRC counts the starts, however fast they are.
+    let service = service.replace("serial:logs", "serial:ring").replace("respawn_delay=1", "");
+    system.text("etc/init.d/blockring-log", &service)?;
+    let disk = system.disk(scene.dir())?;
+    let log = |guest: &Guest, words: &str| -> Result<()> {
+        let logger = format!("logger --socket-errors=on -t shop '{words}'");
+        guest.check(&format!("until {logger}; do sleep 0.1; done"))?;
+        let item = item(&scene);
+        assert!(item.starts_with("pid=") && item.contains(&format!("shop: {words}")), "{item}");
+        Ok(())
+    };
+    let guest = scene.guest().system(&disk).boot()?;
+    guest.check(&blocks("sh", "rc-update add blockring-log").remove(0))?;
+    log(&guest, "order 7")?;
+    // Without a program of its own in each turn: those take long in an emulated guest.
+    let kills = format!(
+        "read daemon </run/supervise-blockring-log.pid
+         child() {{ read new </proc/$daemon/task/$daemon/children || [ \"$new\" ]; }}
+         for n in $(seq {KILLS}); do
+             child && old=$new && kill -9 $old || exit
+             until child && [ \"$new\" != \"$old\" ]; do sleep 0.1; done
+         done"
+    );
+    guest.check(&kills)?;
+    log(&guest, "order 8")?;
+    // A boot starts what is in this runlevel.
+    guest.check("rc-update show default | grep -w blockring-log")?;
+    guest.check("rc-service blockring-log stop")?;
+    guest.kill()
 }
 
 #[test]
