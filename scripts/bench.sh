@@ -14,6 +14,8 @@ Examples:
   scripts/bench.sh --quick                             whether it works, in a few seconds
   scripts/bench.sh --daemon-args "--poll always"       a backend that never sleeps
   scripts/bench.sh --rows 4K-write --json figures.json
+  scripts/bench.sh --reference --daemon-args "--poll always"
+                                                       beside a bare loop, which shows what the machine can do
   scripts/bench.sh --measure guest                     what leaves a guest, against virtio-serial and a plain disk
   scripts/bench.sh --measure all --report docs         everything, into docs/performance.md
 TEXT
@@ -33,5 +35,5 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
 scripts/setup.sh --guests
-release=$(scripts/build.sh --quiet --bin ring-bench)
+release=$(scripts/build.sh --quiet --bin ring-bench --bin reference-loop)
 exec "$release/ring-bench" "$@"

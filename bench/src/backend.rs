@@ -59,6 +59,22 @@ impl Backend {
         Self::start(name, command, dir, socket)
     }
 
+    /// Starts the bare loop with a file of that many bytes.
+    pub fn reference(
+        program: &Path,
+        bytes: u64,
+        dir: &Path,
+        processors: Processors,
+    ) -> Result<Self> {
+        let (name, file, socket) = ("loop", dir.join("loop.img"), dir.join("loop.sock"));
+        let what = || format!("cannot make {}", file.display());
+        let made = File::create(&file).map_err(doing(what()))?;
+        shared_block_ring::allocate(&made, bytes).map_err(doing(what()))?;
+        let mut command = on_processor(processors.back, program);
+        command.arg(&socket).arg(&file);
+        Self::start(name, command, dir, socket)
+    }
+
     fn start(name: &'static str, command: Command, dir: &Path, socket: PathBuf) -> Result<Self> {
         let mut daemon = Daemon::spawn(name, command, dir)?;
         daemon.wait_for_path(&socket, PATIENCE)?;

@@ -19,6 +19,10 @@ pub enum Bar {
     Raw(f64),
     /// At most this much above the least of all rows of its kind.
     Flat(f64),
+    /// This part of the bare loop's requests per second.
+    Loop(f64),
+    /// At most this many times the bare loop's processor time per request.
+    LoopTime(f64),
     /// This many times the messages per second of another way out of the guest.
     Way(f64, &'static str),
 }
@@ -44,6 +48,10 @@ pub struct Found {
     pub of_raw: Option<f64>,
     /// A time, relative to the least of its kind.
     pub times_least: Option<f64>,
+    /// Requests per second, relative to the bare loop's.
+    pub of_loop: Option<f64>,
+    /// Processor time per request, relative to the bare loop's.
+    pub of_loop_time: Option<f64>,
     /// Messages per second, relative to another way.
     pub times_way: Option<f64>,
 }
@@ -59,6 +67,8 @@ impl Bar {
             Bar::Rate(rate) => format!(">= {} M items/s", rate / 1e6),
             Bar::Raw(part) => format!(">= {:.0} % of raw", part * 100.0),
             Bar::Flat(part) => format!("within {:.0} % of the least", part * 100.0),
+            Bar::Loop(part) => format!(">= {:.0} % of the loop", part * 100.0),
+            Bar::LoopTime(times) => format!("<= {times} x the loop's processor time"),
             Bar::Way(times, way) => format!(">= {times} x {way}"),
         }
     }
@@ -78,6 +88,8 @@ impl Bar {
             Bar::Rate(rate) => reaches(found.rate, rate),
             Bar::Raw(part) => reaches(found.of_raw, part),
             Bar::Flat(part) => within(found.times_least, 1.0 + part),
+            Bar::Loop(part) => reaches(found.of_loop, part),
+            Bar::LoopTime(times) => within(found.of_loop_time, times),
             Bar::Way(times, _) => reaches(found.times_way, times),
         }
     }
@@ -109,6 +121,8 @@ mod tests {
         let rate = |rate| Found { rate: Some(rate), ..none };
         let raw = |part| Found { of_raw: Some(part), ..none };
         let flat = |times| Found { times_least: Some(times), ..none };
+        let of_loop = |part| Found { of_loop: Some(part), ..none };
+        let loop_time = |times| Found { of_loop_time: Some(times), ..none };
         let way = |times| Found { times_way: Some(times), ..none };
         vec![
             (Bar::Lines(4.0), lines(4.0), lines(4.01)),
@@ -120,6 +134,8 @@ mod tests {
             (Bar::Rate(5.8e6), rate(5.8e6), rate(5.79e6)),
             (Bar::Raw(0.9), raw(0.9), raw(0.89)),
             (Bar::Flat(0.2), flat(1.2), flat(1.21)),
+            (Bar::Loop(0.9), of_loop(0.9), of_loop(0.89)),
+            (Bar::LoopTime(1.1), loop_time(1.1), loop_time(1.11)),
             (Bar::Way(10.0, "a port"), way(10.0), way(9.9)),
         ]
     }
@@ -145,6 +161,8 @@ mod tests {
             rate: nan,
             of_raw: nan,
             times_least: nan,
+            of_loop: nan,
+            of_loop_time: nan,
             times_way: nan,
         };
         for (bar, _, _) in edges() {

@@ -2,6 +2,7 @@
 
 use crate::bars::{Bar, Found, verdicts};
 use crate::machine::quantile;
+use crate::reference::Against;
 use serde::Serialize;
 
 /// Quantiles that describe a distribution, and that are plotted.
@@ -229,6 +230,8 @@ impl Carried {
 /// All figures.
 #[derive(Debug, Default, Serialize)]
 pub struct Ring {
+    /// Requests, beside a bare loop.
+    pub reference: Vec<Against>,
     /// Items from end to end.
     pub items: Vec<Items>,
     /// Durable items.

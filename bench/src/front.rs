@@ -20,6 +20,9 @@ pub const START: u64 = 4096;
 /// Bound on a sleeping front end's wait for an interrupt, in milliseconds.
 const PATIENCE_MS: u16 = 5000;
 
+/// How far separate regions are from a power of two.
+const SKEW: u64 = 13 * 4096;
+
 /// Requests between two looks at the clock, and, with one request at a time, between two that are
 /// timed: a look costs a tenth of the fastest ones.
 const STRIDE: u64 = 16;
@@ -32,6 +35,16 @@ pub fn walked(bytes: u32) -> Range<u64> {
     START..START + REGION / u64::from(bytes) * u64::from(bytes)
 }
 
+/// Returns the bytes from one request to the next. Places at the same offset in separate regions are
+/// no power of two apart: the cache would have room for a few of them alone.
+fn stride(row: &Row) -> u64 {
+    let bytes = u64::from(row.bytes);
+    if row.regions == 1 {
+        return bytes;
+    }
+    (REGION / row.regions - SKEW) / bytes * bytes
+}
+
 /// What makes a request of a sector and a number of bytes: [`Request::read`] or [`Request::write`].
 type Make = fn(u64, u32) -> Request;
 
@@ -42,6 +55,10 @@ pub struct Front {
     bytes: u32,
     region: Range<u64>,
     at: u64,
+    /// From one request to the next.
+    stride: u64,
+    /// Start of this lap through the region.
+    lap: u64,
 }
 
 /// Figures of a round.
@@ -66,7 +83,7 @@ impl Front {
         let driver = BlockDriver::new(backend, Shape::new(depth, bytes), &Limits::default())
             .map_err(failed("starting the queue of"))?;
         let region = walked(bytes);
-        Ok(Self { name, driver, bytes, at: region.start, region })
+        Ok(Self { name, driver, bytes, at: region.start, region, stride: bytes.into(), lap: 0 })
     }
 
     /// Writes to all of the region once.
@@ -88,6 +105,7 @@ impl Front {
             Direction::Read => Request::read,
             Direction::Write => Request::write,
         };
+        self.stride = stride(row);
         let mut round = Round { latencies: Vec::with_capacity(1 << 20), ..Round::default() };
         let start = Instant::now();
         match (row.waiting, row.depth) {
@@ -180,9 +198,13 @@ impl Front {
     fn fill(&mut self, make: Make) -> Result<()> {
         while let Some(slot) = self.driver.slot() {
             slot.submit(make(self.at / 512, self.bytes));
-            self.at += u64::from(self.bytes);
-            if self.at >= self.region.end {
-                self.at = self.region.start;
+            self.at += self.stride;
+            if self.at + u64::from(self.bytes) > self.region.end {
+                self.lap += u64::from(self.bytes);
+                if self.lap + u64::from(self.bytes) > self.stride {
+                    self.lap = 0;
+                }
+                self.at = self.region.start + self.lap;
             }
         }
         self.driver.publish().map_err(|e| doing("kicking")(e.into()))?;

@@ -21,6 +21,7 @@ mod items;
 mod machine;
 mod plot;
 mod processes;
+mod reference;
 mod report;
 mod requests;
 mod rounds;
@@ -35,7 +36,7 @@ use figures::Ring;
 use machine::{Processors, pin};
 use requests::{Bench, Outcome, Plan};
 use rounds::Rounds;
-use rows::{ROWS, Row};
+use rows::{REFERENCE_ROWS, ROWS, Row};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,6 +53,8 @@ Examples:
   ring-bench --compare-guard --json figures.json    with a daemon without a guard beside it
   ring-bench --measure items,durable                rings from end to end
   ring-bench --measure forward                      rings into JetStream
+  ring-bench --reference --daemon-args \"--poll always\"
+                                                    beside a bare loop, which shows what the machine can do
   ring-bench --measure scrape                       what scrapes of metrics cost
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
 
@@ -68,6 +71,10 @@ struct Arguments {
         default_value = "requests"
     )]
     measure: Vec<What>,
+    /// Measure requests beside a bare loop, and nothing else: a backend without a ring, a guard or
+    /// counters
+    #[arg(long)]
+    reference: bool,
     /// Few and short rounds: whether it works, not how fast
     #[arg(long)]
     quick: bool,
@@ -151,7 +158,8 @@ fn run(arguments: &Arguments) -> Result<()> {
         let name = row.name();
         arguments.rows.is_empty() || arguments.rows.iter().any(|part| name.contains(part))
     };
-    let rows: Vec<Row> = ROWS.iter().filter(chosen).copied().collect();
+    let all = if arguments.reference { REFERENCE_ROWS } else { ROWS };
+    let rows: Vec<Row> = all.iter().filter(chosen).copied().collect();
     if rows.is_empty() {
         return Err(Error::Usage("no row has such a name (--list names them)".to_owned()));
     }
@@ -187,7 +195,11 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         Vec::new()
     };
-    let ring = Ring { guest: carried, ..ring(arguments, dir.path())? };
+    let mut ring = Ring { guest: carried, ..ring(arguments, dir.path())? };
+    if arguments.reference {
+        let program = beside("reference-loop")?;
+        ring.reference = reference::all(&arguments.plan()?, &program, &rows, dir.path())?;
+    }
     print(&report::text(&ring))?;
     if let Some(path) = &arguments.json {
         let figures = serde_json::json!({ "requests": outcomes, "ring": ring });
@@ -202,6 +214,9 @@ fn run(arguments: &Arguments) -> Result<()> {
 
 impl Arguments {
     fn wants(&self, what: What) -> bool {
+        if self.reference {
+            return false;
+        }
         let all = What::All;
         let of_all = !matches!(what, What::Forward | What::Scrape);
         let is_so = |wanted: &What| *wanted == what || *wanted == all && of_all;
@@ -231,9 +246,13 @@ impl Arguments {
         if let Some(path) = &self.daemon {
             return Ok(path.clone());
         }
-        let program = std::env::current_exe().map_err(doing("finding this program"))?;
-        Ok(program.parent().unwrap_or(Path::new(".")).join("vhost-device-blockring"))
+        beside("vhost-device-blockring")
     }
+}
+
+/// Returns the path of another program in this program's folder.
+fn beside(name: &str) -> Result<PathBuf> {
+    Ok(std::env::current_exe().map_err(doing("finding this program"))?.with_file_name(name))
 }
 
 /// Rings from end to end, as far as that is wanted.

@@ -3,6 +3,7 @@
 use crate::error::{Result, doing};
 use crate::figures::{Beside, Carried, Cost, Distribution, Durable, Items, Load, Ring};
 use crate::plot;
+use crate::reference::Against;
 use crate::requests::Outcome;
 use crate::table::{count, part, ratio, time};
 use std::fmt::Write;
@@ -46,7 +47,7 @@ impl Table {
 
 /// Returns all tables of a ring, for a terminal.
 pub fn text(ring: &Ring) -> String {
-    let tables = [items(ring), durable(ring), costs(ring), guest(ring)];
+    let tables = [reference(ring), items(ring), durable(ring), costs(ring), guest(ring)];
     let filled = tables.iter().filter(|table| !table.lines.is_empty());
     filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
 }
@@ -61,6 +62,9 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
     let mut parts = Vec::new();
     if !outcomes.is_empty() {
         parts.push(("requests", requests(outcomes)));
+    }
+    if !ring.reference.is_empty() {
+        parts.push(("reference", reference(ring)));
     }
     if !ring.items.is_empty() {
         plot::latency(folder, &ring.items)?;
@@ -258,6 +262,32 @@ fn costs(ring: &Ring) -> Table {
     Table {
         head: vec!["ring", "items in it", "push, advance", "pop, advance", "x least", "wanted"],
         lines: ring.costs.iter().map(line).collect(),
+    }
+}
+
+fn reference(ring: &Ring) -> Table {
+    let line = |row: &Against| {
+        vec![
+            row.name.clone(),
+            count(row.reference.requests),
+            count(row.ours.requests),
+            part(Some(row.of_loop)),
+            part(Some(row.of_loop_time)),
+            format!("{:.0} ns", row.line),
+            row.wanted(),
+        ]
+    };
+    Table {
+        head: vec![
+            "requests",
+            "bare loop",
+            "this backend",
+            "of the loop",
+            "time of the loop's",
+            "L",
+            "wanted",
+        ],
+        lines: ring.reference.iter().map(line).collect(),
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Row {
     pub think: Option<Duration>,
     /// Arguments of the daemon.
     pub settings: Settings,
+    /// Separate regions that requests go to in turn.
+    pub regions: u64,
     /// The bars.
     pub bars: &'static [Bar],
 }
@@ -60,6 +62,7 @@ const ROW: Row = Row {
     waiting: Waiting::Polling,
     think: None,
     settings: Settings::Fast,
+    regions: 1,
     bars: &[],
 };
 const READ: Row = Row { direction: Direction::Read, ..ROW };
@@ -87,6 +90,30 @@ pub const ROWS: &[Row] = &[
     Row { think: Some(Duration::from_millis(1)), bars: &[Bar::Thrift], ..DEFAULT },
 ];
 
+/// Regions of the rows whose lines are cold: as many as a host has rings.
+const COLD: u64 = 64;
+
+const LIKE_LOOP: &[Bar] = &[Bar::Loop(0.9)];
+const NEARLY_LIKE_LOOP: &[Bar] = &[Bar::Loop(0.85)];
+
+/// Returns the rows that are compared with a bare loop.
+pub const REFERENCE_ROWS: &[Row] = &[
+    Row { bytes: 512, bars: LIKE_LOOP, ..ROW },
+    Row { bytes: 512, depth: 32, bars: LIKE_LOOP, ..ROW },
+    Row { bars: LIKE_LOOP, ..ROW },
+    Row { depth: 32, bars: LIKE_LOOP, ..ROW },
+    Row { bars: LIKE_LOOP, ..READ },
+    Row { bytes: 64 << 10, depth: 8, bars: LIKE_LOOP, ..ROW },
+    Row { bytes: 512, bars: &[Bar::Loop(0.9), Bar::LoopTime(1.1)], ..SLEEPING },
+    Row { bytes: 512, depth: 32, bars: LIKE_LOOP, ..SLEEPING },
+    Row { bars: LIKE_LOOP, ..SLEEPING },
+    Row { depth: 32, bars: LIKE_LOOP, ..SLEEPING },
+    Row { bytes: 512, regions: COLD, bars: NEARLY_LIKE_LOOP, ..ROW },
+    Row { bytes: 512, depth: 32, regions: COLD, bars: NEARLY_LIKE_LOOP, ..ROW },
+    Row { regions: COLD, bars: NEARLY_LIKE_LOOP, ..ROW },
+    Row { depth: 32, regions: COLD, bars: NEARLY_LIKE_LOOP, ..ROW },
+];
+
 impl Row {
     /// Returns the name by which the row is chosen.
     pub fn name(&self) -> String {
@@ -108,6 +135,7 @@ impl Row {
         };
         let think = self.think.map(|time| format!("-think{}ms", time.as_millis()));
         let think = think.unwrap_or_default();
-        format!("{size}-{direction}-qd{}{waiting}{settings}{think}", self.depth)
+        let cold = if self.regions > 1 { "-cold" } else { "" };
+        format!("{size}-{direction}-qd{}{waiting}{settings}{think}{cold}", self.depth)
     }
 }

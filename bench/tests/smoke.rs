@@ -39,6 +39,19 @@ fn assert_filled(report: &Path, part: &str) -> String {
 }
 
 #[test]
+fn every_row_is_measured_beside_a_bare_loop() {
+    let (dir, report) = (tempfile::tempdir().unwrap(), report());
+    let folder = report.path().to_str().unwrap();
+    let (text, ended_well) = bench(dir.path(), &["--quick", "--reference", "--report", folder]);
+    assert!(ended_well, "{text}");
+    let table = assert_filled(report.path(), "reference");
+    let (rows, _) = bench(dir.path(), &["--reference", "--list"]);
+    for row in rows.lines() {
+        assert!(text.contains(row) && table.contains(row), "{row}: {text}");
+    }
+}
+
+#[test]
 fn every_row_of_requests_has_figures() {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("figures.json");
