@@ -128,6 +128,9 @@ pub enum Payload<'a> {
     Flush,
 }
 
+/// Longer than any test runs.
+const LONG: Duration = Duration::from_secs(3600);
+
 /// A status that no device gives.
 const UNANSWERED: u8 = 0xff;
 
@@ -169,7 +172,8 @@ impl Direct {
 
     fn serving(guest: Guest, disk: Disk, queues: usize, flusher: Flusher) -> Self {
         let geometry = disk.geometry;
-        let mut worker = worker(disk, flusher, Polling::For(Duration::ZERO));
+        let hold = Duration::from_secs(1);
+        let mut worker = worker(disk, flusher, hold, Polling::For(Duration::ZERO));
         let waiters = Waiters::new().unwrap();
         let links = Links {
             waiters: waiters.clone(),
@@ -241,17 +245,17 @@ fn signaller() -> Arc<Signaller> {
     Arc::clone(&SHARED)
 }
 
-fn worker(disk: Disk, flusher: Flusher, polling: Polling) -> Worker {
+fn worker(disk: Disk, flusher: Flusher, hold: Duration, polling: Polling) -> Worker {
     let bell = Bell::new(&new_page().unwrap(), new_event().unwrap(), Sleeper::Backend).unwrap();
-    let hold = Duration::from_secs(1);
     Worker::new(disk.executor, disk.counters, flusher, bell, hold, polling)
 }
 
 impl Running {
-    /// Starts the backend's thread for a disk with so many running queues.
+    /// Starts the backend's thread for a disk with so many running queues. It holds a read for
+    /// longer than any test runs.
     pub fn start(disk: Disk, queues: usize, flusher: Flusher, polling: Polling) -> Self {
         let guest = Guest::new(queues);
-        let worker = Arc::new(SharedWorker::new(worker(disk, flusher, polling)).unwrap());
+        let worker = Arc::new(SharedWorker::new(worker(disk, flusher, LONG, polling)).unwrap());
         let links = worker.links(&Arc::new(Signaller::new().unwrap()));
         let vrings = guest.connect(&mut worker.lock(), &links, queues);
         let kick = |vring: &Vring| {

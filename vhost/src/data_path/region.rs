@@ -97,6 +97,12 @@ impl Region {
         Position::new(self.device.memory().load_u64(self.geometry().pointer_start(side)))
     }
 
+    /// The beginning of one side's pointer sector: its position, and the word with its flag.
+    pub fn pointer_words(&self, side: Side) -> [u64; 2] {
+        let (memory, start) = (self.device.memory(), self.geometry().pointer_start(side));
+        [memory.load_u64(start), memory.load_u64(start + 8)]
+    }
+
     /// Stores a whole sector in front of the data area: of a pointer sector, what comes with the
     /// position first.
     pub fn store_control_sector(&self, index: u64, sector: &[u8]) {

@@ -87,6 +87,7 @@ impl Worker {
                 hold,
                 write_through,
                 arrivals: 0,
+                held_looks: 0,
                 walking,
             },
             bell: Watched::new(bell, Owner::Ring),

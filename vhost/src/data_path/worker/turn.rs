@@ -35,6 +35,7 @@ impl Worker {
     pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
         let mark = waiters.begin_turn();
         self.carrier.flusher.poll();
+        self.carrier.held_looks = 0;
         let queues = Arc::clone(&self.queues);
         let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
         if self.closed {
