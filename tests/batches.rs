@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_simulation::{Disk, DiskDevice, Hook, Hooked};
+use ring_test_support::RingFile;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::SectorSize;
 use shared_block_ring::{Consumer, CreateOptions, Durability, Error, Position, Producer, create};
@@ -165,4 +166,38 @@ fn producer_notices_a_suspend_by_state_and_within_a_lap() {
     ring.consume_all();
     let end = ring.producer.push(&[1; 64]).unwrap();
     ring.producer.advance(end).unwrap();
+}
+
+/// Reads and writes of this thread since it began (`syscr` and `syscw` in proc(5)).
+fn calls() -> u64 {
+    let counts = std::fs::read_to_string("/proc/thread-self/io").unwrap();
+    let count = |name| {
+        let line = counts.lines().find_map(|line: &str| line.strip_prefix(name)).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    };
+    count("syscr:") + count("syscw:")
+}
+
+/// In an empty ring nothing can be read ahead. The producer looks at both pointers and writes data
+/// and pointer; the consumer looks at both pointers, reads the item, and writes slot and pointer.
+#[test]
+fn item_through_an_empty_ring_in_a_file_takes_seven_calls() {
+    let ring = RingFile::new(16384, 512);
+    let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+    producer.set_durability(Durability::PageCache);
+    consumer.set_durability(Durability::PageCache);
+    // What a look at the count costs.
+    let own = -(calls().cast_signed() - calls().cast_signed());
+    let mut way = || {
+        let before = calls().cast_signed();
+        let end = producer.push("an item").unwrap();
+        producer.advance(end).unwrap();
+        let next = consumer.pop(consumer.position()).unwrap().next;
+        consumer.advance(next).unwrap();
+        calls().cast_signed() - before - own
+    };
+    let mut ways: Vec<_> = (0..1000).map(|_| way()).collect();
+    ways.sort_unstable();
+    // One may pass the end of the data area, in two pieces.
+    assert_eq!(ways[..999], [7; 999]);
 }

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_test_support::RingFile;
+use shared_block_ring::device::{LockRange, RangeLock};
 use shared_block_ring::format::{FLAG_AT, Side};
 use shared_block_ring::{Consumer, Control, Error, RingDevice, State};
 use std::sync::Arc;
@@ -68,6 +69,21 @@ fn advance_on_the_file_undoes_no_suspend_in_a_mapping() {
         suspending.unwrap().join().unwrap().unwrap();
     });
     assert_eq!(facts(ring), (true, next.get()));
+}
+
+/// A process that may only read the file can keep the lock for edits as long as it likes.
+#[test]
+fn advance_on_the_file_waits_for_no_lock() {
+    let ring = ring();
+    let reader = ring.open();
+    let _lock = RangeLock::acquire(&reader, LockRange::Edit(Side::Consumer)).unwrap();
+    let mut consumer = ring.consumer().unwrap();
+    for _ in 0..2 {
+        let next = consumer.pop(consumer.position()).unwrap().next;
+        consumer.advance(next).unwrap();
+        assert_eq!(facts(&ring), (false, next.get()));
+    }
+    shared_block_ring::check(ring.open()).unwrap();
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A regular file (through the page cache) or a kernel block device (`O_DIRECT`).
 #[derive(Debug)]
@@ -28,6 +29,9 @@ pub struct FileDevice {
     origin: Origin,
     /// Whether the device was flushed before.
     flushed: AtomicBool,
+    /// The consumer's pointer sector of a regular file, as it was read together with the
+    /// producer's; empty once it has been used.
+    seen: Mutex<Vec<u8>>,
 }
 
 impl FileDevice {
@@ -39,7 +43,15 @@ impl FileDevice {
         idle: Option<IdleReads>,
         origin: Origin,
     ) -> Self {
-        Self { file, name, geometry, idle, origin, flushed: AtomicBool::new(false) }
+        Self {
+            file,
+            name,
+            geometry,
+            idle,
+            origin,
+            flushed: AtomicBool::new(false),
+            seen: Mutex::default(),
+        }
     }
 
     fn error(&self, operation: Operation, source: io::Error) -> DeviceError {
@@ -92,6 +104,33 @@ impl FileDevice {
         sector * u64::from(self.geometry.sector_size().get())
     }
 
+    fn pointer_sector(&self, side: Side) -> Result<Vec<u8>, DeviceError> {
+        let mut sector = vec![0; self.geometry.sector_size().bytes()];
+        self.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
+        Ok(sector)
+    }
+
+    /// Returns a pointer sector as the last [`read_pointer`](RingDevice::read_pointer) saw it, once.
+    fn take_seen(&self, side: Side) -> Option<Vec<u8>> {
+        let mut seen = self.seen();
+        (side == Side::Consumer && !seen.is_empty()).then(|| std::mem::take(&mut *seen))
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Vec<u8>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what differs between two contents of a pointer sector.
+    fn write_changes(&self, side: Side, old: &[u8], new: &[u8]) -> Result<(), DeviceError> {
+        let start = self.byte_of(side.sector());
+        for piece in changes(old, new).into_iter().filter(|piece| !piece.is_empty()) {
+            let at = start + piece.start as u64;
+            write_all(&self.file, at, &[IoSlice::new(&new[piece])])
+                .map_err(|e| self.error(Operation::Write, e).at_sector(side.sector()))?;
+        }
+        Ok(())
+    }
+
     /// Returns whether the kernel takes buffers at these addresses, with these lengths.
     fn takes(&self, mut addresses: impl Iterator<Item = (usize, usize)>) -> bool {
         let unit = self.alignment();
@@ -110,6 +149,10 @@ impl BlockDevice for FileDevice {
 
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         let fail = |e| self.error(Operation::Read, e).at_sector(first);
+        if first == Side::Consumer.sector() {
+            // Who reads that sector by itself expects an edit to rest on nothing older.
+            self.seen().clear();
+        }
         if self.takes(bufs.iter().map(|b| (b.as_ptr().addr(), b.len()))) {
             return read_all(&self.file, self.byte_of(first), bufs).map_err(fail);
         }
@@ -167,24 +210,43 @@ impl RingDevice for FileDevice {
         Some(self.file.as_fd())
     }
 
-    /// A flag that changes in a file is written by itself. A process that has the same file mapped
-    /// stores a position without the lock: what it stores between the read and the write must stay.
-    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
-        let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
-        let mut sector = AlignedBuf::zeroed(self.geometry.sector_size().bytes());
-        self.read(side.sector(), &mut [IoSliceMut::new(&mut sector)])?;
-        let old = sector.to_vec();
-        edit(&mut sector);
-        if self.is_direct() || sector[FLAG_AT] == old[FLAG_AT] {
-            return self.write(side.sector(), &[IoSlice::new(&sector)]);
+    /// Of a file, the producer's together with the consumer's, in one call: a consumer that looks
+    /// for items frees their space next.
+    fn read_pointer(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
+        let is_whole = sector.len() == self.geometry.sector_size().bytes();
+        if self.is_direct() || side != Side::Producer || !is_whole {
+            return self.read(side.sector(), &mut [IoSliceMut::new(sector)]);
         }
-        let start = self.byte_of(side.sector());
-        for piece in changes(&old, &sector).into_iter().filter(|piece| !piece.is_empty()) {
-            let at = start + piece.start as u64;
-            write_all(&self.file, at, &[IoSlice::new(&sector[piece])])
-                .map_err(|e| self.error(Operation::Write, e).at_sector(side.sector()))?;
-        }
+        let mut other = vec![0; sector.len()];
+        self.read(side.sector(), &mut [IoSliceMut::new(sector), IoSliceMut::new(&mut other)])?;
+        *self.seen() = other;
         Ok(())
+    }
+
+    /// Of a file, only what changes is written, and without the lock if it is not the flag: the
+    /// other side's flag and what a process stores that has the same file mapped stay as they are,
+    /// and a process that may only read the file, and keeps the lock, holds nobody up.
+    fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
+        if !self.is_direct() {
+            let old = match self.take_seen(side) {
+                Some(seen) => seen,
+                None => self.pointer_sector(side)?,
+            };
+            let mut new = old.clone();
+            edit(&mut new);
+            if new[FLAG_AT] == old[FLAG_AT] {
+                return self.write_changes(side, &old, &new);
+            }
+        }
+        let _exclusive = RangeLock::acquire(self, LockRange::Edit(side))?;
+        let old = self.pointer_sector(side)?;
+        let mut new = AlignedBuf::zeroed(old.len());
+        new.copy_from_slice(&old);
+        edit(&mut new);
+        if self.is_direct() {
+            return self.write(side.sector(), &[IoSlice::new(&new)]);
+        }
+        self.write_changes(side, &old, &new)
     }
 
     fn check_presence(&self) -> Result<(), DeviceError> {

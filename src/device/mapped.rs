@@ -329,8 +329,8 @@ impl<M: Memory> RingDevice for MappedDevice<M> {
             (old, new)
         };
         let (mut old, mut new) = edited();
-        // The ring's consumer can be one on the same file, which writes the sector as a whole, and
-        // holds this lock for it.
+        // The ring's consumer can be one on the same block device, which writes the sector as a
+        // whole, and holds this lock for it.
         let mut exclusive = None;
         if old[FLAG_AT] != new[FLAG_AT] {
             exclusive = Some(RangeLock::acquire(self, LockRange::Edit(side))?);
