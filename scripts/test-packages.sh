@@ -117,11 +117,13 @@ scripts/package.sh --programs "$programs" --version 9.8.7~test "$work/debs" >"$w
 xargs lintian --allow-root --fail-on error,warning <"$work/made" || fail "lintian objects"
 
 cp -a "$bare/root" "$root"
-mkdir "$root/debs"
-for package in blockring vhost-device-blockring blockring-guest; do cp "$work/debs/${package}_"*.deb "$root/debs/$package.deb"; done
+# Where the documented commands find them.
+mkdir -p "$root/debs/target/packages"
+cp "$work/debs"/*.deb "$root/debs/target/packages"
+cp "$work/debs"/blockring-guest_*.deb "$root/debs"
+printf 'APT::Get::Assume-Yes "true";\nAPT::Install-Recommends "false";\n' >"$root/etc/apt/apt.conf.d/99test"
 # Also in a chroot: no service is started.
 apt_get() { inside "$root" apt-get -y -q --no-install-recommends "$@" >"$work/log" 2>&1 || { cat "$work/log"; return 1; }; }
-install() { apt_get install "$@" || fail "apt does not install $*"; }
 # expect_links_in FOLDER: every relative link of the documents there leads to a file.
 expect_links_in() {
     local page link links=0
@@ -134,11 +136,31 @@ expect_links_in() {
     done < <(grep -rHo --include='*.md' ']([^)]*)' "$1")
     [ "$links" -ge 40 ] || fail "only $links links in $1"
 }
+# documented PAGE WORDS: the code block of a page that has these words, without comments.
+documented() {
+    awk -v words="$2" '/^```/ { if (inside && index(block, words)) printf "%s", block; inside = !inside; block = ""; next }
+        inside { sub(/ *#.*/, ""); block = block $0 "\n" }' "$1"
+}
+# install_by WORD: of the commands in the input, those of apt that have this word.
+install_by() {
+    local command installed=
+    while IFS= read -r command; do
+        case $command in
+            "apt install "*"$1"*)
+                inside "$root" bash -c "cd /debs && $command" </dev/null >"$work/log" 2>&1 || fail "$command: $(cat "$work/log")"
+                installed=yes
+                ;;
+            scripts/package.sh | "apt install "*) ;;
+            *) fail "another command is documented: $command" ;;
+        esac
+    done
+    [ -n "$installed" ] || fail "no command installs $1"
+}
 ours() { (cd "$root" && find . -xdev -path ./debs -prune -o -iname '*blockring*' -print | grep -v '^./var/lib/dpkg/\|^./var/log/\|^./etc/\(passwd\|group\|g\?shadow\)' || true); }
 
 say "the guest's package, in a system without anything else"
 before=$(inside "$root" dpkg-query -W | wc -l)
-install /debs/blockring-guest.deb
+documented "docs/installation.md" "apt install" | install_by ./blockring-guest_
 [ "$(inside "$root" dpkg-query -W | wc -l)" = $((before + 1)) ] || fail "blockring-guest has brought other packages"
 inside "$root" blockring --version | grep -q '^blockring ' || fail "blockring does not run"
 cp "$root"/usr/lib/systemd/system/blockring-{journal,exec,listen}@.* "$work"
@@ -148,7 +170,8 @@ ln -s /lib/systemd/system/blockring-journal@.service "$root/etc/systemd/system/s
 [ -x "$root/usr/lib/blockring/exec-commands" ] || fail "there is no program for blockring-exec@.service"
 
 say "the host's packages"
-install /debs/blockring.deb /debs/vhost-device-blockring.deb
+documented "README.md" "apt install" | install_by vhost-device-blockring
+documented "docs/installation.md" "apt install" | install_by vhost-device-blockring
 [ "$(inside "$root" dpkg-query -W -f '${db:Status-Abbrev}' blockring-guest)" != "ii " ] || fail "blockring-guest is still there"
 inside "$root" vhost-device-blockring --print-capabilities | grep -q block || fail "vhost-device-blockring does not run"
 inside "$root" getent passwd blockring | grep -q ':/var/lib/blockring:/usr/sbin/nologin$' || fail "there is no user blockring"
@@ -233,7 +256,7 @@ say "upgrade"
 echo '# kept by the upgrade' >>"$root/etc/blockring/forward.toml"
 echo '# so is this' >>"$root/etc/blockring/rings.d/web.toml"
 # The same package with another version and another default, as a later release has them.
-dpkg-deb -R "$root/debs/vhost-device-blockring.deb" "$work/next"
+dpkg-deb -R "$work/debs"/vhost-device-blockring_*.deb "$work/next"
 version=$(sed -n 's/^Version: //p' "$work/next/DEBIAN/control")
 sed -i "s/^Version: .*/Version: $version+test/" "$work/next/DEBIAN/control"
 echo '# a new default' >>"$work/next/etc/blockring/forward.toml"
@@ -257,7 +280,7 @@ expected=$'./etc/blockring\n./var/lib/blockring'
 # Each package alone, by the tool of Debian's archive, in a system as it was before them: as the user is told to clean up.
 say "piuparts"
 inside "$root" sh -c 'rm -r /var/lib/blockring /etc/blockring && userdel blockring'
-rm -r "$root/debs"
+rm -r "$root/debs" "$root/etc/apt/apt.conf.d/99test"
 # There is no network, and apt has nothing to fetch.
 : >"$root/etc/apt/sources.list"
 mapfile -t debs <"$work/made"

@@ -1,6 +1,6 @@
 //! Support for the tests of several packages: a ring in a temporary file, a backend that only hands
 //! a ring over, processes and their pipes, a journal's callbacks, scrapes of metrics, man pages,
-//! and NATS servers.
+//! code blocks of the documents, and NATS servers.
 //!
 //! With the feature `vhost`, a guest: a writer of split rings, a front end that follows the
 //! protocol and messages that do not, and the guest's disk over the backend's executor or worker.
@@ -16,6 +16,7 @@ pub mod backend;
 pub mod beside;
 #[cfg(feature = "vhost")]
 pub mod conversation;
+pub mod documents;
 #[cfg(feature = "vhost")]
 pub mod executor_disk;
 #[cfg(feature = "vhost")]

@@ -8,6 +8,7 @@ use common::daemon::{Daemon, Scene};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_metrics::{Format, Program};
+use ring_test_support::documents::documented;
 use ring_test_support::front_end::FrontEnd;
 use ring_test_support::metrics::{Samples, connect, get, scrape};
 use ring_test_support::process::{Guarded, eventually};
@@ -327,13 +328,12 @@ fn program_has_the_probes_that_are_documented() {
 /// The documented lines of bpftrace, for a process and with its program in the place of that of a
 /// package.
 fn documented_tracers(process: u32) -> Vec<Command> {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/observability.md");
-    let page = std::fs::read_to_string(page).unwrap();
-    let lines = page.lines().filter_map(|line| line.trim().strip_prefix("bpftrace -p PID -e '"));
     let program = env!("CARGO_BIN_EXE_vhost-device-blockring");
-    lines
+    documented("docs/observability.md", "bpftrace -p PID")
+        .lines()
         .map(|line| {
-            let script = line.strip_suffix('\'').unwrap();
+            let script = line.strip_prefix("bpftrace -p PID -e '").unwrap();
+            let script = script.strip_suffix('\'').unwrap();
             let script = script.replace("/usr/bin/vhost-device-blockring", program);
             let tick = |name| format!("interval:ms:20 {{ printf(\"{name}\\n\"); }}");
             let script = format!("{} {script} {}", tick("first"), tick("last"));

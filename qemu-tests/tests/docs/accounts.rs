@@ -1,6 +1,6 @@
 //! An account of all blocks, and the files beside the documents.
 
-use crate::page::{Treatment, all, blocks, commands};
+use crate::page::{Block, Notes, Treatment, all, blocks, commands};
 use qemu_tests::binaries;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,11 @@ fn every_block_is_read_by_a_test_or_says_why_not() {
             match treatment {
                 Treatment::Shown => {}
                 Treatment::RunElsewhere => {
-                    let test = block.notes.run_by.unwrap_or_default();
-                    assert!(binaries::workspace().join(&test).exists(), "{place}: no {test}");
+                    let file = block.notes.run_by.clone().unwrap_or_default();
+                    let path = binaries::workspace().join(&file);
+                    let source = std::fs::read_to_string(path);
+                    let source = source.unwrap_or_else(|e| panic!("{place}: {file}: {e}"));
+                    expect_run_by(&source, &block, &page);
                 }
                 Treatment::Compiled => expect_compiled(place, &block.text),
                 Treatment::NotRun => {
@@ -40,6 +43,45 @@ fn every_block_is_read_by_a_test_or_says_why_not() {
     println!("{counts:?}");
     let not_run = counts.get(&Treatment::NotRun).copied().unwrap_or_default();
     assert!(not_run <= NOT_RUN_AT_MOST, "{not_run} blocks are not run");
+}
+
+/// Another test, or a script, reads a block from its page and runs it, or has the words of all its
+/// commands.
+fn expect_run_by(source: &str, block: &Block, page: &str) {
+    let is_read = source.split("documented ").chain(source.split("documented(")).any(|call| {
+        let mut quoted = call.split('"').skip(1).step_by(2);
+        quoted.next() == Some(page) && quoted.next().is_some_and(|words| block.text.contains(words))
+    });
+    if is_read {
+        return;
+    }
+    for command in commands(&block.text) {
+        let command = command.split('#').next().unwrap_or_default();
+        for word in command.split_whitespace() {
+            let (place, file) = (&block.place, block.notes.run_by.as_deref().unwrap_or_default());
+            assert!(source.contains(word), "{place}: {file} neither reads this nor has {word}");
+        }
+    }
+}
+
+#[test]
+fn block_is_run_by_a_test_that_reads_it_or_has_its_words() {
+    let block = |text: &str| {
+        let (place, language) = ("page.md:1".to_owned(), "sh".to_owned());
+        let notes = Notes { run_by: Some("test.rs".to_owned()), ..Notes::default() };
+        Block { place, language, text: text.to_owned(), notes }
+    };
+    let is_run = |source: &str, text: &str| {
+        let run = || expect_run_by(source, &block(text), "page.md");
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_ok()
+    };
+    let text = "start --now one # at once\nsend two\n";
+    assert!(is_run(r#"run(documented("page.md", "send two"))"#, text));
+    assert!(is_run(r#"documented "page.md" "start --now" | run"#, text));
+    assert!(is_run("start --now one; send two", text));
+    assert!(!is_run(r#"run(documented("page.md", "send three"))"#, text));
+    assert!(!is_run(r#"run(documented("other.md", "send two"))"#, text));
+    assert!(!is_run("start one; send two", text));
 }
 
 /// The lines of code in a page are those of a test, whatever their indentation and comments.

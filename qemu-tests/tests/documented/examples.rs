@@ -1,8 +1,8 @@
 //! The examples that need a guest, and guests without systemd.
 
-use super::blocks;
 use qemu_tests::scene::{SOON, Scene};
 use qemu_tests::{Daemon, Disk, Guest, GuestBuilder, ImageSpec, Result, System, binaries};
+use ring_test_support::documents::documented;
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
@@ -108,7 +108,7 @@ fn guest_with_openrc_sends_its_log_by_the_documented_service() -> Result<()> {
     let _backend = scene.backend()?;
     let system = System::with_openrc()?;
     fs::copy(binaries::release()?.blockring(), system.path("usr/bin/blockring")).unwrap();
-    let service = blocks("sh", "#!/sbin/openrc-run").remove(0);
+    let service = documented("docs/guests.md", "#!/sbin/openrc-run");
     // No pause: OpenRC counts the starts, however fast they are.
     let service = service.replace("serial:logs", "serial:ring").replace("respawn_delay=1", "");
     system.text("etc/init.d/blockring-log", &service)?;
@@ -121,7 +121,7 @@ fn guest_with_openrc_sends_its_log_by_the_documented_service() -> Result<()> {
         Ok(())
     };
     let guest = scene.guest().system(&disk).boot()?;
-    guest.check(&blocks("sh", "rc-update add blockring-log").remove(0))?;
+    guest.check(&documented("docs/guests.md", "rc-update add"))?;
     log(&guest, "order 7")?;
     // Without a program of its own in each turn: those take long in an emulated guest.
     let kills = format!(
@@ -144,7 +144,7 @@ fn guest_with_openrc_sends_its_log_by_the_documented_service() -> Result<()> {
 fn guest_with_the_init_of_busybox_sends_its_log_by_the_documented_lines() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let _backend = scene.backend()?;
-    let lines = blocks("sh", "::respawn:").remove(0);
+    let lines = documented("docs/guests.md", "::respawn:");
     assert!(lines.lines().count() <= 3, "{lines}");
     let lines = lines.replace("serial:logs", "serial:ring").replace("/usr/bin/", "/bin/");
     // The listener of these tests.

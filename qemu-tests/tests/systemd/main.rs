@@ -9,6 +9,7 @@ mod units;
 use journal::{expect_each_once, speaking_guest, wait_for_more};
 use qemu_tests::scene::{LONG, SOON, Scene};
 use qemu_tests::{Daemon, Disk, GuestBuilder, Packages, Result, System, binaries};
+use ring_test_support::documents::documented;
 use std::process::Command;
 
 /// Starts a backend of its own for a ring of that name, which is also its disk's serial number.
@@ -30,13 +31,13 @@ fn commands_of_the_host_are_carried_out_and_answered() -> Result<()> {
     let _out = backend(&scene, "web-out", "producer")?;
     let system = System::new()?;
     system.install(&Packages::make("1")?, &["blockring-guest"])?;
-    system.run(&["systemctl", "enable", "blockring-exec@web.service"])?;
     let system = system.disk(scene.dir())?;
     let mut guest = GuestBuilder::new().processors(2).memory_mib(384).system(&system);
     for name in ["web-in", "web-out"] {
         guest = guest.disk(Disk::vhost_user(scene.path(&format!("{name}.sock"))).reconnecting());
     }
     let guest = guest.boot()?;
+    guest.check(&documented("docs/guests.md", "enable --now blockring-exec@web"))?;
     let text = "cat /etc/hostname; exit 3\nuname -s\n";
     std::fs::write(scene.path("commands"), text).unwrap();
     let [to, from] = ["web-in", "web-out"].map(|name| scene.path(&format!("{name}.c")));
@@ -81,6 +82,11 @@ fn journal_arrives_once_over_kills_of_the_guest() -> Result<()> {
         Ok(shown.trim().parse().unwrap_or_else(|_| panic!("{unit}: {shown:?}")))
     };
     assert!(since_boot("blockring-journal@ring")? < since_boot("basic.target")?, "it starts late");
+    // By hand, as by the unit.
+    guest.check("systemctl stop blockring-journal@ring")?;
+    let by_hand = documented("docs/guests.md", "produce --journald");
+    let _by_hand = guest.spawn(&by_hand.replace("serial:logs", "serial:ring"))?;
+    wait_for_more(&guest, &entries, 40);
     assert!(expect_each_once(&guest, &entries)? > 600);
     guest.power_off()
 }
