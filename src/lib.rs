@@ -44,7 +44,8 @@
 //! Several pushes before one `advance` are an atomic batch: the consumer sees all of its items or
 //! none, whatever crashes. A batch costs one write of data and one of the pointer, with the flushes
 //! that [`Durability`] asks for, so it is also what makes a producer fast. [`Producer::push_batch`]
-//! pushes all of a slice or nothing; [`Producer::push_some`] as many as there is room for.
+//! pushes all of a slice or nothing; [`Producer::push_some`] as many as there is room for;
+//! [`Producer::reserve`] lends the room in which a large item is written.
 //! [`Consumer::fold`] goes over all published items, and is the fastest way to read them.
 //!
 //! ```
@@ -216,7 +217,7 @@ pub use journal::{
 #[doc(hidden)] // for the files that the programs make beside a ring
 pub use new_file::{make_empty, refuse_among_devices, sync_name};
 pub use new_file::{make_file, make_file_within};
-pub use producer::Producer;
+pub use producer::{Producer, Reservation};
 pub use repair::{Fix, Repair};
 #[doc(hidden)] // for `vhost-device-blockring`, which makes and serves files
 pub use ring_os::{Allocation, allocate};

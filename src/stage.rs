@@ -78,6 +78,33 @@ impl Stage {
         self.end = end;
     }
 
+    /// Makes room for an item of `length` bytes behind the others.
+    pub fn make_room(&mut self, length: u32) {
+        let end = self.end + (4 + length as usize).next_multiple_of(4);
+        if end > self.bytes.len() {
+            self.grow(end);
+        }
+    }
+
+    /// The first `length` bytes of the payload that there is [room](Self::make_room) for.
+    pub fn lent(&self, length: u32) -> &[u8] {
+        &self.bytes[self.end + 4..][..length as usize]
+    }
+
+    /// As [`lent`](Self::lent), to be written.
+    pub fn lent_mut(&mut self, length: u32) -> &mut [u8] {
+        &mut self.bytes[self.end + 4..][..length as usize]
+    }
+
+    /// Frames the payload that was lent.
+    pub fn put_lent(&mut self, length: u32) {
+        let (start, len) = (self.end, 4 + length as usize);
+        let item = &mut self.bytes[start..start + len.next_multiple_of(4)];
+        item[..4].copy_from_slice(&length.to_le_bytes());
+        item[len..].fill(0);
+        self.end = start + item.len();
+    }
+
     #[cold]
     fn grow(&mut self, end: usize) {
         self.bytes.resize(end.next_multiple_of(self.size).max(self.limit));

@@ -2,6 +2,7 @@
 //! durability asks for, and no read.
 #![allow(clippy::unwrap_used)]
 
+use proptest::prelude::*;
 use ring_simulation::{Disk, DiskDevice, Hook, Hooked};
 use ring_test_support::RingFile;
 use shared_block_ring::device::DeviceError;
@@ -200,4 +201,87 @@ fn item_through_an_empty_ring_in_a_file_takes_seven_calls() {
     ways.sort_unstable();
     // One may pass the end of the data area, in two pieces.
     assert_eq!(ways[..999], [7; 999]);
+}
+
+/// A way to add an item of some bytes.
+#[derive(Debug, Clone)]
+enum Added {
+    Pushed(Vec<u8>),
+    /// Into room for so many bytes more.
+    Reserved(Vec<u8>, usize),
+    /// Room that is not committed.
+    Dropped(usize),
+    Advance,
+}
+
+fn added() -> impl Strategy<Value = Added> {
+    let item = || proptest::collection::vec(any::<u8>(), 0..700);
+    prop_oneof![
+        item().prop_map(Added::Pushed),
+        (item(), 0..100usize).prop_map(|(item, more)| Added::Reserved(item, more)),
+        (0..700usize).prop_map(Added::Dropped),
+        Just(Added::Advance),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn reserved_items_are_delivered_as_pushed_ones(steps in proptest::collection::vec(added(), 1..60)) {
+        let ring = RingFile::new(16384, 512);
+        let (mut producer, mut consumer) = (ring.producer().unwrap(), ring.consumer().unwrap());
+        let (mut expected, mut delivered) = (Vec::new(), Vec::new());
+        let mut take = |producer: &mut Producer<_>| {
+            producer.advance(producer.position()).unwrap();
+            let (end, mut items) = consumer
+                .fold(consumer.position(), Vec::new(), |mut items, item| {
+                    items.push(item.bytes.to_vec());
+                    items
+                })
+                .unwrap();
+            consumer.advance(end).unwrap();
+            delivered.append(&mut items);
+        };
+        for step in steps {
+            if matches!(producer.reserve(800), Err(Error::Retry)) {
+                take(&mut producer);
+            }
+            match step {
+                Added::Pushed(item) => {
+                    producer.push(&item).unwrap();
+                    expected.push(item);
+                }
+                Added::Reserved(item, more) => {
+                    let mut room = producer.reserve(item.len() + more).unwrap();
+                    room.fill(0xaa);
+                    room[..item.len()].copy_from_slice(&item);
+                    room.truncate(item.len());
+                    prop_assert_eq!(&room[..], &item);
+                    let end = room.commit().unwrap();
+                    prop_assert_eq!(producer.position(), end);
+                    expected.push(item);
+                }
+                Added::Dropped(len) => {
+                    let before = producer.position();
+                    producer.reserve(len).unwrap().fill(0x55);
+                    prop_assert_eq!(producer.position(), before);
+                }
+                Added::Advance => producer.advance(producer.position()).unwrap(),
+            }
+        }
+        take(&mut producer);
+        prop_assert_eq!(delivered, expected);
+        shared_block_ring::check(ring.open()).unwrap();
+    }
+}
+
+#[test]
+fn room_is_refused_as_an_item_is() {
+    let ring = RingFile::new(16384, 512);
+    let mut producer = ring.producer().unwrap();
+    assert!(matches!(producer.reserve(1 << 20), Err(Error::TooLarge { .. })));
+    assert!(matches!(producer.reserve(usize::MAX), Err(Error::TooLarge { .. })));
+    let end = producer.push(&[7; 10_000]).unwrap();
+    producer.advance(end).unwrap();
+    assert!(matches!(producer.reserve(10_000), Err(Error::Retry)));
+    producer.reserve(4_000).unwrap().commit().unwrap();
 }

@@ -1,7 +1,10 @@
 //! The producer.
 
 mod looks;
+mod reservation;
 mod writes;
+
+pub use reservation::Reservation;
 
 use crate::device::{AlignedBuf, RingDevice};
 use crate::error::{Error, Result};
@@ -319,13 +322,18 @@ impl<D: RingDevice> Producer<D> {
                 Fit::Now => {}
             }
         }
-        let end = start
-            .checked_add(needed.next_multiple_of(4))
-            .ok_or(FormatError::Exhausted { position: start, needed })?;
+        let end = self.end_of(needed)?;
         if needed > self.stage.room() {
             self.write_staged()?;
         }
         Ok(end)
+    }
+
+    /// Returns the end of `needed` more bytes, framing included.
+    fn end_of(&self, needed: u64) -> Result<Position> {
+        let start = self.pushed.position;
+        let end = start.checked_add(needed.next_multiple_of(4));
+        Ok(end.ok_or(FormatError::Exhausted { position: start, needed })?)
     }
 
     /// Makes durable what was advanced over and, still unpublished, what was pushed beyond that.
@@ -369,9 +377,9 @@ impl<D: RingDevice> Producer<D> {
 }
 
 /// Returns the payload's length for its header.
-fn length_of(payload: &[u8], geometry: Geometry) -> Result<u32> {
-    u32::try_from(payload.len()).map_err(|_| Error::TooLarge {
-        needed: payload.len() as u64 + HEADER_BYTES,
+fn length_of(len: usize, geometry: Geometry) -> Result<u32> {
+    u32::try_from(len).map_err(|_| Error::TooLarge {
+        needed: (len as u64).saturating_add(HEADER_BYTES),
         capacity: geometry.capacity().get(),
     })
 }
@@ -380,7 +388,7 @@ fn lengths_of(payloads: &[Cow<'_, [u8]>], geometry: Geometry) -> Result<Vec<u32>
     // `collect` into a result would grow the vector step by step.
     let mut lengths = Vec::with_capacity(payloads.len());
     for payload in payloads {
-        lengths.push(length_of(payload, geometry)?);
+        lengths.push(length_of(payload.len(), geometry)?);
     }
     Ok(lengths)
 }
