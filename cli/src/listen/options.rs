@@ -118,7 +118,7 @@ impl ListenOptions {
         let group = match &self.socket_group {
             None => None,
             Some(name) => {
-                let found = users::group(name).map_err(std::io::Error::from);
+                let found = users::group(name);
                 let found = found.map_err(Failure::io(format!("--socket-group {name}")))?;
                 let unknown = || format!("--socket-group {name}: there is no such group");
                 Some(found.ok_or_else(|| Failure::Refused(unknown()))?)

@@ -8,9 +8,10 @@ use crate::daemon::sandbox::Identity;
 use crate::daemon::sockets::{Inherited, Misdescribed, Misdirected, PassedSockets, Sorted, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
-use nix::unistd::{Gid, Uid, User, geteuid};
+use nix::unistd::{Gid, Uid, geteuid};
 use ring_program::users;
 use shared_block_ring::format::{SectorSize, Side};
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -28,14 +29,14 @@ pub enum Invalid {
         kind: &'static str,
     },
     /// Reading the user database has failed.
-    #[error("--{option} {name}: {source}")]
+    #[error("--{option} {name}: {reason}")]
     Database {
         /// The option.
         option: &'static str,
         /// The name as given.
         name: String,
-        /// The operating system's error.
-        source: nix::errno::Errno,
+        /// The error of the operating system or of `getent`.
+        reason: String,
     },
     /// A user's number that the user database has no group for.
     #[error("--user {0} has no group of its own here: give one with --group")]
@@ -177,8 +178,8 @@ fn identity(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>,
         None => return Ok(group.map(|gid| Identity { uid: geteuid(), gid })),
         Some(name) => user_of("user", name)?,
     };
-    let own = || match User::from_uid(uid) {
-        Ok(Some(user)) => Ok(user.gid),
+    let own = || match users::primary_group(uid) {
+        Ok(Some(group)) => Ok(group),
         _ => Err(Invalid::NoGroup(uid)),
     };
     Ok(Some(Identity { uid, gid: group.map_or_else(own, Ok)? }))
@@ -200,9 +201,9 @@ fn found<T>(
     option: &'static str,
     name: &str,
     kind: &'static str,
-    id: nix::Result<Option<T>>,
+    id: io::Result<Option<T>>,
 ) -> Result<T, Invalid> {
-    id.map_err(|source| Invalid::Database { option, name: name.to_owned(), source })?
+    id.map_err(|e| Invalid::Database { option, name: name.to_owned(), reason: e.to_string() })?
         .ok_or_else(|| Invalid::Unknown { option, name: name.to_owned(), kind })
 }
 
