@@ -44,6 +44,10 @@ fn main() -> ExitCode {
         match outcome {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => {
+                // Other failures were told where the ring is served.
+                if let Failure::Configuration(words) = &failure {
+                    ServiceManager::connect().status(words);
+                }
                 ring_program::say!("{failure}");
                 ExitCode::FAILURE
             }

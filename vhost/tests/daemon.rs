@@ -72,6 +72,22 @@ fn usage_errors_are_explained() {
         "too small",
     );
     assert!(!scene.path("new").exists() && !scene.path("s").exists());
+    let nowhere = ["--socket-path", "s", "--blk-file", "nowhere/ring", "--size", "64K"];
+    let output = scene.run(&nowhere);
+    assert_fails(&output, 1, "nowhere/ring: cannot create: there is no folder nowhere");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("--size"), "a remedy that is none: {said}");
+    assert_fails(
+        &scene.run(&["--socket-path", "nowhere/s", "--blk-file", "new", "--size", "64K"]),
+        1,
+        "nowhere/s: there is no folder nowhere",
+    );
+    std::fs::write(scene.path("tiny"), [0; 1000]).unwrap();
+    assert_fails(
+        &scene.run(&["--socket-path", "s", "--blk-file", "tiny", "--size", "64K"]),
+        1,
+        "at least 4 (remove it if nobody needs it, and --size 8M makes a ring)",
+    );
     assert_fails(
         &scene.run(&["--fd", "77", "--blk-file", "ring"]),
         1,
@@ -287,6 +303,17 @@ fn damaged_ring_is_not_served() {
         .set_len(size * 2)
         .unwrap();
     assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "grown");
+}
+
+#[test]
+fn size_that_the_ring_does_not_have_is_warned_of() {
+    let scene = Scene::new();
+    drop(scene.start(&["--size", "64K"]));
+    drop(scene.start(&["--size", "65600"]));
+    assert_eq!(scene.logged("does not change that"), 0, "it has all whole sectors of that size");
+    let _daemon = scene.start(&["--size", "128K"]);
+    let words = "ring: is there already, and has 65536 bytes: --size 131072 does not change that";
+    assert_eq!(scene.logged(words), 1);
 }
 
 #[test]

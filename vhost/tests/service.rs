@@ -241,6 +241,32 @@ fn manager_is_told_why_the_daemon_could_not_start() {
 }
 
 #[test]
+fn manager_is_told_what_is_wrong_with_the_configuration() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    std::fs::write(scene.path("vm1.toml"), "blk-file = \"ring\"\nseize = 3\n").unwrap();
+    let service = Service::new(&scene, &["--config", "vm1.toml"]);
+    let words = "vm1.toml: line 2, `seize = 3`: there is no option";
+    assert_fails(&service.env("NOTIFY_SOCKET", &manager.name).run(), 1, words);
+    manager.status(words);
+}
+
+#[test]
+fn manager_is_told_while_the_rings_file_is_not_under_its_name() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    let options = [&RING[..], &["--socket-path", "s"]].concat();
+    let service = Service::new(&scene, &options).env("NOTIFY_SOCKET", &manager.name);
+    let daemon = service.start();
+    manager.until("READY=1");
+    std::fs::rename(scene.path("ring"), scene.path("away")).unwrap();
+    manager.status("ring: the ring's file was moved, removed or replaced");
+    std::fs::rename(scene.path("away"), scene.path("ring")).unwrap();
+    manager.status("serving ring, 65536 bytes");
+    ends_well(daemon);
+}
+
+#[test]
 fn daemon_serves_without_a_manager_that_cannot_be_reached() {
     let scene = Scene::new();
     let options = [&RING[..], &["--socket-path", "s", "--consumer-socket", "c"]].concat();

@@ -57,7 +57,14 @@ impl Place {
     pub fn new(path: &Path) -> io::Result<Self> {
         let name = path.file_name().ok_or_else(|| invalid("not the name of a file"))?;
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = File::open(folder.unwrap_or(Path::new(".")))?;
+        let folder = folder.unwrap_or(Path::new("."));
+        let folder = File::open(folder).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => {
+                let text = format!("there is no folder {}", folder.display());
+                io::Error::new(io::ErrorKind::NotFound, text)
+            }
+            _ => e,
+        })?;
         let about = fstat(&folder)?;
         if !kind_is(&about, SFlag::S_IFDIR) {
             return Err(io::ErrorKind::NotADirectory.into());

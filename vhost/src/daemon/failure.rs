@@ -6,6 +6,7 @@ use crate::front_end;
 use crate::front_end::accept;
 use nix::unistd::Uid;
 use shared_block_ring::Error;
+use shared_block_ring::format::FormatError;
 use std::io;
 
 /// Why the daemon could not start, or could not go on.
@@ -92,11 +93,20 @@ fn prefix(path: &str, error: &Error) -> String {
 
 fn remedy(error: &Error) -> &'static str {
     match error {
-        Error::Device(device) if device.source.kind() == io::ErrorKind::NotFound => {
+        // Without a number it says itself what is missing: the file's folder.
+        Error::Device(device) if device.source.raw_os_error() == Some(libc::ENOENT) => {
             " (--size 8M makes it)"
         }
-        Error::Format(shared_block_ring::format::FormatError::NotARing) => {
-            " (blockring create makes one)"
+        Error::Device(device) => match device.source.raw_os_error() {
+            Some(libc::EROFS) => {
+                " (in a service of systemd: ReadWritePaths= has to name its folder)"
+            }
+            Some(libc::EACCES) => " (this user needs to read and write it: see its owner and mode)",
+            _ => "",
+        },
+        Error::Format(FormatError::NotARing) => " (blockring create makes one)",
+        Error::Format(FormatError::TooSmall { .. }) => {
+            " (remove it if nobody needs it, and --size 8M makes a ring)"
         }
         Error::RoleTaken { .. } => " (end that one first: SIGTERM loses nothing)",
         _ => "",

@@ -40,7 +40,7 @@ pub fn listen(
         ..Access::default()
     };
     let on = |address| {
-        let failure = |source| Failure::Socket { name: format!("--metrics {address}"), source };
+        let failure = |source| explain(format!("--metrics {address}"), source);
         Bound::on(address, &access).map_err(failure)
     };
     let passed = |inherited: &Inherited| {
@@ -49,6 +49,21 @@ pub fn listen(
     };
     let inherited = settings.inherited_metrics.iter().map(passed);
     settings.metrics.iter().map(on).chain(inherited).collect()
+}
+
+/// Returns the failure for an address, with the remedy where the unit of a service manager has taken
+/// the network from this process.
+fn explain(name: String, source: io::Error) -> Failure {
+    let is_without_network = source.raw_os_error() == Some(libc::EAFNOSUPPORT);
+    let source = if is_without_network {
+        let text = format!(
+            "{source} (this process has no network: take unix:PATH, or have the service manager pass a socket named `metrics`)"
+        );
+        io::Error::new(source.kind(), text)
+    } else {
+        source
+    };
+    Failure::Socket { name, source }
 }
 
 /// Returns the part of the log's line at the start that names the addresses of the metrics.

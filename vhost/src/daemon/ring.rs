@@ -184,6 +184,19 @@ pub fn is_interrupted(error: &Error) -> bool {
     matches!(error, Error::Device(device) if device.source.kind() == io::ErrorKind::Interrupted)
 }
 
+/// Warns where the ring has another size than `--size` says, which is for a new file alone.
+fn warn_of_size(settings: &Settings, found: Geometry) {
+    let sector = u64::from(found.sector_size().get());
+    if let Some(bytes) = settings.size.filter(|bytes| bytes - bytes % sector != found.total_bytes())
+    {
+        log::warn!(
+            "{}: is there already, and has {} bytes: --size {bytes} does not change that",
+            settings.ring.display(),
+            found.total_bytes()
+        );
+    }
+}
+
 /// Opens the file that was just made at `path` by its name. Another file, which the folder's owner
 /// has put there since, is neither given away nor made a ring.
 fn reopen_made(path: &Path, made: &File) -> io::Result<File> {
@@ -209,6 +222,7 @@ fn existing(settings: &Settings) -> Result<(File, Geometry, bool), Error> {
     }
     // The library opens it first: it checks that this can be a ring's device.
     let geometry = options.open(path)?.geometry();
+    warn_of_size(settings, geometry);
     let block = std::fs::metadata(path).map_err(fail)?.file_type().is_block_device();
     // A block device that is mounted, or served by another backend, answers EBUSY.
     let exclusive = if block { libc::O_EXCL } else { 0 };

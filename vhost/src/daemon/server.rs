@@ -26,6 +26,7 @@ use ring_metrics::{Address, Bound};
 use ring_program::{ServiceManager, Stop};
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::device::event::Signaller;
+use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::handover::refuse_descriptors;
 use shared_block_ring::wait::Limits;
 use std::fs::File;
@@ -117,7 +118,9 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let watchdog = watchdog.map_err(system("start a thread"))?;
     let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
-    let watch = watch::start(names).map_err(system("start a thread"))?;
+    let serving = status(&name, opened.geometry, guest);
+    let watch = watch::start(names, Arc::clone(manager), serving.clone());
+    let watch = watch.map_err(system("start a thread"))?;
     let offered = metrics::names(&metrics);
     let scrapes = metrics::serve(metrics, settings, &opened, &counters)?;
     let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
@@ -150,10 +153,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
         opened.geometry.total_bytes(),
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
-    manager.ready(&format!(
-        "serving {name}, {} bytes, to a guest that is the {guest}",
-        opened.geometry.total_bytes()
-    ));
+    manager.ready(&serving);
     let connections = Connections::new(backend, listening, stop, faults, counters, name);
     let served = connections.serve(entrance.name());
     // The watchdog bounds the end, whatever its reason is.
@@ -252,6 +252,11 @@ fn finish(settings: &Settings, opened: &Opened, ring_file: &Named) -> Result<(),
         return Err(Failure::Lost { path: path() });
     }
     Ok(())
+}
+
+/// Returns what the service manager is told while the ring is served.
+fn status(name: &str, geometry: Geometry, guest: Side) -> String {
+    format!("serving {name}, {} bytes, to a guest that is the {guest}", geometry.total_bytes())
 }
 
 /// Returns the ring's name, and all names that are watched.

@@ -2,6 +2,7 @@
 //! it serves: the ring's file, and the sockets. Without that, a backend would go on silently in a
 //! file that nobody else can open.
 
+use ring_program::ServiceManager;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -93,6 +94,22 @@ impl Named {
         }
     }
 
+    /// Logs a change, and tells the service manager whether the ring's file is lost; `serving` is
+    /// the status while it is not.
+    fn report(&self, found: Found, manager: &ServiceManager, serving: &str) {
+        self.log(found);
+        match (self.kind, found) {
+            (Kind::Ring, Found::Missing | Found::Another) => {
+                let name = self.path.display();
+                manager.status(&format!(
+                    "{name}: the ring's file was moved, removed or replaced (the log says what to do)"
+                ));
+            }
+            (Kind::Ring, Found::There) => manager.status(serving),
+            _ => {}
+        }
+    }
+
     /// Logs a change.
     fn log(&self, found: Found) {
         let name = self.path.display();
@@ -166,15 +183,20 @@ impl Checks {
     }
 }
 
-/// Watches these names on a thread of its own.
+/// Watches these names on a thread of its own. `serving` is the service manager's status as long as
+/// the ring's file has its name.
 ///
 /// # Errors
 ///
 /// No thread can be made.
-pub fn start(names: Vec<Named>) -> io::Result<Watch> {
+pub fn start(
+    names: Vec<Named>,
+    manager: Arc<ServiceManager>,
+    serving: String,
+) -> io::Result<Watch> {
     let (mut checks, watch) = Checks::new(names);
     let run = move || {
-        while checks.run(Named::log) {
+        while checks.run(|named, found| named.report(found, &manager, &serving)) {
             std::thread::sleep(PERIOD);
         }
     };
