@@ -110,6 +110,9 @@ impl Create {
                 )
             } else if there.len() == bytes {
                 return Ok(false);
+            } else if there.len() < least {
+                let size = there.len();
+                format!("{path} exists, and is too small for a ring: {size} bytes: remove it")
             } else {
                 let size = there.len();
                 format!(

@@ -11,6 +11,7 @@ use ring_test_support::service::Manager;
 use ring_test_support::{RingFile, assert_fails, assert_ok};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Starts `blockring` with these arguments and the ring's path, from a shell that runs `before`
 /// first.
@@ -113,6 +114,24 @@ fn forward_tells_its_service_manager_what_is_wrong() {
     let forwarder = Guarded::start(command.env("NOTIFY_SOCKET", &manager.name));
     let status = manager.status("forwarding 2 rings, 1 not now: b: ");
     assert!(status.contains("b.img"), "{status}");
+    signal(&forwarder, Signal::SIGTERM);
+    manager.until("STOPPING=1");
+    ended(forwarder, "forward");
+}
+
+#[test]
+fn forward_tells_its_service_manager_soon_of_a_ring_that_comes_when_all_is_idle() {
+    let scene = Scene::new();
+    let manager = Manager::at(&scene.path("notify"));
+    let mut command = scene.without_input(&["forward", "*.img", "--to", "file:{ring}.log"]);
+    let forwarder = Guarded::start(command.env("NOTIFY_SOCKET", &manager.name));
+    assert_eq!(manager.next(), ["READY=1", "STATUS=forwarding 0 rings"]);
+    // The file comes in one step, and nothing happens after that: no other status is due before
+    // the folders are looked up anew, after 30 s.
+    let come = Instant::now();
+    scene.succeed("$RING create --size 64K new; mv new a.img");
+    manager.status("forwarding 1 ring");
+    assert!(come.elapsed() < Duration::from_secs(25), "{:?}", come.elapsed());
     signal(&forwarder, Signal::SIGTERM);
     manager.until("STOPPING=1");
     ended(forwarder, "forward");

@@ -90,6 +90,8 @@ fn every_command_says_what_is_wrong_with_its_ring_and_what_to_do() {
         case $said in *unix:PATH*) echo "$said"; exit 1 ;; esac
         must 1 "folder exists, and is neither a file" "$RING" create --size 64K folder
         must 1 "has 65536 bytes, not 131072" "$RING" create --size 128K text
+        must 1 "empty exists, and is too small for a ring: 0 bytes: remove it" \
+            "$RING" create --size 64K empty
         must 1 "there is no folder nowhere" "$RING" create --size 64K nowhere/ring
         must 1 "missing: cannot open: No such file or directory (os error 2) (--size 8M makes it)" \
             "$RING" journal --exec cat missing

@@ -320,7 +320,9 @@ fn within<T>(
         match (answer, watch.join()) {
             (Ok(answer), Ok(Ok(()))) => Ok(answer),
             (_, Ok(Err(e))) if e.kind() == io::ErrorKind::TimedOut => {
-                let text = format!("{e}; it may be serving another front end");
+                let text = format!(
+                    "{e}; it may be serving another front end, or, where a service manager holds the socket, not start: its log says why"
+                );
                 Err(io::Error::new(e.kind(), text))
             }
             (_, Ok(Err(e))) => Err(e),

@@ -279,7 +279,7 @@ impl<'scope, 'env> Engine<'scope, 'env> {
         }
         let now = Instant::now();
         let due = self.due.first().map(|(due, _)| *due);
-        let times = [due, self.next_watch(), self.told.next_sign()].into_iter().flatten();
+        let times = [due, self.next_watch(), self.told.next_time()].into_iter().flatten();
         let until = times.fold(self.next_look_up, Instant::min);
         until.saturating_duration_since(now)
     }

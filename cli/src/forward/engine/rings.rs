@@ -79,6 +79,7 @@ impl Engine<'_, '_> {
                 return Err(words);
             }
         };
+        let is_another_sink = sink.is_some();
         if let Some(sink) = sink {
             let numbers: Vec<_> = self.rings.keys().copied().collect();
             for number in numbers {
@@ -97,14 +98,18 @@ impl Engine<'_, '_> {
         let numbers: Vec<_> = self.rings.keys().copied().collect();
         for number in numbers {
             if let Some(ring) = self.rings.get_mut(&number) {
-                if matches!(ring.phase, Phase::Stopped) {
+                let is_stopped = matches!(ring.phase, Phase::Stopped);
+                if is_stopped {
                     ring.phase = Phase::Closed;
+                }
+                // What the old sink could not do says nothing of the new one.
+                if is_stopped || is_another_sink {
                     ring.report.error = None;
                 }
                 self.due.insert((Instant::now(), number));
             }
         }
-        say!("the configuration was read again: {} rings", self.rings.len());
+        say!("the configuration was read again: {}", self.ring_count());
         Ok(())
     }
 

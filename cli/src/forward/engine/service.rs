@@ -13,6 +13,8 @@ pub struct Told {
     manager: ServiceManager,
     status: String,
     next_status: Instant,
+    /// Whether something may have changed since the last look at the status.
+    is_status_old: bool,
     /// Time of the next sign of life, if the manager wants any.
     next_sign: Option<Instant>,
 }
@@ -23,12 +25,13 @@ impl Told {
         let next_sign = manager.interval().map(|interval| now + interval);
         // The first status is that of `tell_ready`.
         let next_status = now + STATUS_PERIOD;
-        Self { manager, status: String::new(), next_status, next_sign }
+        Self { manager, status: String::new(), next_status, is_status_old: false, next_sign }
     }
 
-    /// Returns the time of the next sign of life.
-    pub fn next_sign(&self) -> Option<Instant> {
-        self.next_sign
+    /// Returns the time of the next message, if it does not depend on what happens until then.
+    pub fn next_time(&self) -> Option<Instant> {
+        let status = self.is_status_old.then_some(self.next_status);
+        self.next_sign.into_iter().chain(status).min()
     }
 
     /// Says that the configuration is read again.
@@ -54,7 +57,7 @@ impl Engine<'_, '_> {
     /// Gives a sign of life and tells the status, as far as it is time. The engine's thread calls
     /// this between two waits.
     pub fn tell_what_is_due(&mut self, now: Instant) {
-        let Told { manager, next_status, next_sign, .. } = &mut self.told;
+        let Told { manager, next_status, is_status_old, next_sign, .. } = &mut self.told;
         if !manager.is_there() {
             return;
         }
@@ -64,7 +67,8 @@ impl Engine<'_, '_> {
             *next = now + interval;
             manager.alive();
         }
-        if *next_status > now {
+        *is_status_old = *next_status > now;
+        if *is_status_old {
             return;
         }
         *next_status = now + STATUS_PERIOD;
@@ -79,12 +83,19 @@ impl Engine<'_, '_> {
     /// may hold a password.
     fn status_line(&self) -> String {
         let failing = self.rings.values().filter(|ring| ring.report.error.is_some()).count();
-        let rings = if self.rings.len() == 1 { "ring" } else { "rings" };
         let trouble = match self.first_error() {
             Some(error) if failing > 0 => format!(", {failing} not now: {error}"),
             _ => String::new(),
         };
-        format!("forwarding {} {rings}{trouble}", self.rings.len())
+        format!("forwarding {}{trouble}", self.ring_count())
+    }
+
+    /// Returns the number of rings, in words.
+    pub fn ring_count(&self) -> String {
+        match self.rings.len() {
+            1 => "1 ring".to_owned(),
+            count => format!("{count} rings"),
+        }
     }
 }
 

@@ -375,7 +375,7 @@ fn remedy(error: &io::Error) -> &'static str {
             " (make room: the items wait in their rings)"
         }
         ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => {
-            " (may this user write files there?)"
+            " (may this user write files there? a service of systemd needs ReadWritePaths= for that)"
         }
         _ => "",
     }
