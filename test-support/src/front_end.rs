@@ -1,7 +1,7 @@
 //! A scripted front end: guest memory in a memfd, a split ring written by hand, and no virtual
 //! machine.
 
-use crate::process::{PATIENCE, eventually};
+use crate::process::PATIENCE;
 use crate::split_ring::{Desc, Rings, describe, linked, put_header, readable, writable};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::{Geometry, SectorSize};
@@ -9,7 +9,6 @@ use shared_block_ring::handover::Role;
 use shared_block_ring::{BlockDevice, Consumer, Position, Producer, RingDevice, UnixDevice};
 use std::fs::File;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
@@ -219,22 +218,6 @@ impl FrontEnd {
 
     pub fn kick(&self) {
         self.kick_event.write(1).unwrap();
-    }
-
-    /// Kicks, and waits until the backend has looked at the queue.
-    pub fn kick_and_wait(&self) {
-        let event = format!("/proc/self/fdinfo/{}", self.kick_event.as_raw_fd());
-        // It reads the event, then looks: once it has read the second kick it has looked after the
-        // first.
-        for _ in 0..2 {
-            self.kick();
-            eventually("the kick is read", || {
-                let about = std::fs::read_to_string(&event).unwrap();
-                about.lines().any(|line| {
-                    line.strip_prefix("eventfd-count:").is_some_and(|count| count.trim() == "0")
-                })
-            });
-        }
     }
 
     /// Writes descriptors to a table in guest memory, from entry `first` on.

@@ -31,29 +31,29 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 #[test]
 fn available_index_that_jumps_breaks_the_queue() {
     for jump in [257, 1000, 32_768, 65_000] {
-        on_each_queue(|(scene, _daemon, mut guest)| {
+        on_each_queue(|(scene, daemon, mut guest)| {
             guest.set_available(guest.available().wrapping_add(jump));
             guest.kick();
-            broken(&scene, &mut guest);
+            broken(&scene, &daemon, &mut guest);
         });
     }
 }
 
 #[test]
 fn available_index_that_goes_back_breaks_the_queue() {
-    on_each_queue(|(scene, _daemon, mut guest)| {
+    on_each_queue(|(scene, daemon, mut guest)| {
         guest.set_available(guest.available() - 1);
         guest.kick();
-        broken(&scene, &mut guest);
+        broken(&scene, &daemon, &mut guest);
     });
 }
 
 #[test]
 fn head_outside_the_table_breaks_the_queue() {
-    on_each_queue(|(scene, _daemon, mut guest)| {
+    on_each_queue(|(scene, daemon, mut guest)| {
         guest.offer(256);
         guest.kick();
-        broken(&scene, &mut guest);
+        broken(&scene, &daemon, &mut guest);
         assert_eq!(scene.counter("refused.malformed"), 0, "no request was looked at");
     });
 }
@@ -65,12 +65,12 @@ fn rings_that_end_outside_memory_are_not_served() {
         Rings { available: MEMORY - 4, ..RINGS },
         Rings { used: MEMORY - 4, ..RINGS },
     ] {
-        on_each_queue(|(scene, _daemon, mut guest)| {
+        on_each_queue(|(scene, daemon, mut guest)| {
             guest.stop();
             guest.start(rings);
             guest.set_available(1);
             guest.kick();
-            broken(&scene, &mut guest);
+            broken(&scene, &daemon, &mut guest);
         });
     }
 }
@@ -146,7 +146,7 @@ fn memory_replaced_under_load_loses_no_request() {
 
 #[test]
 fn memory_with_the_rings_removed_stops_the_queue_until_it_is_back() {
-    on_each_queue(|(scene, _daemon, mut guest)| {
+    on_each_queue(|(scene, daemon, mut guest)| {
         let queues = guest.queues();
         let rings = guest.memory.clone();
         let elsewhere = GuestMemoryMmap::from_regions(vec![region(1 << 30, 1 << 20)]).unwrap();
@@ -155,7 +155,7 @@ fn memory_with_the_rings_removed_stops_the_queue_until_it_is_back() {
         guest.memory = rings;
         guest.kick();
         eventually("the queue is stopped", || scene.counter("broken") == queues);
-        guest.kick_and_wait();
+        daemon.kicked_by(&guest);
         eventually("it is logged", || scene.logged(BROKEN) > 0);
         assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (queues, 1), "told once");
         // The memory is shared again, without a reset: nothing is lost.
@@ -184,12 +184,12 @@ fn resets_under_load_lose_no_other_request() {
 
 #[test]
 fn queue_whose_size_is_no_power_of_two_is_broken() {
-    on_each_queue(|(scene, _daemon, mut guest)| {
+    on_each_queue(|(scene, daemon, mut guest)| {
         guest.stop();
         guest.start(Rings { size: 100, ..RINGS });
         guest.offer(0);
         guest.kick();
-        broken(&scene, &mut guest);
+        broken(&scene, &daemon, &mut guest);
     });
 }
 
@@ -209,7 +209,7 @@ fn queue_starts_at_the_used_index_whatever_its_base() {
 
 #[test]
 fn queue_that_breaks_while_a_read_is_held_can_be_reset() {
-    on_each_queue(|(scene, _daemon, mut guest)| {
+    on_each_queue(|(scene, daemon, mut guest)| {
         guest.header(VIRTIO_BLK_T_IN, 2);
         // I/O priority class idle: the second such read has no news, and is held.
         guest.memory.write_obj(3u32 << 13, GuestAddress(HEADER + 4)).unwrap();
@@ -220,7 +220,7 @@ fn queue_that_breaks_while_a_read_is_held_can_be_reset() {
         eventually("the read is held", || scene.counter("held") == 1);
         guest.set_available(guest.available().wrapping_add(1000));
         guest.kick();
-        broken(&scene, &mut guest);
+        broken(&scene, &daemon, &mut guest);
     });
 }
 

@@ -127,18 +127,18 @@ fn memory_that_cannot_be_mapped_is_named_once() {
 fn kicks_for_nothing_make_the_log_ask_for_shared_memory_once() {
     const WORDS: &str = "its memory is not what is shared (QEMU: -object";
     let scene = Scene::new();
-    let _daemon = scene.start(&[]);
+    let daemon = scene.start(&[]);
     let mut guest = FrontEnd::new(&scene);
     // The daemon logs it after ten seconds.
     let start = Instant::now();
     while scene.logged(WORDS) == 0 {
         assert!(start.elapsed() < 4 * PATIENCE);
-        guest.kick_and_wait();
+        daemon.kicked_by(&guest);
         std::thread::sleep(Duration::from_millis(200));
     }
-    guest.kick_and_wait();
+    daemon.kicked_by(&guest);
     guest.honest(&scene);
-    guest.kick_and_wait();
+    daemon.kicked_by(&guest);
     assert_eq!(scene.logged(WORDS), 1);
 }
 

@@ -77,7 +77,6 @@ impl SharedWorker {
         while !self.over.load(Ordering::Acquire) {
             self.waiters.give_way();
             let mut worker = self.lock_for_turn();
-            worker.drain_kicks(kicked);
             let end = worker.turn(&self.waiters, kicked);
             empty_kicks = empty_kicks.after_turn(!kicked.is_empty(), || worker.is_untouched());
             drop(worker);

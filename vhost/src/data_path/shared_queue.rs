@@ -103,13 +103,6 @@ impl SharedQueue {
         f(&self.state)
     }
 
-    /// Sets the event of the driver's kicks back to no kick, before the queue is looked at.
-    pub fn drain_kick(&self) {
-        if let Some(kick) = &*self.kick.lock().unwrap_or_else(PoisonError::into_inner) {
-            kick.drain();
-        }
-    }
-
     /// Sets the event of the driver's kicks.
     pub fn set_kick(&self, file: Option<File>) {
         let own = file.as_ref().and_then(|file| {

@@ -33,10 +33,10 @@ pub fn on_each_queue(test: impl Fn(Served)) {
 }
 
 /// The queue is stopped and reported; a kick changes nothing; after a reset it works.
-pub fn broken(scene: &Scene, guest: &mut FrontEnd) {
+pub fn broken(scene: &Scene, daemon: &Daemon, guest: &mut FrontEnd) {
     eventually("the queue is stopped", || scene.counter("broken") == 1);
     let used = guest.used_index();
-    guest.kick_and_wait();
+    daemon.kicked_by(guest);
     eventually("it is logged", || scene.logged(BROKEN) > 0);
     assert_eq!((scene.counter("broken"), scene.logged(BROKEN)), (1, 1));
     assert_eq!(guest.used_index(), used);

@@ -3,6 +3,7 @@
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_simulation::Footprint;
+use ring_test_support::front_end::FrontEnd;
 use ring_test_support::process::eventually;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Error, UnixDevice};
@@ -63,6 +64,14 @@ impl Daemon {
                 .lines()
                 .any(|line| line.starts_with("State:\tS"))
         });
+    }
+
+    /// Has the guest kick, and waits until the queue's thread has looked at the queue and sleeps
+    /// again.
+    pub fn kicked_by(&self, guest: &FrontEnd) {
+        // A sleeping thread is awake when the kick has returned.
+        guest.kick();
+        self.queue_sleeps();
     }
 
     /// Stops it, and waits until each of its threads stands still.

@@ -203,13 +203,6 @@ impl Worker {
         running.next().is_some_and(|first| first == 0) && running.all(|next| next == 0)
     }
 
-    /// Sets these queues back to no kick, before a turn that looks at them.
-    pub fn drain_kicks(&self, kicked: QueueSet) {
-        for number in kicked.and(QueueSet::first(self.queues.len())) {
-            self.queues[number].drain_kick();
-        }
-    }
-
     /// Forgets a queue's unfinished request. Returns whether there was one.
     fn abandon_request(&mut self, number: usize) -> bool {
         let progress = &mut self.progress[number];
