@@ -235,6 +235,11 @@ is_another() { [ "$(systemctl show -P MainPID blockring@web)" != "$killed" ] && 
 eventually is_another
 send 30
 eventually has_lines 60
+# As an upgrade that has other units.
+touch /usr/lib/systemd/system/blockring@.service
+[ "$(systemctl show -P NeedDaemonReload blockring@web)" = yes ]
+/var/lib/dpkg/info/vhost-device-blockring.postinst configure ''
+[ "$(systemctl show -P NeedDaemonReload blockring@web)" = no ]
 systemctl stop blockring@web.socket blockring@web blockring-forward
 for unit in blockring@web blockring-forward; do [ "$(systemctl show -P Result "$unit")" = success ]; done
 touch /services/passed

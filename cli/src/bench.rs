@@ -15,8 +15,8 @@ use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 
 const EXAMPLES: &str = "\
-The items are real items, all zero bytes, and a consumer of the ring receives them: use a ring that is
-not needed for anything else. Run a consumer at the same time, or the ring becomes full. Time in
+The items are real items, all zero bytes, and a consumer of the ring receives them: use a ring that
+is not needed for anything else. Run a consumer at the same time, or the ring becomes full. Time in
 which the ring is full is not counted.
 
 Examples:

@@ -38,8 +38,8 @@ published later. A consume that starts on a damaged ring therefore skips everyth
 If the length of an item is impossible, the items behind it cannot be found, and skip frees
 everything that is published. Standard error says how many bytes were skipped.
 
-SIGTERM and SIGINT end consume with exit code 0, even while standard output accepts nothing; the exit
-code is 1 if a part of an item had been written.
+SIGTERM and SIGINT end consume with exit code 0, even while standard output accepts nothing; the
+exit code is 1 if a part of an item had been written.
 
 An item that contains the byte that ends items in the output (a line feed with --framing lines)
 would look like two items. It ends consume with an error, and stays in the ring. Read it with
@@ -53,7 +53,7 @@ Examples:
   blockring consume --follow serial:commands        print them, and wait for more
   blockring consume --count 1 --timeout 10 ring.img wait up to 10 s for one item
   blockring consume --on-corrupt skip ring.img      skip the damaged part of a ring
-  blockring consume --on-separator escape ring.img  write each item as one line, whatever it contains";
+  blockring consume --on-separator escape ring.img  write each item as a line, whatever it contains";
 
 /// Pop items from a ring to standard output
 #[derive(clap::Args)]

@@ -28,9 +28,9 @@ const LOOK_UP: Duration = Duration::from_secs(5);
 const OTHERS: u64 = 32;
 
 const EXAMPLES: &str = "\
-Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be a
-pattern (unix:/run/blockring/*.out, quoted). The name of a ring is its socket's or file's without the
-extension. No ring is changed, and no role taken.
+Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be
+a pattern (unix:/run/blockring/*.out, quoted). The name of a ring is its socket's or file's without
+the extension. No ring is changed, and no role taken.
 
 Examples:
   blockring export ring.img                            print the metrics once

@@ -27,13 +27,13 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Say whether rings are healthy, for probes: one line a ring, and the exit code
 #[derive(clap::Args)]
 #[command(after_help = "\
-Without options a ring is healthy if it can be opened and its pointers are sound. The exit code is 0 if
-all rings are healthy. If not, it is that of the worst one: 1 if a ring passes a limit or cannot be
-opened, 3 if a backend does not answer, 5 if something is no ring or a damaged one.
+Without options a ring is healthy if it can be opened and its pointers are sound. The exit code is 0
+if all rings are healthy. If not, it is that of the worst one: 1 if a ring passes a limit or cannot
+be opened, 3 if a backend does not answer, 5 if something is no ring or a damaged one.
 
-A ring tells when the last two batches were published. If its oldest item may be older than that, and
-the consumer has not moved for longer than --max-age, it is watched for up to a second: if it does not
-move, the ring is not healthy. So it is with a ring that tells no times (create --plain).
+A ring tells when the last two batches were published. If its oldest item may be older than that,
+and the consumer has not moved for longer than --max-age, it is watched for up to a second: if it
+does not move, the ring is not healthy. So it is with a ring that tells no times (create --plain).
 
 Examples:
   blockring health --max-used 80 --max-age 60 --need-consumer unix:/run/vm1.out

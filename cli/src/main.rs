@@ -177,3 +177,21 @@ fn rendered(answer: &clap::Error, colours: bool) -> String {
     let text = answer.render();
     if colours { text.ansi().to_string() } else { text.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_behind_the_options_fit_into_the_width_of_help() {
+        // A longer line would be broken, and its rest be a line of its own.
+        const WIDTH: usize = 100;
+        let program = Arguments::command();
+        for command in program.get_subcommands().chain([&program]) {
+            let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                assert!(line.chars().count() <= WIDTH, "{}: {line}", command.get_name());
+            }
+        }
+    }
+}

@@ -52,7 +52,7 @@ exit_code and error; with --listen also connections, datagrams, groups, incomple
 
 Examples:
   tail -F /var/log/app.log | blockring produce serial:logs
-  blockring produce --journald --on-too-large drop serial:logs      all of the journal, each entry once
+  blockring produce --journald --on-too-large drop serial:logs   all of the journal, each entry once
   blockring produce --listen unixgram:/dev/log --socket-mode 666 --credentials serial:logs
   blockring produce --listen unix:/run/orders --framing length --socket-group shop serial:orders
   blockring produce --framing whole /dev/vdb < report.pdf

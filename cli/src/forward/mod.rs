@@ -36,10 +36,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 const EXAMPLES: &str = "\
-Each RING is an address as blockring --help has it. A path can be a pattern (unix:/run/blockring/*.out,
-quoted): rings that appear are taken up, and those that go are forwarded to their end. The name of a
-ring is its socket's or file's without the extension. Each ring keeps its order, and none waits for
-another. A ring that fails is tried again by itself.
+Each RING is an address as blockring --help has it. A path can be a pattern
+(unix:/run/blockring/*.out, quoted): rings that appear are taken up, and those that go are forwarded
+to their end. The name of a ring is its socket's or file's without the extension. Each ring keeps
+its order, and none waits for another. A ring that fails is tried again by itself.
 
 Items are freed when they have arrived for good. What has no room in --max-memory stays in the ring,
 and so the guest waits.
@@ -47,14 +47,14 @@ and so the guest waits.
 --to file:PATH appends to a file, which {ring} in PATH makes one for each ring, and records the
 position in PATH.positions: after any crash each item is there once.
 --to exec:COMMAND gives items to the standard input of sh -c COMMAND, one for each ring, with
-BLOCKRING_RING in its environment. In front of each item stands a position, which COMMAND prints in a
-line of its own once it has dealt with the item and all before it. Items without that come again.
+BLOCKRING_RING in its environment. In front of each item stands a position, which COMMAND prints in
+a line of its own once it has dealt with the item and all before it. Items without that come again.
 --to journald:DIRECTORY has a journal file for each ring, which the host's systemd-journal-remote
 writes: after any crash of processes each item is there once. --to journald: sends items to the
 journal of this host, by its socket: at least once. Items that are journal export entries keep their
 fields.
---to nats://HOST publishes to a JetStream stream of a NATS server of version 2.12 or newer: each item is
-there once. --stream and --subject are needed; docs/jetstream.md has the rest.
+--to nats://HOST publishes to a JetStream stream of a NATS server of version 2.12 or newer: each
+item is there once. --stream and --subject are needed; docs/jetstream.md has the rest.
 
 SIGHUP reads --config again and looks up patterns; a configuration with an error changes nothing. A
 service manager is told of start, reload, life and end (NOTIFY_SOCKET, WATCHDOG_USEC).

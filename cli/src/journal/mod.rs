@@ -47,12 +47,12 @@ again after a pause, which doubles up to a minute. With --limit and --aside, an 
 often is appended to a file instead. At the end of the input, journal waits until all items are
 performed.
 
-On SIGTERM or SIGINT, journal starts no further CMD, waits for the one that is running, and ends with
-exit code 0. It never interrupts CMD, which runs in a process group of its own, so that Ctrl-C does
-not reach it. (Under systemd, set KillMode=mixed, so that a stop does not signal CMD.) The wait for
-CMD ends at a second signal, with exit code 1, or at --timeout, with exit code 3. In both cases, and
-if journal itself is killed, CMD keeps running, and its item is performed again at the next start,
-perhaps while the first CMD still runs.
+On SIGTERM or SIGINT, journal starts no further CMD, waits for the one that is running, and ends
+with exit code 0. It never interrupts CMD, which runs in a process group of its own, so that Ctrl-C
+does not reach it. (Under systemd, set KillMode=mixed, so that a stop does not signal CMD.) The wait
+for CMD ends at a second signal, with exit code 1, or at --timeout, with exit code 3. In both cases,
+and if journal itself is killed, CMD keeps running, and its item is performed again at the next
+start, perhaps while the first CMD still runs.
 
 With --json the last line of standard error is one JSON object, however journal ends:
   {\"accepted\":7,\"performed\":9,\"failures\":1,\"aside\":0,\"too_large_dropped\":0,

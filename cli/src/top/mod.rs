@@ -32,13 +32,13 @@ use std::time::{Duration, Instant, SystemTime};
 /// Show many rings as they change: rates, fill, age of the oldest item, refusals, state
 #[derive(clap::Args)]
 #[command(after_help = "\
-Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be a
-pattern (quoted), which is looked up again as long as the view runs. A ring that goes or fails stays in
-sight with the reason, and is tried again. No ring is changed, and no role taken.
+Each RING is an address as blockring --help has it, but none of vhost-user: and pci:. A path can be
+a pattern (quoted), which is looked up again as long as the view runs. A ring that goes or fails
+stays in sight with the reason, and is tried again. No ring is changed, and no role taken.
 
-Keys: arrows select a ring, Enter shows its page (history, refusals, who has which role), / filters by
-name; n s i o u a r sort by name, state, rate in, rate out, used part, age of the oldest item and refusals,
-R reverses; Esc goes back, q ends. NO_COLOR in the environment turns colours off.
+Keys: arrows select a ring, Enter shows its page (history, refusals, who has which role), / filters
+by name; n s i o u a r sort by name, state, rate in, rate out, used part, age of the oldest item and
+refusals, R reverses; Esc goes back, q ends. NO_COLOR in the environment turns colours off.
 
 An age with > in front is the least one: the item was there before the view.
 
