@@ -371,6 +371,8 @@ fn top_prints_a_frame_or_json_lines_without_a_terminal() {
         lines[3].starts_with("half.out               no consumer      0      0 [####....]  50%")
     );
     assert!(lines[4].starts_with("missing                gone        cannot open"), "{text}");
+    let text = scene.succeed("$RING top --once --interval 0.01 'nothing*.out'");
+    assert_eq!(text.lines().nth(1), Some("no rings: no file or socket matches"), "{text}");
     let text = scene.succeed("$RING top --once --json --interval 0.01 '*.out' missing");
     let rings: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rings.len(), 4);

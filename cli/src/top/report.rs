@@ -22,7 +22,8 @@ pub fn frame(model: &Model, width: usize) -> String {
     let columns = Columns::new(width);
     let rows = model.rows();
     let lines = rows.iter().map(|(address, ring)| columns.row(address, ring));
-    let lines: Vec<_> = std::iter::once(columns.head()).chain(lines).collect();
+    let none = rows.is_empty().then(|| "no rings: no file or socket matches".to_owned());
+    let lines: Vec<_> = std::iter::once(columns.head()).chain(none).chain(lines).collect();
     lines.iter().map(|line| line.trim_end()).collect::<Vec<_>>().join("\n")
 }
 
