@@ -10,7 +10,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use ring_test_support::front_end::{DATA, FrontEnd, RINGS};
 use ring_test_support::process::eventually;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use vhost::VhostBackend;
 
 /// Requests in flight at a time.
@@ -65,6 +67,43 @@ fn kernel_waits_for_nothing_at_the_exit_that_can_end_while_the_guest_is_served()
     }
     assert!(!has_context(), "the next backend waits for its end");
     assert!(daemon.0.wait().unwrap().success());
+}
+
+/// A message of the vhost-user protocol: a request's number, flags (version 1), and a payload.
+fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+    let len = u32::try_from(payload.len()).unwrap();
+    [request, 1, len].iter().flat_map(|word| word.to_ne_bytes()).chain(payload.to_vec()).collect()
+}
+
+#[test]
+fn handshake_that_has_begun_is_answered_before_a_stop() {
+    const GET_FEATURES: u32 = 1;
+    const SET_FEATURES: u32 = 2;
+    let scene = Scene::new();
+    let mut daemon = scene.start(&[]);
+    let mut wire = UnixStream::connect(scene.path("s")).unwrap();
+    let mut answer = [0; 20];
+    wire.write_all(&message(GET_FEATURES, &[])).unwrap();
+    wire.read_exact(&mut answer).unwrap();
+    daemon.halt();
+    // They take longer than anything else that a stop waits for.
+    wire.write_all(&message(SET_FEATURES, &answer[12..]).repeat(4000)).unwrap();
+    wire.write_all(&message(GET_FEATURES, &[])).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    daemon.signal(Signal::SIGCONT);
+    wire.read_exact(&mut answer).unwrap();
+    assert_eq!(wire.read(&mut answer).unwrap(), 0, "the connection has ended");
+    assert_eq!(daemon.code(), Some(0));
+}
+
+#[test]
+fn front_end_that_never_pauses_does_not_keep_the_backend_from_a_stop() {
+    let scene = Scene::new();
+    let mut daemon = scene.start(&[]);
+    let guest = FrontEnd::new(&scene);
+    daemon.signal(Signal::SIGTERM);
+    eventually("the connection is ended", || guest.wire.get_features().is_err());
+    assert_eq!(daemon.code(), Some(0));
 }
 
 #[test]

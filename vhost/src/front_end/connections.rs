@@ -13,7 +13,7 @@ use shared_block_ring::wait::wait_readable;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vhost::vhost_user::{BackendReqHandler, Error as VhostUserError, Listener};
@@ -28,6 +28,10 @@ const SILENCE: Duration = Duration::from_millis(200);
 
 /// The time between two looks at a handshake that is not over.
 const HANDSHAKE_PAUSE: Duration = Duration::from_secs(1);
+
+/// The time without a message after which a front end is in no handshake: it sends one message
+/// after the other.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// The pause after a connection that ended with an error.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -156,7 +160,7 @@ impl Connections {
         come();
         let over = new_event().map_err(|e| system("make an event")(e.into()))?;
         let connection = stream.try_clone().map_err(system("duplicate a descriptor"))?;
-        let ended = AtomicBool::new(false);
+        let (ended, answered) = (AtomicBool::new(false), AtomicU64::new(0));
         let end = || {
             backend.close();
             ended.store(true, Ordering::Release);
@@ -166,7 +170,7 @@ impl Connections {
         let mut messages = BackendReqHandler::from_stream(stream, handler);
         let outcome = std::thread::scope(|scope| {
             let watch = || {
-                if self.watch(over.as_fd()) {
+                if self.watch(over.as_fd(), &answered) {
                     end();
                 }
             };
@@ -182,6 +186,7 @@ impl Connections {
                 if let Err(e) = messages.handle_request() {
                     return e;
                 }
+                answered.fetch_add(1, Ordering::Relaxed);
             };
             let answering = std::thread::Builder::new().name("vhost-user".to_owned());
             let answering = answering.spawn_scoped(scope, answer);
@@ -202,8 +207,9 @@ impl Connections {
         }
     }
 
-    /// Waits until the connection is over (false), or has to be ended by us (true).
-    fn watch(&self, over: BorrowedFd<'_>) -> bool {
+    /// Waits until the connection is over (false), or has to be ended by us (true). `answered` is
+    /// the number of messages that were answered.
+    fn watch(&self, over: BorrowedFd<'_>, answered: &AtomicU64) -> bool {
         let backend = &self.backend;
         let start = Instant::now();
         // Whether everything about the listening socket was logged during this connection.
@@ -240,6 +246,7 @@ impl Connections {
                 Ok(Some(2)) => {
                     // The front end is served meanwhile.
                     backend.retire_signals();
+                    outlast_handshake(over, answered);
                     return true;
                 }
                 Ok(Some(_)) => match self.look() {
@@ -289,6 +296,19 @@ impl Connections {
             Line::Last => log::error!(
                 "another process has shut the socket for front ends down: the backend ends when this front end leaves"
             ),
+        }
+    }
+}
+
+/// Waits until the front end has nothing more to say for now: QEMU 7.2 never connects again after a
+/// connection that ended in the middle of its handshake.
+fn outlast_handshake(over: BorrowedFd<'_>, answered: &AtomicU64) {
+    let start = Instant::now();
+    while start.elapsed() < HANDSHAKE_PAUSE {
+        let before = answered.load(Ordering::Relaxed);
+        let ended = wait_readable(&[over], Some(QUIET));
+        if !matches!(ended, Ok(None)) || answered.load(Ordering::Relaxed) == before {
+            return;
         }
     }
 }
