@@ -27,9 +27,11 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Say whether rings are healthy, for probes: one line a ring, and the exit code
 #[derive(clap::Args)]
 #[command(after_help = "\
-Without options a ring is healthy if it can be opened and its pointers are sound. The exit code is 0
-if all rings are healthy. If not, it is that of the worst one: 1 if a ring passes a limit or cannot
-be opened, 3 if a backend does not answer, 5 if something is no ring or a damaged one.
+Without options a ring is healthy if it can be opened, its pointers are sound, and its backend, if
+it has one, reports no fault: a flush that has failed, or a file that was cut short, moved, removed
+or replaced. The exit code is 0 if all rings are healthy. If not, it is that of the worst one: 1 if
+a ring passes a limit, has a fault or cannot be opened, 3 if a backend does not answer, 5 if
+something is no ring or a damaged one.
 
 A ring tells when the last two batches were published. If its oldest item may be older than that,
 and the consumer has not moved for longer than --max-age, it is watched for up to a second: if it
@@ -189,7 +191,7 @@ impl Health {
         sample: &Sample,
         look: &dyn Fn() -> Result<Sample, Failure>,
     ) -> Result<Vec<String>, Failure> {
-        let mut reasons = Vec::new();
+        let mut reasons: Vec<_> = sample.fault().map(str::to_owned).into_iter().collect();
         let used = sample.share() * 100.0;
         if let Some(most) = self.max_used.filter(|most| used > *most) {
             reasons.push(format!("{used:.1} % is used (at most {most} %)"));
@@ -317,6 +319,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::sample::tests::sample;
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn consumer_that_moves_while_it_is_watched_works() {
@@ -331,17 +334,35 @@ mod tests {
         assert!(moves(Position::new(8).unwrap(), &gone).is_err());
     }
 
-    #[test]
-    fn consumer_that_may_be_missing_is_not_taken_for_one() {
-        let health = Health {
+    fn health(need_consumer: bool) -> Health {
+        Health {
             rings: Vec::new(),
             sector_size: None,
             max_age: None,
             max_used: None,
-            need_consumer: true,
+            need_consumer,
             timeout: None,
             json: false,
+        }
+    }
+
+    #[test]
+    fn fault_that_the_backend_reports_is_a_reason() {
+        let health = health(false);
+        let reasons = |backend| {
+            let sample = Sample { backend, ..sample(8, 400) };
+            health.reasons(&sample, &|| Ok(sample.clone())).unwrap()
         };
+        // A backend of an earlier version reports none.
+        for sound in [None, Some(json!({})), Some(json!({ "fault": null }))] {
+            assert_eq!(reasons(sound), Vec::<String>::new());
+        }
+        assert_eq!(reasons(Some(json!({ "fault": "the file was moved" }))), ["the file was moved"]);
+    }
+
+    #[test]
+    fn consumer_that_may_be_missing_is_not_taken_for_one() {
+        let health = health(true);
         for (has_consumer, words) in
             [(Some(true), None), (Some(false), Some("no process is")), (None, Some("not known"))]
         {

@@ -165,6 +165,11 @@ impl Sample {
         self.consumer_ns.or(self.created_ns).map(|time| self.since(time))
     }
 
+    /// Returns what is wrong with the ring, as its backend says.
+    pub fn fault(&self) -> Option<&str> {
+        self.backend.as_ref()?["fault"].as_str()
+    }
+
     /// Returns the numbers of requests that the backend has refused, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (&str, u64)> {
         let counts = self.backend.as_ref().and_then(|counters| counters["refused"].as_object());

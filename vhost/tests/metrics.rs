@@ -230,6 +230,24 @@ fn health_fails_with_a_file_cut_short_that_no_request_has_met() {
 }
 
 #[test]
+fn health_fails_while_the_rings_file_is_not_at_its_path() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let health = || get(&scene.path("m"), "/healthz", "").unwrap();
+    let fault = || scene.connect(Role::Control).unwrap().counters()["fault"].clone();
+    assert!(fault().is_null() && health().starts_with("HTTP/1.1 200 "));
+    std::fs::rename(scene.path("ring"), scene.path("elsewhere")).unwrap();
+    eventually("the file is missed", || value(&scene, "blockring_displaced") == 1.0);
+    let answer = health();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("was moved"), "{answer}");
+    assert!(fault().as_str().unwrap().contains("was moved"), "clients are told, too");
+    assert_eq!(value(&scene, "blockring_failed"), 0.0, "it is written all the same");
+    std::fs::rename(scene.path("elsewhere"), scene.path("ring")).unwrap();
+    eventually("the file is found", || value(&scene, "blockring_displaced") == 0.0);
+    assert!(fault().is_null() && health().starts_with("HTTP/1.1 200 "));
+}
+
+#[test]
 fn clients_that_say_nothing_or_too_much_keep_no_scrape_out() {
     let scene = Scene::new();
     let _daemon = scene.start(&UNIX);

@@ -1,6 +1,7 @@
 //! Handing the region to processes on the host: one with a role, others without.
 
 use crate::daemon::clients::{Client, Clients, PATIENCE, Silent, State, TurnedAway};
+use crate::daemon::condition::{Condition, Fault};
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::peer::{Admission, Peer};
 use crate::daemon::sockets::Listening;
@@ -44,6 +45,8 @@ pub struct Estate {
     pub to_backend: OwnedFd,
     /// The counters that diagnostics show.
     pub counters: Arc<Counters>,
+    /// What is wrong with the ring goes with them.
+    pub condition: Arc<Condition>,
     /// The users that may have the region.
     pub admission: Admission,
     /// Sets `suspend` in sector 2.
@@ -282,12 +285,14 @@ impl Estate {
     }
 
     fn welcome(&self) -> Answer {
+        let mut counters = self.counters.to_json();
+        counters["fault"] = self.condition.fault().map(Fault::words).into();
         Answer::Welcome {
             sector_size: self.geometry.sector_size().get(),
             sectors: self.geometry.sectors(),
             guest: self.guest.into(),
             guarded: self.guarded && self.guest == Side::Producer,
-            counters: self.counters.to_json(),
+            counters,
         }
     }
 

@@ -1,23 +1,24 @@
 //! Metrics and health of the daemon, from the counters of the data path and the ring's pointer
 //! sectors.
 
+use crate::daemon::condition::{Condition, Fault};
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::ring::Opened;
 use crate::daemon::settings::Settings;
 use crate::daemon::sockets::{Access, Inherited};
 use crate::data_path::counters::Counters;
-use crate::data_path::fault::{self, Owner, Watched};
+use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::guard::Reason;
 use ring_metrics::catalogue::{
-    BROKEN_QUEUES, BUILD, CONNECTIONS, DURABLE_FLUSHES, FAILED, FAILED_REQUESTS, FLUSHES,
-    FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS, SERVICE_TIME,
-    SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
+    BROKEN_QUEUES, BUILD, CONNECTIONS, DISPLACED, DURABLE_FLUSHES, FAILED, FAILED_REQUESTS,
+    FLUSHES, FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS,
+    SERVICE_TIME, SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
 };
 use ring_metrics::{Ages, Bound, Program, RingReading, Scrape, Server, Source};
 use shared_block_ring::device::{BlockDevice, DeviceError, Operation, is_role_held};
 use shared_block_ring::format::{Geometry, Side};
 use shared_block_ring::{DebugInfo, MappedDevice};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -83,13 +84,15 @@ pub fn serve(
     settings: &Settings,
     opened: &Opened,
     counters: &Arc<Counters>,
+    condition: &Arc<Condition>,
 ) -> Result<Option<Server>, Failure> {
     if bound.is_empty() {
         return Ok(None);
     }
     let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
     let path = settings.ring.as_path();
-    let observed = Observed::new(path, file, opened.geometry, settings.guest, Arc::clone(counters));
+    let counted = (Arc::clone(counters), Arc::clone(condition));
+    let observed = Observed::new(path, file, opened.geometry, settings.guest, counted);
     let name = path.display().to_string();
     let observed = observed.map_err(|e| Failure::Ring { path: name, source: e.into() })?;
     Server::start(bound, observed).map(Some).map_err(system("start a thread"))
@@ -104,6 +107,7 @@ struct Observed {
     device: Watched<MappedDevice>,
     ages: Ages,
     counters: Arc<Counters>,
+    condition: Arc<Condition>,
 }
 
 impl Observed {
@@ -113,7 +117,7 @@ impl Observed {
         file: File,
         geometry: Geometry,
         guest: Side,
-        counters: Arc<Counters>,
+        (counters, condition): (Arc<Counters>, Arc<Condition>),
     ) -> Result<Self, DeviceError> {
         let name = path.display().to_string();
         let mapped =
@@ -121,11 +125,11 @@ impl Observed {
         let device = MappedDevice::new(mapped, &name, geometry)?;
         let device = Watched::new(device, Owner::Ring);
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, guest, file, device, ages: Ages::default(), counters })
+        Ok(Self { name, guest, file, device, ages: Ages::default(), counters, condition })
     }
 
     fn read(&self) -> Option<RingReading> {
-        if self.is_region_lost() {
+        if self.condition.is_cut() {
             return None;
         }
         let info = DebugInfo::read(&*self.device).ok()?;
@@ -139,18 +143,6 @@ impl Observed {
             producer_attached: attached(Side::Producer),
             consumer_attached: attached(Side::Consumer),
         })
-    }
-
-    /// Returns whether a request has met the end of the file, or would: nobody touches the end of
-    /// an idle ring, so the file's size is looked at, too.
-    fn is_region_lost(&self) -> bool {
-        let bytes = self.device.geometry().total_bytes();
-        let is_short = |about: Metadata| about.is_file() && about.len() < bytes;
-        fault::region_lost() || self.file.metadata().is_ok_and(is_short)
-    }
-
-    fn has_failed(&self) -> bool {
-        self.counters.flush_failures.get() > 0 || self.is_region_lost()
     }
 }
 
@@ -184,16 +176,14 @@ impl Source for Observed {
         scrape.flag(&FRONT_END_CONNECTED, ring, counters.has_front_end());
         scrape.histogram(&SERVICE_TIME, ring, &counters.service_time);
         scrape.histogram(&FLUSHES, ring, &counters.flush_time);
-        scrape.flag(&FAILED, ring, self.has_failed());
+        let has_failed = matches!(self.condition.fault(), Some(Fault::Cut | Fault::Flush));
+        scrape.flag(&FAILED, ring, has_failed);
+        scrape.flag(&DISPLACED, ring, self.condition.is_displaced());
     }
 
     fn health(&mut self) -> Result<String, String> {
-        if self.is_region_lost() {
-            return Err("the ring's file was cut short, or its medium cannot be read".to_owned());
-        }
-        if self.has_failed() {
-            return Err("a flush has failed: writes fail until the backend starts anew".to_owned());
-        }
-        Ok("ok".to_owned())
+        self.condition
+            .fault()
+            .map_or_else(|| Ok("ok".to_owned()), |fault| Err(fault.words().to_owned()))
     }
 }

@@ -2,6 +2,7 @@
 //! a process on the host, the [`sandbox`], and the [`server`] that starts and ends all of it.
 
 mod clients;
+pub mod condition;
 pub mod config;
 pub mod config_file;
 pub mod failure;

@@ -1,5 +1,6 @@
 //! The daemon from start to end: opening everything, confining the process, serving until a stop.
 
+use crate::daemon::condition::Condition;
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::handover::{Estate, Handover, reopen};
 use crate::daemon::metrics;
@@ -12,7 +13,7 @@ use crate::daemon::watch::{self, Named};
 use crate::daemon::watchdog::Watchdog;
 use crate::data_path::counters::Counters;
 use crate::data_path::executor::{Executor, Service};
-use crate::data_path::fault::{self, Faults};
+use crate::data_path::fault::Faults;
 use crate::data_path::flusher::Flusher;
 use crate::data_path::guard::Guard;
 use crate::data_path::queue_thread::{self, QueueThread, SharedWorker};
@@ -119,10 +120,12 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let serving = status(&name, opened.geometry, guest);
-    let watch = watch::start(names, Arc::clone(manager), serving.clone());
+    let bytes = opened.geometry.total_bytes();
+    let condition = Arc::new(Condition::new(duplicate()?, bytes, Arc::clone(&counters)));
+    let watch = watch::start(names, Arc::clone(&condition), Arc::clone(manager), serving.clone());
     let watch = watch.map_err(system("start a thread"))?;
     let offered = metrics::names(&metrics);
-    let scrapes = metrics::serve(metrics, settings, &opened, &counters)?;
+    let scrapes = metrics::serve(metrics, settings, &opened, &counters, &condition)?;
     let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
     // Last: a client that is answered finds a backend that is ready.
     let handover = match consumers {
@@ -136,6 +139,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
                 to_host,
                 to_backend,
                 counters,
+                condition: Arc::clone(&condition),
                 guarded,
                 admission,
                 suspend: {
@@ -165,7 +169,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     drop(scrapes);
     let handed_over = handover.map_or(Ok(()), Handover::finish);
     drop(watchdog);
-    finish(settings, &opened, &ring_file)?;
+    finish(settings, &opened, &condition, &ring_file)?;
     served?;
     handed_over?;
     log::info!("stopped: everything answered is durable");
@@ -240,12 +244,15 @@ fn open_ring(settings: &Settings, stop: &Stop) -> Result<Option<(Opened, Region)
 /// # Errors
 ///
 /// The region cannot be synced, or the ring's file was cut short or is not at its path any more.
-fn finish(settings: &Settings, opened: &Opened, ring_file: &Named) -> Result<(), Failure> {
+fn finish(
+    settings: &Settings,
+    opened: &Opened,
+    condition: &Condition,
+    ring_file: &Named,
+) -> Result<(), Failure> {
     opened.file.sync_data().map_err(system("make the region durable"))?;
     let path = || settings.ring.display().to_string();
-    let about = opened.file.metadata().map_err(system("look at the ring's file"))?;
-    let short = about.is_file() && about.len() < opened.geometry.total_bytes();
-    if short || fault::region_lost() {
+    if condition.is_cut() {
         return Err(Failure::Cut { path: path() });
     }
     if ring_file.is_lost() {

@@ -2,6 +2,7 @@
 //! it serves: the ring's file, and the sockets. Without that, a backend would go on silently in a
 //! file that nobody else can open.
 
+use crate::daemon::condition::Condition;
 use ring_program::ServiceManager;
 use std::fs::Metadata;
 use std::io;
@@ -94,18 +95,22 @@ impl Named {
         }
     }
 
-    /// Logs a change, and tells the service manager whether the ring's file is lost; `serving` is
-    /// the status while it is not.
-    fn report(&self, found: Found, manager: &ServiceManager, serving: &str) {
+    /// Logs a change. Whether the ring's file is lost is noted, and the service manager told;
+    /// `serving` is the status while it is not.
+    fn report(&self, found: Found, condition: &Condition, manager: &ServiceManager, serving: &str) {
         self.log(found);
         match (self.kind, found) {
             (Kind::Ring, Found::Missing | Found::Another) => {
+                condition.set_displaced(true);
                 let name = self.path.display();
                 manager.status(&format!(
                     "{name}: the ring's file was moved, removed or replaced (the log says what to do)"
                 ));
             }
-            (Kind::Ring, Found::There) => manager.status(serving),
+            (Kind::Ring, Found::There) => {
+                condition.set_displaced(false);
+                manager.status(serving);
+            }
             _ => {}
         }
     }
@@ -183,7 +188,8 @@ impl Checks {
     }
 }
 
-/// Watches these names on a thread of its own. `serving` is the service manager's status as long as
+/// Watches these names on a thread of its own, and notes in `condition` whether the ring's file has
+/// its name. `serving` is the service manager's status as long as
 /// the ring's file has its name.
 ///
 /// # Errors
@@ -191,12 +197,13 @@ impl Checks {
 /// No thread can be made.
 pub fn start(
     names: Vec<Named>,
+    condition: Arc<Condition>,
     manager: Arc<ServiceManager>,
     serving: String,
 ) -> io::Result<Watch> {
     let (mut checks, watch) = Checks::new(names);
     let run = move || {
-        while checks.run(|named, found| named.report(found, &manager, &serving)) {
+        while checks.run(|named, found| named.report(found, &condition, &manager, &serving)) {
             std::thread::sleep(PERIOD);
         }
     };
