@@ -31,6 +31,9 @@ pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut
         line.put_all("reason", reason, view.palette.of(alarm));
         line.put(&format!("           for {}; it is tried again", short_age(since)), Style::new());
     }
+    if let Some(fault) = ring.fault() {
+        line.put_all("fault", fault, view.palette.of(alarm));
+    }
     for text in figures(ring) {
         line.put(&text, Style::new());
     }

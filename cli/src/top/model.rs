@@ -170,6 +170,11 @@ impl Ring {
         self.history.back().copied().unwrap_or_default()
     }
 
+    /// Returns what is wrong with the ring, as its backend said at the last look, if that succeeded.
+    pub fn fault(&self) -> Option<&str> {
+        self.sample.as_ref().filter(|_| self.trouble.is_none())?.fault()
+    }
+
     /// Returns the number of requests that the backend has refused.
     pub fn refused(&self) -> Option<u64> {
         let sample = self.sample.as_ref().filter(|sample| sample.backend.is_some())?;

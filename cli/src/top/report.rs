@@ -72,7 +72,7 @@ fn line<'a>(time: f64, address: &Path, ring: &'a Ring) -> RingLine<'a> {
         time,
         ring: shared_block_ring::device::shown(address),
         state: state::of(ring).0,
-        error: ring.trouble.as_ref().map(|trouble| &*trouble.reason),
+        error: ring.trouble.as_ref().map(|trouble| &*trouble.reason).or(ring.fault()),
         capacity: sample.map(|sample| sample.capacity),
         used: sample.map(Sample::used),
         items: sample.and_then(Sample::items),

@@ -26,7 +26,9 @@ pub fn of(ring: &Ring) -> (&'static str, Alarm) {
     let Some(sample) = &ring.sample else { return ("opening", Alarm::Quiet) };
     let rates = ring.rates();
     let waits = sample.used() > 0;
-    if sample.suspended {
+    if sample.fault().is_some() {
+        ("fault", Alarm::Trouble)
+    } else if sample.suspended {
         ("suspended", Alarm::Warning)
     } else if sample.suspend {
         ("suspending", Alarm::Warning)

@@ -3,6 +3,7 @@
 
 use crate::data_path::counters::Counters;
 use crate::data_path::fault;
+use shared_block_ring::format::Geometry;
 use std::fs::{File, Metadata};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,15 +36,16 @@ impl Fault {
 #[derive(Debug)]
 pub struct Condition {
     file: File,
-    bytes: u64,
+    geometry: Geometry,
     counters: Arc<Counters>,
     displaced: AtomicBool,
 }
 
 impl Condition {
-    /// Of the ring of so many `bytes` in `file`.
-    pub fn new(file: File, bytes: u64, counters: Arc<Counters>) -> Self {
-        Self { file, bytes, counters, displaced: AtomicBool::new(false) }
+    /// Of the ring of that shape in `file`.
+    pub fn new(file: File, geometry: Geometry, counters: &Arc<Counters>) -> Self {
+        let counters = Arc::clone(counters);
+        Self { file, geometry, counters, displaced: AtomicBool::new(false) }
     }
 
     /// Notes whether the ring's file is somewhere else than at its path.
@@ -59,7 +61,8 @@ impl Condition {
     /// Whether a request has met the end of the file, or would: nobody touches the end of an idle
     /// ring, so the file's size is looked at, too.
     pub fn is_cut(&self) -> bool {
-        let is_short = |about: Metadata| about.is_file() && about.len() < self.bytes;
+        let bytes = self.geometry.total_bytes();
+        let is_short = |about: Metadata| about.is_file() && about.len() < bytes;
         fault::region_lost() || self.file.metadata().is_ok_and(is_short)
     }
 

@@ -97,9 +97,8 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let serial = serial.map_err(system("look at the ring's file"))?;
     let service = Service { read_only, guarded, serial };
     let guard = Guard::new(opened.geometry, guest, opened.uuid);
-    let guest_state = opened.guest_state;
-    let executor =
-        Executor::new(region, guard, service, Arc::clone(&counters), host_bell, guest_state);
+    let (counted, state) = (Arc::clone(&counters), opened.guest_state);
+    let executor = Executor::new(region, guard, service, counted, host_bell, state);
     let flusher = Flusher::start(duplicate()?, Arc::clone(&counters));
     let flusher = flusher.map_err(system("start a thread"))?;
     let worker = Worker::new(
@@ -120,9 +119,8 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let serving = status(&name, opened.geometry, guest);
-    let bytes = opened.geometry.total_bytes();
-    let condition = Arc::new(Condition::new(duplicate()?, bytes, Arc::clone(&counters)));
-    let watch = watch::start(names, Arc::clone(&condition), Arc::clone(manager), serving.clone());
+    let condition = Arc::new(Condition::new(duplicate()?, opened.geometry, &counters));
+    let watch = watch::start(names, &condition, manager, &serving);
     let watch = watch.map_err(system("start a thread"))?;
     let offered = metrics::names(&metrics);
     let scrapes = metrics::serve(metrics, settings, &opened, &counters, &condition)?;

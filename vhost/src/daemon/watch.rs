@@ -197,10 +197,12 @@ impl Checks {
 /// No thread can be made.
 pub fn start(
     names: Vec<Named>,
-    condition: Arc<Condition>,
-    manager: Arc<ServiceManager>,
-    serving: String,
+    condition: &Arc<Condition>,
+    manager: &Arc<ServiceManager>,
+    serving: &str,
 ) -> io::Result<Watch> {
+    let (condition, manager) = (Arc::clone(condition), Arc::clone(manager));
+    let serving = serving.to_owned();
     let (mut checks, watch) = Checks::new(names);
     let run = move || {
         while checks.run(|named, found| named.report(found, &condition, &manager, &serving)) {

@@ -103,6 +103,12 @@ fn state_names_what_asks_for_attention() {
     assert_eq!(state::of(&noted(vec![at(0, 400, 400)])).0, "idle");
     assert_eq!(state::of(&noted(vec![at(0, 0, 100), at(1, 0, 200)])).0, "flowing");
     assert_eq!(state::of(&Ring::default()).0, "opening");
+    let backend = Some(serde_json::json!({ "fault": "the file was moved" }));
+    let ring = noted(vec![Sample { backend, ..at(0, 0, 100) }]);
+    assert_eq!(
+        (state::of(&ring), ring.fault()),
+        (("fault", Alarm::Trouble), Some("the file was moved"))
+    );
 }
 
 #[test]
