@@ -115,14 +115,16 @@ fn number(name: &str) -> Option<u32> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     /// A user database of a file, and of a `getent` that does `script`.
     fn database(folder: &Path, script: &str) -> Database {
         let (file, getent) = (folder.join("passwd"), folder.join("getent"));
         fs::write(&file, "root:x:0:0::/root:/bin/sh\nbroken\nweb:x:33:34::/:/bin/sh\n").unwrap();
-        fs::write(&getent, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&getent, fs::Permissions::from_mode(0o755)).unwrap();
+        // By another process: what another thread starts meanwhile would have a descriptor of ours
+        // for a moment, and nobody could execute the file.
+        let mut make = Command::new("sh");
+        make.args(["-c", r#"printf '#!/bin/sh\n%s\n' "$1" > "$0" && chmod 755 "$0""#]);
+        assert!(make.arg(&getent).arg(script).status().unwrap().success());
         Database { name: "passwd", file, getent }
     }
 
