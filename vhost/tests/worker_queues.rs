@@ -110,6 +110,18 @@ fn requests_of_every_shape_keep_their_order() {
     assert_eq!((counters.writes.get(), counters.written_bytes.get()), (54, 54 * 1024));
 }
 
+/// What a later write will store to is prefetched before it is judged.
+#[test]
+fn write_outside_the_disk_behind_others_is_refused_alone() {
+    let direct = with_queues(Disk::new(Side::Producer), 1);
+    let write = |sector| direct.put(0, 0, sector, Payload::Write(&[7; 512]));
+    let places = [DATA, DATA + 1, u64::MAX, DATA + 2, u64::MAX / 512, DATA + 3].map(write);
+    direct.turn();
+    let refused = places.map(|place| direct.status(place) == REFUSED);
+    assert_eq!(refused, [false, false, true, false, true, false]);
+    assert_eq!(places.map(|place| direct.status(place) == OK), refused.map(|refused| !refused));
+}
+
 #[test]
 fn queue_that_was_not_kicked_is_served_when_the_turn_goes_on() {
     let direct = with_queues(Disk::new(Side::Producer), 8);

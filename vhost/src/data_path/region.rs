@@ -21,6 +21,10 @@ use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice}
 /// costs more than those looks.
 const CHUNK: usize = 512;
 
+/// Bytes of a cache line, and the most lines that are prefetched for a write.
+const LINE: u64 = 64;
+const LINES: u64 = 8;
+
 /// The largest file on a disk that is read as a whole when the daemon starts; of larger ones what
 /// is needed is read then.
 const MAX_READ_AHEAD: u64 = 1 << 30;
@@ -101,6 +105,18 @@ impl Region {
     pub fn pointer_words(&self, side: Side) -> [u64; 2] {
         let (memory, start) = (self.device.memory(), self.geometry().pointer_start(side));
         [memory.load_u64(start), memory.load_u64(start + 8)]
+    }
+
+    /// Prefetches the first cache lines of `len` bytes at a device offset, for a write. Any offset
+    /// will do.
+    #[inline]
+    pub fn prefetch_to_write(&self, offset: u64, len: u64) {
+        let start = self.device.memory().addresses().start;
+        let start = start.wrapping_add(usize::try_from(offset).unwrap_or(0));
+        for line in 0..len.div_ceil(LINE).min(LINES) {
+            let line = usize::try_from(line * LINE).unwrap_or(0);
+            ring_os::prefetch_to_write(std::ptr::without_provenance(start.wrapping_add(line)));
+        }
     }
 
     /// Stores a whole sector in front of the data area: of a pointer sector, what comes with the

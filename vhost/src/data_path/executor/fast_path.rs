@@ -1,6 +1,6 @@
 //! Requests that need no judgement but that of their place.
 
-use super::Executor;
+use super::{Executor, SECTOR_UNIT};
 use crate::data_path::request::Kind;
 use crate::data_path::request_state::Answer;
 use std::ops::Range;
@@ -16,6 +16,12 @@ impl Executor {
         let range = self.guard.range(sector, len).ok()?;
         let is_data = range.start >= self.region.geometry().data_start();
         (is_data && (kind == Kind::Read || self.may_store(&range))).then_some(range.start)
+    }
+
+    /// Prefetches what a write of `len` bytes at `sector` will store to.
+    #[inline]
+    pub fn prefetch(&self, sector: u64, len: u64) {
+        self.region.prefetch_to_write(sector.wrapping_mul(SECTOR_UNIT), len);
     }
 
     /// Whether all of `range`, which is in the data area, may be stored.

@@ -6,6 +6,7 @@
 
 use crate::data_path::fast_path::FastChain;
 use crate::data_path::queue::{Broken, SplitQueue};
+use crate::data_path::request::Kind;
 
 /// Chains that are read at once.
 const DEPTH: u16 = 8;
@@ -34,6 +35,17 @@ impl Ahead {
         let place = self.next;
         self.next += 1;
         Ok(self.chains.get(place).and_then(Option::as_ref))
+    }
+
+    /// Returns where the write two chains behind the last one returned will store, in units of 512
+    /// bytes, and its bytes: a guess, since its header may still change.
+    #[inline]
+    pub fn next_write(&self, queue: &mut SplitQueue<'_>) -> Option<(u64, u64)> {
+        let chain = self.chains.get(self.next + 2)?.as_ref()?;
+        match chain.parse(queue.memory())? {
+            (Kind::Write, sector) if self.next + 2 < self.end => Some((sector, chain.data_len())),
+            _ => None,
+        }
     }
 
     #[inline]

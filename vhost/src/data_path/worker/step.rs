@@ -187,6 +187,9 @@ impl Carrier {
         progress: &mut Progress,
         head: u16,
     ) -> Result<bool, Broken> {
+        if let Some((sector, len)) = ahead.next_write(queue) {
+            self.executor.prefetch(sector, len);
+        }
         let Some(chain) = ahead.chain(queue, head)? else { return Ok(false) };
         let memory = queue.memory();
         let Some((kind, sector)) = chain.parse(memory) else { return Ok(false) };
