@@ -86,6 +86,21 @@ fn advance_on_the_file_waits_for_no_lock() {
     shared_block_ring::check(ring.open()).unwrap();
 }
 
+/// As another instance of the consumer does, which was restored from a snapshot.
+#[test]
+fn advance_on_the_file_leaves_a_pointer_that_another_instance_has_moved() {
+    let ring = ring();
+    let mut consumer = ring.consumer().unwrap();
+    let next = consumer.pop(consumer.position()).unwrap().next;
+    let end = consumer.pop(next).unwrap().next;
+    // Longer than what was read for `pop` may be used.
+    std::thread::sleep(Duration::from_millis(50));
+    let elsewhere = &mut |sector: &mut [u8]| sector[..8].copy_from_slice(&end.get().to_le_bytes());
+    ring.open().edit_pointer(Side::Consumer, elsewhere).unwrap();
+    let _ = consumer.advance(next);
+    assert_eq!(facts(&ring), (false, end.get()));
+}
+
 #[test]
 fn suspend_from_beside_survives_each_advance_of_a_consumer_at_work() {
     let ring = ring();

@@ -68,8 +68,8 @@ impl Signaller {
 
     /// Gives the kernel's context back, and returns when that is done: the kernel waits for two
     /// grace periods, tens of milliseconds, and a process that exits with a context waits as long.
-    /// Who calls this before it stops serving has its successor wait for less. Signals go on, in
-    /// the way of a kernel without asynchronous reads.
+    /// A process that serves others calls this before it stops: its successor can then start that
+    /// much earlier. Signals are still sent, as on a kernel without asynchronous reads.
     pub fn retire(&self) {
         let context = self.context.write().unwrap_or_else(PoisonError::into_inner).take();
         // The lock is free again: no signal waits for this.
@@ -93,8 +93,11 @@ impl Signaller {
 fn write_one(event: BorrowedFd<'_>) -> nix::Result<()> {
     fcntl(event, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
     let mut room = [PollFd::new(event, PollFlags::POLLOUT)];
-    if poll(&mut room, PollTimeout::ZERO)? == 0 {
-        return Ok(());
+    match poll(&mut room, PollTimeout::ZERO) {
+        // Full, and perhaps there was a signal as well.
+        Ok(0) | Err(Errno::EINTR) => return Ok(()),
+        Ok(_) => {}
+        Err(e) => return Err(e),
     }
     match nix::unistd::write(event, &1u64.to_ne_bytes()) {
         Ok(_) | Err(Errno::EAGAIN) => Ok(()),

@@ -16,6 +16,12 @@ use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// The longest time for which an edit may start from a sector that was read before. Another instance
+/// of this process, restored from a snapshot, may move the pointer meanwhile: an edit that reads the
+/// sector finds that out.
+const FRESH: Duration = Duration::from_millis(10);
 
 /// A regular file (through the page cache) or a kernel block device (`O_DIRECT`).
 #[derive(Debug)]
@@ -30,8 +36,8 @@ pub struct FileDevice {
     /// Whether the device was flushed before.
     flushed: AtomicBool,
     /// The consumer's pointer sector of a regular file, as it was read together with the
-    /// producer's; empty once it has been used.
-    seen: Mutex<Vec<u8>>,
+    /// producer's, and when; `None` once an edit has used it.
+    seen: Mutex<Option<(Vec<u8>, Instant)>>,
 }
 
 impl FileDevice {
@@ -110,13 +116,17 @@ impl FileDevice {
         Ok(sector)
     }
 
-    /// Returns a pointer sector as the last [`read_pointer`](RingDevice::read_pointer) saw it, once.
+    /// Returns a pointer sector as [`read_pointer`](RingDevice::read_pointer) has just read it, for
+    /// one edit.
     fn take_seen(&self, side: Side) -> Option<Vec<u8>> {
-        let mut seen = self.seen();
-        (side == Side::Consumer && !seen.is_empty()).then(|| std::mem::take(&mut *seen))
+        if side != Side::Consumer {
+            return None;
+        }
+        let (sector, read) = self.seen().take()?;
+        (read.elapsed() < FRESH).then_some(sector)
     }
 
-    fn seen(&self) -> MutexGuard<'_, Vec<u8>> {
+    fn seen(&self) -> MutexGuard<'_, Option<(Vec<u8>, Instant)>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -150,8 +160,8 @@ impl BlockDevice for FileDevice {
     fn read(&self, first: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<(), DeviceError> {
         let fail = |e| self.error(Operation::Read, e).at_sector(first);
         if first == Side::Consumer.sector() {
-            // Who reads that sector by itself expects an edit to rest on nothing older.
-            self.seen().clear();
+            // An edit after this read must not start from what was read before it.
+            self.seen().take();
         }
         if self.takes(bufs.iter().map(|b| (b.as_ptr().addr(), b.len()))) {
             return read_all(&self.file, self.byte_of(first), bufs).map_err(fail);
@@ -210,8 +220,8 @@ impl RingDevice for FileDevice {
         Some(self.file.as_fd())
     }
 
-    /// Of a file, the producer's together with the consumer's, in one call: a consumer that looks
-    /// for items frees their space next.
+    /// Reads the consumer's sector of a file together with the producer's, in one call: a consumer
+    /// that looks for items frees their space next, and need not read its sector again then.
     fn read_pointer(&self, side: Side, sector: &mut [u8]) -> Result<(), DeviceError> {
         let is_whole = sector.len() == self.geometry.sector_size().bytes();
         if self.is_direct() || side != Side::Producer || !is_whole {
@@ -219,13 +229,13 @@ impl RingDevice for FileDevice {
         }
         let mut other = vec![0; sector.len()];
         self.read(side.sector(), &mut [IoSliceMut::new(sector), IoSliceMut::new(&mut other)])?;
-        *self.seen() = other;
+        *self.seen() = Some((other, Instant::now()));
         Ok(())
     }
 
-    /// Of a file, only what changes is written, and without the lock if it is not the flag: the
-    /// other side's flag and what a process stores that has the same file mapped stay as they are,
-    /// and a process that may only read the file, and keeps the lock, holds nobody up.
+    /// Writes only what changes in a file, and takes the lock only to change the flag. So the flag
+    /// that another process sets stays, as does what a process stores that has the file mapped; and
+    /// a process that may only read the file cannot hold anybody up by keeping the lock.
     fn edit_pointer(&self, side: Side, edit: &mut dyn FnMut(&mut [u8])) -> Result<(), DeviceError> {
         if !self.is_direct() {
             let old = match self.take_seen(side) {

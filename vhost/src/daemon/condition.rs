@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub enum Fault {
     /// Part of the region is lost.
     Cut,
-    /// What was not durable then may never be.
+    /// A flush has failed: what was written before it may never become durable.
     Flush,
     /// The path does not lead to the ring any more.
     Displaced,
@@ -42,7 +42,7 @@ pub struct Condition {
 }
 
 impl Condition {
-    /// Of the ring of that shape in `file`.
+    /// Observes the ring in `file`.
     pub fn new(file: File, geometry: Geometry, counters: &Arc<Counters>) -> Self {
         let counters = Arc::clone(counters);
         Self { file, geometry, counters, displaced: AtomicBool::new(false) }
@@ -66,7 +66,7 @@ impl Condition {
         fault::region_lost() || self.file.metadata().is_ok_and(is_short)
     }
 
-    /// What is wrong with the ring: the worst of it.
+    /// Returns what is wrong with the ring; of several faults, the worst.
     pub fn fault(&self) -> Option<Fault> {
         if self.is_cut() {
             Some(Fault::Cut)

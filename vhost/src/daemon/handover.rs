@@ -45,7 +45,7 @@ pub struct Estate {
     pub to_backend: OwnedFd,
     /// The counters that diagnostics show.
     pub counters: Arc<Counters>,
-    /// What is wrong with the ring goes with them.
+    /// Whether something is wrong with the ring, which clients are told with the counters.
     pub condition: Arc<Condition>,
     /// The users that may have the region.
     pub admission: Admission,

@@ -189,8 +189,7 @@ impl Checks {
 }
 
 /// Watches these names on a thread of its own, and notes in `condition` whether the ring's file has
-/// its name. `serving` is the service manager's status as long as
-/// the ring's file has its name.
+/// its name. `serving` is the service manager's status as long as it does.
 ///
 /// # Errors
 ///

@@ -98,7 +98,7 @@ fn timeout(until: Instant) -> EpollTimeout {
 impl Drop for Kick {
     fn drop(&mut self) {
         // The front end has duplicates of the event, so that closing ours takes it out of no set.
-        // Whoever has it next finds no kick that was served.
+        // The event is emptied: another process that uses it next finds no kick that was served.
         let forgotten = self.kicks.0.delete(&self.file).and_then(|()| drain(self.file.as_fd()));
         if let Err(e) = forgotten {
             log::debug!("cannot forget a kick: {e}");

@@ -37,13 +37,14 @@ impl Ahead {
         Ok(self.chains.get(place).and_then(Option::as_ref))
     }
 
-    /// Returns where the write two chains behind the last one returned will store, in units of 512
-    /// bytes, and its bytes: a guess, since its header may still change.
+    /// Returns the sector and the bytes of the write two chains behind the one that
+    /// [`chain`](Self::chain) returns next. They are good for a prefetch alone: the driver can
+    /// still change the header.
     #[inline]
-    pub fn next_write(&self, queue: &mut SplitQueue<'_>) -> Option<(u64, u64)> {
-        let chain = self.chains.get(self.next + 2)?.as_ref()?;
+    pub fn later_write(&self, queue: &mut SplitQueue<'_>) -> Option<(u64, u64)> {
+        let chain = self.chains[..self.end].get(self.next + 2)?.as_ref()?;
         match chain.parse(queue.memory())? {
-            (Kind::Write, sector) if self.next + 2 < self.end => Some((sector, chain.data_len())),
+            (Kind::Write, sector) => Some((sector, chain.data_len())),
             _ => None,
         }
     }

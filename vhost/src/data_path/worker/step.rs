@@ -187,7 +187,7 @@ impl Carrier {
         progress: &mut Progress,
         head: u16,
     ) -> Result<bool, Broken> {
-        if let Some((sector, len)) = ahead.next_write(queue) {
+        if let Some((sector, len)) = ahead.later_write(queue) {
             self.executor.prefetch(sector, len);
         }
         let Some(chain) = ahead.chain(queue, head)? else { return Ok(false) };
