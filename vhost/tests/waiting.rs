@@ -4,14 +4,20 @@
 mod common;
 
 use common::daemon::Scene;
+use ring_test_support::executor_disk::{Disk, IDLE, open};
 use ring_test_support::process::{PATIENCE, eventually};
-use shared_block_ring::format::Side;
+use ring_test_support::worker_disk::{Payload, Running};
+use shared_block_ring::format::{FLAG_AT, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Wait, Woken};
-use shared_block_ring::{Consumer, Error, Position, Producer};
+use shared_block_ring::{BlockDevice, Consumer, Error, Position, Producer};
+use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vhost_device_blockring::data_path::flusher::Flusher;
+use vhost_device_blockring::data_path::polling::Polling;
 use virtio_blk_driver::VirtioDevice;
 
 const HOLD: [&str; 2] = ["--hold-ms", "3600000"];
@@ -86,4 +92,35 @@ fn wait_ends_by_its_deadline_and_by_a_descriptor_and_its_read_stays_held() {
     let published = producer.debug_info().unwrap().producer;
     assert_eq!(published, end);
     assert!(end > Position::ZERO);
+}
+
+#[test]
+fn worker_that_polls_answers_a_held_read_whatever_changes_in_the_sector() {
+    let changes: [fn(&mut [u8]); 3] = [
+        |sector| sector[0] += 4,
+        |sector| sector[FLAG_AT] ^= 1,
+        // The text names the process that has the role.
+        |sector| sector[511] ^= 1,
+    ];
+    for change in changes {
+        let disk = Disk::new(Side::Producer);
+        let host = disk.outside()();
+        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+        let counters = Arc::clone(&disk.counters);
+        let running = Running::start(disk, 1, flusher, Polling::Always);
+        let read = || running.put(0, IDLE, 2, Payload::Read(512));
+        let told = read();
+        nix::unistd::write(running.kick(0), &1u64.to_ne_bytes()).unwrap();
+        eventually("the first read is answered", || running.status(told) == Some(0));
+        let place = read();
+        eventually("the second read is held", || counters.held.get() == 1);
+        // The worker looks at it many times.
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(running.status(place), None);
+        let mut sector = [0; 512];
+        host.read(2, &mut [IoSliceMut::new(&mut sector)]).unwrap();
+        change(&mut sector);
+        host.write(2, &[IoSlice::new(&sector)]).unwrap();
+        eventually("it is answered", || running.status(place) == Some(0));
+    }
 }

@@ -3,18 +3,15 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_test_support::executor_disk::{Disk, IDLE, open};
-use ring_test_support::process::{PATIENCE, eventually};
-use ring_test_support::worker_disk::{Direct, Payload, Place, Running};
+use ring_test_support::process::PATIENCE;
+use ring_test_support::worker_disk::{Direct, Payload, Place};
 use shared_block_ring::format::{FLAG_AT, PointerSector, Side};
-use shared_block_ring::{BlockDevice, Control, MappedDevice, Position, Producer};
-use std::io::{IoSlice, IoSliceMut};
+use shared_block_ring::{Control, MappedDevice, Position, Producer};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
 use vhost_device_blockring::data_path::flusher::Flusher;
-use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use vhost_device_blockring::data_path::worker::TurnEnd;
 
@@ -336,37 +333,6 @@ fn read_is_held_until_the_host_moves_or_any_queue_has_a_request() {
     suspend(host);
     direct.turn();
     assert_eq!(direct.status(again), OK, "the host has moved");
-}
-
-#[test]
-fn worker_that_polls_answers_a_held_read_whatever_changes_in_the_sector() {
-    let changes: [fn(&mut [u8]); 3] = [
-        |sector| sector[0] += 4,
-        |sector| sector[FLAG_AT] ^= 1,
-        // The text names the process that has the role.
-        |sector| sector[511] ^= 1,
-    ];
-    for change in changes {
-        let disk = Disk::new(Side::Producer);
-        let host = disk.outside()();
-        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
-        let counters = Arc::clone(&disk.counters);
-        let running = Running::start(disk, 1, flusher, Polling::Always);
-        let read = || running.put(0, IDLE, 2, Payload::Read(512));
-        let told = read();
-        nix::unistd::write(running.kick(0), &1u64.to_ne_bytes()).unwrap();
-        eventually("the first read is answered", || running.status(told) == OK);
-        let place = read();
-        eventually("the second read is held", || counters.held.get() == 1);
-        // The worker looks at it many times.
-        std::thread::sleep(Duration::from_millis(5));
-        assert_eq!(running.status(place), None);
-        let mut sector = [0; 512];
-        host.read(2, &mut [IoSliceMut::new(&mut sector)]).unwrap();
-        change(&mut sector);
-        host.write(2, &[IoSlice::new(&sector)]).unwrap();
-        eventually("it is answered", || running.status(place) == OK);
-    }
 }
 
 /// Other queues' requests end a held read, but not before the writes in front of it are durable.
