@@ -23,7 +23,7 @@ esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
-packages=(ring-os shared-block-ring virtio-blk-driver ring-program ring-metrics blockring vhost-device-blockring)
+packages=(ring-os shared-block-ring virtio-blk-driver ring-address ring-program ring-metrics blockring vhost-device-blockring)
 selected=()
 for package in "${packages[@]}"; do selected+=(--package "$package"); done
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")

@@ -62,7 +62,7 @@ build_tests() {
 }
 
 # Packages whose tests have a suite below. A folder that is missing here would be run by nobody.
-packages=("$root" "$root/bench" "$root/cli" "$root/metrics" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
+packages=("$root" "$root/address" "$root/bench" "$root/cli" "$root/metrics" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
     "$root/vhost" "$root/virtio")
 
 expect_a_suite_for_each_package() {
@@ -254,7 +254,7 @@ finish() {
 if ((quick)); then
     scripts/setup.sh --guests
     build_tests
-    suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/cli" "$root/metrics" "$root/program" "$root/vhost"
+    suite quick 15 test_programs 3 "$root" "$root/os" "$root/virtio" "$root/address" "$root/cli" "$root/metrics" "$root/program" "$root/vhost"
     finish
     exit
 fi
@@ -281,7 +281,7 @@ start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
-    "$root/metrics" "$root/virtio" "$root/test-support"
+    "$root/metrics" "$root/virtio" "$root/address" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.

@@ -133,6 +133,25 @@ impl Error {
         matches!(self, Self::Retry | Self::Suspended)
     }
 
+    /// Returns the error's name, which is the same in every language that has the library: its words
+    /// can change, and its name does not.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Suspended => "suspended",
+            Self::Detached => "detached",
+            Self::Failed => "failed",
+            Self::Superseded { .. } => "superseded",
+            Self::TooLarge { .. } => "too_large",
+            Self::InvalidAdvance { .. } => "invalid_advance",
+            Self::InvalidStart { .. } => "invalid_start",
+            Self::Undecodable { .. } => "undecodable",
+            Self::RoleTaken { .. } => "role_taken",
+            Self::Format(_) => "format",
+            Self::Device(_) => "device",
+        }
+    }
+
     pub(crate) fn is_superseded(&self) -> bool {
         matches!(self, Self::Superseded { .. })
     }

@@ -74,7 +74,8 @@
 //!
 //! No call waits for the other side: an empty ring, and a full one, answer [`Error::Retry`] at
 //! once. A [`Wait`](wait::Wait) waits in between, in the best way that the device has, and ends
-//! early for a timeout or a descriptor that becomes readable.
+//! early for a timeout or a descriptor that becomes readable. A [`Readiness`](wait::Readiness) is the
+//! same wait as a descriptor, for a program that has an event loop.
 //!
 //! ```
 //! use shared_block_ring::Error;

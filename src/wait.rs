@@ -4,6 +4,9 @@
 //! in one held read if the device has them; and polls otherwise, with growing pauses. A descriptor
 //! that becomes readable ends it.
 
+mod readiness;
+
+pub use self::readiness::Readiness;
 use crate::device::{DeviceError, HeldReadOutcome, Lookout, Operation, RingDevice};
 use crate::format::Side;
 use ring_os::LONGEST_PAUSE;

@@ -1,11 +1,11 @@
 //! The address of a ring on the command line, and how it is opened.
 
 use super::failure::{Failure, Outcome};
+use ring_address::Options;
+pub use ring_address::{Address as Named, AnyDevice as Device};
 use ring_program::Stop;
 use ring_program::standard::Standard;
-use shared_block_ring::device::{
-    DeviceError, LockRange, Operation, RangeLock, find_by_serial, holder, shown,
-};
+use shared_block_ring::device::{DeviceError, LockRange, RangeLock, holder, shown};
 use shared_block_ring::format::{SectorSize, Side};
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::Limits;
@@ -16,13 +16,10 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::ErrorKind;
 use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
-use virtio_blk_driver::VirtioDevice;
-use virtio_blk_driver::pci::ParsePciAddressError;
 
 /// Help of ADDRESS for a command that takes only files and block devices of this machine's kernel.
 pub const KERNEL_ONLY: &str = "Path of a file or block device, or serial:NAME";
@@ -42,9 +39,6 @@ pub struct Address {
 /// Longest wait for the answer of a backend where the command has no `--timeout`. A backend answers
 /// within milliseconds.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-
-/// Any device that an address can name.
-pub type Device = Box<dyn RingDevice + Send>;
 
 impl Address {
     /// Makes the address that a configuration has in the place of a command line.
@@ -107,50 +101,51 @@ impl Address {
         let interrupts: Vec<_> = bounds.iter().map(|(stop, _)| stop.fd()).collect();
         let patience = bounds.map_or(PATIENCE, |(_, timeout)| timeout);
         let limits = Limits::within(patience).or_on(&interrupts);
-        if let Some(socket) = self.socket() {
-            let device = UnixDevice::connect_within(socket, role, &limits)?;
-            // SAFETY: whoever names the socket vouches for the backend behind it and for the
-            // permissions of its ring's file: the manual asks for both (docs/security.md, "Reading
-            // in place"). This program changes the ring by this device alone: it refuses to use the
-            // ring's file as input or output, and opens no ring twice.
-            return Ok(Box::new(unsafe { device.lend_in_place() }));
-        }
-        let Some(disk) = driven(&self.address) else {
+        let named = self.named();
+        if let Named::Path(_) | Named::Serial(_) = named {
             // Whoever only looks at a ring, or mends it, has misspelt its name.
             let remedy = match role {
                 Role::Control => IS_IT_RIGHT.to_owned(),
                 Role::Producer | Role::Consumer => self.how_to_make(),
             };
             return Ok(Box::new(self.open_as(options, &remedy)?));
-        };
-        let device = disk.open(self.sector_size, &limits)?;
-        Ok(Box::new(match bounds {
-            Some((stop, _)) => {
-                let stop = stop.fd().try_clone_to_owned();
-                device.stop_on(stop.map_err(Failure::io("cannot duplicate a descriptor"))?)
-            }
-            None => device,
-        }))
+        }
+        let mut options = driven_options(role, self.sector_size);
+        if let Some((stop, _)) = bounds {
+            let stop = stop.fd().try_clone_to_owned();
+            options = options.stop_on(stop.map_err(Failure::io("cannot duplicate a descriptor"))?);
+        }
+        // SAFETY: whoever names the socket vouches for the backend behind it and for the
+        // permissions of its ring's file: the manual asks for both (docs/security.md, "Reading in
+        // place"). This program changes the ring by this device alone: it refuses to use the ring's
+        // file as input or output, and opens no ring twice.
+        let options = unsafe { options.lend_in_place() };
+        Ok(named.open(options, &limits)?)
+    }
+
+    /// Returns what the address names.
+    fn named(&self) -> Named {
+        Named::from(self.address.as_path())
     }
 
     /// Returns whether a backend serves the ring, or may serve it.
     pub fn is_served(&self) -> bool {
-        self.socket().is_some() || driven(&self.address).is_some()
+        !matches!(self.named(), Named::Path(_) | Named::Serial(_))
     }
 
     /// Returns the socket of the backend that hands the ring over, if the address names one.
-    pub fn socket(&self) -> Option<&Path> {
-        strip(self.as_os_str(), SOCKET).map(Path::new)
+    pub fn socket(&self) -> Option<PathBuf> {
+        if let Named::Unix(socket) = self.named() { Some(socket) } else { None }
     }
 
     pub fn connect(&self, role: Role) -> Result<UnixDevice, Failure> {
-        let socket = self.socket().unwrap_or(Path::new(""));
+        let socket = self.socket().unwrap_or_default();
         self.not_the_output(UnixDevice::connect(socket, role)?)
     }
 
     /// Connects without a role, and waits no longer than this for the backend's answer.
     pub fn connect_within(&self, patience: Duration) -> Result<UnixDevice, Failure> {
-        let socket = self.socket().unwrap_or(Path::new(""));
+        let socket = self.socket().unwrap_or_default();
         let limits = Limits::within(patience);
         self.not_the_output(UnixDevice::connect_within(socket, Role::Control, &limits)?)
     }
@@ -179,7 +174,7 @@ impl Address {
     }
 
     fn open_as(&self, options: OpenOptions, remedy: &str) -> Result<FileDevice, Failure> {
-        let path = by_serial(self.as_os_str())?.unwrap_or_else(|| self.address.clone());
+        let path = self.named().find()?.unwrap_or_else(|| self.address.clone());
         // Before it is opened: with --json a report that it is no ring would be written into it,
         // too.
         if is_output(&path) {
@@ -201,9 +196,7 @@ impl Address {
 
     /// Returns the path of the ring if the address is a path.
     pub fn path(&self) -> Option<&Path> {
-        let other = [SOCKET, SERIAL, FRONT_END, FUNCTION];
-        let other = other.iter().any(|prefix| strip(self.as_os_str(), prefix).is_some());
-        (!other).then_some(self.address.as_path())
+        matches!(self.named(), Named::Path(_)).then_some(self.address.as_path())
     }
 
     /// Returns the address as messages show it.
@@ -239,26 +232,6 @@ fn is_output(path: &Path) -> bool {
     there.is_file() && (output.dev(), output.ino()) == (there.dev(), there.ino())
 }
 
-/// Prefix of the address of a ring by the consumer socket of its backend.
-pub const SOCKET: &str = "unix:";
-
-/// Prefix of the address of a ring by the serial number of its disk.
-pub const SERIAL: &str = "serial:";
-
-/// Returns what follows `prefix` in an address; it may have any bytes.
-pub fn strip<'a>(address: &'a OsStr, prefix: &str) -> Option<&'a OsStr> {
-    address.as_bytes().strip_prefix(prefix.as_bytes()).map(OsStr::from_bytes)
-}
-
-/// Returns the node of the disk that an address names by its serial number.
-pub fn by_serial(address: &OsStr) -> Result<Option<PathBuf>, Failure> {
-    let Some(serial) = strip(address, SERIAL) else { return Ok(None) };
-    // A disk is found by a serial number that is text; another one is reported as not found.
-    let found = find_by_serial(&serial.to_string_lossy())
-        .map_err(|source| Error::from(DeviceError::new(shown(address), Operation::Open, source)))?;
-    Ok(Some(found))
-}
-
 /// Returns the failure for a path that does not exist. `remedy` is how to make a ring there; it is
 /// replaced where the path leads elsewhere, or where only device nodes belong.
 pub fn missing(path: &Path, error: &DeviceError, remedy: &str) -> Failure {
@@ -281,49 +254,17 @@ pub fn missing(path: &Path, error: &DeviceError, remedy: &str) -> Failure {
     Failure::Missing(format!("{error} ({remedy})"))
 }
 
-/// Prefix of the address of a disk by the socket of its vhost-user backend.
-const FRONT_END: &str = "vhost-user:";
-
-/// Prefix of the address of a disk by its PCI address.
-const FUNCTION: &str = "pci:";
-
-/// A virtio disk that this process drives by itself, without the kernel.
-pub enum Driven<'a> {
-    /// The disk of the vhost-user backend that listens at this socket.
-    Socket(&'a Path),
-    /// The PCI device with this address.
-    Function(&'a OsStr),
-}
-
-/// Returns the disk that this process is to drive, if the address names one.
-pub fn driven(address: &Path) -> Option<Driven<'_>> {
-    let address = address.as_os_str();
-    if let Some(function) = strip(address, FUNCTION) {
-        return Some(Driven::Function(function));
-    }
-    Some(Driven::Socket(Path::new(strip(address, FRONT_END)?)))
-}
-
-impl Driven<'_> {
-    /// Opens the disk.
-    pub fn open(
-        self,
-        sector_size: Option<SectorSize>,
-        limits: &Limits<'_>,
-    ) -> Result<VirtioDevice, Failure> {
-        Ok(match self {
-            Self::Socket(path) => VirtioDevice::connect_within(path, sector_size, limits)?,
-            Self::Function(text) => {
-                let address = text.to_string_lossy().parse();
-                let address =
-                    address.map_err(|e: ParsePciAddressError| Failure::Refused(e.to_string()))?;
-                // SAFETY: the device is the machine's, and was taken from the kernel by root for a
-                // program like this one; docs/kernel-bypass.md says what that rests on. A lock
-                // keeps other processes of ours away.
-                unsafe { VirtioDevice::open(address, sector_size) }?
-            }
-        })
-    }
+/// Returns the options of a disk that this process drives by itself.
+pub fn driven_options(role: Role, sector_size: Option<SectorSize>) -> Options {
+    let options = Options::new(role);
+    let options = match sector_size {
+        Some(size) => options.sector_size(size),
+        None => options,
+    };
+    // SAFETY: the device is the machine's, and was taken from the kernel by root for a program like
+    // this one; docs/kernel-bypass.md says what that rests on. A lock keeps other processes of ours
+    // away.
+    unsafe { options.drive_pci() }
 }
 
 /// Takes the locks of both roles, so that no producer or consumer can attach. It fails while one is

@@ -1,15 +1,13 @@
 //! `blockring create`.
 
-use super::address::{
-    Device, PATIENCE, SERIAL, SOCKET, both_roles, by_serial, driven, missing, sector_size, strip,
-};
+use super::address::{Device, Named, PATIENCE, both_roles, driven_options, missing, sector_size};
 use super::failure::{Failure, Outcome};
 use ring_program::parse_size;
 use shared_block_ring::device::shown;
 use shared_block_ring::format::{MIN_SECTORS, SIGNATURE, SectorSize};
 use shared_block_ring::wait::Limits;
 use shared_block_ring::{
-    BlockDevice, CreateOptions, Error, OpenOptions, create, first_used_byte, make_file,
+    BlockDevice, CreateOptions, Error, OpenOptions, Role, create, first_used_byte, make_file,
 };
 use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::fs::FileTypeExt;
@@ -46,7 +44,8 @@ pub struct Create {
 
 impl Create {
     pub fn run(self) -> Outcome {
-        if strip(self.path.as_os_str(), SOCKET).is_some() {
+        let named = Named::from(self.path.as_path());
+        if let Named::Unix(_) = named {
             let text = format!(
                 "{}: that ring is its backend's (--size of vhost-device-blockring makes one)",
                 shown(&self.path)
@@ -54,17 +53,14 @@ impl Create {
             return Err(Failure::Refused(text));
         }
         let made = match self.size {
-            Some(_)
-                if driven(&self.path).is_some()
-                    || strip(self.path.as_os_str(), SERIAL).is_some() =>
-            {
+            Some(_) if !matches!(named, Named::Path(_)) => {
                 let text = "such a disk has its size: leave out --size";
                 return Err(Failure::Refused(text.to_owned()));
             }
             Some(bytes) => self.make_file(bytes)?,
             None => false,
         };
-        let outcome = self.open().and_then(|device| self.fill(&device));
+        let outcome = self.open(&named).and_then(|device| self.fill(&device));
         if outcome.is_err() && made {
             // This command has made the file, and it holds no ring.
             let _ = std::fs::remove_file(&self.path);
@@ -72,11 +68,12 @@ impl Create {
         outcome
     }
 
-    fn open(&self) -> Result<Device, Failure> {
-        if let Some(disk) = driven(&self.path) {
-            return Ok(Box::new(disk.open(self.sector_size, &Limits::within(PATIENCE))?));
+    fn open(&self, named: &Named) -> Result<Device, Failure> {
+        if named.is_driven() {
+            let options = driven_options(Role::Control, self.sector_size);
+            return Ok(named.open(options, &Limits::within(PATIENCE))?);
         }
-        let path = by_serial(self.path.as_os_str())?.unwrap_or_else(|| self.path.clone());
+        let path = named.find()?.unwrap_or_else(|| self.path.clone());
         // Also with --force: a mounted file system would be destroyed under its users.
         let mut options = OpenOptions::default().exclusive(true);
         if let Some(size) = self.sector_size {

@@ -32,8 +32,8 @@ impl Folders {
     /// called before the patterns are looked up, so that nothing is missed in between. Folders that
     /// are watched already stay so, and those that no pattern looks into any more cost a look.
     pub fn watch(&self, sources: &[RingSource]) {
-        for (_, path) in sources.iter().filter_map(RingSource::pattern) {
-            for folder in folders(path) {
+        for pattern in sources.iter().filter_map(RingSource::pattern) {
+            for folder in pattern.path().map(folders).unwrap_or_default() {
                 // Gone since, not readable, or too many: the pattern is looked up now and then in
                 // any case.
                 if let Err(e) = self.inotify.add_watch(&folder, NEWS) {

@@ -1,10 +1,10 @@
 //! The rings that a configuration stands for now, by name.
 
-use super::super::address::{Address, SERIAL, SOCKET, driven, strip};
+use super::super::address::{Address, Named};
 use super::settings::{RingSource, verify_name};
 use shared_block_ring::device::shown;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// A ring to forward.
@@ -54,11 +54,9 @@ pub fn find(sources: &[RingSource], remedies: Remedies) -> Found {
         }
     }
     for source in patterns {
-        let Some((prefix, path)) = source.pattern() else { continue };
-        for path in matches(path) {
-            let mut address = OsString::from(prefix);
-            address.push(path);
-            if let Err(e) = found.add(None, Path::new(&address), source.sector_size, remedies) {
+        let Some(pattern) = source.pattern() else { continue };
+        for address in matches(&pattern) {
+            if let Err(e) = found.add(None, &address, source.sector_size, remedies) {
                 found.odd.push(e);
             }
         }
@@ -66,11 +64,12 @@ pub fn find(sources: &[RingSource], remedies: Remedies) -> Found {
     found
 }
 
-/// Returns the paths that a pattern matches, in order.
-pub fn matches(pattern: &Path) -> Vec<PathBuf> {
+/// Returns the addresses that a pattern matches, in order.
+pub fn matches(pattern: &Named) -> impl Iterator<Item = PathBuf> {
     // Verified before; a folder that cannot be read has no matches.
-    let paths = pattern.to_str().and_then(|text| glob::glob(text).ok());
-    paths.into_iter().flatten().flatten().collect()
+    let paths = pattern.path().and_then(Path::to_str).and_then(|text| glob::glob(text).ok());
+    let named = if let Named::Unix(_) = pattern { Named::Unix } else { Named::Path };
+    paths.into_iter().flatten().flatten().map(move |path| named(path).to_os_string().into())
 }
 
 impl Found {
@@ -106,16 +105,12 @@ impl Found {
 /// Returns the name of a ring that none was configured for: the stem of its file or socket, or what
 /// its address has behind the prefix.
 fn name_of(address: &Path) -> Option<String> {
-    let address = address.as_os_str();
-    if let Some(serial) = strip(address, SERIAL) {
-        return serial.to_str().map(str::to_owned);
+    match Named::from(address) {
+        Named::Serial(text) | Named::Pci(text) => text.into_string().ok(),
+        Named::Path(path) | Named::Unix(path) | Named::VhostUser(path) => {
+            path.file_stem().and_then(OsStr::to_str).map(str::to_owned)
+        }
     }
-    if let Some(function) = strip(address, "pci:") {
-        return function.to_str().map(str::to_owned);
-    }
-    let path = [SOCKET, "vhost-user:"].iter().find_map(|prefix| strip(address, prefix));
-    let stem = Path::new(path.unwrap_or(address)).file_stem();
-    stem.and_then(OsStr::to_str).map(str::to_owned)
 }
 
 impl RingSpec {
@@ -127,13 +122,12 @@ impl RingSpec {
 
     /// Returns whether this process is the only one that can use the ring's disk.
     pub fn is_driven(&self) -> bool {
-        driven(&self.address).is_some()
+        Named::from(self.address.as_path()).is_driven()
     }
 
     /// Returns whether the ring was got from a backend at a socket that is there no more.
     pub fn is_socket_gone(&self) -> bool {
-        let socket = strip(self.address.as_os_str(), SOCKET);
-        socket.is_some_and(|path| !Path::new(path).exists())
+        matches!(Named::from(self.address.as_path()), Named::Unix(path) if !path.exists())
     }
 
     /// Returns the address as messages show it.

@@ -1,6 +1,6 @@
 //! What a forwarder is to do: from the command line, or from a file.
 
-use super::super::address::{SERIAL, SOCKET, driven, strip};
+use super::super::address::Named;
 use super::super::failure::Failure;
 use super::super::framing::{Framing, OnSeparator};
 use super::foreign;
@@ -118,8 +118,8 @@ impl RingSource {
     /// Reads an address, and verifies a pattern.
     pub fn new(address: &OsStr) -> Result<Self, String> {
         let source = Self { address: address.into(), name: None, sector_size: None };
-        if let Some((_, path)) = source.pattern() {
-            let text = path.to_str().ok_or("a pattern has to be UTF-8")?;
+        if let Some(pattern) = source.pattern() {
+            let text = pattern.path().and_then(Path::to_str).ok_or("a pattern has to be UTF-8")?;
             Pattern::new(text).map_err(|e| format!("not a pattern: {e}"))?;
         }
         if address.is_empty() {
@@ -128,17 +128,12 @@ impl RingSource {
         Ok(source)
     }
 
-    /// Returns the prefix and the path, if that is a pattern and no file has that very name.
-    pub fn pattern(&self) -> Option<(&'static str, &Path)> {
-        let address = self.address.as_os_str();
-        let (prefix, path) = match strip(address, SOCKET) {
-            Some(path) => (SOCKET, path),
-            None => ("", address),
-        };
-        let is_path = prefix == SOCKET
-            || (strip(address, SERIAL).is_none() && driven(&self.address).is_none());
-        let wild = path.as_bytes().iter().any(|byte| WILD.contains(byte));
-        (is_path && wild && !Path::new(path).exists()).then_some((prefix, Path::new(path)))
+    /// Returns what the address names, if its path is a pattern and no file has that very name.
+    pub fn pattern(&self) -> Option<Named> {
+        let named = Named::from(self.address.as_path());
+        let (Named::Path(path) | Named::Unix(path)) = &named else { return None };
+        let wild = path.as_os_str().as_bytes().iter().any(|byte| WILD.contains(byte));
+        (wild && !path.exists()).then_some(named)
     }
 
     /// Returns the sector size, which was verified.

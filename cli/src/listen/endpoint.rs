@@ -1,6 +1,5 @@
 //! The sockets of `--listen`.
 
-use crate::address::strip;
 use crate::failure::Failure;
 use crate::passed::PassedSocket;
 use nix::errno::Errno;
@@ -15,6 +14,7 @@ use std::fmt;
 use std::io::{self, IoSliceMut};
 use std::net::Shutdown;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -55,7 +55,10 @@ impl Endpoint {
             return Ok(Self::Passed);
         }
         let prefixes = [(DATAGRAMS, Kind::Datagrams), (STREAMS, Kind::Streams)];
-        let found = prefixes.iter().find_map(|(prefix, kind)| Some((*kind, strip(text, prefix)?)));
+        let found = prefixes.iter().find_map(|(prefix, kind)| {
+            let path = text.as_bytes().strip_prefix(prefix.as_bytes())?;
+            Some((*kind, OsStr::from_bytes(path)))
+        });
         match found {
             Some((kind, path)) if !path.is_empty() => {
                 Ok(Self::Path(kind, OsString::from(path).into()))

@@ -77,15 +77,11 @@ impl Watch {
     fn look(&mut self, closely: Option<&PathBuf>) {
         let mut there = BTreeSet::new();
         for source in &self.sources {
-            let Some((prefix, pattern)) = source.pattern() else {
+            let Some(pattern) = source.pattern() else {
                 there.insert(source.address.clone());
                 continue;
             };
-            for path in matches(pattern) {
-                let mut address = OsString::from(prefix);
-                address.push(path);
-                there.insert(address.into());
-            }
+            there.extend(matches(&pattern));
         }
         self.model.forget(&there, SystemTime::now());
         for address in there {
