@@ -9,7 +9,7 @@ usage: scripts/test.sh [--quick | --long]
 Installs and fetches what is missing (see scripts/setup.sh --help), builds tests and programs, and runs the suites
   programs     all test programs but those below, three at a time: every crash of short programs on a simulated disk,
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
-               and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver and metrics
+               and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver, metrics, and the C library
   examples     those in the documentation
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help);
@@ -62,8 +62,8 @@ build_tests() {
 }
 
 # Packages whose tests have a suite below. A folder that is missing here would be run by nobody.
-packages=("$root" "$root/address" "$root/bench" "$root/cli" "$root/metrics" "$root/os" "$root/program" "$root/qemu-tests" "$root/sim" "$root/test-support"
-    "$root/vhost" "$root/virtio")
+packages=("$root" "$root/address" "$root/bench" "$root/capi" "$root/cli" "$root/metrics" "$root/os" "$root/program" "$root/qemu-tests"
+    "$root/sim" "$root/test-support" "$root/vhost" "$root/virtio")
 
 expect_a_suite_for_each_package() {
     local folder missing
@@ -281,7 +281,7 @@ start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
-    "$root/metrics" "$root/virtio" "$root/address" "$root/test-support"
+    "$root/metrics" "$root/virtio" "$root/address" "$root/capi" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
