@@ -14,7 +14,8 @@ usage: scripts/setup.sh [--guests | --image-only]
   3. Fetches a newer QEMU for the tests, which run guests in both: see scripts/fetch-qemu.sh --help.
   4. Fetches NATS servers for the tests of `blockring forward` (scripts/fetch-nats.sh --help).
   5. Fetches promtool for the tests of metrics and alert rules (scripts/fetch-promtool.sh --help).
-  6. Makes a bare Debian system for the tests of the packages, as root (scripts/test-packages.sh --help).
+  6. Fetches the tools that build and test the package of Python (scripts/fetch-python.sh --help).
+  7. Makes a bare Debian system for the tests of the packages, as root (scripts/test-packages.sh --help).
 
   --guests       only what boots guests: the first two parts
   --image-only   only the second part
@@ -96,6 +97,8 @@ missing_packages() {
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3
+    # The package of Python is tested in an environment of its own.
+    { have python3 && python3 -c 'import ensurepip, venv' 2>/dev/null; } || echo python3-venv
     [ -e /etc/ssl/certs/ca-certificates.crt ] || echo ca-certificates
 }
 
@@ -190,6 +193,7 @@ if [ "$others" = yes ]; then
     scripts/fetch-qemu.sh
     scripts/fetch-nats.sh
     scripts/fetch-promtool.sh
+    scripts/fetch-python.sh
     # Status 3: not root, who alone can make one; the suite is not run then.
     scripts/test-packages.sh --prepare || [ $? = 3 ]
 fi

@@ -18,6 +18,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
   fuzz         each fuzz target for 20 s, one on each processor (see scripts/fuzz.sh --help)
   packages     Debian packages, made, installed, upgraded and purged in a system of their own (see scripts/test-packages.sh --help);
                its line says so where it was not run for lack of root
+  python       the package of Python, in a bare virtual environment, and programs in several languages on one ring (scripts/test-python.sh --help)
   sanitize     tests under Miri and ThreadSanitizer, with --long under AddressSanitizer, too (see scripts/sanitize.sh --help); where
                Miri cannot be had, its line says that it was not run, and nothing fails for that
 With --quick, while you edit: the tests of the packages that are no tool (all but sim, bench, qemu-tests and test-support), three at a time;
@@ -25,7 +26,7 @@ no guests, no exploration, no fuzzing. A few minutes, of which the build takes w
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
 
-The suites packages and sanitize run beside the others, in the time that their waiting tests leave, and so are sanitize and fuzz built. Builds have no
+The suites packages and sanitize run beside the others, in the time that their waiting tests leave, and so are python, sanitize and fuzz built. Builds have no
 budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails
 keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
 processor, and which of its test programs failed. Fails if one of them failed.
@@ -82,6 +83,7 @@ build_programs() {
 work_beside() {
     # Only what tests leave: a processor that a test wants is the test's at once.
     renice -n 19 -p "$BASHPID" >/dev/null
+    suite_beside "build of python" 0 scripts/test-python.sh --build
     suite_beside "build of fuzz" 0 scripts/fuzz.sh --build
     suite_beside "build of sanitize" 0 build_sanitized
     suite_beside packages 10 scripts/test-packages.sh
@@ -292,5 +294,6 @@ else
     suite crashes 10 scripts/crash-campaign.sh --short
 fi
 finish_beside
+suite python 5 scripts/test-python.sh --built
 suite fuzz 7 scripts/fuzz.sh --each 20
 finish

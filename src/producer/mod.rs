@@ -1,5 +1,6 @@
 //! The producer.
 
+mod at_once;
 mod looks;
 mod reservation;
 mod writes;
@@ -8,9 +9,7 @@ pub use reservation::Reservation;
 
 use crate::device::{AlignedBuf, RingDevice};
 use crate::error::{Error, Result};
-use crate::format::{
-    FormatError, Geometry, HEADER_BYTES, PointerSector, Position, Side, framed_len,
-};
+use crate::format::{FormatError, Geometry, HEADER_BYTES, PointerSector, Position, Side};
 use crate::handle::{DebugInfo, Durability, Handle, State};
 use crate::item::Encode;
 use crate::rules::{Fit, Mark, batch_len, fit, fitting};
@@ -250,37 +249,6 @@ impl<D: RingDevice> Producer<D> {
         // If not even the first fits, its error is the answer.
         let fits = fits.max(1).min(items.len());
         self.push_all(&encoded[..fits], &lengths[..fits]).map(|end| (fits, end))
-    }
-
-    /// Stages items as they are encoded, without a look at the ring or a write. If not all of them
-    /// fit that way, none is staged.
-    fn push_at_once<T: Encode>(&mut self, items: &[T]) -> Option<Position> {
-        let capacity = self.handle.geometry.capacity().get();
-        let used = self.pushed.position.since(self.consumer.position)?;
-        if items.is_empty() || self.consumer.flag {
-            return None;
-        }
-        let room = capacity.checked_sub(used)?.min(self.stage.room());
-        let from = self.stage.end();
-        let mut bytes = 0;
-        for item in items {
-            let payload = item.encode();
-            let fits = |framed: &u64| bytes + framed <= room;
-            let length = u32::try_from(payload.len()).ok();
-            let framed = length.map(framed_len).filter(fits);
-            let (Some(length), Some(framed)) = (length, framed) else {
-                self.stage.forget(from);
-                return None;
-            };
-            self.stage.put(&payload, length);
-            bytes += framed;
-        }
-        let end = self.pushed.position.checked_add(bytes);
-        match end {
-            Some(end) => self.staged(from, items.len(), end),
-            None => self.stage.forget(from),
-        }
-        end
     }
 
     /// Stages all of the payloads, after a look at the ring if that is needed.
