@@ -114,7 +114,8 @@ expect_nothing_to_build() {
     said=$({
         scripts/build.sh
         scripts/build.sh --bench instructions
-        cargo build --locked --workspace --profile test --bin blockring --bin vhost-device-blockring --example transfer --example collector
+        cargo build --locked --workspace --profile test --bin blockring --bin vhost-device-blockring --example transfer --example collector \
+            --example async_shipper --example async_collector --example scenario
         cargo test --locked --workspace --no-run
     } 2>&1)
     if grep -q '^ *Compiling' <<<"$said"; then

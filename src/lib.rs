@@ -161,6 +161,7 @@
 //!
 //! - [`device`]: the devices, and how to write one;
 //! - [`ConsumerSet`]: any number of consumers in one wait;
+//! - `stream`, with the feature `tokio`: both ends as `Stream` and `Sink` in asynchronous programs;
 //! - [`Journal`]: both ends in one process, a write-ahead log whose entries are performed at least
 //!   once;
 //! - [`check()`], [`Repair`]: for a ring that may be damaged;
@@ -193,6 +194,8 @@ mod repair;
 pub mod rules;
 mod sector0;
 mod stage;
+#[cfg(feature = "tokio")]
+pub mod stream;
 // Everything that lies in a ring, for the inspection, health and live view of `blockring`.
 #[doc(hidden)]
 pub mod survey;
