@@ -75,6 +75,7 @@ stage() {
     install -D -m 644 -t "$stage/docs" docs/*.md docs/*.svg
     install -D -m 644 -t "$stage/examples" examples/*.rs packaging/etc/*.toml contrib/prometheus/alerts.yml contrib/grafana/blockring.json
     install -D -t "$stage/examples" examples/*.sh
+    install -D -m 644 -t "$stage/examples/c" examples/c/*.c
     python3 packaging/third-party.py >"$stage/third-party.txt"
 }
 

@@ -94,6 +94,8 @@ missing_packages() {
     # Commands of the documents use the first, and are run in a network of their own, which the other sets up.
     have socat || echo socat
     have ip || echo iproute2
+    # Programs are compiled with the C library as its documentation says.
+    have pkg-config || echo pkg-config
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3

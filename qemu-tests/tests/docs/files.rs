@@ -1,6 +1,7 @@
 //! Configuration files: where a reader saves them, and which program reads them.
 
 use crate::page::Block;
+use qemu_tests::binaries;
 use std::path::Path;
 
 /// Returns where a file goes of which no note says that: a unit of systemd where its first line
@@ -46,6 +47,11 @@ pub fn check(place: &str, kind: &str, path: &Path, text: &str) -> Option<String>
             None
         }
         "sh" => Some(format!("bash -n {file}")),
+        "c" => {
+            let headers = binaries::workspace().join("capi/include");
+            let compile = "cc -std=c11 -Wall -Wextra -Werror -fsyntax-only";
+            Some(format!("{compile} -I {} {file}", headers.display()))
+        }
         "text" => None,
         _ => panic!("{place}: no program is known that reads this kind of file"),
     }
