@@ -11,6 +11,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
                and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver, metrics, and the C library
   examples     those in the documentation
+  go           the module in Go (see scripts/test-go.sh --help); its line says so where there is no Go
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help);
                the commands and configuration files of the documents
@@ -215,6 +216,7 @@ verdict() { # NAME STATUS
             case $1 in
                 sanitize) echo "not run: no Miri here" ;;
                 packages) echo "not run: not root" ;;
+                go) echo "not run: no Go here" ;;
                 *) echo FAILED ;;
             esac
             ;;
@@ -286,6 +288,7 @@ start_beside
 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/metrics" "$root/virtio" "$root/address" "$root/capi" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
+suite go 5 scripts/test-go.sh
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 30 single_tests "$root/qemu-tests" 2

@@ -44,10 +44,10 @@ impl Home {
     }
 
     /// Runs a block of the page in the user's folder.
-    fn block(&self, words: &str) {
+    fn block(&self, commands: &str) {
         let examples = here("../examples");
         let link = format!("cd \"$HOME\" && ln -sfn '{}' examples", examples.display());
-        self.shell(&format!("{link}\n{}", documented("docs/c.md", words)));
+        self.shell(&format!("{link}\n{commands}"));
     }
 
     fn start(&self, program: &str, address: &str) -> Child {
@@ -72,8 +72,8 @@ fn first_program_says_hello() {
 #[test]
 fn shipper_and_collector_carry_lines() {
     let home = Home::new();
-    home.block("-o collector");
-    home.block("-o shipper-static");
+    home.block(&documented("docs/c.md", "-o collector"));
+    home.block(&documented("docs/c.md", "-o shipper-static"));
     let ring = home.path("ring");
     shared_block_ring::make_file(&ring, 1 << 16).unwrap();
     let device = shared_block_ring::OpenOptions::default().open(&ring).unwrap();

@@ -1,0 +1,3 @@
+module blockring
+
+go 1.19
