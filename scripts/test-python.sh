@@ -8,10 +8,10 @@ usage: scripts/test-python.sh [--build | --built | --wheel | --python PROGRAM] [
 
 Builds the wheel of the package blockring, installs it in a bare virtual environment, and runs its tests there: pytest, mypy --strict
 on all that uses the package, and a comparison of the package with what it tells type checkers. The tests mix programs in Rust, C and
-Python on one ring: those of the environment (BLOCKRING_SCENARIO_RUST, BLOCKRING_SCENARIO_C), or those that are built already.
+Python on one ring.
 
-  --build            builds what the tests need, and runs none
-  --built            runs the tests, and builds nothing
+  --build            builds the wheel for the tests, and runs none
+  --built            runs the tests, and builds nothing: scripts/test.sh has built the rest
   --wheel            builds the wheel for users, optimised, and prints its path
   --python PROGRAM   runs the tests with another interpreter, such as python3.9 or python3.13, for which it fetches pytest
 
@@ -37,8 +37,9 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 tools=$target/python-tools
 wheels=$target/python/wheels/$profile
-# The programs that the tests mix with Python's.
+# Built by cargo's tests, in their profile.
 rust=$target/debug/examples/scenario
+library() { find "$target/debug/deps" -name 'libblockring*.a' -printf '%T@ %p\n' | sort -n | sed -n '$s/^[^ ]* //p'; }
 
 if [ "$build" = yes ]; then
     scripts/fetch-python.sh
@@ -47,6 +48,9 @@ if [ "$build" = yes ]; then
     rm -f "$wheels"/*.whl
     CARGO_TARGET_DIR=$target/python "$tools/bin/maturin" build --quiet --locked --manifest-path python/Cargo.toml \
         --profile "$profile" --interpreter python3 --out "$wheels" >&2
+fi
+if [ "$build$tests" = yesyes ]; then
+    cargo build --quiet --locked --profile test --package libblockring --package shared-block-ring --lib --example scenario
 fi
 wheel=("$wheels"/*.whl)
 [ -e "${wheel[0]}" ] || { echo "test-python.sh: there is no wheel: run it without --built" >&2; exit 1; }
@@ -58,7 +62,9 @@ fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-python.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-[ -n "${BLOCKRING_SCENARIO_RUST:-}" ] || [ ! -x "$rust" ] || export BLOCKRING_SCENARIO_RUST=$rust
+export BLOCKRING_SCENARIO_RUST=$rust BLOCKRING_SCENARIO_C=$work/scenario
+capi/link.sh "$(library)" "$work"
+cc -std=c11 -D_GNU_SOURCE -O1 -static -I capi/include capi/tests/scenario.c -o "$BLOCKRING_SCENARIO_C" -L "$work" -lblockring -lpthread
 
 "$python" -m venv "$work/bare"
 "$work/bare/bin/pip" install -q --no-index "${wheel[0]}"
