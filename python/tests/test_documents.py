@@ -19,9 +19,7 @@ def documented(page: str, words: str) -> str:
 
 def run(block: str) -> str:
     """Runs a block as a program of its own, and returns what it prints."""
-    command = [sys.executable, "-P", "-W", "error", "-c", block]
-    if sys.version_info < (3, 11):
-        command.remove("-P")
+    command = [sys.executable, "-W", "error", "-c", block]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=60).stdout.decode()
 
 

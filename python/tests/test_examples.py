@@ -59,6 +59,13 @@ def test_interrupted_collector_leaves_the_rest(ring: str, tmp_path: pathlib.Path
     assert collector.wait(30) == 130
 
 
+def test_measurement_works(ring: str) -> None:
+    program = pathlib.Path(__file__).parents[1] / "bench" / "items.py"
+    for way in ("batch", "each"):
+        command = [sys.executable, str(program), way, ring, "10"]
+        assert int(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout) > 0
+
+
 def test_mistakes_end_with_a_message(tmp_path: pathlib.Path) -> None:
     for name, arguments, code, words in [
         ("shipper.py", [], 2, b"usage: shipper.py"),

@@ -221,7 +221,7 @@ def test_child_that_ends_as_a_program_leaves_the_roles(ring: str) -> None:
         except blockring.RoleTaken:
             print("still held")
     """
-    said = subprocess.run([sys.executable, "-P", "-c", program, ring], stdout=subprocess.PIPE, check=True)
+    said = subprocess.run([sys.executable, "-c", program, ring], stdout=subprocess.PIPE, check=True)
     assert said.stdout == b"still held\n"
 
 
