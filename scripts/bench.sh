@@ -17,6 +17,7 @@ Examples:
   scripts/bench.sh --reference --daemon-args "--poll always"
                                                        beside a bare loop, which shows what the machine can do
   scripts/bench.sh --measure guest                     what leaves a guest, against virtio-serial and a plain disk
+  scripts/bench.sh --measure languages                 the library from other languages, against Rust
   scripts/bench.sh --measure all --report docs         everything, into docs/performance.md
 TEXT
 }
@@ -36,4 +37,13 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
 scripts/setup.sh --guests
 release=$(scripts/build.sh --quiet --bin ring-bench --bin reference-loop)
-exec "$release/ring-bench" "$@"
+languages=()
+if [[ " $* " == *languages* ]]; then
+    programs=$(realpath -m "${CARGO_TARGET_DIR:-target}")/languages
+    scripts/install-c.sh --prefix "$programs" >/dev/null
+    # shellcheck disable=SC2046 # words
+    cc -O2 bench/languages/items.c $(PKG_CONFIG_PATH=$programs/lib/pkgconfig pkg-config --cflags --libs blockring) \
+        -Wl,-rpath,"$programs/lib" -o "$programs/items-c"
+    languages+=(--language "C:0.95=$programs/items-c")
+fi
+exec "$release/ring-bench" "${languages[@]}" "$@"

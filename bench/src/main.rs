@@ -18,6 +18,7 @@ mod forward;
 mod front;
 mod guest;
 mod items;
+mod languages;
 mod machine;
 mod plot;
 mod processes;
@@ -56,6 +57,8 @@ Examples:
   ring-bench --reference --daemon-args \"--poll always\"
                                                     beside a bare loop, which shows what the machine can do
   ring-bench --measure scrape                       what scrapes of metrics cost
+  ring-bench --measure languages --language C:0.95=./items
+                                                    items by a program in C; scripts/bench.sh brings its programs
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
 
 /// Measure requests through vhost-user against qemu-storage-daemon and the machine's limits
@@ -111,6 +114,10 @@ struct Arguments {
     /// Write tables into performance.md in this folder, between its markers, and plots beside it
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
+    /// A program in another language for --measure languages: NAME=COMMAND, or NAME:PART=COMMAND where
+    /// it is to reach that part of Rust's rate
+    #[arg(long, value_name = "LANGUAGE", value_parser = languages::parse)]
+    language: Vec<languages::Language>,
     /// Be the consumer of a measurement: the other process
     #[arg(long, value_name = "SOCKET", hide = true)]
     consume: Option<PathBuf>,
@@ -140,6 +147,8 @@ enum What {
     Forward,
     /// Requests and items beside 100 scrapes of metrics a second. Not one of all
     Scrape,
+    /// Items by programs in other languages (--language), against Rust. Not one of all
+    Languages,
 }
 
 fn main() -> ExitCode {
@@ -190,6 +199,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.wants(What::Scrape) {
         scrape::all(&arguments.plan()?, dir.path())?;
     }
+    if arguments.wants(What::Languages) {
+        languages::all(&arguments.language, dir.path(), arguments.rounds())?;
+    }
     let outcomes = if arguments.wants(What::Requests) {
         requests(arguments, &rows, dir.path())?
     } else {
@@ -218,7 +230,7 @@ impl Arguments {
             return false;
         }
         let all = What::All;
-        let of_all = !matches!(what, What::Forward | What::Scrape);
+        let of_all = !matches!(what, What::Forward | What::Scrape | What::Languages);
         let is_so = |wanted: &What| *wanted == what || *wanted == all && of_all;
         self.measure.iter().any(is_so)
     }

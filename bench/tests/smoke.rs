@@ -145,3 +145,21 @@ fn bench_names_what_it_cannot_measure() {
     let (text, ended_well) = bench(dir.path(), &arguments);
     assert!(!ended_well && text.contains("--no-such-option"), "{text}");
 }
+
+#[test]
+fn languages_are_measured_beside_rust_in_turns() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("language");
+    let told = dir.path().join("told");
+    // It takes the place of a program that moves items.
+    let text = format!("#!/bin/sh\necho $2 >>{}\ntest -e $1 && echo 1000\n", told.display());
+    std::fs::write(&program, text).unwrap();
+    let language = format!("Shell:0.95=sh {}", program.display());
+    let arguments = ["--quick", "--measure", "languages", "--language", &language];
+    let (text, ended_well) = bench(dir.path(), &arguments);
+    assert!(ended_well, "{text}");
+    assert_eq!(std::fs::read_to_string(told).unwrap(), "20\n");
+    assert!(text.lines().any(|line| line.starts_with("Rust ")), "{text}");
+    let line = text.lines().find(|line| line.starts_with("Shell ")).unwrap();
+    assert!(line.contains(" 1.0 k ") && line.ends_with("95%: NO"), "{text}");
+}
