@@ -52,6 +52,7 @@ pub fn check(place: &str, kind: &str, path: &Path, text: &str) -> Option<String>
             let compile = "cc -std=c11 -Wall -Wextra -Werror -fsyntax-only";
             Some(format!("{compile} -I {} {file}", headers.display()))
         }
+        "py" => Some(format!("python3 -c 'import ast; ast.parse(open(\"{file}\").read())'")),
         "text" => None,
         _ => panic!("{place}: no program is known that reads this kind of file"),
     }
