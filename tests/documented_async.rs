@@ -10,7 +10,9 @@ use shared_block_ring::{Consumer, OpenOptions, Producer, Role, UnixDevice};
 
 type Outcome = Result<(), Box<dyn std::error::Error>>;
 
-async fn handle(_bytes: &[u8]) {}
+fn handle(_bytes: &[u8]) -> std::future::Ready<()> {
+    std::future::ready(())
+}
 
 async fn collect() -> Outcome {
     let device = UnixDevice::connect("/run/blockring/web.out", Role::Consumer)?;
@@ -33,8 +35,8 @@ async fn ship() -> Outcome {
 
 #[test]
 fn lines_of_the_page_compile_and_its_crates_are_those_of_the_library() {
-    // They are for a backend and a disk that are not here.
-    let _compiled = (collect, ship);
+    // They are for a backend and a disk that are not here: nobody polls these.
+    drop((collect(), ship()));
     let manifest = std::fs::read_to_string("Cargo.toml").unwrap();
     let added = documented("docs/async-rust.md", "[dependencies]");
     for line in added.lines().filter(|line| line.contains(" = ")) {
