@@ -55,7 +55,7 @@ pub enum Error {
     /// position, and can be used; positions from before are no longer its own.
     #[error(
         "superseded: the ring's {side} is at {ring} and was not moved there by this process, as after the restore of an older snapshot; {} between {from} and {to} cannot be accounted for; what comes now starts at {ring}",
-        items.map_or_else(|| "items".to_owned(), |items| format!("{items} items"))
+        items.map_or_else(|| "items".to_owned(), |items| format!("{items} item{}", if items == 1 { "" } else { "s" }))
     )]
     Superseded {
         /// The side whose pointer was moved.

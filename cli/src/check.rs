@@ -3,6 +3,7 @@
 use super::address::Address;
 use super::failure::{Failure, Outcome};
 use super::output::{print, require_output};
+use ring_program::text::items;
 use serde::Serialize;
 use shared_block_ring::{Control, DebugInfo, check};
 
@@ -63,8 +64,12 @@ impl Check {
 
 impl Verdict {
     fn words(&self) -> String {
-        let mut lines =
-            vec![format!("sound: {} items, {} bytes of payload", self.items, self.bytes)];
+        let mut lines = vec![format!(
+            "sound: {} {}, {} bytes of payload",
+            self.items,
+            items(self.items),
+            self.bytes
+        )];
         if self.unchecked_bytes > 0 {
             lines.push(format!("without a checksum: {} bytes", self.unchecked_bytes));
         }

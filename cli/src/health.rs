@@ -2,12 +2,18 @@
 
 use super::address::{Address, PATIENCE, seconds, sector_size};
 use super::failure::{Failure, Outcome, without_name};
+use super::forward::rings::matches;
+use super::forward::settings::RingSource;
 use super::output::{print, require_output};
 use super::sample::{Oldest, Sample, age_in_words, refuse_driven};
+use clap::builder::{OsStringValueParser, TypedValueParser};
+use ring_program::text;
 use serde::Serialize;
 use shared_block_ring::Position;
+use shared_block_ring::device::shown;
 use shared_block_ring::format::SectorSize;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
@@ -33,17 +39,21 @@ or replaced. The exit code is 0 if all rings are healthy. If not, it is that of 
 a ring passes a limit, has a fault or cannot be opened, 3 if a backend does not answer, 5 if
 something is no ring or a damaged one.
 
+A path can be a pattern (*, ?, [...]; quoted, so that the shell leaves it alone). One that matches
+nothing stands for a ring that is not there.
+
 A ring tells when the last two batches were published. If its oldest item may be older than that,
 and the consumer has not moved for longer than --max-age, it is watched for up to a second: if it
 does not move, the ring is not healthy. So it is with a ring that tells no times (create --plain).
 
 Examples:
   blockring health --max-used 80 --max-age 60 --need-consumer unix:/run/vm1.out
+  blockring health 'unix:/run/blockring/*.out'
   blockring health --json ring.img other.img")]
 pub struct Health {
     /// The rings, as blockring --help has addresses, but none of vhost-user: and pci:
-    #[arg(value_name = "RING", required = true)]
-    rings: Vec<PathBuf>,
+    #[arg(value_name = "RING", required = true, value_parser = OsStringValueParser::new().try_map(|text: OsString| RingSource::new(&text)))]
+    rings: Vec<RingSource>,
     /// Sector size in bytes of rings in files, if they were not made with 512
     #[arg(long, value_name = "N", value_parser = sector_size)]
     sector_size: Option<SectorSize>,
@@ -112,8 +122,8 @@ struct Figures {
 impl Health {
     pub fn run(self, verdicts: &mut Verdicts) -> Outcome {
         require_output()?;
-        let addresses: Vec<_> =
-            self.rings.iter().map(|ring| Address::new(ring.clone(), self.sector_size)).collect();
+        let rings = self.rings.iter().flat_map(rings_of);
+        let addresses: Vec<_> = rings.map(|ring| Address::new(ring, self.sector_size)).collect();
         addresses.iter().try_for_each(refuse_driven)?;
         self.examine_all(&addresses, verdicts)?;
         let sick = verdicts.rings.iter().filter(|verdict| !verdict.healthy);
@@ -191,7 +201,7 @@ impl Health {
         sample: &Sample,
         look: &dyn Fn() -> Result<Sample, Failure>,
     ) -> Result<Vec<String>, Failure> {
-        let mut reasons: Vec<_> = sample.fault().map(str::to_owned).into_iter().collect();
+        let mut reasons: Vec<_> = sample.fault().map(shown).into_iter().collect();
         let used = sample.share() * 100.0;
         if let Some(most) = self.max_used.filter(|most| used > *most) {
             reasons.push(format!("{used:.1} % is used (at most {most} %)"));
@@ -217,6 +227,13 @@ impl Health {
         }
         Ok(reasons)
     }
+}
+
+/// Returns the addresses that a ring's argument stands for: at least one, so that none is healthy
+/// for not being there.
+fn rings_of(source: &RingSource) -> Vec<PathBuf> {
+    let found: Vec<_> = source.pattern().iter().flat_map(matches).collect();
+    if found.is_empty() { vec![source.address.clone()] } else { found }
 }
 
 /// The verdict on the age of the oldest item, after one look.
@@ -279,7 +296,9 @@ impl Figures {
                 (Some(age), format!(", the oldest at least {} old", age_in_words(age)))
             }
         };
-        let items = sample.items().map_or(String::new(), |items| format!(", {items} items"));
+        let items = sample
+            .items()
+            .map_or(String::new(), |count| format!(", {count} {}", text::items(count)));
         let suspended = match (sample.suspend, sample.suspended) {
             (_, true) => ", suspended",
             (true, false) => ", asked to suspend",

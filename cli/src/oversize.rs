@@ -3,6 +3,7 @@
 use super::failure::Failure;
 use super::output::say;
 use super::splitter::{Piece, Size};
+use ring_program::text::items;
 use std::time::{Duration, Instant};
 
 /// Bytes that are read of an item that is too large, to name its size. An item without an end must
@@ -54,12 +55,10 @@ impl TooLarge {
 
     /// Writes the counts to standard error, if there are any.
     pub fn say(self) {
-        let items = |count| if count == 1 { "1 item".to_owned() } else { format!("{count} items") };
-        if self.dropped > 0 {
-            say(format_args!("too large: {} dropped", items(self.dropped)));
-        }
-        if self.split > 0 {
-            say(format_args!("too large: {} split", items(self.split)));
+        for (count, fate) in [(self.dropped, "dropped"), (self.split, "split")] {
+            if count > 0 {
+                say(format_args!("too large: {count} {} {fate}", items(count)));
+            }
         }
     }
 }

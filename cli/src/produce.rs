@@ -11,6 +11,7 @@ use super::oversize::OnTooLarge;
 use super::pump::{Division, Pump};
 use super::pusher::{self, Patience, Pusher};
 use ring_program::Stop;
+use ring_program::text::items;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{DebugInfo, Durability, Position, Producer};
 use std::time::Duration;
@@ -164,8 +165,9 @@ impl Produce {
         };
         counts.items = pusher.counts;
         if !self.json {
-            if counts.items.dropped > 0 {
-                say(format_args!("the ring was full: {} items dropped", counts.items.dropped));
+            let dropped = counts.items.dropped;
+            if dropped > 0 {
+                say(format_args!("the ring was full: {dropped} {} dropped", items(dropped)));
             }
             counts.items.too_large.say();
         }

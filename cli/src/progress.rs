@@ -4,6 +4,7 @@
 use super::consume::Counts;
 use super::output::{message, say};
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
+use ring_program::text::items;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -54,8 +55,9 @@ impl Progress {
         #[expect(clippy::cast_precision_loss, reason = "a rate for people")]
         let rate = counts.items as f64 / seconds;
         format!(
-            "{} items, {}, {rate:.0} items/s",
+            "{} {}, {}, {rate:.0} items/s",
             HumanCount(counts.items),
+            items(counts.items),
             HumanBytes(counts.bytes)
         )
     }

@@ -33,9 +33,9 @@ fn health_is_judged_by_the_used_part_and_by_the_consumer() {
     let before = scene.read("ring");
     let (code, words) = health(&scene, &["--max-used", "50", "ring"]);
     assert_eq!(code, 0, "{words}");
-    assert!(words.starts_with("ring: healthy: 50.0 % used, 1 items, the oldest "), "{words}");
+    assert!(words.starts_with("ring: healthy: 50.0 % used, 1 item, the oldest "), "{words}");
     let (code, words) = health(&scene, &["--max-used", "49.9", "--need-consumer", "ring"]);
-    let reasons = "ring: not healthy: 50.0 % is used (at most 49.9 %); no process is its consumer; 50.0 % used, 1 items";
+    let reasons = "ring: not healthy: 50.0 % is used (at most 49.9 %); no process is its consumer; 50.0 % used, 1 item";
     assert!(code == 1 && words.starts_with(reasons), "{words}");
     assert_eq!(scene.read("ring"), before);
     let mut consumer = scene
@@ -194,6 +194,19 @@ fn health_of_a_long_list_of_rings_keeps_its_order() {
     scene.succeed("printf X | dd of=ring bs=1 seek=520 conv=notrunc status=none");
     let output = scene.shell("ulimit -n 128; exec $RING health *.out");
     assert_fails(&output, 5, "3000 of 3000 rings are not healthy");
+}
+
+#[test]
+fn health_takes_patterns_and_one_that_matches_nothing_is_a_ring_that_is_not_there() {
+    let scene = Scene::with_ring("64K");
+    scene.succeed("mkdir rings; for name in b a c; do cp ring rings/$name.out; done");
+    let (code, words) = health(&scene, &["rings/*.out", "ring"]);
+    let rings: Vec<_> = words.lines().filter_map(|line| line.split(": healthy").next()).collect();
+    assert_eq!((code, rings), (0, vec!["rings/a.out", "rings/b.out", "rings/c.out", "ring"]));
+    for pattern in ["rings/*.in", "unix:rings/*.sock"] {
+        let (code, words) = health(&scene, &["ring", pattern]);
+        assert!(code != 0 && words.contains(&format!("{pattern}: not healthy: ")), "{words}");
+    }
 }
 
 /// Needs root, for a mount namespace.

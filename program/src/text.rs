@@ -15,6 +15,11 @@ pub fn about_line(text: &str, at: usize, message: &str) -> String {
     format!("line {number}, `{line}`: {message}")
 }
 
+/// Returns the noun for so many items.
+pub fn items(count: u64) -> &'static str {
+    if count == 1 { "item" } else { "items" }
+}
+
 /// A line under construction: control characters are shown as escapes, and what is longer than the
 /// limit is cut and counted.
 #[derive(Debug)]

@@ -3,6 +3,7 @@
 use super::groups::Items;
 use super::map::{Extent, Marks, State, extents};
 use indicatif::HumanCount;
+use ring_program::text::items;
 use serde::Serialize;
 use shared_block_ring::format::{FormatError, Geometry, Side};
 use shared_block_ring::survey::{Checksum, Pointer, Survey};
@@ -132,7 +133,7 @@ impl Found {
 
     /// Returns the state of a sound ring in one line.
     pub fn summary(&self) -> String {
-        let mut text = format!("{} items", HumanCount(self.items.count()));
+        let mut text = format!("{} {}", HumanCount(self.items.count()), items(self.items.count()));
         text += match &self.checksum {
             Checksum::Good(_) => ", which are what the producer wrote (by their checksum)",
             Checksum::None if self.items.count() > 0 => ", which no checksum covers",
@@ -164,7 +165,7 @@ fn words_of(side: Side, pointer: &Pointer) -> String {
     };
     let count = pointer.slot.filter(|slot| !slot.tally.since_base).map_or(String::new(), |slot| {
         let verb = if side == Side::Producer { "published" } else { "consumed" };
-        format!(", {} items {verb}", slot.tally.items)
+        format!(", {} {} {verb}", slot.tally.items, items(slot.tally.items))
     });
     let ahead =
         pointer.ahead.map_or(String::new(), |ahead| format!(", and a slot for position {ahead}"));

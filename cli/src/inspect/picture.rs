@@ -5,6 +5,7 @@ use super::groups::Part;
 use super::map::State;
 use super::svg::{Anchor, Svg};
 use indicatif::{HumanBytes, HumanCount};
+use ring_program::text;
 use shared_block_ring::format::Side;
 
 const WIDTH: f64 = 900.0;
@@ -124,7 +125,8 @@ fn items(svg: &mut Svg, found: &Found) {
     };
     let parts = found.items.parts();
     let words = if found.items.are_single() {
-        format!("{} items to scale", HumanCount(found.items.count()))
+        let count = found.items.count();
+        format!("{} {} to scale", HumanCount(count), text::items(count))
     } else {
         let strips = parts.len().max(1) as u64;
         let each = (found.items.count() + strips / 2) / strips;

@@ -27,6 +27,7 @@ use crate::pusher::Pusher;
 use connection::Division;
 use door::Door;
 use endpoint::{Datagrams, Kind, Streams};
+use ring_program::text::items;
 use ring_program::{ServiceManager, Stop};
 use server::Server;
 
@@ -93,8 +94,7 @@ fn explain(fate: Fate, failure: Failure) -> Failure {
     fate.add_to(failure, |fate| {
         let accepted = match fate.from.items {
             0 => "no item".to_owned(),
-            1 => "1 item".to_owned(),
-            count => format!("{count} items"),
+            count => format!("{count} {}", items(count)),
         };
         let others = match fate.to.map(|to| to.items - fate.from.items) {
             Some(0) => "what was received behind that is not".to_owned(),

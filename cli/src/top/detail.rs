@@ -11,6 +11,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::style::{Modifier, Style};
 use ratatui::widgets::{Sparkline, Widget};
+use shared_block_ring::device::shown;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -20,7 +21,7 @@ const NAME: u16 = 16;
 /// Draws the page of the ring at `address`.
 pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut Buffer) {
     let mut line = Line { area, buffer, y: area.y };
-    let name = shared_block_ring::device::shown(address);
+    let name = shown(address);
     line.put(&name, Style::new().add_modifier(Modifier::BOLD));
     let Some(ring) = model.get(address) else { return };
     let (word, alarm) = state::of(ring);
@@ -32,7 +33,7 @@ pub fn page(model: &Model, address: &Path, view: &View, area: Rect, buffer: &mut
         line.put(&format!("           for {}; it is tried again", short_age(since)), Style::new());
     }
     if let Some(fault) = ring.fault() {
-        line.put_all("fault", fault, view.palette.of(alarm));
+        line.put_all("fault", &shown(fault), view.palette.of(alarm));
     }
     for text in figures(ring) {
         line.put(&text, Style::new());

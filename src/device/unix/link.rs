@@ -4,7 +4,7 @@ use crate::device::bell::{Bell, Sleeper};
 use crate::device::lock::release;
 use crate::device::presence::{Displaced, bytes_of, unchanged_size};
 use crate::device::{
-    AlignedBuf, BlockDevice, DeviceError, MappedDevice, Mapping, Operation, RingDevice,
+    AlignedBuf, BlockDevice, DeviceError, MappedDevice, Mapping, Operation, RingDevice, shown,
 };
 use crate::error::Error;
 use crate::format::{Geometry, SectorSize, Side};
@@ -114,7 +114,8 @@ impl Link {
                 return Err(Error::RoleTaken { role, holder });
             }
             Answer::Refused { reason, .. } => {
-                return Err(fail(Operation::Attach, io::Error::other(reason)).into());
+                // Another process's words.
+                return Err(fail(Operation::Attach, io::Error::other(shown(&reason))).into());
             }
         };
         let geometry = Geometry::new(SectorSize::new(sector_size)?, sectors)?;

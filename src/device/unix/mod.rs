@@ -219,7 +219,7 @@ impl UnixDevice {
             match reply {
                 Reply::Done => return Ok(()),
                 Reply::Failed(reason) => {
-                    return Err(self.error(Operation::Write, io::Error::other(reason)));
+                    return Err(self.error(Operation::Write, io::Error::other(shown(&reason))));
                 }
                 Reply::Busy => {
                     busy = true;

@@ -3,6 +3,7 @@
 use super::super::super::failure::{Failure, Outcome};
 use super::super::ring::{Phase, Ring};
 use super::Engine;
+use ring_program::text::items;
 use std::time::{Duration, Instant};
 
 /// The time after which the warning about a drain is repeated.
@@ -81,8 +82,8 @@ impl Engine<'_, '_> {
                 continue;
             }
             lines.push(format!(
-                "{}: waiting for acknowledgement of position {} for {:.0} s, with {} items in flight{hint}",
-                ring.name, waiting.position, waiting.seconds, waiting.items
+                "{}: waiting for acknowledgement of position {} for {:.0} s, with {} {} in flight{hint}",
+                ring.name, waiting.position, waiting.seconds, waiting.items, items(waiting.items as u64)
             ));
         }
         for line in lines {
@@ -109,7 +110,7 @@ impl Engine<'_, '_> {
             let known = ring.report.error.clone().or_else(|| ring.trouble.clone());
             match known {
                 Some(known) => format!("{}: {known}", ring.name),
-                None => format!("{}: {in_flight} items in flight", ring.name),
+                None => format!("{}: {in_flight} {} in flight", ring.name, items(in_flight as u64)),
             }
         };
         let named: Vec<_> = all.iter().take(NAMED).map(reason).collect();

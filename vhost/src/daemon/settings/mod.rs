@@ -10,7 +10,9 @@ use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
 use nix::unistd::{Gid, Uid, geteuid};
 use ring_program::users;
+use shared_block_ring::device::shown;
 use shared_block_ring::format::{SectorSize, Side};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -76,6 +78,14 @@ pub enum Invalid {
         inherited: Inherited,
         /// The option.
         option: &'static str,
+    },
+    /// One path for two things.
+    #[error("--{} and --{} are one path, {}: each needs its own", options[0], options[1], shown(path))]
+    SamePath {
+        /// The options.
+        options: [&'static str; 2],
+        /// The path.
+        path: PathBuf,
     },
     /// The sockets of a service manager make no sense.
     #[error(transparent)]
@@ -146,6 +156,7 @@ impl Settings {
         let sockets = Sorted::new(passed, arguments.fd)?;
         let front_ends = sources::front_ends(&arguments, sockets.guest, passed, identity)?;
         let consumers = sources::consumers(&arguments, sockets.consumer, identity)?;
+        expect_own_paths(&arguments)?;
         Ok(Self {
             front_ends,
             consumers,
@@ -170,6 +181,28 @@ impl Settings {
             confined: arguments.sandbox == Switch::On,
         })
     }
+}
+
+/// Checks that no socket has the path of another one or of the ring, in whose place it would be
+/// made.
+fn expect_own_paths(arguments: &Arguments) -> Result<(), Invalid> {
+    let metrics = arguments.metrics.iter().filter_map(|address| match address {
+        ring_metrics::Address::Unix(path) => Some(("metrics", path)),
+        ring_metrics::Address::Tcp(_) => None,
+    });
+    let named = [
+        ("blk-file", &arguments.blk_file),
+        ("socket-path", &arguments.socket_path),
+        ("consumer-socket", &arguments.consumer_socket),
+    ];
+    let named = named.into_iter().filter_map(|(option, path)| Some((option, path.as_ref()?)));
+    let mut known = BTreeMap::new();
+    for (option, path) in named.chain(metrics) {
+        if let Some(other) = known.insert(path, option) {
+            return Err(Invalid::SamePath { options: [other, option], path: path.clone() });
+        }
+    }
+    Ok(())
 }
 
 fn identity(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Invalid> {
@@ -285,6 +318,22 @@ mod tests {
             let error = refused(&line);
             assert!(error.contains(words), "{error:?} lacks {words:?}");
         }
+    }
+
+    #[test]
+    fn path_that_is_given_twice_is_refused_with_both_options() {
+        for (more, words) in [
+            (["--metrics", "unix:s"], "--socket-path and --metrics are one path, s:"),
+            (["--metrics", "unix:c"], "--consumer-socket and --metrics are one path, c:"),
+            (["--metrics", "unix:ring"], "--blk-file and --metrics are one path, ring:"),
+        ] {
+            let error = settings(&more).unwrap_err().to_string();
+            assert!(error.starts_with(words), "{error}");
+        }
+        let line = ["d", "--blk-file", "r", "--socket-path", "s", "--consumer-socket", "s"];
+        let arguments = Arguments::try_parse_from(line).unwrap();
+        let error = Settings::new(arguments, &PassedSockets::default()).unwrap_err().to_string();
+        assert!(error.starts_with("--socket-path and --consumer-socket are one path"), "{error}");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::super::{Batch, Event, Item, Reporter, RingFacts, SinkError, SinkError
 use super::child::{Child, words};
 use super::{Ack, Manner, Order};
 use nix::sys::eventfd::EventFd;
+use ring_program::text::items;
 use shared_block_ring::Position;
 use std::collections::VecDeque;
 use std::os::fd::AsFd;
@@ -238,8 +239,9 @@ impl Worker {
             // The exit code acknowledges items that the command cannot have seen.
             if !self.input.is_empty() || child.has_unread() {
                 return Some(Err(retry(format!(
-                    "{command}: {status}, and it has not read all of its input: {} items count as not dealt with (a command that needs no input reads it all the same: cat > /dev/null)",
-                    self.given.len()
+                    "{command}: {status}, and it has not read all of its input: {} {} count as not dealt with (a command that needs no input reads it all the same: cat > /dev/null)",
+                    self.given.len(),
+                    items(self.given.len() as u64)
                 ))));
             }
             if let Some(position) = self.given.pop_back() {
@@ -254,10 +256,11 @@ impl Worker {
             self.input.clear();
             return Some(Ok(()));
         }
-        let left = self.given.len();
+        let left = self.given.len() as u64;
         Some(Err(retry(format!(
-            "{}, and {left} items were not acknowledged",
-            words(command, status)
+            "{}, and {left} {} not acknowledged",
+            words(command, status),
+            if left == 1 { "item was" } else { "items were" }
         ))))
     }
 }
