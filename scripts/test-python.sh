@@ -8,7 +8,7 @@ usage: scripts/test-python.sh [--build | --built | --wheel | --python PROGRAM] [
 
 Builds the wheel of the package blockring, installs it in a bare virtual environment, and runs its tests there: pytest, mypy --strict
 on all that uses the package, and a comparison of the package with what it tells type checkers. The tests mix programs in Rust, C and
-Python on one ring.
+Python on one ring, and start a backend.
 
   --build            builds the wheel for the tests, and runs none
   --built            runs the tests, and builds nothing: scripts/test.sh has built the rest
@@ -37,8 +37,8 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 tools=$target/python-tools
 wheels=$target/python/wheels/$profile
-# Built by cargo's tests, in their profile.
-rust=$target/debug/examples/scenario
+# Built with cargo's tests, in their profile.
+rust=$target/debug/examples/scenario backend=$target/debug/vhost-device-blockring
 library() { find "$target/debug/deps" -name 'libblockring*.a' -printf '%T@ %p\n' | sort -n | sed -n '$s/^[^ ]* //p'; }
 
 if [ "$build" = yes ]; then
@@ -50,7 +50,8 @@ if [ "$build" = yes ]; then
         --profile "$profile" --interpreter python3 --out "$wheels" >&2
 fi
 if [ "$build$tests" = yesyes ]; then
-    cargo build --quiet --locked --profile test --package libblockring --package shared-block-ring --lib --example scenario
+    cargo build --quiet --locked --profile test --package libblockring --package shared-block-ring \
+        --package vhost-device-blockring --lib --example scenario --bin vhost-device-blockring
 fi
 wheel=("$wheels"/*.whl)
 [ -e "${wheel[0]}" ] || { echo "test-python.sh: there is no wheel: run it without --built" >&2; exit 1; }
@@ -62,7 +63,7 @@ fi
 work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-python.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 export PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONDONTWRITEBYTECODE=1
-export BLOCKRING_SCENARIO_RUST=$rust BLOCKRING_SCENARIO_C=$work/scenario
+export BLOCKRING_BACKEND=$backend BLOCKRING_SCENARIO_RUST=$rust BLOCKRING_SCENARIO_C=$work/scenario
 capi/link.sh "$(library)" "$work"
 cc -std=c11 -D_GNU_SOURCE -O1 -static -I capi/include capi/tests/scenario.c -o "$BLOCKRING_SCENARIO_C" -L "$work" -lblockring -lpthread
 
