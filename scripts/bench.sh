@@ -45,5 +45,11 @@ if [[ " $* " == *languages* ]]; then
     cc -O2 bench/languages/items.c $(PKG_CONFIG_PATH=$programs/lib/pkgconfig pkg-config --cflags --libs blockring) \
         -Wl,-rpath,"$programs/lib" -o "$programs/items-c"
     languages+=(--language "C:0.95=$programs/items-c")
+    wheel=$(scripts/test-python.sh --wheel)
+    python3 -m venv --clear "$programs/python"
+    "$programs/python/bin/pip" install -q --disable-pip-version-check --no-index "$wheel"
+    languages+=(--language "Python=$programs/python/bin/python python/bench/items.py batch")
+    # One item a call.
+    languages+=(--language "Python, 1=$programs/python/bin/python python/bench/items.py each")
 fi
 exec "$release/ring-bench" "${languages[@]}" "$@"

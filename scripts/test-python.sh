@@ -81,9 +81,22 @@ run() { "$work/bare/bin/python" -m "$@"; }
 
 # Not from the root of the sources, whose package lacks its part in Rust.
 cd "$work"
-run pytest -q -p no:cacheprovider -c "$root/python/pyproject.toml" --rootdir "$root/python" "$root/python/tests" "$@"
-[ "$python" = python3 ] || exit 0
 check() { run mypy --config-file "$root/python/pyproject.toml" --cache-dir "$work/mypy" "$@"; }
-check "$root/python/tests" "$root/python/bench" "$root/examples/python"
-check -p blockring
-run mypy.stubtest --concise --allowlist "$root/python/tests/stubtest.txt" blockring
+check_types() {
+    check "$root/python/tests" "$root/python/bench" "$root/examples/python"
+    check -p blockring
+    run mypy.stubtest --concise --allowlist "$root/python/tests/stubtest.txt" blockring
+}
+types=
+if [ "$python" = python3 ]; then
+    # Most of the tests wait for something most of the time.
+    (set -e && check_types) >"$work/types" 2>&1 &
+    types=$!
+fi
+status=0
+run pytest -q -p no:cacheprovider -c "$root/python/pyproject.toml" --rootdir "$root/python" "$root/python/tests" "$@" || status=$?
+if [ -n "$types" ]; then
+    wait "$types" || status=1
+    cat "$work/types"
+fi
+exit "$status"
