@@ -76,6 +76,7 @@ stage() {
     install -D -m 644 -t "$stage/examples" examples/*.rs packaging/etc/*.toml contrib/prometheus/alerts.yml contrib/grafana/blockring.json
     install -D -t "$stage/examples" examples/*.sh
     install -D -m 644 -t "$stage/examples/c" examples/c/*.c
+    install -D -m 644 -t "$stage/examples/python" examples/python/*.py
     python3 packaging/third-party.py >"$stage/third-party.txt"
 }
 
