@@ -7,7 +7,7 @@ usage() {
     cat <<'TEXT'
 usage: scripts/setup.sh [--guests | --image-only]
 
-  1. Installs the Debian packages that are missing (QEMU, its storage daemon, a C and a C++ compiler, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, libvirt, readers of man pages, shells, tools for packages, certificates). This part
+  1. Installs the Debian packages that are missing (QEMU, its storage daemon, compilers of C, C++ and Go, strace, valgrind, bpftrace, tools for file systems, mounts and terminals, systemd's journal, libvirt, readers of man pages, shells, tools for packages, certificates). This part
      needs root; without it the script says which packages to install, and stops.
   2. Fetches the guest's kernel and busybox as Debian packages, and unpacks them into
      target/guest-image/debian (nothing of it is installed). This part needs no root.
@@ -96,6 +96,8 @@ missing_packages() {
     have ip || echo iproute2
     # Programs are compiled with the C library as its documentation says.
     have pkg-config || echo pkg-config
+    # The module in Go is tested with it.
+    have go || echo golang-go
     # Keys for tests of TLS.
     have openssl || echo openssl
     have python3 || echo python3

@@ -11,7 +11,7 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
                interleavings, mutants; the vhost-user backend; blockring, and what the programs do about standard error, panics
                and limits of the machine; the library, its micro-benchmarks, run once, the virtio driver, metrics, and the C library
   examples     those in the documentation
-  go           the module in Go (see scripts/test-go.sh --help); its line says so where there is no Go
+  go           the module in Go (see scripts/test-go.sh --help)
   bench        instructions of a request and of an item, which have bounds; whether the measurements work (scripts/bench.sh --help)
   qemu         real guests (emulated where there is no KVM), two tests at a time; some in a second QEMU (scripts/fetch-qemu.sh --help);
                the commands and configuration files of the documents
@@ -27,7 +27,7 @@ no guests, no exploration, no fuzzing. A few minutes, of which the build takes w
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
 interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
 
-The suites packages and sanitize run beside the others, in the time that their waiting tests leave, and so are python, sanitize and fuzz built. Builds have no
+The suites go, packages and sanitize run beside the others, in the time that their waiting tests leave, and so are python, sanitize and fuzz built. Builds have no
 budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails
 keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
 processor, and which of its test programs failed. Fails if one of them failed.
@@ -87,6 +87,7 @@ work_beside() {
     suite_beside "build of python" 0 scripts/test-python.sh --build
     suite_beside "build of fuzz" 0 scripts/fuzz.sh --build
     suite_beside "build of sanitize" 0 build_sanitized
+    suite_beside go 10 scripts/test-go.sh
     suite_beside packages 10 scripts/test-packages.sh
     suite_beside sanitize "$((long ? 120 : 30))" scripts/sanitize.sh "${depth[@]}"
 }
@@ -216,7 +217,6 @@ verdict() { # NAME STATUS
             case $1 in
                 sanitize) echo "not run: no Miri here" ;;
                 packages) echo "not run: not root" ;;
-                go) echo "not run: no Go here" ;;
                 *) echo FAILED ;;
             esac
             ;;
@@ -288,7 +288,6 @@ start_beside
 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/metrics" "$root/virtio" "$root/address" "$root/capi" "$root/test-support"
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
-suite go 5 scripts/test-go.sh
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
 suite qemu 30 single_tests "$root/qemu-tests" 2
