@@ -19,9 +19,9 @@ virtual machine; programs in Rust, C and Python share it.
 
 An address is a path, ``serial:NAME``, ``unix:PATH`` or ``vhost-user:PATH``.
 
-Every exception about a ring is an ``Error``. ``Retry`` and ``Suspended`` say that the other side has
-to move first: no call waits but those that say so (``send``, ``wait``, iteration). Ctrl-C ends a
-wait.
+Every exception about a ring is an ``Error``. ``Retry`` and ``Suspended`` say that the other side
+has to move first: no call waits but those that say so (``send``, ``wait``, iteration). Ctrl-C ends
+a wait.
 
 Threads share a handle: calls take turns, and one that waits lets others in. A call that may read or
 write the device gives up the interpreter's lock meanwhile. A process that was forked does not share
@@ -92,13 +92,13 @@ class Producer(ProducerCore):
     before a position at once: several pushes before one ``advance`` are an atomic batch. ``send``
     does both, and waits where the ring is full.
 
-    ``queue`` and ``client`` go into the text of the ring's first pointer sector, for people who look
-    at it. ``durability`` says what ``advance`` flushes (see ``Durability``). ``sector_size`` is for a
-    ring in a file that was not made with 512; a device has its own. A backend has ``timeout`` seconds
-    to answer.
+    ``queue`` and ``client`` go into the text of the ring's first pointer sector, for people who
+    look at it. ``durability`` says what ``advance`` flushes (see ``Durability``). ``sector_size``
+    is for a ring in a file that was not made with 512; a device has its own. A backend has
+    ``timeout`` seconds to answer.
 
-    As a context manager it closes the ring at the end: what was pushed and not advanced over is gone
-    then.
+    As a context manager it closes the ring at the end: what was pushed and not advanced over is
+    gone then.
     """
 
     def __init__(
@@ -166,9 +166,9 @@ class Consumer(ConsumerCore):
     ``pending()`` goes over those that are there. It starts at the first item that was not advanced
     over, and frees nothing itself. Up to 64 KiB are read ahead.
 
-    ``advance_every`` has ``advance`` keep its pointer back until so many bytes can be freed at once,
-    which makes it cheap: what was advanced over since is delivered again after a crash. For the other
-    arguments see ``Producer``. As a context manager it closes the ring at the end.
+    ``advance_every`` has ``advance`` keep its pointer back until so many bytes can be freed at
+    once, which makes it cheap: what was advanced over since is delivered again after a crash. For
+    the other arguments see ``Producer``. As a context manager it closes the ring at the end.
     """
 
     def __init__(
@@ -187,8 +187,8 @@ class Consumer(ConsumerCore):
     async def __aiter__(self) -> AsyncIterator[Item]:
         """Goes over all items, as ``iter`` does, and lets other tasks run while it waits.
 
-        An iteration that ends, by a cancellation or otherwise, loses nothing: the next one starts at
-        the first item that was not advanced over.
+        An iteration that ends, by a cancellation or otherwise, loses nothing: the next one starts
+        at the first item that was not advanced over.
         """
         items = self.pending()
         while True:

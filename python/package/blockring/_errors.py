@@ -66,8 +66,8 @@ class Superseded(Error):
 
     The handle has attached again, at ``ring``, and can be used. ``items`` items (``None``: unknown)
     between ``start`` and ``end`` cannot be accounted for: any of a producer's may be in the ring; a
-    consumer's were freed by the other instance and are not delivered here. ``side`` is ``"producer"``
-    or ``"consumer"``.
+    consumer's were freed by the other instance and are not delivered here. ``side`` is
+    ``"producer"`` or ``"consumer"``.
     """
 
     name = "superseded"
@@ -105,7 +105,7 @@ class TooLarge(Error, ValueError):
 
 
 class InvalidAdvance(Error, ValueError):
-    """A position ``to`` that cannot be advanced to: it has to lie between ``start`` and ``limit``."""
+    """A position ``to`` that cannot be advanced to: it must lie between ``start`` and ``limit``."""
 
     name = "invalid_advance"
 

@@ -28,7 +28,7 @@ class Durability(str, enum.Enum):
     ORDERED = "ordered"
     """Half of the flushes. A power loss can take back the last ``advance``, and nothing else."""
     PAGE_CACHE = "page-cache"
-    """Nothing is flushed: safe against the death of any process, not against that of the machine."""
+    """Nothing is flushed: safe against the death of any process, not of the machine."""
 
 
 @dataclass(frozen=True)

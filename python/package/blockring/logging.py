@@ -49,12 +49,12 @@ class RingHandler(logging.Handler):
     ``client``, ``durability`` and ``sector_size`` are those of ``Producer``; nothing is flushed
     unless ``durability`` asks for it, so that a record costs microseconds.
 
-    Where the ring is full or suspended a record is dropped at once, and counted in ``dropped``. With
-    ``when_full="wait"`` the program waits first: ``timeout`` seconds at most, or for ever. Other
-    errors go to ``handleError``, as with any handler: the program goes on.
+    Where the ring is full or suspended a record is dropped at once, and counted in ``dropped``.
+    With ``when_full="wait"`` the program waits first: ``timeout`` seconds at most, or for ever.
+    Other errors go to ``handleError``, as with any handler: the program goes on.
 
-    A child that was forked cannot send into its parent's ring: ``handleError`` gets its records. Give
-    it a ring and a handler of its own.
+    A child that was forked cannot send into its parent's ring: ``handleError`` gets its records.
+    Give it a ring and a handler of its own.
     """
 
     def __init__(
