@@ -1,7 +1,7 @@
 //! A handle on a ring: what producer, consumer and control have in common.
 
 use crate::device::{
-    AlignedBuf, BlockDevice, DeviceError, LockRange, RangeLock, RingDevice, holder,
+    AlignedBuf, BlockDevice, DeviceError, LockRange, Operation, RangeLock, RingDevice, holder,
 };
 use crate::error::{Error, Result};
 use crate::format::{
@@ -319,9 +319,15 @@ impl<D: RingDevice> Handle<D> {
         if self.durability == Durability::Ordered { Ok(()) } else { self.flush() }
     }
 
-    /// Has the handle accept nothing more after an error: what was written is in doubt.
+    /// Has the handle accept nothing more after an error: what was written is in doubt. Where the
+    /// lock for it was not to be had, nothing was written.
     fn fail_on_error(&self, result: std::result::Result<(), DeviceError>) -> Result<()> {
-        Ok(result.inspect_err(|_| self.failed.store(true, Ordering::Relaxed))?)
+        if let Err(error) = &result
+            && error.operation != Operation::Lock
+        {
+            self.failed.store(true, Ordering::Relaxed);
+        }
+        Ok(result?)
     }
 
     /// Flushes the device, if the durability asks for it.

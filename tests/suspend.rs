@@ -86,6 +86,17 @@ fn advance_on_the_file_waits_for_no_lock() {
     shared_block_ring::check(ring.open()).unwrap();
 }
 
+#[test]
+fn suspend_that_has_no_lock_leaves_the_handle_as_it_was() {
+    let ring = ring();
+    let device = ring.options().read_only(true).open(&ring.path).unwrap();
+    let mut control = Control::open(device).unwrap();
+    let refused = control.suspend().unwrap_err();
+    assert!(refused.to_string().contains("open for reading only"), "{refused}");
+    assert!(!control.debug_info().unwrap().suspend);
+    assert_eq!(control.state().unwrap(), State::Running);
+}
+
 /// As another instance of the consumer does, which was restored from a snapshot.
 #[test]
 fn advance_on_the_file_leaves_a_pointer_that_another_instance_has_moved() {

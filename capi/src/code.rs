@@ -225,7 +225,7 @@ impl ErrorInfo {
     fn explain(&mut self, error: &Error) {
         match error {
             Error::Device(error) => {
-                self.os_error = error.source.raw_os_error().unwrap_or(0);
+                self.os_error = error.os_error().unwrap_or(0);
                 self.sector = error.sector.unwrap_or(BLOCKRING_UNKNOWN);
             }
             Error::Superseded { ring, from, to, .. } => {

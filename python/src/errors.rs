@@ -4,12 +4,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyModule};
 use shared_block_ring::Error;
-use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::FormatError;
 
 use crate::position::Position;
-use nix::errno::Errno;
-use std::io;
 
 /// Returns the exception for `error`.
 #[expect(clippy::needless_pass_by_value)] // For `map_err`.
@@ -78,30 +75,12 @@ fn fill(attributes: &Bound<'_, PyDict>, error: &Error) -> PyResult<()> {
             attributes.set_item("start", Position(*from))?;
             attributes.set_item("end", Position(*to))
         }
-        Error::Device(DeviceError { name, operation, sector, source, .. }) => {
-            attributes.set_item("errno", number(source))?;
-            attributes.set_item("device", name)?;
-            attributes.set_item("operation", operation.as_str())?;
-            attributes.set_item("sector", *sector)
+        Error::Device(error) => {
+            attributes.set_item("errno", error.os_error())?;
+            attributes.set_item("device", &error.name)?;
+            attributes.set_item("operation", error.operation.as_str())?;
+            attributes.set_item("sector", error.sector)
         }
         _ => Ok(()),
     }
-}
-
-/// Returns the number of an error, which one that the library itself has made lacks.
-fn number(error: &io::Error) -> Option<i32> {
-    let stands_for = |kind| {
-        Some(match kind {
-            io::ErrorKind::AlreadyExists => Errno::EEXIST,
-            io::ErrorKind::InvalidInput => Errno::EINVAL,
-            io::ErrorKind::NotFound => Errno::ENOENT,
-            io::ErrorKind::PermissionDenied => Errno::EACCES,
-            io::ErrorKind::StaleNetworkFileHandle => Errno::ESTALE,
-            io::ErrorKind::StorageFull => Errno::ENOSPC,
-            io::ErrorKind::TimedOut => Errno::ETIMEDOUT,
-            io::ErrorKind::Unsupported => Errno::EOPNOTSUPP,
-            _ => return None,
-        })
-    };
-    error.raw_os_error().or_else(|| stands_for(error.kind()).map(|errno| errno as i32))
 }

@@ -124,6 +124,32 @@ impl DeviceError {
         Self { name: name.into(), operation, sector: None, source: source.into() }
     }
 
+    /// Returns the operating system's number of the error; for one that the library has found
+    /// itself, such as a full file system before it wrote there, the number that stands for its
+    /// kind.
+    ///
+    /// ```
+    /// use shared_block_ring::device::{DeviceError, Operation};
+    ///
+    /// let full = std::io::Error::new(std::io::ErrorKind::StorageFull, "too little room");
+    /// assert_eq!(DeviceError::new("ring", Operation::Create, full).os_error(), Some(libc::ENOSPC));
+    /// ```
+    pub fn os_error(&self) -> Option<i32> {
+        self.source.raw_os_error().or_else(|| {
+            Some(match self.source.kind() {
+                io::ErrorKind::AlreadyExists => libc::EEXIST,
+                io::ErrorKind::InvalidInput => libc::EINVAL,
+                io::ErrorKind::NotFound => libc::ENOENT,
+                io::ErrorKind::PermissionDenied => libc::EACCES,
+                io::ErrorKind::StaleNetworkFileHandle => libc::ESTALE,
+                io::ErrorKind::StorageFull => libc::ENOSPC,
+                io::ErrorKind::TimedOut => libc::ETIMEDOUT,
+                io::ErrorKind::Unsupported => libc::EOPNOTSUPP,
+                _ => return None,
+            })
+        })
+    }
+
     /// Names the first sector of the transfer that failed.
     #[must_use]
     pub fn at_sector(self, sector: u64) -> Self {

@@ -346,9 +346,14 @@ fn failed<D: RingDevice + ?Sized>(device: &D, source: io::Error) -> DeviceError 
     DeviceError::new(device.name(), Operation::Lock, explain(source))
 }
 
-/// Explains the error of a file system without such locks.
+/// Explains the error of a device that is open for reading only, and that of a file system without
+/// such locks.
 fn explain(error: io::Error) -> io::Error {
     const NONE: [Errno; 4] = [Errno::ENOLCK, Errno::EINVAL, Errno::EOPNOTSUPP, Errno::ENOSYS];
+    if error.raw_os_error() == Some(Errno::EBADF as i32) {
+        let text = "it is open for reading only, and the lock is for writing";
+        return io::Error::new(io::ErrorKind::PermissionDenied, text);
+    }
     if !error.raw_os_error().is_some_and(|raw| NONE.contains(&Errno::from_raw(raw))) {
         return error;
     }

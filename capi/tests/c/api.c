@@ -121,6 +121,12 @@ static void errors_have_names_and_details(const char *folder)
     EXPECT(BLOCKRING_OK, blockring_make_file(path, 4096, &error));
     EXPECT(BLOCKRING_DEVICE, blockring_make_file(path, 4096, &error));
     CHECK(error.os_error == EEXIST);
+    EXPECT(BLOCKRING_DEVICE, blockring_make_file("/nonexistent/ring", 4096, &error));
+    CHECK(error.os_error == ENOENT);
+    snprintf(path, sizeof path, "%s/vast", folder);
+    EXPECT(BLOCKRING_DEVICE, blockring_make_file(path, INT64_MAX, &error));
+    CHECK(error.os_error == ENOSPC);
+    snprintf(path, sizeof path, "%s/none", folder);
     EXPECT(BLOCKRING_FORMAT, blockring_producer_attach(path, "", "", NULL, &second, &error));
     CHECK(error.os_error == 0 && error.sector == BLOCKRING_UNKNOWN);
 
@@ -161,7 +167,8 @@ static void suspend_and_resume(const char *folder)
     const char *path = new_ring(folder, "suspend", MIB);
     blockring_producer *producer = new_producer(path);
     blockring_consumer *consumer = new_consumer(path);
-    blockring_control *control = NULL;
+    blockring_control *control = NULL, *reader = NULL;
+    blockring_options reading = {0, BLOCKRING_READ_ONLY, 0, 0, {0}};
     blockring_debug_info info;
     bool suspended = true;
 
@@ -181,6 +188,11 @@ static void suspend_and_resume(const char *folder)
     EXPECT(BLOCKRING_OK, blockring_control_resume(control, &error));
     EXPECT(BLOCKRING_OK, blockring_producer_wait(producer, NULL, 0, 1000, -1, &error));
     EXPECT(BLOCKRING_OK, blockring_control_wait_state(control, false, 1000, -1, &error));
+    EXPECT(BLOCKRING_OK, blockring_control_open(path, &reading, &reader, &error));
+    EXPECT(BLOCKRING_DEVICE, blockring_control_suspend(reader, &error));
+    CHECK(error.os_error == EACCES && strstr(error.text, "reading only") != NULL);
+    EXPECT(BLOCKRING_OK, blockring_control_debug_info(reader, &info, &error));
+    blockring_control_free(&reader);
     EXPECT(BLOCKRING_OK, blockring_control_suspend(control, &error));
     EXPECT(BLOCKRING_OK, blockring_consumer_debug_info(consumer, &info, &error));
     CHECK(info.suspend && !info.suspend_ack && info.producer_time_ns == BLOCKRING_UNKNOWN);
