@@ -102,7 +102,7 @@ pub struct Shared<H> {
     open: Mutex<Option<Open<H>>>,
     /// The value of [`FORKS`] in the process that has opened it.
     forks: u64,
-    /// Times that the handle was superseded: positions from before are not its own.
+    /// Times that the handle was superseded, or closed: positions from before are not its own.
     lives: AtomicU64,
 }
 
@@ -218,6 +218,8 @@ impl<H: Handle> Shared<H> {
         }
         let Ok(mut open) = self.open.lock_py_attached(py) else { return Ok(()) };
         let Some(mut open) = open.take() else { return Ok(()) };
+        // What an iterator has read ahead ends with the handle, too.
+        self.lives.fetch_add(1, Ordering::Relaxed);
         let outcome = py.detach(move || {
             let outcome = last(&mut open.handle);
             drop(open);

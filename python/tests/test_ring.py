@@ -209,6 +209,17 @@ def test_closing_writes_what_was_kept_back(ring: str, producer: Producer) -> Non
         consumer.position
 
 
+def test_iteration_ends_with_its_consumer(ring: str, producer: Producer) -> None:
+    producer.send([b"first", b"read ahead"])
+    consumer = Consumer(ring)
+    items, pending = iter(consumer), consumer.pending()
+    assert next(items).data == next(pending).data == b"first"
+    consumer.close()
+    for iterator in (items, pending):
+        with pytest.raises(blockring.Detached):
+            next(iterator)
+
+
 def test_what_was_not_published_ends_with_its_producer(ring: str, consumer: Consumer) -> None:
     with Producer(ring) as producer:
         producer.send(b"kept")
