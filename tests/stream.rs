@@ -257,6 +257,19 @@ fn sink_waits_while_the_ring_is_suspended() {
 }
 
 #[test]
+fn closed_sink_has_published_and_has_given_up_its_role() {
+    let file = RingFile::new(BYTES, 512);
+    run(async {
+        let mut sink = sink_of(&file);
+        sink.feed(item(0)).await.unwrap();
+        sink.close().await.unwrap();
+        file.producer().unwrap();
+        let mut stream = stream_of(&file);
+        assert_eq!(stream.try_next().await.unwrap().unwrap().bytes, item(0).as_bytes());
+    });
+}
+
+#[test]
 fn item_that_cannot_fit_is_refused_and_others_are_not() {
     let file = RingFile::new(BYTES, 512);
     run(async {

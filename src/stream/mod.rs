@@ -20,7 +20,7 @@
 //! let mut sink = ItemSink::new(producer)?;
 //! sink.feed("debit 7").await?;
 //! sink.feed("credit 7").await?;
-//! SinkExt::<&str>::flush(&mut sink).await?; // both at once; from here on they survive any crash
+//! sink.flush().await?; // both at once; from here on they survive any crash
 //!
 //! let consumer = Consumer::attach(OpenOptions::default().open(&path)?, "logs", "collector")?;
 //! let mut items = ItemStream::new(consumer)?;

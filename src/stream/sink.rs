@@ -89,6 +89,14 @@ impl<D: RingDevice + Send + 'static> ItemSink<D> {
         self.producer.take().ok_or(Error::Detached)
     }
 
+    /// Publishes what was accepted, and gives up the role.
+    ///
+    /// # Errors
+    /// Those of [`flush`](Self::flush).
+    pub async fn close(self) -> Result<()> {
+        self.into_producer().await.map(drop)
+    }
+
     fn poll_published(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         loop {
             if let Some(outcome) = ready!(self.producer.poll_result(cx))? {
