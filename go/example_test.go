@@ -37,12 +37,13 @@ func Example() {
 	at, err := consumer.Position()
 	for err == nil {
 		var item []byte
-		if item, at, err = consumer.Pop(at); errors.Is(err, blockring.ErrRetry) {
+		switch item, at, err = consumer.Pop(at); {
+		case err == nil:
+			fmt.Print(string(item))
+			err = consumer.Advance(at)
+		case errors.Is(err, blockring.ErrRetry):
 			err = consumer.Wait(at, time.Millisecond)
-			continue
 		}
-		fmt.Print(string(item))
-		err = consumer.Advance(at)
 	}
 	fmt.Println(errors.Is(err, blockring.ErrTimedOut))
 	// Output:
