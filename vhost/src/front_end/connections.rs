@@ -170,7 +170,7 @@ impl Connections {
         let mut messages = BackendReqHandler::from_stream(stream, handler);
         let outcome = std::thread::scope(|scope| {
             let watch = || {
-                if self.watch(over.as_fd(), &answered) {
+                if self.watch(over.as_fd(), connection.as_fd(), &answered) {
                     end();
                 }
             };
@@ -208,8 +208,13 @@ impl Connections {
     }
 
     /// Waits until the connection is over (false), or has to be ended by us (true). `answered` is
-    /// the number of messages that were answered.
-    fn watch(&self, over: BorrowedFd<'_>, answered: &AtomicU64) -> bool {
+    /// the number of messages of `connection` that were answered.
+    fn watch(
+        &self,
+        over: BorrowedFd<'_>,
+        connection: BorrowedFd<'_>,
+        answered: &AtomicU64,
+    ) -> bool {
         let backend = &self.backend;
         let start = Instant::now();
         // Whether everything about the listening socket was logged during this connection.
@@ -246,7 +251,7 @@ impl Connections {
                 Ok(Some(2)) => {
                     // The front end is served meanwhile.
                     backend.retire_signals();
-                    outlast_handshake(over, answered);
+                    outlast_handshake(over, connection, answered);
                     return true;
                 }
                 Ok(Some(_)) => match self.look() {
@@ -302,12 +307,15 @@ impl Connections {
 
 /// Waits until the front end has nothing more to say for now: QEMU 7.2 never connects again after a
 /// connection that ended in the middle of its handshake.
-fn outlast_handshake(over: BorrowedFd<'_>, answered: &AtomicU64) {
+fn outlast_handshake(over: BorrowedFd<'_>, connection: BorrowedFd<'_>, answered: &AtomicU64) {
     let start = Instant::now();
     while start.elapsed() < HANDSHAKE_PAUSE {
         let before = answered.load(Ordering::Relaxed);
         let ended = wait_readable(&[over], Some(QUIET));
-        if !matches!(ended, Ok(None)) || answered.load(Ordering::Relaxed) == before {
+        // On a busy machine messages that have come can lie there for longer than that.
+        let unread = || matches!(wait_readable(&[connection], Some(Duration::ZERO)), Ok(Some(_)));
+        let is_quiet = answered.load(Ordering::Relaxed) == before && !unread();
+        if !matches!(ended, Ok(None)) || is_quiet {
             return;
         }
     }
