@@ -20,8 +20,9 @@
  *
  * Threads. Different handles are used by any threads at once. One handle is used by any thread, by
  * one at a time: a second one is answered by BLOCKRING_BUSY at once. What a handle has lent (an
- * item, room) ends with the next call with it, of whichever thread. After a fork the child uses no
- * handle of its parent. Nothing may be called from a signal handler.
+ * item, room) ends with the next call with it, of whichever thread. A forked child has no handle of
+ * its parent: each is answered by BLOCKRING_DETACHED there, and freeing it leaves the parent's as it
+ * is. Nothing may be called from a signal handler.
  */
 
 

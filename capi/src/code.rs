@@ -147,6 +147,8 @@ pub enum Fault {
     Argument(&'static str),
     /// A handle that was freed, or is none of its kind.
     Stale,
+    /// The handle is that of the process that has forked this one.
+    Foreign,
     /// The handle is in another call.
     InUse,
     /// An earlier call with the handle has panicked.
@@ -176,6 +178,7 @@ impl Fault {
         match self {
             Self::Ring(error) => Code::named(error.name()),
             Self::Argument(_) | Self::Stale => Code::BLOCKRING_INVALID_ARGUMENT,
+            Self::Foreign => Code::BLOCKRING_DETACHED,
             Self::InUse => Code::BLOCKRING_BUSY,
             Self::Broken | Self::Panicked(_) => Code::BLOCKRING_PANIC,
             Self::TimedOut => Code::BLOCKRING_TIMED_OUT,
@@ -212,6 +215,9 @@ impl ErrorInfo {
                 write!(text, "{error}")
             }
             Fault::Argument(what) => text.write_str(what),
+            Fault::Foreign => {
+                text.write_str("the handle is that of the process that has forked this one")
+            }
             Fault::Stale => text.write_str("the handle was freed, or is none of this kind"),
             Fault::Panicked(what) => write!(text, "an error in the library: {what}"),
             Fault::InUse | Fault::Broken | Fault::TimedOut | Fault::Interrupted => {

@@ -16,6 +16,7 @@ mod border;
 mod code;
 mod consumer;
 mod control;
+mod fork;
 mod position;
 mod producer;
 mod ring;

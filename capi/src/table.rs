@@ -9,6 +9,7 @@
 //! A call costs one compare-and-swap and one store on the slot's own cache line.
 
 use crate::code::Fault;
+use crate::fork::Process;
 use std::cell::UnsafeCell;
 use std::marker::PhantomData;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,6 +39,8 @@ const _: () = assert!(usize::BITS == 64, "handles take 64 bits");
 #[repr(align(64))]
 struct Slot<T> {
     state: AtomicU64,
+    /// The process whose object it is.
+    process: AtomicU64,
     value: UnsafeCell<Option<Box<T>>>,
 }
 
@@ -78,6 +81,7 @@ impl<H, T: Send> Table<H, T> {
 
     /// Keeps an object, and returns its handle.
     pub fn insert(&self, value: T) -> Result<*mut H, Fault> {
+        Process::count_forks();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         let index = free.returned.pop().unwrap_or_else(|| {
             free.next += 1;
@@ -89,6 +93,7 @@ impl<H, T: Send> Table<H, T> {
         // SAFETY: the index was in nobody else's hands, and the slot is vacant: no handle leads to
         // it before the store below.
         unsafe { *slot.value.get() = Some(Box::new(value)) };
+        slot.process.store(Process::this().number(), Ordering::Relaxed);
         slot.state.store(generation << STATE_BITS | IDLE, Ordering::Release);
         let number = u64::from(self.kind) << (INDEX_BITS + GENERATION_BITS)
             | generation << INDEX_BITS
@@ -115,24 +120,23 @@ impl<H, T: Send> Table<H, T> {
         answer
     }
 
-    /// Takes the object of a handle out. The handle is stale from then on.
+    /// Takes the object of a handle out. The handle is stale from then on. A forked child leaves its
+    /// parent's object as it is: to drop it would be to give up the parent's role.
     pub fn remove(&self, handle: *const H) -> Result<Option<Box<T>>, Fault> {
         let (parts, slot) = self.find(handle)?;
-        let mut hold = match take(slot, parts) {
-            Err(Fault::Broken) => {
-                let broken = parts.generation << STATE_BITS | BROKEN;
-                let in_use = parts.generation << STATE_BITS | IN_USE;
-                let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
-                let taken = slot.state.compare_exchange(broken, in_use, success, failure);
-                taken.map_err(|_| Fault::Stale)?;
-                Hold { slot, parts, state: BROKEN }
-            }
+        let mut hold = match take_in(slot, parts, IDLE) {
+            Err(Fault::Broken) => take_in(slot, parts, BROKEN)?,
             other => other?,
         };
-        // SAFETY: as in `with`.
-        let value = unsafe { &mut *slot.value.get() }.take();
         hold.parts.generation += 1;
         hold.state = VACANT;
+        if !is_own(slot) {
+            // The slot keeps it, and is not used again: a thread that the child has not got may have
+            // locked the list of free ones.
+            return Ok(None);
+        }
+        // SAFETY: as in `with`.
+        let value = unsafe { &mut *slot.value.get() }.take();
         drop(hold);
         if parts.generation < MOST_GENERATIONS {
             let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
@@ -158,7 +162,11 @@ impl<H, T: Send> Table<H, T> {
 
     fn slot_or_new(&self, index: usize) -> Option<&Slot<T>> {
         let (chunk, offset) = place(index)?;
-        let vacant = |_| Slot { state: AtomicU64::new(VACANT), value: UnsafeCell::new(None) };
+        let vacant = |_| Slot {
+            state: AtomicU64::new(VACANT),
+            process: AtomicU64::new(0),
+            value: UnsafeCell::new(None),
+        };
         let slots = self.chunks[chunk].get_or_init(|| (0..FIRST << chunk).map(vacant).collect());
         slots.get(offset)
     }
@@ -178,12 +186,26 @@ struct Hold<'a, T> {
     state: u64,
 }
 
+/// Takes a slot for a call.
 #[inline]
 fn take<T>(slot: &Slot<T>, parts: Parts) -> Result<Hold<'_, T>, Fault> {
+    let hold = take_in(slot, parts, IDLE)?;
+    if is_own(slot) { Ok(hold) } else { Err(Fault::Foreign) }
+}
+
+/// Returns whether the object of a slot is one of this process.
+#[inline]
+fn is_own<T>(slot: &Slot<T>) -> bool {
+    slot.process.load(Ordering::Relaxed) == Process::this().number()
+}
+
+/// Takes a slot that is in a state.
+#[inline]
+fn take_in<T>(slot: &Slot<T>, parts: Parts, state: u64) -> Result<Hold<'_, T>, Fault> {
     let generation = parts.generation << STATE_BITS;
     let (success, failure) = (Ordering::Acquire, Ordering::Relaxed);
-    match slot.state.compare_exchange(generation | IDLE, generation | IN_USE, success, failure) {
-        Ok(_) => Ok(Hold { slot, parts, state: IDLE }),
+    match slot.state.compare_exchange(generation | state, generation | IN_USE, success, failure) {
+        Ok(_) => Ok(Hold { slot, parts, state }),
         Err(found) if found == generation | IN_USE => Err(Fault::InUse),
         Err(found) if found == generation | BROKEN => Err(Fault::Broken),
         Err(_) => Err(Fault::Stale),

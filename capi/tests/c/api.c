@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #define MIB (1 << 20)
@@ -374,6 +375,34 @@ static void misuse_is_answered(const char *folder)
     CHECK(blockring_consumer_free(&consumer) == BLOCKRING_OK);
 }
 
+static void forked_child_leaves_its_parents_handles_alone(const char *folder)
+{
+    const char *path = new_ring(folder, "fork", MIB);
+    blockring_producer *producer = new_producer(path), *second = NULL;
+    blockring_consumer *consumer = new_consumer(path);
+    uint64_t end = 0;
+    int status = 1;
+    pid_t child = fork();
+    if (child == 0) {
+        EXPECT(BLOCKRING_DETACHED, blockring_producer_push(producer, "x", 1, &end, &error));
+        CHECK(blockring_producer_free(&producer) == BLOCKRING_OK && producer == NULL);
+        CHECK(blockring_consumer_free(&consumer) == BLOCKRING_OK && consumer == NULL);
+        EXPECT(BLOCKRING_ROLE_TAKEN,
+               blockring_producer_attach(path, "", "", NULL, &producer, &error));
+        /* A ring of its own. */
+        producer = new_producer(new_ring(folder, "child", MIB));
+        EXPECT(BLOCKRING_OK, blockring_producer_push(producer, "x", 1, &end, &error));
+        CHECK(blockring_producer_free(&producer) == BLOCKRING_OK);
+        exit(0);
+    }
+    CHECK(child > 0 && waitpid(child, &status, 0) == child && status == 0);
+    EXPECT(BLOCKRING_OK, blockring_producer_push(producer, "x", 1, &end, &error));
+    EXPECT(BLOCKRING_OK, blockring_producer_advance(producer, end, &error));
+    EXPECT(BLOCKRING_ROLE_TAKEN, blockring_producer_attach(path, "", "", NULL, &second, &error));
+    CHECK(blockring_consumer_free(&consumer) == BLOCKRING_OK);
+    CHECK(blockring_producer_free(&producer) == BLOCKRING_OK);
+}
+
 int main(int count, char **arguments)
 {
     const char *folder = arguments[1];
@@ -386,6 +415,7 @@ int main(int count, char **arguments)
     positions_are_text();
     handle_is_used_by_one_thread_at_a_time(folder);
     misuse_is_answered(folder);
+    forked_child_leaves_its_parents_handles_alone(folder);
     puts("ok");
     return 0;
 }
