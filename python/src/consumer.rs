@@ -7,7 +7,7 @@ use crate::items::{Copies, Item, Items, Limits};
 use crate::opening::{durability as named, open};
 use crate::position::{Argument, Position};
 use pyo3::prelude::*;
-use pyo3::types::PyList;
+use pyo3::types::{PyDict, PyList, PyTuple};
 use ring_address::AnyDevice;
 use shared_block_ring::{Consumer, Error, Role};
 use std::os::fd::RawFd;
@@ -33,14 +33,21 @@ impl ConsumerCore {
 
 #[pymethods]
 impl ConsumerCore {
+    /// Makes a handle that is not open yet: a subclass has arguments of its own.
     #[new]
+    #[pyo3(signature = (*_arguments, **_keywords))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { shared: Shared::closed() }
+    }
+
+    /// Opens the ring.
     #[pyo3(signature = (
-        address, queue="", client="", *, durability="flush", sector_size=None, timeout=5.0,
-        advance_every=0
+        address, queue, client, durability, sector_size, timeout, advance_every
     ))]
     #[expect(clippy::needless_pass_by_value)] // It is converted from a Python object.
     #[expect(clippy::too_many_arguments)] // Python's have names.
-    fn new(
+    fn _open(
+        &self,
         py: Python<'_>,
         address: PathBuf,
         queue: &str,
@@ -49,14 +56,16 @@ impl ConsumerCore {
         sector_size: Option<u32>,
         timeout: f64,
         advance_every: u64,
-    ) -> PyResult<Self> {
+    ) -> PyResult<()> {
         let durability = named(durability)?;
-        let device = open(py, &address, Role::Consumer, sector_size, timeout)?;
-        let attached = py.detach(|| Consumer::attach(device, queue, client));
-        let mut consumer = attached.map_err(|error| raise(py, error))?;
-        consumer.set_durability(durability);
-        consumer.advance_every(advance_every);
-        Ok(Self { shared: Shared::new(consumer) })
+        self.shared.open(py, || {
+            let device = open(py, &address, Role::Consumer, sector_size, timeout)?;
+            let attached = py.detach(|| Consumer::attach(device, queue, client));
+            let mut consumer = attached.map_err(|error| raise(py, error))?;
+            consumer.set_durability(durability);
+            consumer.advance_every(advance_every);
+            Ok(consumer)
+        })
     }
 
     /// Returns the item at ``start``, or the first that was not advanced over: the same one every

@@ -4,7 +4,7 @@
 use crate::errors::raise;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::sync::MutexExt;
 use ring_address::AnyDevice;
@@ -101,7 +101,7 @@ pub struct Shared<H> {
     /// `None` when it was closed.
     open: Mutex<Option<Open<H>>>,
     /// The value of [`FORKS`] in the process that has opened it.
-    forks: u64,
+    forks: AtomicU64,
     /// Times that the handle was superseded, or closed: positions from before are not its own.
     lives: AtomicU64,
 }
@@ -152,8 +152,33 @@ enum Look<T> {
 
 impl<H: Handle> Shared<H> {
     pub fn new(handle: H) -> Self {
-        let open = Mutex::new(Some(Open { handle, readiness: None }));
-        Self { open, forks: FORKS.load(Ordering::Relaxed), lives: AtomicU64::new(0) }
+        let shared = Self::closed();
+        *shared.open.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(Open { handle, readiness: None });
+        shared
+    }
+
+    /// Makes one that is not open yet.
+    pub fn closed() -> Self {
+        let forks = AtomicU64::new(FORKS.load(Ordering::Relaxed));
+        Self { open: Mutex::new(None), forks, lives: AtomicU64::new(0) }
+    }
+
+    /// Opens what was made [closed](Self::closed), with what `attach` returns.
+    pub fn open(&self, py: Python<'_>, attach: impl FnOnce() -> Result<H, PyErr>) -> PyResult<()> {
+        let is_open = || PyRuntimeError::new_err("it is open already: close it, and make another");
+        if !self.is_closed(py) {
+            return Err(is_open());
+        }
+        let handle = attach()?;
+        let open = self.open.lock_py_attached(py);
+        let mut open = open.map_err(|_| raise(py, Error::Failed))?;
+        if open.is_some() {
+            return Err(is_open());
+        }
+        self.forks.store(FORKS.load(Ordering::Relaxed), Ordering::Relaxed);
+        *open = Some(Open { handle, readiness: None });
+        Ok(())
     }
 
     /// Calls `f` on the handle, with the interpreter's lock held throughout: `f` must not call into
@@ -204,7 +229,7 @@ impl<H: Handle> Shared<H> {
 
     /// Returns whether this process is a forked child of the one that has opened the handle.
     fn is_foreign(&self) -> bool {
-        self.forks != FORKS.load(Ordering::Relaxed)
+        self.forks.load(Ordering::Relaxed) != FORKS.load(Ordering::Relaxed)
     }
 
     /// Closes the handle, by `last` first. A second time there is nothing to do.
@@ -305,7 +330,7 @@ fn pause(descriptor: Option<&OwnedFd>, sleep: Duration) -> io::Result<()> {
 /// A forked child's copy is left as it is: to give up its role would be to give up its parent's.
 impl<H> Drop for Shared<H> {
     fn drop(&mut self) {
-        if self.forks != FORKS.load(Ordering::Relaxed) {
+        if *self.forks.get_mut() != FORKS.load(Ordering::Relaxed) {
             let open = self.open.get_mut().unwrap_or_else(PoisonError::into_inner);
             std::mem::forget(open.take());
         }

@@ -8,6 +8,7 @@ use crate::opening::{durability as named, open};
 use crate::position::{Argument, Position};
 use pyo3::exceptions::PyTimeoutError;
 use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
 use ring_address::AnyDevice;
 use shared_block_ring::{Error, Position as RingPosition, Producer, Role};
 use std::os::fd::RawFd;
@@ -26,10 +27,19 @@ fn publish(producer: &mut Producer<AnyDevice>, end: RingPosition) -> Result<(), 
 
 #[pymethods]
 impl ProducerCore {
+    /// Makes a handle that is not open yet: a subclass has arguments of its own.
     #[new]
-    #[pyo3(signature = (address, queue="", client="", *, durability="flush", sector_size=None, timeout=5.0))]
+    #[pyo3(signature = (*_arguments, **_keywords))]
+    fn new(_arguments: &Bound<'_, PyTuple>, _keywords: Option<&Bound<'_, PyDict>>) -> Self {
+        Self { shared: Shared::closed() }
+    }
+
+    /// Opens the ring.
+    #[pyo3(signature = (address, queue, client, durability, sector_size, timeout))]
     #[expect(clippy::needless_pass_by_value)] // It is converted from a Python object.
-    fn new(
+    #[expect(clippy::too_many_arguments)] // Python's have names.
+    fn _open(
+        &self,
         py: Python<'_>,
         address: PathBuf,
         queue: &str,
@@ -37,13 +47,15 @@ impl ProducerCore {
         durability: &str,
         sector_size: Option<u32>,
         timeout: f64,
-    ) -> PyResult<Self> {
+    ) -> PyResult<()> {
         let durability = named(durability)?;
-        let device = open(py, &address, Role::Producer, sector_size, timeout)?;
-        let attached = py.detach(|| Producer::attach(device, queue, client));
-        let mut producer = attached.map_err(|error| raise(py, error))?;
-        producer.set_durability(durability);
-        Ok(Self { shared: Shared::new(producer) })
+        self.shared.open(py, || {
+            let device = open(py, &address, Role::Producer, sector_size, timeout)?;
+            let attached = py.detach(|| Producer::attach(device, queue, client));
+            let mut producer = attached.map_err(|error| raise(py, error))?;
+            producer.set_durability(durability);
+            Ok(producer)
+        })
     }
 
     /// Adds an item behind those pushed before, and returns the position to advance to. The

@@ -273,6 +273,34 @@ def test_address_is_anything_that_names_a_ring(ring: str) -> None:
         Control(5)  # type: ignore[arg-type]
 
 
+def test_subclass_has_arguments_of_its_own(ring: str) -> None:
+    class Numbered(Producer):
+        def __init__(self, number: int, path: str) -> None:
+            self.number = number
+            super().__init__(path, "logs", client=f"web-{number}")
+
+        def push_number(self) -> Position:
+            return self.push(str(self.number).encode())
+
+    with Numbered(7, ring) as producer:
+        producer.push_number()
+        producer.advance()
+        assert "web-7" in producer.debug_info().producer_text
+        with pytest.raises(RuntimeError, match="open already"):
+            Producer.__init__(producer, ring + ".other")
+    with Consumer(ring) as consumer:
+        assert consumer.pop().data == b"7"
+
+    class Forgetful(Producer):
+        def __init__(self) -> None:
+            pass
+
+    forgetful = Forgetful()
+    assert forgetful.closed
+    with pytest.raises(blockring.Detached):
+        forgetful.push(b"nowhere")
+
+
 def test_ring_that_is_gone_is_reported(ring: str, producer: Producer, consumer: Consumer) -> None:
     producer.check_presence()
     os.unlink(ring)

@@ -54,7 +54,7 @@ from ._loops import Waiters
 from ._state import DebugInfo, Durability, State
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer, Self
 
 __all__ = [
     "Consumer",
@@ -112,6 +112,7 @@ class Producer(ProducerCore):
         timeout: float = 5.0,
     ) -> None:
         self._waiters = Waiters()
+        self._open(address, queue, client, durability, sector_size, timeout)
 
     async def send_async(self, items: "Union[Buffer, Iterable[Buffer]]") -> Position:
         """Does as ``send``, and lets other tasks run while it waits.
@@ -144,7 +145,7 @@ class Producer(ProducerCore):
         super().close()
         self._waiters.wake()
 
-    def __enter__(self) -> "Producer":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(
@@ -183,6 +184,7 @@ class Consumer(ConsumerCore):
         advance_every: int = 0,
     ) -> None:
         self._waiters = Waiters()
+        self._open(address, queue, client, durability, sector_size, timeout, advance_every)
 
     async def __aiter__(self) -> AsyncIterator[Item]:
         """Goes over all items, as ``iter`` does, and lets other tasks run while it waits.
@@ -211,7 +213,7 @@ class Consumer(ConsumerCore):
         finally:
             self._waiters.wake()
 
-    def __enter__(self) -> "Consumer":
+    def __enter__(self) -> "Self":
         return self
 
     def __exit__(

@@ -1,7 +1,7 @@
 import os
 from typing import Iterable, Iterator, List, Optional, Tuple, Union, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, Self
 
 from ._state import DebugInfo, State
 
@@ -60,16 +60,16 @@ class Items:
     def __next__(self) -> Item: ...
 
 class ProducerCore:
-    def __new__(
-        cls,
+    def __new__(cls, *_arguments: object, **_keywords: object) -> Self: ...
+    def _open(
+        self,
         address: _Address,
-        queue: str = "",
-        client: str = "",
-        *,
-        durability: str = "flush",
-        sector_size: Optional[int] = None,
-        timeout: float = 5.0,
-    ) -> ProducerCore: ...
+        queue: str,
+        client: str,
+        durability: str,
+        sector_size: Optional[int],
+        timeout: float,
+    ) -> None: ...
     def push(self, item: Buffer, /) -> Position: ...
     def push_batch(self, items: Iterable[Buffer], /) -> Position: ...
     def push_some(self, items: Iterable[Buffer], /) -> Tuple[int, Position]: ...
@@ -96,17 +96,17 @@ class ProducerCore:
     def _publish(self, position: _At, /) -> None: ...
 
 class ConsumerCore:
-    def __new__(
-        cls,
+    def __new__(cls, *_arguments: object, **_keywords: object) -> Self: ...
+    def _open(
+        self,
         address: _Address,
-        queue: str = "",
-        client: str = "",
-        *,
-        durability: str = "flush",
-        sector_size: Optional[int] = None,
-        timeout: float = 5.0,
-        advance_every: int = 0,
-    ) -> ConsumerCore: ...
+        queue: str,
+        client: str,
+        durability: str,
+        sector_size: Optional[int],
+        timeout: float,
+        advance_every: int,
+    ) -> None: ...
     def pop(self, start: Optional[_At] = None, /) -> Item: ...
     def take(
         self, max_items: int = 1024, max_bytes: int = 1048576, *, start: Optional[_At] = None
