@@ -148,7 +148,8 @@ enum blockring_code
    */
   BLOCKRING_TOO_LARGE = 6,
   /**
-   * A position to advance to that no push returned, or that was not popped up to.
+   * A position to advance to that no push returned, or that lies outside of what is published and
+   * not consumed.
    */
   BLOCKRING_INVALID_ADVANCE = 7,
   /**

@@ -27,7 +27,8 @@ pub enum Code {
     BLOCKRING_SUPERSEDED = 5,
     /// An item, or a batch, that is larger than an empty ring.
     BLOCKRING_TOO_LARGE = 6,
-    /// A position to advance to that no push returned, or that was not popped up to.
+    /// A position to advance to that no push returned, or that lies outside of what is published and
+    /// not consumed.
     BLOCKRING_INVALID_ADVANCE = 7,
     /// A position to pop or fold from that is consumed already, or not published yet.
     BLOCKRING_INVALID_START = 8,
