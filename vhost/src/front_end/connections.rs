@@ -309,7 +309,7 @@ impl Connections {
 /// connection that ended in the middle of its handshake.
 fn outlast_handshake(over: BorrowedFd<'_>, connection: BorrowedFd<'_>, answered: &AtomicU64) {
     let start = Instant::now();
-    while start.elapsed() < HANDSHAKE_PAUSE {
+    while start.elapsed() < HANDSHAKE_PATIENCE {
         let before = answered.load(Ordering::Relaxed);
         let ended = wait_readable(&[over], Some(QUIET));
         // On a busy machine messages that have come can lie there for longer than that.
