@@ -165,7 +165,7 @@ fn backend_that_was_away_is_found_again() {
     let mut wait = Loop::new(device);
     assert_eq!(wait.look().unwrap(), None);
     for round in 0..3 {
-        // What was published before the backend ended is read while it is away.
+        // An item that was published before the backend ended is read while the backend is away.
         publish(&mut served.producer, "before");
         let backend = {
             std::fs::remove_file(served.file.path.with_extension("socket")).unwrap();

@@ -103,7 +103,7 @@ fn nothing_is_lost_or_doubled_whichever_await_is_dropped() {
                     dropped_at_every_point!(stream.advance(got.next)).unwrap();
                 }
                 if number % 400 == 399 {
-                    // What was read and not freed comes again.
+                    // Items that were read and not freed come again.
                     let consumer = stream.into_consumer().await.unwrap();
                     stream = ItemStream::new(consumer).unwrap();
                     let first = number / 5 * 5 + 1;

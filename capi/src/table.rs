@@ -120,8 +120,8 @@ impl<H, T: Send> Table<H, T> {
         answer
     }
 
-    /// Takes the object of a handle out. The handle is stale from then on. A forked child leaves its
-    /// parent's object as it is: to drop it would be to give up the parent's role.
+    /// Takes the object of a handle out. The handle is stale from then on. A forked child leaves
+    /// its parent's object as it is: to drop it would be to give up the parent's role.
     pub fn remove(&self, handle: *const H) -> Result<Option<Box<T>>, Fault> {
         let (parts, slot) = self.find(handle)?;
         let mut hold = match take_in(slot, parts, IDLE) {
@@ -131,8 +131,8 @@ impl<H, T: Send> Table<H, T> {
         hold.parts.generation += 1;
         hold.state = VACANT;
         if !is_own(slot) {
-            // The slot keeps it, and is not used again: a thread that the child has not got may have
-            // locked the list of free ones.
+            // The slot keeps it, and is not used again: the list of free slots may have been locked
+            // by a thread that the child has not got.
             return Ok(None);
         }
         // SAFETY: as in `with`.

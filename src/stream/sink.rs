@@ -20,8 +20,8 @@ const BATCH_BYTES: usize = 1 << 20;
 
 /// A [`Producer`] as a [`Sink`] for items.
 ///
-/// What was accepted is published by a flush, or when it is 256 items or 1 MiB: as much at once as
-/// there is room for. A ring that is full, or suspended, is waited for.
+/// Accepted items are published by a flush, or when there are 256 of them or 1 MiB: as many at once
+/// as there is room for. A ring that is full, or suspended, is waited for.
 ///
 /// After an error the sink has what is not published yet, and the next flush tries again. After
 /// [`Error::Superseded`] items can therefore be published a second time; after
@@ -51,7 +51,7 @@ struct Accepted {
 
 /// The result of a call at the device.
 struct Outcome {
-    /// What is left.
+    /// The items that are not published yet.
     accepted: Accepted,
     result: Result<()>,
     is_armed: bool,
