@@ -26,8 +26,8 @@ impl Process {
     pub fn count_forks() {
         static COUNTED: Once = Once::new();
         COUNTED.call_once(|| {
-            // SAFETY: the function may run in a forked child: all it does is to add to an atomic. It
-            // stays: the shared library is never unloaded (capi/link.sh).
+            // SAFETY: the function may run in a forked child: all it does is to add to an atomic.
+            // It stays: the shared library is never unloaded (capi/link.sh).
             let refused = unsafe { libc::pthread_atfork(None, None, Some(forked)) };
             // Without memory for it a child is not known as one.
             debug_assert_eq!(refused, 0);
