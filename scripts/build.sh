@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The release build of the programs that scripts, and tests with guests, start. See scripts/build.sh --help.
+# Builds the programs that scripts, and tests with guests, start. See scripts/build.sh --help.
 set -euo pipefail
 
 case "${1:-}" in
@@ -11,9 +11,11 @@ Builds blockring, vhost-device-blockring, and test-tools, which boots guests, pr
 linked statically: the same files run on the host, in a guest without libraries and in an empty container.
 Prints the folder that they are in. Options name further targets.
 
-  --fast   programs for a first look, in less than half of the time: slower, and in a folder of their own
+  --fast   programs for a first look, and for tests, in less than half of the time: slower, and in a folder of their own
 
-All builds of the release go through this script, select all of the workspace's packages and so ask for the
+  BLOCKRING_PROFILE   cargo's profile, instead of release; --fast is the same as fast here
+
+All builds of these profiles go through this script, select all of the workspace's packages and so ask for the
 same features of the crates that the packages share: each crate is compiled once.
 
 Examples:
@@ -23,7 +25,7 @@ TEXT
         exit
         ;;
 esac
-profile=release
+profile=${BLOCKRING_PROFILE:-release}
 if [ "${1:-}" = --fast ]; then
     profile=fast
     shift

@@ -122,14 +122,19 @@ sanitized_tests() { # SANITIZER WORD...
     RUSTFLAGS="-Zsanitizer=$sanitizer" CARGO_TARGET_DIR=$folder/sanitize-$sanitizer run cargo "$@"
 }
 
-address() {
-    local packages=(-p shared-block-ring -p ring-os -p virtio-blk-driver -p vhost-device-blockring)
-    local tests=(--test in_memory)
-    ((!long)) || tests+=(--test in_place --test batches --test journal --test executor --test executor_oracle --test hostile_queue)
+address_tests() { # WORD...
     # Leaks are no fault here: memory that a device may still write to stays mapped on purpose, with what describes it. The backend's
     # own handler of SIGBUS and those of the tests are to run, and the sanitizer's is not.
     RUSTC_BOOTSTRAP=1 ASAN_OPTIONS="detect_leaks=0:handle_sigbus=0:allow_user_segv_handler=1" \
-        sanitized_tests address test --locked --target "$host" "${packages[@]}" --lib "${tests[@]}"
+        sanitized_tests address test --locked --target "$host" "$@"
+}
+
+address() {
+    address_tests -p shared-block-ring -p ring-os -p virtio-blk-driver -p vhost-device-blockring --lib --test in_memory || return
+    ((long)) || return 0
+    address_tests -p shared-block-ring --test in_place &&
+        address_tests -p shared-block-ring --test all -- batches:: journal:: &&
+        address_tests -p vhost-device-blockring --test all -- executor hostile_queue::
 }
 
 thread() {

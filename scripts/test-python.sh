@@ -22,7 +22,7 @@ Examples:
 TEXT
 }
 
-build=yes tests=yes profile=fast python=python3
+build=yes tests=yes profile=dev python=python3
 case "${1:-}" in
     -h | --help) usage; exit 0 ;;
     --build) tests=no; shift ;;
@@ -56,7 +56,7 @@ fi
 wheel=("$wheels"/*.whl)
 [ -e "${wheel[0]}" ] || { echo "test-python.sh: there is no wheel: run it without --built" >&2; exit 1; }
 if [ "$tests" = no ]; then
-    [ "$profile" = fast ] || echo "${wheel[0]}"
+    [ "$profile" = dev ] || echo "${wheel[0]}"
     exit
 fi
 

@@ -53,6 +53,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
 beside=
 trap 'end_beside; rm -rf "$work"' EXIT
 export BLOCKRING_TESTS=$work/programs BLOCKRING_FAILED=$work/failed
+# What guests start needs not be as fast as a release, and is built in less than half of the time.
+export BLOCKRING_PROFILE=fast
 
 # Everything that a suite runs, with one selection of packages for each profile: another selection would ask for other features of
 # the crates that the packages share, and compile those again.
@@ -75,9 +77,9 @@ expect_a_suite_for_each_package() {
 }
 
 build_programs() {
-    local release
-    release=$(scripts/build.sh --bench instructions)
-    "$release/test-tools" boot-guest --prepare
+    local programs
+    programs=$(scripts/build.sh --bench instructions)
+    "$programs/test-tools" boot-guest --prepare
 }
 
 # What needs no quiet machine. It builds in folders of its own, so that no lock keeps another command of cargo waiting.
@@ -285,12 +287,15 @@ export BLOCKRING_BUILT=1
 start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
-suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
+# Four tests of a program at a time: most of them wait for other processes.
+export RUST_TEST_THREADS=4
+suite programs "$((long ? 120 : 20))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/metrics" "$root/virtio" "$root/address" "$root/capi" "$root/test-support"
+unset RUST_TEST_THREADS
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
-suite qemu 30 single_tests "$root/qemu-tests" 2
+suite qemu 35 single_tests "$root/qemu-tests" 2
 if ((long)); then
     suite crashes 120 scripts/crash-campaign.sh
 else

@@ -94,7 +94,7 @@ pub fn all(program: &Path, dir: &Path, cpus: Processors, rounds: Rounds) -> Resu
 }
 
 fn image() -> Result<ImageSpec> {
-    let programs = binaries::release()?;
+    let programs = binaries::programs()?;
     let image = ImageSpec::minimal().module("virtio_console");
     let image = image.tools(&["channels"])?;
     Ok(image.file("bin/blockring", programs.blockring()))

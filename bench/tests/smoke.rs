@@ -13,7 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(240);
 fn bench(dir: &Path, arguments: &[&str]) -> (String, bool) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ring-bench"));
     command.args(arguments).arg("--dir").arg(dir);
-    command.arg("--daemon").arg(binaries::release().unwrap().vhost_device_blockring());
+    command.arg("--daemon").arg(binaries::programs().unwrap().vhost_device_blockring());
     let logs = tempfile::tempdir().unwrap();
     let mut run = Daemon::spawn("ring-bench", command, logs.path()).unwrap();
     let status = run.wait(PATIENCE).unwrap();

@@ -1,9 +1,7 @@
 //! `blockring bind` where `/sys` is read-only, as in a container. (As root.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
+use crate::common::machine::succeed;
 
 #[test]
 fn bind_and_unbind_say_that_sysfs_is_read_only() {

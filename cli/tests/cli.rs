@@ -1,9 +1,7 @@
 //! The `blockring` program as its users run it.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::process::{finish, signal};
 use ring_test_support::{assert_fails, assert_ok};

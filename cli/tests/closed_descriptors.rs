@@ -1,9 +1,7 @@
 //! Standard descriptors that are closed at the start, or open in the other direction.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::assert_fails;
 
 /// Every command that reports on standard output.

@@ -2,9 +2,7 @@
 //! was meant. (As root.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
+use crate::common::machine::succeed;
 
 const REFUSED: &str = "file system of device nodes";
 

@@ -1,10 +1,8 @@
 //! `blockring forward`: its configuration, and rings that appear and go.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine;
-use common::scene::{Scene, counts};
+use crate::common::machine;
+use crate::common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::backend::{Backend, Word};
 use ring_test_support::metrics::scrape;

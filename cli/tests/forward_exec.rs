@@ -2,9 +2,7 @@
 //! not acknowledged again.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::{Scene, counts};
+use crate::common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::metrics::scrape;
 use ring_test_support::process::{Guarded, ended, eventually, is_alive, signal};

@@ -1,10 +1,8 @@
 //! `blockring forward --to file:`: each item is in the file once, whatever ends the forwarder.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine;
-use common::scene::{Scene, counts};
+use crate::common::machine;
+use crate::common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{Guarded, ended, eventually, signal};
 use ring_test_support::{assert_fails, assert_ok};

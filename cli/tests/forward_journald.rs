@@ -1,9 +1,7 @@
 //! `blockring forward --to journald:`: systemd's own programs write and show the records.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::process::Guarded;
 use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;

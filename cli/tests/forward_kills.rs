@@ -4,12 +4,8 @@
 //! With `BLOCKRING_LONG` set, 400,000 items instead of 20,000.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/load.rs"]
-mod load;
-
-use common::scene::Scene;
-use load::{RINGS, item, items, produce, rings, wait_for};
+use crate::common::load::{RINGS, item, items, produce, rings, wait_for};
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::process::{Guarded, ended, eventually_or, signal, status_of};

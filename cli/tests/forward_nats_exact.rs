@@ -5,15 +5,10 @@
 //! the forwarder makes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/load.rs"]
-mod load;
-#[path = "common/stream.rs"]
-mod stream;
-
+use crate::common::load::{RINGS, is_long, item, items, produce, rings, wait_for};
+use crate::common::scene::Scene;
+use crate::common::stream::{context, read, talk};
 use async_nats::jetstream::stream::Config;
-use common::scene::Scene;
-use load::{RINGS, is_long, item, items, produce, rings, wait_for};
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::nats::{Fault, NatsServer, Proxy};
@@ -21,7 +16,6 @@ use ring_test_support::process::{Guarded, ended, signal, status_of};
 use std::process::{Child, Stdio};
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
-use stream::{context, read, talk};
 
 /// Numbers of failures of each kind.
 const FORWARDER_KILLS: usize = 50;

@@ -2,18 +2,14 @@
 //! in the end; its memory while the server stands still.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/stream.rs"]
-mod stream;
-
+use crate::common::scene::{Scene, counts};
+use crate::common::stream::{context, read, talk};
 use async_nats::jetstream::stream::{Config, DiscardPolicy};
-use common::scene::{Scene, counts};
 use nix::sys::signal::Signal;
 use ring_test_support::nats::NatsServer;
 use ring_test_support::process::{Guarded, ended, eventually, finish, signal, words};
 use ring_test_support::{assert_fails, assert_ok};
 use std::process::Output;
-use stream::{context, read, talk};
 
 /// Returns the number of messages of the stream; 0 while there is none.
 fn messages(server: &NatsServer) -> u64 {

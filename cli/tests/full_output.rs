@@ -1,10 +1,8 @@
 //! Output that takes a part of a write: no file ends with a part of a record, and no item is lost.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine;
-use common::scene::Scene;
+use crate::common::machine;
+use crate::common::scene::Scene;
 use ring_test_support::assert_fails;
 use ring_test_support::process::{PATIENCE, ended, set_blocking, small_pipe};
 use std::io::Read;

@@ -1,9 +1,7 @@
 //! Output without a reader, and memory limits: a documented exit code, and no panic.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::assert_fails;
 use ring_test_support::process::ended;
 use std::fs::File;

@@ -2,9 +2,7 @@
 //! ignored (`nohup`). `forward` reads its configuration again, and tells its service manager.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::process::{Guarded, ended, signal};
 use ring_test_support::service::Manager;

@@ -1,10 +1,8 @@
 //! `health`: one line a ring, and the exit code.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
-use common::scene::Scene;
+use crate::common::machine::succeed;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{MsgFlags, SockType, accept, send};
 use nix::unistd::close;

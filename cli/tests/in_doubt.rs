@@ -2,10 +2,8 @@
 //! root, on loop devices.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
-use common::scene::Scene;
+use crate::common::machine::succeed;
+use crate::common::scene::Scene;
 use ring_simulation::{Access, hooked};
 use ring_test_support::process::finish;
 use ring_test_support::{RingFile, assert_fails};

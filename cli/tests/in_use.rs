@@ -1,9 +1,7 @@
 //! Block devices in use are not written to, with or without `--force`. (As root, on loop devices.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
+use crate::common::machine::succeed;
 
 /// No command may write to `$L`, a loop device with a ring on it, after `before` has taken it into
 /// use; the refusals contain `words`.

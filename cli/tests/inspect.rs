@@ -1,9 +1,7 @@
 //! `inspect`: what lies where, beside a live producer and consumer, as lines and as a picture.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::process::{signal, status_of};
 use ring_test_support::{assert_fails, assert_ok};
 use roxmltree::{Document, Node};

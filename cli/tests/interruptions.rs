@@ -1,9 +1,7 @@
 //! Storms of harmless signals, and processes that are stopped and continued.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::assert_ok;
 use ring_test_support::process::{ended, signal};

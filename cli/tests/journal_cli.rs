@@ -1,9 +1,7 @@
 //! `blockring journal` as its users run it: every accepted item is performed.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::{Scene, wait_for_words};
+use crate::common::scene::{Scene, wait_for_words};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use ring_test_support::process::{finish, signal};

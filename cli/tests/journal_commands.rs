@@ -2,9 +2,7 @@
 //! waits for them.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::{Scene, rest, wait_for_words};
+use crate::common::scene::{Scene, rest, wait_for_words};
 use nix::sys::signal::Signal;
 use nix::sys::stat::Mode;
 use ring_test_support::process::{ended, signal, words};

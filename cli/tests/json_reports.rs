@@ -1,9 +1,7 @@
 //! `--json`: one JSON object, however a command ends, with its exit code and its error.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;
 use ring_test_support::assert_fails;

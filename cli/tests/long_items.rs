@@ -1,9 +1,7 @@
 //! Items far larger than the read buffer: linear time, bounded memory.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::{Scene, counts};
+use crate::common::scene::{Scene, counts};
 use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use ring_test_support::assert_ok;

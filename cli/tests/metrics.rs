@@ -2,9 +2,7 @@
 //! agreement with `diagnostics` and with what was done.
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "samples are whole numbers")]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{SockType, accept};
 use ring_metrics::Program;

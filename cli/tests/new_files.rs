@@ -1,9 +1,7 @@
 //! New ring files on file systems of all kinds. (As root.)
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
+use crate::common::machine::succeed;
 
 #[test]
 fn file_system_without_fallocate_gets_zeros() {

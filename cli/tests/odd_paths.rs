@@ -2,9 +2,7 @@
 //! paths.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
+use crate::common::machine::succeed;
 use ring_test_support::backend::{Backend, Word};
 use ring_test_support::{RingFile, assert_fails};
 use shared_block_ring::UnixDevice;

@@ -1,10 +1,8 @@
 //! A ring that is overwritten in place, or whose disk shrinks, under a running program.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::machine::succeed;
-use common::scene::Scene;
+use crate::common::machine::succeed;
+use crate::common::scene::Scene;
 use ring_test_support::assert_ok;
 use ring_test_support::process::ended;
 use ring_test_support::{RingFile, assert_fails};

@@ -1,9 +1,7 @@
 //! `blockring produce --journald`: entries that systemd's own programs have written and read.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::process::{Guarded, ended, eventually_or, signal};
 use ring_test_support::{assert_fails, assert_ok};

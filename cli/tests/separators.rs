@@ -1,9 +1,7 @@
 //! Items that contain the output's separator: refused or escaped, never read as two.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::{assert_fails, assert_ok};
 
 /// Three items, the second of which contains all separators and escapes.

@@ -1,9 +1,7 @@
 //! Waits for a stalled peer: each ends at its bound and at the first signal.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use nix::sys::socket::SockType;

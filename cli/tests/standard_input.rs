@@ -1,9 +1,7 @@
 //! Kinds of standard input; and the ring itself as standard input or output.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::Signal;
 use ring_test_support::backend::{Backend, Word};

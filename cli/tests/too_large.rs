@@ -1,9 +1,7 @@
 //! Items of the input that are larger than the ring: fail, drop or split.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::{Scene, counts};
+use crate::common::scene::{Scene, counts};
 use ring_test_support::process::words;
 use ring_test_support::{assert_fails, assert_ok};
 

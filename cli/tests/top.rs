@@ -1,11 +1,8 @@
 //! `top`: on a terminal of tmux, with keys sent to it; and as text and JSON.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-#[path = "common/terminal.rs"]
-mod terminal;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
+use crate::common::terminal::Terminal;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_test_support::process::{eventually, eventually_or, signal, state, status_of};
@@ -13,7 +10,6 @@ use ring_test_support::{assert_fails, assert_ok};
 use serde_json::Value;
 use std::os::unix::fs::symlink;
 use std::process::{Child, Command, Stdio};
-use terminal::Terminal;
 
 /// The screen of the view, and that of a shell.
 const VIEW: &str = "1 0";

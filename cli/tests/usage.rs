@@ -1,9 +1,7 @@
 //! Help texts of `blockring`, its man pages and completions, and its refusals of arguments.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::scene::Scene;
+use crate::common::scene::Scene;
 use ring_test_support::manual::Manual;
 use ring_test_support::{assert_fails, assert_ok};
 

@@ -1,5 +1,5 @@
-//! The programs under test: built once a process, and found where cargo puts them. The release is
-//! linked statically, so that guests and the host run the same files.
+//! The programs under test: built once a process, and found where cargo puts them. They are linked
+//! statically, so that guests and the host run the same files.
 //!
 //! Several test processes may do so at once: cargo's lock makes the later ones wait, and then find
 //! everything fresh. With `BLOCKRING_BUILT` in the environment nothing is built: `scripts/test.sh`
@@ -52,18 +52,19 @@ impl Binaries {
     }
 }
 
-/// Returns the release build, for the host and for guests.
-pub fn release() -> Result<&'static Binaries> {
+/// Returns what `scripts/build.sh` builds, for the host and for guests: the release, or the profile
+/// that `BLOCKRING_PROFILE` names.
+pub fn programs() -> Result<&'static Binaries> {
     static BUILT: OnceLock<Binaries> = OnceLock::new();
     once(&BUILT, || {
-        run(&mut release_build())?;
-        Ok(Binaries { folder: target_dir().join("x86_64-unknown-linux-gnu/release") })
+        run(&mut build())?;
+        let profile = env::var_os("BLOCKRING_PROFILE").unwrap_or_else(|| "release".into());
+        Ok(Binaries { folder: target_dir().join("x86_64-unknown-linux-gnu").join(profile) })
     })
 }
 
-/// Returns the command that builds the release's programs, and whatever else arguments for cargo
-/// name.
-pub fn release_build() -> Command {
+/// Returns the command that builds the programs, and whatever else arguments for cargo name.
+pub fn build() -> Command {
     let mut command = Command::new(workspace().join("scripts/build.sh"));
     command.env("CARGO_TARGET_DIR", target_dir());
     command

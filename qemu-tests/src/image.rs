@@ -68,7 +68,7 @@ impl ImageSpec {
 
     /// Returns the minimal image, and this workspace's programs for guests in `/bin`.
     pub fn standard() -> Result<Self> {
-        Ok(Self::with(binaries::release()?))
+        Ok(Self::with(binaries::programs()?))
     }
 
     /// Returns the same with the programs of this build.
@@ -80,7 +80,7 @@ impl ImageSpec {
 
     /// Adds these programs of the tests (`src/bin/test-tools/main.rs`) to `/bin`.
     pub fn tools(self, names: &[&str]) -> Result<Self> {
-        Ok(self.tools_of(binaries::release()?, names))
+        Ok(self.tools_of(binaries::programs()?, names))
     }
 
     fn tools_of(mut self, programs: &Binaries, names: &[&str]) -> Self {

@@ -61,7 +61,7 @@ impl Scene {
 
     /// Starts a backend whose command `prepare` has changed.
     pub fn backend_with(&self, prepare: impl FnOnce(&mut Command)) -> Result<Daemon> {
-        let mut command = Command::new(binaries::release()?.vhost_device_blockring());
+        let mut command = Command::new(binaries::programs()?.vhost_device_blockring());
         command.current_dir(self.dir()).args(["--socket-path", self.socket, "--blk-file", "ring"]);
         command.args(["--consumer-socket", "c", "--serial", "ring"]).args(&self.options);
         prepare(&mut command);
@@ -84,7 +84,7 @@ impl Scene {
     }
 
     pub fn command(&self, program: &str, arguments: &[&str]) -> Result<Command> {
-        let built = binaries::release()?;
+        let built = binaries::programs()?;
         let mut command = match program {
             "blockring" => Command::new(built.blockring()),
             tool => built.tool(tool),

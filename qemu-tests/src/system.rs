@@ -224,7 +224,7 @@ impl Packages {
     /// Makes them, as a release of this version.
     pub fn make(version: &str) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(Error::io("making a temporary folder"))?;
-        let built = binaries::release()?;
+        let built = binaries::programs()?;
         let programs = built.blockring().parent().map(|folder| folder.display().to_string());
         let (programs, to) = (programs.unwrap_or_default(), folder.path().display().to_string());
         let arguments = ["--version", version, "--programs", &programs, &to];

@@ -153,7 +153,7 @@ fn run_a_container(runner: Runner) {
     public(scene.dir());
     let (script, program) = (scene.path("container-producer.sh"), scene.path("program"));
     fs::copy(binaries::workspace().join("examples/container-producer.sh"), &script).unwrap();
-    fs::copy(binaries::release().unwrap().blockring(), &program).unwrap();
+    fs::copy(binaries::programs().unwrap().blockring(), &program).unwrap();
     let mut backend = scene.backend().unwrap();
     let lines = LINES.to_string();
     let address = scene.address();

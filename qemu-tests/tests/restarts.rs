@@ -33,7 +33,7 @@ fn report(event: &str, host: Host, took: Duration) {
 
 /// Two builds of the backend.
 fn builds() -> [PathBuf; 2] {
-    let builds = [binaries::release().unwrap(), binaries::debug().unwrap()];
+    let builds = [binaries::programs().unwrap(), binaries::debug().unwrap()];
     let builds = builds.map(Binaries::vhost_device_blockring);
     assert!(fs::read(&builds[0]).unwrap() != fs::read(&builds[1]).unwrap(), "{builds:?}");
     builds

@@ -20,7 +20,7 @@ fn blockring(dir: &Path, arguments: &[&str], input: &str) -> String {
 }
 
 fn outcome(dir: &Path, arguments: &[&str], input: &str) -> Output {
-    let mut command = Command::new(binaries::release().unwrap().blockring());
+    let mut command = Command::new(binaries::programs().unwrap().blockring());
     command.args(arguments).current_dir(dir);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
@@ -65,7 +65,7 @@ fn producer_outlives_any_backend() {
     blockring(dir.path(), &["create", "disk"], "");
     let mut daemon = storage(dir.path());
     daemon.wait_for_path(&dir.path().join("s"), PATIENCE).unwrap();
-    let mut command = Command::new(binaries::release().unwrap().blockring());
+    let mut command = Command::new(binaries::programs().unwrap().blockring());
     command.current_dir(dir.path()).args(["produce", "vhost-user:s"]);
     let (mut producer, mut feed) = Daemon::spawn_fed("producer", command, dir.path()).unwrap();
     let lines = lines();
@@ -93,7 +93,7 @@ fn producer_outlives_any_backend() {
 #[test]
 fn producer_without_a_guest_feeds_a_consumer_at_the_hand_over() {
     let dir = tempfile::tempdir().unwrap();
-    let mut command = Command::new(binaries::release().unwrap().vhost_device_blockring());
+    let mut command = Command::new(binaries::programs().unwrap().vhost_device_blockring());
     command.current_dir(dir.path()).args(["--socket-path", "s", "--blk-file", "ring"]);
     command.args(["--size", "1M", "--consumer-socket", "c"]);
     let mut daemon = Daemon::spawn("backend", command, dir.path()).unwrap();

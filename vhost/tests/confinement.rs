@@ -1,10 +1,8 @@
 //! The privileges of a running daemon, as the kernel shows them, and access to its sockets.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
-use common::user::{GROUP, USER, as_user};
+use crate::common::daemon::{Daemon, Scene};
+use crate::common::user::{GROUP, USER, as_user};
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, OFlag, fallocate, fcntl};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap};

@@ -2,9 +2,7 @@
 //! no request of the guest's is lost, answered twice, or answered without its interrupt.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use ring_test_support::beside::beside;

@@ -2,9 +2,7 @@
 //! the backend writes to is marked.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use ring_test_support::front_end::{
     DATA, FrontEnd, HEADER, MEMORY, RINGS, STATUS, described, region,
 };

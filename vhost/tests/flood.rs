@@ -1,9 +1,7 @@
 //! A million refused requests: neither the log nor the daemon's memory grows with them.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::attack::start;
+use crate::common::attack::start;
 use ring_test_support::front_end::{DATA, FrontEnd, HEADER, RINGS, STATUS};
 use ring_test_support::split_ring::{Desc, linked, readable, writable};
 use shared_block_ring::Position;

@@ -1,9 +1,7 @@
 //! A ring through the library's own front end and driver, without a virtual machine.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use shared_block_ring::handover::Role;
 use shared_block_ring::{
     BlockDevice, Consumer, Control, CreateOptions, Error, Producer, State, create,

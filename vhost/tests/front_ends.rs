@@ -2,10 +2,8 @@
 //! served.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
+use crate::common::daemon::{Daemon, Scene};
 use arbitrary::{Arbitrary, Unstructured};
-use common::daemon::{Daemon, Scene};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::signal::Signal;
 use rand::rngs::SmallRng;

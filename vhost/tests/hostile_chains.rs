@@ -2,9 +2,7 @@
 //! under its reason, and correct requests are served before and after, on the same queue.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use ring_test_support::front_end::{DATA, FrontEnd, HEADER, MEMORY, STATUS, TABLE};
 use ring_test_support::split_ring::{Desc, indirect, linked, readable, writable};
 use virtio_bindings::bindings::virtio_blk::{

@@ -2,9 +2,7 @@
 //! served.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use ring_test_support::front_end::{FrontEnd, MEMORY, RINGS, described, region};
 use ring_test_support::process::eventually;
 use ring_test_support::split_ring::Rings;

@@ -2,10 +2,8 @@
 //! once, and serves correct requests after a reset.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::attack::{BROKEN, broken, on_each_queue, start, writes};
-use common::daemon::Scene;
+use crate::common::attack::{BROKEN, broken, on_each_queue, start, writes};
+use crate::common::daemon::Scene;
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use ring_test_support::beside::beside;

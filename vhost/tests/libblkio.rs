@@ -3,10 +3,8 @@
 //! Its crate `blkio` is what the C library `libblkio` is built from.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
+use crate::common::daemon::Scene;
 use blkio::{Blkio, Blkioq, Completion, MemoryRegion, ReqFlags, State};
-use common::daemon::Scene;
 use ring_test_support::process::PATIENCE;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::format::{Geometry, SectorSize};

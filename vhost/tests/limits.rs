@@ -1,10 +1,8 @@
 //! Limits on what a guest can make the backend spend: time in a turn, memory, lines of the log.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::attack::{BROKEN, start};
-use common::daemon::Scene;
+use crate::common::attack::{BROKEN, start};
+use crate::common::daemon::Scene;
 use ring_test_support::beside::beside;
 use ring_test_support::front_end::{DATA, FrontEnd, HEADER, RINGS, STATUS, described, region};
 use ring_test_support::process::{PATIENCE, eventually};

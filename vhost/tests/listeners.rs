@@ -1,9 +1,7 @@
 //! Listening sockets that other processes have, too: they accept on them, and shut them down.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{Shutdown, SockType, getsockopt, shutdown, sockopt};

@@ -1,9 +1,7 @@
 //! The daemon's log: lines that strangers word or cause, and a log without a reader.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::Signal;

@@ -2,9 +2,7 @@
 //! front end has done, and beside a data path that never waits for them.
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "samples are whole numbers")]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_metrics::{Format, Program};

@@ -2,9 +2,7 @@
 //! there, however often they connect again.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use ring_test_support::front_end::{FrontEnd, RINGS, described, region};
 use ring_test_support::process::{PATIENCE, eventually};
 use std::io::{Read, Write};

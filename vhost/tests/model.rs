@@ -3,9 +3,7 @@
 //! the guest.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 use ring_simulation::model::{follow, operations};

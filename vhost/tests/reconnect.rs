@@ -2,9 +2,7 @@
 //! delay.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use nix::sys::signal::Signal;
 use ring_test_support::process::{PATIENCE, eventually};
 use shared_block_ring::device::Displaced;

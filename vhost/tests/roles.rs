@@ -2,9 +2,7 @@
 //! unless no other process has the role.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use nix::sys::signal::Signal;
 use shared_block_ring::device::Sleep;
 use shared_block_ring::format::Side;

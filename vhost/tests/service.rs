@@ -1,11 +1,9 @@
 //! The daemon as a service: sockets that a service manager passes, and what it is told.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
-use common::service::Service;
-use common::user::{GROUP, USER};
+use crate::common::daemon::{Daemon, Scene};
+use crate::common::service::Service;
+use crate::common::user::{GROUP, USER};
 use nix::fcntl::OFlag;
 use nix::sys::signal::Signal;
 use nix::sys::socket::{

@@ -1,9 +1,7 @@
 //! Connections that say nothing: none of them takes the place of one that does.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use ring_test_support::front_end::FrontEnd;
 use ring_test_support::process::{PATIENCE, eventually};

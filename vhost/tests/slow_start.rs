@@ -2,10 +2,8 @@
 //! behind.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
-use common::fuse::FuseFile;
+use crate::common::daemon::{Daemon, Scene};
+use crate::common::fuse::FuseFile;
 use nix::sys::signal::Signal;
 use nix::unistd::geteuid;
 use ring_test_support::process::eventually;

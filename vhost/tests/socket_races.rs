@@ -2,9 +2,7 @@
 //! of the folder changes.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::user::{GROUP, USER, as_user};
+use crate::common::user::{GROUP, USER, as_user};
 use nix::sys::socket::SockType;
 use nix::sys::stat::Mode;
 use nix::unistd::{Gid, Uid, geteuid};

@@ -2,9 +2,7 @@
 //! is served.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::sys::statvfs::statvfs;

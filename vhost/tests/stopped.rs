@@ -2,9 +2,7 @@
 //! when it is asked to stop.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
+use crate::common::daemon::{Daemon, Scene};
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::handover::Role;
 use shared_block_ring::wait::{Limits, Wait, Woken};

@@ -2,11 +2,9 @@
 //! refuses the memory, and ends where a thread of its own waits without end.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::{Daemon, Scene};
-use common::fuse::FuseFile;
-use common::service::Service;
+use crate::common::daemon::{Daemon, Scene};
+use crate::common::fuse::FuseFile;
+use crate::common::service::Service;
 use nix::sys::signal::Signal;
 use ring_test_support::front_end::{FrontEnd, MEMORY, described, region};
 use ring_test_support::process::eventually;

@@ -2,10 +2,8 @@
 //! used index, and from nothing else.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::attack::writes;
-use common::daemon::Scene;
+use crate::common::attack::writes;
+use crate::common::daemon::Scene;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use ring_test_support::front_end::{DATA, FrontEnd, RINGS};

@@ -2,9 +2,7 @@
 //! change by accident.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use ring_simulation::hooked;
 use ring_test_support::executor_disk::{Disk, Driver, is_ok};
 use shared_block_ring::format::{FLAG_AT, Side};

@@ -1,9 +1,7 @@
 //! Waiting for the host through our own virtqueue, with one read that the daemon holds.
 #![allow(clippy::unwrap_used)]
 
-mod common;
-
-use common::daemon::Scene;
+use crate::common::daemon::Scene;
 use ring_test_support::executor_disk::{Disk, IDLE, open};
 use ring_test_support::process::{PATIENCE, eventually};
 use ring_test_support::worker_disk::{Payload, Running};

@@ -1,7 +1,7 @@
 //! Datagrams.
 
+use super::senders::{Listening, while_moving};
 use crate::common::scene::Scene;
-use crate::senders::{Listening, while_moving};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 use ring_test_support::process::{PATIENCE, ended, eventually, signal, state, until_asleep};

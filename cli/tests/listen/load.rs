@@ -1,7 +1,7 @@
 //! Many senders at once, and a producer that is killed among them.
 
+use super::senders::{Listening, connect, send, wait_for_acknowledgement, while_moving};
 use crate::common::scene::Scene;
-use crate::senders::{Listening, connect, send, wait_for_acknowledgement, while_moving};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{Guarded, eventually, signal, state};
 use std::collections::BTreeMap;

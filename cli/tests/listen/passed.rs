@@ -1,7 +1,7 @@
 //! Sockets that a service manager passes, and keeps.
 
+use super::senders::{Listening, connect, send, wait_for_acknowledgement};
 use crate::common::scene::Scene;
-use crate::senders::{Listening, connect, send, wait_for_acknowledgement};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, setsockopt, socket, sockopt,

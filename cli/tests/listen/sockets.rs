@@ -1,7 +1,7 @@
 //! The sockets, and the options that go with them.
 
+use super::senders::{Listening, connect, send, wait_for_acknowledgement};
 use crate::common::scene::Scene;
-use crate::senders::{Listening, connect, send, wait_for_acknowledgement};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{assert_fails, signal};
 use ring_test_support::service::Manager;

@@ -1,7 +1,7 @@
 //! Connections: acknowledgements, ends, and senders that do not behave.
 
+use super::senders::{Listening, connect, last_words, send, wait_for_acknowledgement};
 use crate::common::scene::Scene;
-use crate::senders::{Listening, connect, last_words, send, wait_for_acknowledgement};
 use nix::sys::signal::Signal;
 use ring_test_support::process::{ended, eventually, signal, state, until_asleep};
 use std::io::{ErrorKind, Write};

@@ -29,7 +29,7 @@ impl HostLoad {
     /// Starts the next run of `side`.
     pub fn start(&self, side: Side, stream: &mut Stream) -> Result<Daemon> {
         let run = stream.next_run();
-        let mut command = binaries::release()?.tool("crashload");
+        let mut command = binaries::programs()?.tool("crashload");
         command.args([verb(side), &self.address, "--run", &run.to_string()]);
         command.args(["--seed", &stream.recipe().seed.to_string()]);
         if let Some(size) = self.sector_size {

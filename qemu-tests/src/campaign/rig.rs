@@ -200,7 +200,7 @@ fn kill_process(id: u32) -> Result<()> {
 
 /// Returns the backend's release build.
 pub(super) fn host_build() -> Result<PathBuf> {
-    Ok(binaries::release()?.vhost_device_blockring())
+    Ok(binaries::programs()?.vhost_device_blockring())
 }
 
 fn start_backend(folder: &Path, side: Side, manner: Manner, program: PathBuf) -> Result<Daemon> {

@@ -103,7 +103,7 @@ fn expect_options(place: &str, line: &str) {
     let line = line.split('#').next().unwrap_or_default();
     for command in line.split(['|', ';', '&']) {
         let words: Vec<_> = command.split_whitespace().collect();
-        let built = binaries::release().unwrap();
+        let built = binaries::programs().unwrap();
         let mut help = match words.as_slice() {
             ["blockring", subcommand, ..] => {
                 let mut command = Command::new(built.blockring());
@@ -147,7 +147,7 @@ fn files_beside_the_documents_are_accepted_by_their_programs() {
         files_below(&binaries::workspace().join(folder), &mut files);
     }
     let scratch = tempfile::tempdir().unwrap();
-    let programs = binaries::release().unwrap().blockring();
+    let programs = binaries::programs().unwrap().blockring();
     let mut path = vec![programs.parent().unwrap().to_owned()];
     path.extend(std::env::split_paths(&std::env::var_os("PATH").unwrap()));
     let mut checked = 0;

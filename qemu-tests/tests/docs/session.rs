@@ -75,7 +75,7 @@ pub fn read(test: &str, pages: &[&str]) {
     }
     prepare();
     let enter = binaries::workspace().join("qemu-tests/tests/docs/enter.sh");
-    let programs = binaries::release().unwrap().blockring();
+    let programs = binaries::programs().unwrap().blockring();
     let mut command = Command::new("timeout");
     command.args(["--kill-after=5", SESSION_SECONDS, "unshare", "--mount", "--pid", "--net"]);
     if !geteuid().is_root() {
@@ -94,7 +94,7 @@ pub fn read(test: &str, pages: &[&str]) {
 
 /// Builds and fetches what the session, which has no network, starts.
 fn prepare() {
-    binaries::release().unwrap();
+    binaries::programs().unwrap();
     ImageSpec::standard().unwrap().passing().build().unwrap();
     System::prepare().unwrap();
 }

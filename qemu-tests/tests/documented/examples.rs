@@ -13,7 +13,7 @@ fn example(name: &str) -> PathBuf {
 
 /// Returns a shell for an example, which finds the programs.
 fn shell(scene: &Scene) -> Result<Command> {
-    let folder = binaries::release()?.blockring();
+    let folder = binaries::programs()?.blockring();
     let folder = folder.parent().unwrap().display().to_string();
     let path = std::env::var("PATH").unwrap_or_default();
     let mut command = Command::new("sh");
@@ -65,7 +65,7 @@ fn commands_are_carried_out_in_a_guest_and_answered_by_the_example() -> Result<(
     let mut backends = Vec::new();
     let mut guest = GuestBuilder::new().processors(2);
     for (name, side) in [("web-in", "consumer"), ("web-out", "producer")] {
-        let mut command = Command::new(binaries::release()?.vhost_device_blockring());
+        let mut command = Command::new(binaries::programs()?.vhost_device_blockring());
         command.current_dir(scene.dir()).args(["--size", "1M", "--serial", name, "--guest", side]);
         for (option, end) in
             [("--socket-path", "sock"), ("--blk-file", "ring"), ("--consumer-socket", "out")]
@@ -107,7 +107,7 @@ fn guest_with_openrc_sends_its_log_by_the_documented_service() -> Result<()> {
     let scene = Scene::new(&["--size", "1M"]);
     let _backend = scene.backend()?;
     let system = System::with_openrc()?;
-    fs::copy(binaries::release()?.blockring(), system.path("usr/bin/blockring")).unwrap();
+    fs::copy(binaries::programs()?.blockring(), system.path("usr/bin/blockring")).unwrap();
     let service = documented("docs/guests.md", "#!/sbin/openrc-run");
     // No pause: OpenRC counts the starts, however fast they are.
     let service = service.replace("serial:logs", "serial:ring").replace("respawn_delay=1", "");

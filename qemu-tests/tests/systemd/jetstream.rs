@@ -31,7 +31,7 @@ fn messages(server: &NatsServer) -> u64 {
 
 /// Returns a command for the example behind `words`, which finds the programs.
 fn example(scene: &Scene, server: &NatsServer, words: &[&str]) -> Result<Command> {
-    let folder = binaries::release()?.blockring();
+    let folder = binaries::programs()?.blockring();
     let folder = folder.parent().unwrap().display().to_string();
     let script = binaries::workspace().join("examples/guest-journal-to-jetstream.sh");
     let mut command = Command::new(words[0]);

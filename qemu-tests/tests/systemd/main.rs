@@ -15,7 +15,7 @@ use std::process::Command;
 /// Starts a backend of its own for a ring of that name, which is also its disk's serial number.
 fn backend(scene: &Scene, name: &str, side: &str) -> Result<Daemon> {
     let [socket, ring, out] = ["sock", "ring", "c"].map(|end| scene.path(&format!("{name}.{end}")));
-    let mut command = Command::new(binaries::release()?.vhost_device_blockring());
+    let mut command = Command::new(binaries::programs()?.vhost_device_blockring());
     command.arg("--socket-path").arg(&socket).arg("--blk-file").arg(ring);
     command.arg("--consumer-socket").arg(&out);
     command.args(["--size", "1M", "--serial", name, "--guest", side]);

@@ -1,8 +1,6 @@
 //! `blockring produce --listen`: items of many processes, by sockets.
 #![allow(clippy::unwrap_used)]
 
-#[path = "../common/mod.rs"]
-mod common;
 mod datagrams;
 mod load;
 mod passed;

@@ -1,0 +1,30 @@
+//! The tests of the library that share a process: one program, which is linked once.
+
+mod api;
+mod batches;
+mod check;
+mod dependencies;
+mod documented_architecture;
+mod documented_async;
+mod documented_commands;
+mod example_async;
+mod example_collector;
+mod example_transfer;
+mod field_reports;
+mod journal;
+mod journal_code;
+mod lazy;
+mod misuse;
+mod model;
+mod one_write_at_a_time;
+mod readiness;
+mod readme;
+mod repair;
+mod slots;
+mod spinning;
+mod stream;
+mod superseded;
+mod suspend;
+mod test_programs;
+mod vectors;
+mod waiting;
