@@ -26,7 +26,8 @@ case "${1:-}" in
     -h | --help)
         usage
         # Its own help, where it is built.
-        program=$(dirname "${BASH_SOURCE[0]}")/../${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/release/ring-bench
+        cd "$(dirname "${BASH_SOURCE[0]}")/.."
+        program=$(realpath -m "${CARGO_TARGET_DIR:-target}")/x86_64-unknown-linux-gnu/release/ring-bench
         [ ! -x "$program" ] || { echo; "$program" --help; }
         exit 0
         ;;

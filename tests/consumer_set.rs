@@ -3,11 +3,11 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use ring_test_support::RingFile;
-use ring_test_support::backend::{Backend, Client, Word};
+use ring_test_support::backend::{Backend, Served, Word};
 use shared_block_ring::device::{Displaced, Mapping};
 use shared_block_ring::{
-    Consumer, ConsumerSet, CreateOptions, Error, FileDevice, Key, MappedDevice, Occurrence,
-    Producer, RingDevice, Role, create,
+    Consumer, ConsumerSet, CreateOptions, Error, Key, MappedDevice, Occurrence, Producer,
+    RingDevice, Role, create,
 };
 use std::io::Write;
 use std::os::fd::AsFd;
@@ -25,28 +25,6 @@ const BYTES: usize = 64 << 10;
 
 fn attach(device: Device) -> Consumer<Device> {
     Consumer::attach(device, "queue", "consumer").unwrap()
-}
-
-/// A ring behind a backend, with the guest's end of it.
-struct Served {
-    file: RingFile,
-    client: Client,
-    producer: Producer<FileDevice>,
-}
-
-impl Served {
-    fn new() -> (Self, Device) {
-        let file = RingFile::new(BYTES, 512);
-        let (device, client) = Backend::new(&file, Word::Guarded).connect_and_stay(Role::Consumer);
-        let producer = file.producer().unwrap();
-        (Self { file, client, producer }, Box::new(device))
-    }
-
-    /// Publishes an item as a guest does. Returns whether the set was woken.
-    fn publish(&mut self, item: &str) -> bool {
-        publish(&mut self.producer, item);
-        self.client.ring()
-    }
 }
 
 fn publish<D: RingDevice>(producer: &mut Producer<D>, item: &str) {

@@ -2,10 +2,10 @@
 #![allow(clippy::unwrap_used)]
 
 use ring_test_support::RingFile;
-use ring_test_support::backend::{Backend, Client, Word};
+use ring_test_support::backend::{Backend, Served, Word};
 use shared_block_ring::device::Displaced;
 use shared_block_ring::wait::{Readiness, wait_readable};
-use shared_block_ring::{Consumer, Error, FileDevice, Producer, RingDevice, Role};
+use shared_block_ring::{Consumer, Error, Producer, RingDevice, Role};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -66,22 +66,6 @@ impl Loop {
             looks += u32::from(self.is_readable_within(left));
         }
         looks
-    }
-}
-
-/// A ring behind a backend, with the guest's end of it.
-struct Served {
-    file: RingFile,
-    client: Client,
-    producer: Producer<FileDevice>,
-}
-
-impl Served {
-    fn new() -> (Self, Device) {
-        let file = RingFile::new(BYTES, 512);
-        let (device, client) = Backend::new(&file, Word::Guarded).connect_and_stay(Role::Consumer);
-        let producer = file.producer().unwrap();
-        (Self { file, client, producer }, Box::new(device))
     }
 }
 

@@ -27,8 +27,8 @@ pub enum Code {
     BLOCKRING_SUPERSEDED = 5,
     /// An item, or a batch, that is larger than an empty ring.
     BLOCKRING_TOO_LARGE = 6,
-    /// A position to advance to that no push returned, or that lies outside of what is published and
-    /// not consumed.
+    /// A position to advance to that no push returned, or that lies outside of what is published
+    /// and not consumed.
     BLOCKRING_INVALID_ADVANCE = 7,
     /// A position to pop or fold from that is consumed already, or not published yet.
     BLOCKRING_INVALID_START = 8,
@@ -105,9 +105,9 @@ impl Code {
 /// Bytes of an error's text, with the zero at its end.
 pub const BLOCKRING_TEXT_BYTES: usize = 960;
 
-/// What is known about an error. A call that is given one writes it: after a call that has
-/// succeeded, `code` is BLOCKRING_OK, the text is empty, and the rest means nothing. It belongs to
-/// the caller, who may read it at any time later, on any thread.
+/// The details of a call's error. The caller owns the structure and passes its address, or NULL; the
+/// call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other fields mean
+/// nothing. It may be read later, by any thread.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ErrorInfo {

@@ -95,7 +95,8 @@ pub fn payload<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyBytes>> 
         let text = format!("an item is bytes-like, not {}", value.get_type().name()?);
         return Err(PyTypeError::new_err(text));
     };
-    // What has a buffer can change it while the interpreter's lock is given up.
+    // A copy: another thread can change the object's buffer (a bytearray, say) while this call has
+    // released the interpreter's lock.
     Ok(view.call_method0("tobytes")?.cast_into()?)
 }
 

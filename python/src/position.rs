@@ -12,8 +12,8 @@ use shared_block_ring::Position as RingPosition;
 /// A position in a ring's stream: the bytes since the ring was created, a multiple of 4.
 ///
 /// It is made of a number or of its decimal text, and gives both back: ``int(position)``,
-/// ``str(position)``. So a receiver can keep it with its results, in a database or a file. Positions
-/// are ordered, and equal the numbers that they stand for.
+/// ``str(position)``. So a receiver can keep it with its results, in a database or a file.
+/// Positions are ordered, and equal the numbers that they stand for.
 #[pyclass(module = "blockring", frozen)]
 pub struct Position(pub RingPosition);
 

@@ -3,11 +3,10 @@
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, UnixAddr, accept4, bind, listen, socket,
 };
-use shared_block_ring::BlockDevice;
-use shared_block_ring::UnixDevice;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::handover::{Hello, Role, receive, send};
 use shared_block_ring::wait::wait_readable;
+use shared_block_ring::{BlockDevice, FileDevice, Producer, RingDevice, UnixDevice};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::path::PathBuf;
@@ -95,6 +94,30 @@ impl Backend {
         let raw = accept4(self.listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();
         // SAFETY: the kernel has just made this descriptor for us, and nobody else knows it.
         unsafe { OwnedFd::from_raw_fd(raw) }
+    }
+}
+
+/// A small ring that a backend has handed over to a consumer, with the guest's end of it.
+pub struct Served {
+    pub file: crate::RingFile,
+    pub client: Client,
+    pub producer: Producer<FileDevice>,
+}
+
+impl Served {
+    /// Returns the ring, and the consumer's device.
+    pub fn new() -> (Self, Box<dyn RingDevice>) {
+        let file = crate::RingFile::new(64 << 10, 512);
+        let (device, client) = Backend::new(&file, Word::Guarded).connect_and_stay(Role::Consumer);
+        let producer = file.producer().unwrap();
+        (Self { file, client, producer }, Box::new(device))
+    }
+
+    /// Publishes an item as a guest does. Returns whether the consumer slept, and was woken.
+    pub fn publish(&mut self, item: &str) -> bool {
+        let end = self.producer.push(item).unwrap();
+        self.producer.advance(end).unwrap();
+        self.client.ring()
     }
 }
 

@@ -39,8 +39,8 @@ fn with<R>(
     CONSUMERS.with(handle, |held| Ok(f(&mut held.consumer)?))
 }
 
-/// Becomes the consumer of the ring with this address; otherwise as blockring_producer_attach. Items
-/// are copied, unless BLOCKRING_LEND_IN_PLACE is set. BLOCKRING_ROLE_TAKEN if the ring has a
+/// Becomes the consumer of the ring with this address; otherwise as blockring_producer_attach.
+/// Items are copied, unless BLOCKRING_LEND_IN_PLACE is set. BLOCKRING_ROLE_TAKEN if the ring has a
 /// consumer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_consumer_attach(
@@ -71,8 +71,8 @@ pub unsafe extern "C" fn blockring_consumer_attach(
 }
 
 /// Looks at the item at `from`: the same one every time. The item is lent until the next call with
-/// the handle. The first one is at blockring_consumer_position, each further one at the `next` of the
-/// one before.
+/// the handle. The first one is at blockring_consumer_position, each further one at the `next` of
+/// the one before.
 ///
 /// BLOCKRING_RETRY: there is none yet. BLOCKRING_INVALID_START. BLOCKRING_FORMAT for items that are
 /// not what the producer wrote, which an advance to the error's `to` skips. BLOCKRING_SUPERSEDED.
@@ -98,10 +98,10 @@ pub unsafe extern "C" fn blockring_consumer_pop(
 /// BLOCKRING_BUSY.
 pub type Visitor = Option<extern "C" fn(context: *mut c_void, item: *const Item)>;
 
-/// Calls `visit` with each published item from `from` on, and tells in `end` the position behind the
-/// last one, to advance to. It is the fastest way to read many items. No item at `from` is no error:
-/// `end` is `from` then. Errors are those of blockring_consumer_pop; some items may have been visited
-/// by then.
+/// Calls `visit` with each published item from `from` on, and tells in `end` the position behind
+/// the last one, to advance to. It is the fastest way to read many items. No item at `from` is no
+/// error: `end` is `from` then. Errors are those of blockring_consumer_pop; some items may have
+/// been visited by then.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_consumer_fold(
     consumer: *mut ConsumerHandle,
@@ -143,8 +143,8 @@ pub unsafe extern "C" fn blockring_consumer_advance(
 
 /// Has blockring_consumer_advance keep the pointer back until `bytes` can be freed at once, half of
 /// the ring at most. It is also written when there is nothing more to pop, by
-/// blockring_consumer_flush, and when the consumer is detached or freed. What was advanced over since
-/// then comes again after a crash.
+/// blockring_consumer_flush, and when the consumer is detached or freed. What was advanced over
+/// since then comes again after a crash.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_consumer_advance_every(
     consumer: *mut ConsumerHandle,

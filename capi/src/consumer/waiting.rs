@@ -11,10 +11,11 @@ use shared_block_ring::wait::Wait;
 
 /// Waits until there is an item at `from`.
 ///
-/// `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor that
-/// ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT; and the
-/// errors of blockring_consumer_pop. The wait sleeps where the other side can wake it, and looks now
-/// and then where not. A signal does not end it: give it a descriptor that the handler writes to.
+/// `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor
+/// that ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT; and
+/// the errors of blockring_consumer_pop. The wait sleeps where the other side can wake it, and
+/// looks now and then where not. A signal does not end it: give it a descriptor that the handler
+/// writes to.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_consumer_wait(
     consumer: *mut ConsumerHandle,
@@ -79,9 +80,9 @@ pub unsafe extern "C" fn blockring_consumer_fd(
 }
 
 /// Prepares the descriptor, after blockring_consumer_pop has answered BLOCKRING_RETRY or a fold has
-/// found nothing. With `again` the program looks at the ring again at once. Without it the descriptor
-/// becomes readable when it is time to look again, and stays so until it is prepared anew; nothing is
-/// to be read from it.
+/// found nothing. With `again` the program looks at the ring again at once. Without it the
+/// descriptor becomes readable when it is time to look again, and stays so until it is prepared
+/// anew; nothing is to be read from it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_consumer_arm(
     consumer: *mut ConsumerHandle,

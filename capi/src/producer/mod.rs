@@ -101,9 +101,9 @@ fn with<R>(
 /// Becomes the producer of the ring with this address: the path of a file or block device,
 /// serial:NAME, unix:PATH, vhost-user:PATH or pci:0000:00:04.0, as on the command line.
 ///
-/// `queue` and `client` (may be NULL) are names for people who look at the ring. `options`: NULL for
-/// the default. A pending suspend or resume is acknowledged. BLOCKRING_ROLE_TAKEN if the ring has a
-/// producer.
+/// `queue` and `client` (may be NULL) are names for people who look at the ring. `options`: NULL
+/// for the default. A pending suspend or resume is acknowledged. BLOCKRING_ROLE_TAKEN if the ring
+/// has a producer.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_producer_attach(
     address: *const c_char,
@@ -239,8 +239,8 @@ pub unsafe extern "C" fn blockring_producer_commit(
 /// survives any crash, as far as the durability says.
 ///
 /// BLOCKRING_SUSPENDED: what was pushed stays, and can be advanced over after the resume.
-/// BLOCKRING_INVALID_ADVANCE, BLOCKRING_SUPERSEDED, BLOCKRING_ROLE_TAKEN. After BLOCKRING_DEVICE of a
-/// flush or of the pointer the handle has failed.
+/// BLOCKRING_INVALID_ADVANCE, BLOCKRING_SUPERSEDED, BLOCKRING_ROLE_TAKEN. After BLOCKRING_DEVICE of
+/// a flush or of the pointer the handle has failed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_producer_advance(
     producer: *mut ProducerHandle,

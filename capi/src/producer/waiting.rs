@@ -19,8 +19,8 @@ fn as_one_item(items: &[Slice]) -> usize {
 /// Waits until there is room for `count` items together, and the ring is not suspended. Only the
 /// lengths of the items are looked at. Without items it waits until the ring is not suspended.
 ///
-/// `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor that
-/// ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT;
+/// `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor
+/// that ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT;
 /// BLOCKRING_TOO_LARGE; and the errors of blockring_producer_push. The wait sleeps where the other
 /// side can wake it, and looks now and then where not.
 #[unsafe(no_mangle)]
@@ -77,8 +77,8 @@ pub unsafe extern "C" fn blockring_producer_fd(
 
 /// Prepares the descriptor, after a call has answered BLOCKRING_RETRY or BLOCKRING_SUSPENDED. With
 /// `again` the program looks at the ring again at once. Without it the descriptor becomes readable
-/// when it is time to look again, and stays so until it is prepared anew; nothing is to be read from
-/// it.
+/// when it is time to look again, and stays so until it is prepared anew; nothing is to be read
+/// from it.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn blockring_producer_arm(
     producer: *mut ProducerHandle,
