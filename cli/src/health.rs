@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 #[derive(clap::Args)]
 #[command(after_help = "\
 Without options a ring is healthy if it can be opened, its pointers are sound, and its backend, if
-it has one, reports no fault: a flush that has failed, or a file that was cut short, moved, removed
+it has one, reports no fault: a flush that has failed, or a file that was truncated, moved, removed
 or replaced. The exit code is 0 if all rings are healthy. If not, it is that of the worst one: 1 if
 a ring passes a limit, has a fault or cannot be opened, 3 if a backend does not answer, 5 if
 something is no ring or a damaged one.

@@ -179,7 +179,7 @@ fn loop_device_whose_file_is_cut_ends_produce() {
     succeed(&format!(
         r#"{PRODUCER_ON_LOOP}
         truncate -s 512K image
-        ends "image, was cut to 524288 bytes""#
+        ends "image, was truncated to 524288 bytes""#
     ));
 }
 

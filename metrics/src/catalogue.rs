@@ -185,7 +185,7 @@ catalogue! {
     FLUSHES = Histogram "blockring_flush" SECONDS, RING, BACKEND,
         "The time of each fdatasync of the region, which several requests may share.";
     FAILED = Gauge "blockring_failed" None, RING, BACKEND,
-        "1 if a flush has failed or the ring's file was cut short: every write fails until the backend starts anew.";
+        "1 if a flush has failed or the ring's file was truncated: every write fails until the backend starts anew.";
     DISPLACED = Gauge "blockring_displaced" None, RING, BACKEND,
         "1 while the ring's file is not at its path: it was moved, removed or replaced, and is lost when the backend ends unless it has another name.";
     ACKNOWLEDGED_ITEMS = Counter "blockring_forward_acknowledged_items" None, RING, FORWARD,

@@ -368,7 +368,7 @@ impl Memory for Mapping {
     unsafe fn bytes(&self, offset: u64, len: usize) -> Option<&[u8]> {
         let at = self.at(offset, len, self.len);
         // SAFETY: `at` has checked the bytes, which live as long as `self`, and the caller vouches
-        // that nobody stores to them while they are borrowed. That the file is cut short is no
+        // that nobody stores to them while they are borrowed. That the file is truncated is no
         // change of a value: the access never returns (SIGBUS ends the process).
         Some(unsafe { std::slice::from_raw_parts(at.as_ptr(), len) })
     }

@@ -68,7 +68,10 @@ pub enum Displaced {
         is_ring: bool,
     },
     /// The file that a loop device shows ends before the loop device does.
-    #[error("the file behind it, {}, was cut to {bytes} bytes while it was in use", shown(path))]
+    #[error(
+        "the file behind it, {}, was truncated to {bytes} bytes while it was in use",
+        shown(path)
+    )]
     Cut {
         /// The file.
         path: PathBuf,

@@ -28,7 +28,7 @@ pub trait GuestBytes {
     }
 }
 
-/// Guest memory by its file, which can be cut short: each access is a system call of its own.
+/// Guest memory by its file, which can be truncated: each access is a system call of its own.
 impl GuestBytes for File {
     fn put(&self, at: u64, bytes: &[u8]) {
         self.write_all_at(bytes, at).unwrap();

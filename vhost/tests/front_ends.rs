@@ -204,7 +204,7 @@ fn region_that_is_truncated_fails_the_ring_and_not_the_daemon() {
     assert!(scene.connect(Role::Consumer).is_err());
     // Data that was answered before may not be in the file any more.
     ends_with(daemon, 1);
-    eventually("it is logged", || scene.logged("ring: the file was cut short") > 0);
+    eventually("it is logged", || scene.logged("ring: the file was truncated") > 0);
 }
 
 #[test]

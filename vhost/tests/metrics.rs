@@ -207,7 +207,7 @@ fn health_is_told_on_both_kinds_of_socket_and_fails_with_the_ring() {
     std::fs::File::options().write(true).open(scene.path("ring")).unwrap().set_len(0).unwrap();
     front_end.read(1, &mut [0; 512]);
     let answer = get(&scene.path("m"), "/healthz", "").unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("cut short"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("truncated"), "{answer}");
     assert_eq!(value(&scene, "blockring_failed"), 1.0);
     assert_eq!(value(&scene, "blockring_ring_up"), 0.0);
     drop(daemon);
@@ -222,7 +222,7 @@ fn health_fails_with_a_file_cut_short_that_no_request_has_met() {
     let bytes = file.metadata().unwrap().len();
     file.set_len(bytes - 4096).unwrap();
     let answer = get(&scene.path("m"), "/healthz", "").unwrap();
-    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("cut short"), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("truncated"), "{answer}");
     assert_eq!(value(&scene, "blockring_failed"), 1.0);
     assert_eq!(value(&scene, "blockring_ring_up"), 0.0);
 }

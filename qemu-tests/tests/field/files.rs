@@ -9,7 +9,7 @@ const NO_FILE: &str = "[ ! -e /dev/blockring-none ]";
 const EXAMPLE: &str = "an example, to be read: its files are its own";
 
 pub const ROWS: &[Row] = &[
-    Row::new("files", "cut short", "truncate -s 20000 ring; exec \"$@\"", cut),
+    Row::new("files", "truncated", "truncate -s 20000 ring; exec \"$@\"", cut),
     Row::new("files", "grown", "truncate -s 128K ring; exec \"$@\"", grown),
     Row::new("files", "removed while it is used", "", removed),
     Row::new("files", "in /dev, and not there", "exec \"$@\"", no_device).at("/dev/blockring-none"),

@@ -178,7 +178,7 @@ impl Link {
     }
 
     /// Whether the ring is that of `other`: the same file, or one with the same first sector. They
-    /// are not read where they are mapped: a file that was cut short would be SIGBUS.
+    /// are not read where they are mapped: a file that was truncated would be SIGBUS.
     pub fn same_ring(&self, other: &Self) -> io::Result<bool> {
         let (Some(ours), Some(others)) = (self.region.lock_file(), other.region.lock_file()) else {
             return Ok(false);

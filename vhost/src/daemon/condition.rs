@@ -23,7 +23,7 @@ impl Fault {
     /// The fault in one line.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Cut => "the ring's file was cut short, or its medium cannot be read",
+            Self::Cut => "the ring's file was truncated, or its medium cannot be read",
             Self::Flush => "a flush has failed: writes fail until the backend starts anew",
             Self::Displaced => {
                 "the ring's file was moved, removed or replaced: it is lost when the backend ends, unless it has another name"

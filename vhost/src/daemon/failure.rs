@@ -55,7 +55,7 @@ pub enum Failure {
     },
     /// The ring's file has lost a part.
     #[error(
-        "{path}: the ring's file was cut short, or its medium cannot be read: what was answered since is not in it \
+        "{path}: the ring's file was truncated, or its medium cannot be read: what was answered since is not in it \
          (see `blockring check`)"
     )]
     Cut {

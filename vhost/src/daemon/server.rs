@@ -241,7 +241,7 @@ fn open_ring(settings: &Settings, stop: &Stop) -> Result<Option<(Opened, Region)
 ///
 /// # Errors
 ///
-/// The region cannot be synced, or the ring's file was cut short or is not at its path any more.
+/// The region cannot be synced, or the ring's file was truncated or is not at its path any more.
 fn finish(
     settings: &Settings,
     opened: &Opened,

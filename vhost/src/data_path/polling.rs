@@ -11,6 +11,20 @@ const POLLS_PER_CLOCK: u32 = 64;
 /// sleep.
 const WAKE: Duration = Duration::from_micros(100);
 
+/// The part of a busy thread's time for which it may poll beyond its window.
+const BEYOND: u32 = 16;
+
+/// Windows that it may poll beyond the first, at once.
+const MOST_BEYOND: u32 = 10;
+
+/// How long to poll after a kick without a request, while most kicks are such: less than what the
+/// next one would cost, which wakes the thread.
+const STORM_WINDOW: Duration = Duration::from_micros(20);
+
+/// A kick without a request counts two against this, and one with a request takes one back. A driver
+/// kicks now and then for what a poll has met already.
+const STORM: u8 = 8;
+
 /// When to poll instead of sleeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Polling {
@@ -25,6 +39,14 @@ pub enum Polling {
 /// Whether polling pays shows after a sleep: either the next request has come so soon that polling
 /// would have met it, or it has not. In the latter case the next sleep comes at once, so that a
 /// driver with time between its requests costs no more than their work.
+///
+/// A thread that has been busy for long polls on beyond its window, for a small part of that time: what
+/// keeps a driver from its processor for a moment, such as another program, would otherwise cost two
+/// sleeps and wake-ups. The part is so small that a driver with time between its requests soon
+/// finds none of it left.
+///
+/// A storm of kicks without a request wakes the thread for each of them, whatever it decides. It then
+/// polls for a moment after each, so that a request in between does not wait for another wake-up.
 ///
 /// The clock is read for these decisions alone: when a sleep ends with a kick, and while there is
 /// nothing to do. Between two readings lies a busy stretch; its mean time for a request is counted
@@ -42,6 +64,12 @@ pub struct Poller {
     polls: u32,
     /// The first reading of the clock among those.
     polling_since: Option<Instant>,
+    /// A kick has begun this turn, and it is not known yet whether there is a request.
+    kicked: bool,
+    /// Measure of the kicks without a request; a storm of them from [`STORM`] on.
+    empty_kicks: u8,
+    /// How long to poll beyond the window.
+    beyond: Duration,
     /// The reading of the clock when the last sleep ended with a kick.
     woken: Option<Instant>,
     /// The last reading of the clock since the last sleep, and the requests taken until then.
@@ -59,6 +87,9 @@ impl Poller {
             worked: false,
             polls: 0,
             polling_since: None,
+            kicked: false,
+            empty_kicks: 0,
+            beyond: Duration::ZERO,
             woken: None,
             last_reading: None,
             counters,
@@ -70,6 +101,7 @@ impl Poller {
     /// requests so far. The clock is read only after a sleep.
     pub fn start_turn(&mut self, kicked: bool, taken: u64) {
         (self.worked, self.polls, self.polling_since) = (false, 0, None);
+        self.kicked = kicked;
         if kicked && self.idle_since.is_some() {
             let now = Instant::now();
             self.woken = Some(now);
@@ -80,11 +112,18 @@ impl Poller {
     /// Notes that a request was served. The clock is read only after a sleep that ended without a
     /// kick.
     pub fn worked(&mut self) {
-        if let Some(window) = self.window()
-            && let Some(idle_since) = self.idle_since.take()
-        {
-            let now = self.woken.take().unwrap_or_else(Instant::now);
-            self.pays = now.duration_since(idle_since) <= window + WAKE;
+        if std::mem::take(&mut self.kicked) {
+            self.empty_kicks = self.empty_kicks.saturating_sub(1);
+        }
+        if let Some(window) = self.window() {
+            if let Some(idle_since) = self.idle_since.take() {
+                let now = self.woken.take().unwrap_or_else(Instant::now);
+                self.pays = now.duration_since(idle_since) <= window + WAKE;
+            }
+            if let (Some(since), Some((last, _))) = (self.polling_since, self.last_reading) {
+                let used = last.duration_since(since).saturating_sub(window);
+                self.beyond = self.beyond.saturating_sub(used);
+            }
         }
         (self.worked, self.polls, self.polling_since) = (true, 0, None);
     }
@@ -101,8 +140,12 @@ impl Poller {
     /// was begun.
     fn note_reading(&mut self, now: Instant, taken: u64) {
         if let Some((then, before)) = self.last_reading.replace((now, taken)) {
+            let stretch = now.duration_since(then);
             let requests = taken.wrapping_sub(before);
-            self.counters.service_time.observe_parts(now.duration_since(then), requests);
+            self.counters.service_time.observe_parts(stretch, requests);
+            if let Some(window) = self.window().filter(|_| requests > 0) {
+                self.beyond = (self.beyond + stretch / BEYOND).min(window * MOST_BEYOND);
+            }
         }
     }
 
@@ -113,6 +156,12 @@ impl Poller {
             std::hint::spin_loop();
             return true;
         }
+        if std::mem::take(&mut self.kicked) {
+            self.empty_kicks = (self.empty_kicks + 2).min(2 * STORM);
+        }
+        if !self.worked && self.empty_kicks >= STORM {
+            return self.awaits_the_next_kick();
+        }
         let Some(window) = self.window().filter(|_| self.worked && self.pays) else { return false };
         std::hint::spin_loop();
         self.polls += 1;
@@ -121,7 +170,18 @@ impl Poller {
         }
         let now = Instant::now();
         self.note_reading(now, taken);
-        now.duration_since(*self.polling_since.get_or_insert(now)) < window
+        now.duration_since(*self.polling_since.get_or_insert(now)) < window + self.beyond
+    }
+
+    /// Returns whether to poll on in a storm of kicks without requests.
+    fn awaits_the_next_kick(&mut self) -> bool {
+        std::hint::spin_loop();
+        self.polls += 1;
+        if !self.polls.is_multiple_of(POLLS_PER_CLOCK) {
+            return true;
+        }
+        let now = Instant::now();
+        now.duration_since(*self.polling_since.get_or_insert(now)) < STORM_WINDOW
     }
 
     /// Notes that the thread goes to sleep; `taken` as in [`start_turn`](Self::start_turn).
@@ -133,7 +193,7 @@ impl Poller {
                 now
             }));
         }
-        (self.woken, self.last_reading) = (None, None);
+        (self.woken, self.last_reading, self.beyond) = (None, None, Duration::ZERO);
     }
 }
 
@@ -181,6 +241,77 @@ mod tests {
         poller.start_turn(false, 0);
         poller.worked();
         assert!(poller.polls_on(0), "it does again");
+    }
+
+    /// Has the poller believe that it has been busy for a minute, without a reading of the clock.
+    fn busy_for_a_minute(poller: &mut Poller) {
+        poller.worked();
+        poller.pays = true;
+        let begin = Instant::now().checked_sub(Duration::from_secs(60)).unwrap();
+        poller.last_reading = Some((begin, 0));
+    }
+
+    #[test]
+    fn poller_that_was_busy_for_long_polls_beyond_its_window_for_a_part_of_that_time() {
+        let window = Duration::from_millis(50);
+        let mut poller = poller(Polling::For(window));
+        poller.worked();
+        poll_to_the_end(&mut poller);
+        assert_eq!(poller.beyond, Duration::ZERO, "it was not busy");
+        busy_for_a_minute(&mut poller);
+        let begun = Instant::now();
+        while begun.elapsed() < 2 * window {
+            assert!(poller.polls_on(1), "beyond the window");
+        }
+        assert_eq!(poller.beyond, window * MOST_BEYOND, "it does not grow without end");
+        poller.worked();
+        let left = poller.beyond;
+        assert!(left < window * MOST_BEYOND, "what was used is counted");
+        assert!(poll_to_the_end(&mut poller) >= window + left);
+        assert_eq!(poller.beyond, Duration::ZERO, "a sleep ends the busy time");
+    }
+
+    #[test]
+    fn driver_with_time_between_its_requests_is_not_polled_for_all_the_time() {
+        let window = Duration::from_millis(1);
+        let mut poller = poller(Polling::For(window));
+        busy_for_a_minute(&mut poller);
+        let mut requests = 0;
+        let mut slept = false;
+        while !slept {
+            requests += 1;
+            assert!(requests < 20, "it never sleeps");
+            poller.worked();
+            let begun = Instant::now();
+            while begun.elapsed() < 4 * window && !slept {
+                slept = !poller.polls_on(requests);
+            }
+        }
+    }
+
+    #[test]
+    fn poller_polls_in_a_storm_of_kicks_without_requests_and_not_after_it() {
+        let mut poller = poller(Polling::For(Duration::ZERO));
+        let mut turn = |has_request: bool| {
+            poller.start_turn(true, 0);
+            if has_request {
+                poller.worked();
+            }
+            let polls = poller.polls_on(0);
+            while poller.polls_on(0) {}
+            poller.sleeps(0);
+            polls
+        };
+        let calm = (0..100).filter(|turn_number| turn(turn_number % 3 != 0)).count();
+        assert_eq!(calm, 0, "one of three kicks has nothing");
+        let storm = (0..100).filter(|_| turn(false)).count();
+        assert!(storm > 90, "{storm}");
+        assert!(!turn(true), "a request is no reason to poll");
+        assert!((0..20).all(|_| !turn(true)));
+        assert!(!turn(false), "the storm is over");
+        let both = (0..100).filter(|_| turn(true) || turn(false)).count();
+        assert!(both > 90, "every second kick has nothing: {both}");
+        assert_eq!(counted(&poller), 0, "the clock tells nothing of requests");
     }
 
     #[test]

@@ -132,7 +132,7 @@ impl Backend {
     /// Why the sector cannot be changed, in words.
     pub fn suspend(&self, suspend: bool) -> Result<bool, String> {
         if fault::region_lost() {
-            return Err("the ring's file was cut short, or its medium cannot be read".to_owned());
+            return Err("the ring's file was truncated, or its medium cannot be read".to_owned());
         }
         self.worker().suspend(suspend).map_err(|e| e.to_string())
     }

@@ -243,7 +243,7 @@ impl Connections {
                         return true;
                     }
                     log::error!(
-                        "{}: the file was cut short, or its medium cannot be read: every request fails from here on",
+                        "{}: the file was truncated, or its medium cannot be read: every request fails from here on",
                         self.ring
                     );
                 }

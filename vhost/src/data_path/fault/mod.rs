@@ -1,4 +1,4 @@
-//! SIGBUS: an access to shared memory whose file another process has cut short, or whose medium
+//! SIGBUS: an access to shared memory whose file another process has truncated, or whose medium
 //! cannot be read.
 //!
 //! The handler repairs memory that is [`Watched`], and nothing else. It puts zero pages of our own

@@ -52,7 +52,7 @@ pub enum Broken {
     /// An entry of the available ring is no descriptor's number.
     #[error("a head is no descriptor of the queue")]
     Head,
-    /// A file behind guest memory was cut short.
+    /// A file behind guest memory was truncated.
     #[error("the front end has taken back memory that its requests use")]
     Memory,
 }
