@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// Part of the region is lost.
-    Cut,
+    Truncated,
     /// A flush has failed: what was written before it may never become durable.
     Flush,
     /// The path does not lead to the ring any more.
@@ -23,7 +23,7 @@ impl Fault {
     /// The fault in one line.
     pub const fn words(self) -> &'static str {
         match self {
-            Self::Cut => "the ring's file was truncated, or its medium cannot be read",
+            Self::Truncated => "the ring's file was truncated, or its medium cannot be read",
             Self::Flush => "a flush has failed: writes fail until the backend starts anew",
             Self::Displaced => {
                 "the ring's file was moved, removed or replaced: it is lost when the backend ends, unless it has another name"
@@ -60,7 +60,7 @@ impl Condition {
 
     /// Whether a request has met the end of the file, or would: nobody touches the end of an idle
     /// ring, so the file's size is looked at, too.
-    pub fn is_cut(&self) -> bool {
+    pub fn is_truncated(&self) -> bool {
         let bytes = self.geometry.total_bytes();
         let is_short = |about: Metadata| about.is_file() && about.len() < bytes;
         fault::region_lost() || self.file.metadata().is_ok_and(is_short)
@@ -68,8 +68,8 @@ impl Condition {
 
     /// Returns what is wrong with the ring; of several faults, the worst.
     pub fn fault(&self) -> Option<Fault> {
-        if self.is_cut() {
-            Some(Fault::Cut)
+        if self.is_truncated() {
+            Some(Fault::Truncated)
         } else if self.counters.flush_failures.get() > 0 {
             Some(Fault::Flush)
         } else {

@@ -58,7 +58,7 @@ pub enum Failure {
         "{path}: the ring's file was truncated, or its medium cannot be read: what was answered since is not in it \
          (see `blockring check`)"
     )]
-    Cut {
+    Truncated {
         /// The ring's path as given.
         path: String,
     },

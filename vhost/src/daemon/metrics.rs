@@ -129,7 +129,7 @@ impl Observed {
     }
 
     fn read(&self) -> Option<RingReading> {
-        if self.condition.is_cut() {
+        if self.condition.is_truncated() {
             return None;
         }
         let info = DebugInfo::read(&*self.device).ok()?;
@@ -176,7 +176,7 @@ impl Source for Observed {
         scrape.flag(&FRONT_END_CONNECTED, ring, counters.has_front_end());
         scrape.histogram(&SERVICE_TIME, ring, &counters.service_time);
         scrape.histogram(&FLUSHES, ring, &counters.flush_time);
-        let has_failed = matches!(self.condition.fault(), Some(Fault::Cut | Fault::Flush));
+        let has_failed = matches!(self.condition.fault(), Some(Fault::Truncated | Fault::Flush));
         scrape.flag(&FAILED, ring, has_failed);
         scrape.flag(&DISPLACED, ring, self.condition.is_displaced());
     }

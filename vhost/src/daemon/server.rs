@@ -250,8 +250,8 @@ fn finish(
 ) -> Result<(), Failure> {
     opened.file.sync_data().map_err(system("make the region durable"))?;
     let path = || settings.ring.display().to_string();
-    if condition.is_cut() {
-        return Err(Failure::Cut { path: path() });
+    if condition.is_truncated() {
+        return Err(Failure::Truncated { path: path() });
     }
     if ring_file.is_lost() {
         return Err(Failure::Lost { path: path() });
