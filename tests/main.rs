@@ -20,6 +20,7 @@ mod one_write_at_a_time;
 mod readiness;
 mod readme;
 mod repair;
+mod role_given_back;
 mod slots;
 mod spinning;
 mod stream;

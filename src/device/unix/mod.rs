@@ -5,7 +5,7 @@ mod search;
 
 use self::link::{Link, side_of};
 use self::search::Search;
-use super::lock::{RangeLock, holder_of, is_role_held};
+use super::lock::{holder_of, is_role_held};
 use super::{
     BlockDevice, DeviceError, Forbidden, Operation, RingDevice, SharedSleep, Sleep, rights, shown,
 };
@@ -290,21 +290,9 @@ impl RingDevice for UnixDevice {
 
     /// Nothing is lent after this until a backend has stated again that it guards the ring.
     fn ensure_role(&self) -> crate::Result<()> {
-        let link = self.link();
-        let Some(side) = side_of(self.role).filter(|_| !link.held.load(Ordering::Relaxed)) else {
-            return Ok(());
-        };
-        let Some(file) = link.region.lock_file() else { return Ok(()) };
-        let lock = RangeLock::try_role(file, self.geometry, side);
-        match lock.map_err(|e| self.error(Operation::Lock, e))? {
-            Some(lock) => {
-                lock.leave();
-                link.held.store(true, Ordering::Relaxed);
-                Ok(())
-            }
-            None => {
-                Err(Error::RoleTaken { role: side, holder: holder_of(file, self.geometry, side) })
-            }
+        match side_of(self.role) {
+            Some(side) if !self.link().held.load(Ordering::Relaxed) => self.take_role_back(side),
+            _ => Ok(()),
         }
     }
 

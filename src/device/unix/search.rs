@@ -2,11 +2,13 @@
 
 use super::UnixDevice;
 use super::link::{Asked, Link};
+use crate::device::lock::RangeLock;
 use crate::device::presence::Displaced;
 use crate::device::{Cause, DeviceError, Operation, Peer, SharedSleep};
 use crate::error::Error;
-use crate::format::Geometry;
-use crate::wait::{ANSWER_PATIENCE, Limits, Woken, wait_readable};
+use crate::format::{Geometry, Side};
+use crate::wait::{ANSWER_PATIENCE, Limits, Pauses, Woken, wait_readable};
+use ring_os::await_readable;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -34,6 +36,10 @@ enum State {
     Asked(Asked, Duration),
 }
 
+/// How long the role may be taken for an attempt of this device's to connect: the backend takes it
+/// before it answers, and gives it back when nobody waits for the answer any more.
+const OWN_ATTEMPT: Duration = Duration::from_secs(1);
+
 impl UnixDevice {
     /// Looks for the backend until it answers. Returns `None` when it has answered.
     pub(super) fn reconnect(
@@ -49,6 +55,7 @@ impl UnixDevice {
             let limits = Limits::within(patience).or_on(interrupts);
             match Link::new(&self.path, &self.name, self.role, &limits) {
                 Ok((link, geometry)) => return self.adopt(link, geometry).map(|()| None),
+                Err(Error::RoleTaken { holder, .. }) if may_be_our_own(holder) => {}
                 Err(e @ Error::RoleTaken { .. }) => {
                     return Err(self.error(Operation::Reconnect, io::Error::other(e.to_string())));
                 }
@@ -70,6 +77,60 @@ impl UnixDevice {
     /// other threads that are under way.
     fn give_back(&self) {
         self.link.write().unwrap_or_else(PoisonError::into_inner).release();
+    }
+
+    /// Takes the role that [`give_back`](Self::give_back) gave back.
+    pub(super) fn take_role_back(&self, side: Side) -> crate::Result<()> {
+        let limits = Limits::within(OWN_ATTEMPT);
+        let mut pauses = Pauses::default();
+        while !self.try_role(side)? {
+            let is_over =
+                !self.await_answer(&limits)? && limits.pause(pauses.next_pause()).is_err();
+            if is_over {
+                return Err(Error::RoleTaken { role: side, holder: self.holder(side) });
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns whether this device has the role now.
+    fn try_role(&self, side: Side) -> Result<bool, DeviceError> {
+        let link = self.link();
+        let Some(file) = link.region.lock_file() else { return Ok(true) };
+        if link.held.load(Ordering::Relaxed) {
+            return Ok(true);
+        }
+        let lock = RangeLock::try_role(file, self.geometry, side);
+        let Some(lock) = lock.map_err(|e| self.error(Operation::Lock, e))? else {
+            return Ok(false);
+        };
+        lock.leave();
+        link.held.store(true, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Waits for the answer to an attempt that is under way, with which the role may come. Returns
+    /// `false` where there is none.
+    fn await_answer(&self, limits: &Limits<'_>) -> Result<bool, DeviceError> {
+        let mut state = self.search();
+        let (asked, pause) = match std::mem::take(&mut *state) {
+            State::Asked(asked, pause) => (asked, pause),
+            other => {
+                *state = other;
+                return Ok(false);
+            }
+        };
+        let answer = await_readable(asked.fd(), limits)
+            .map_err(|e| self.error(Operation::ReceiveHandover, e).into())
+            .and_then(|()| asked.answer(&self.name));
+        match answer {
+            Ok((link, geometry)) => self.adopt(link, geometry).map(|()| true),
+            Err(e) => {
+                log::debug!("{}: {e}", self.name);
+                Self::pause(&mut state, pause);
+                Ok(false)
+            }
+        }
     }
 
     /// Takes the connection to the next backend, if that serves the same ring.
@@ -154,7 +215,7 @@ impl SharedSleep for UnixDevice {
                 Ok((link, geometry)) => self.adopt(link, geometry).map(|()| Peer::Here),
                 // This process took the role back meanwhile, to free what it had read: the next
                 // attempt gives it back before it asks.
-                Err(Error::RoleTaken { holder, .. }) if holder.is_none_or(is_this_process) => {
+                Err(Error::RoleTaken { holder, .. }) if may_be_our_own(holder) => {
                     Ok(Self::pause(&mut state, pause))
                 }
                 Err(e @ Error::RoleTaken { .. }) => {
@@ -173,6 +234,8 @@ impl SharedSleep for UnixDevice {
     }
 }
 
-fn is_this_process(pid: i32) -> bool {
-    u32::try_from(pid) == Ok(std::process::id())
+/// Whether the role may be taken by this device itself, by an earlier attempt to connect for example:
+/// its lock is with the backend or on its way then, and ends with that connection.
+fn may_be_our_own(holder: Option<i32>) -> bool {
+    holder.is_none_or(|pid| u32::try_from(pid) == Ok(std::process::id()))
 }
