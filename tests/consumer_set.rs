@@ -7,7 +7,7 @@ use ring_test_support::backend::{Backend, Served, Word};
 use shared_block_ring::device::{Displaced, Mapping};
 use shared_block_ring::{
     Consumer, ConsumerSet, CreateOptions, Error, Key, MappedDevice, Occurrence, Producer,
-    RingDevice, Role, create,
+    RingDevice, create,
 };
 use std::io::Write;
 use std::os::fd::AsFd;

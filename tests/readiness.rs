@@ -5,7 +5,7 @@ use ring_test_support::RingFile;
 use ring_test_support::backend::{Backend, Served, Word};
 use shared_block_ring::device::Displaced;
 use shared_block_ring::wait::{Readiness, wait_readable};
-use shared_block_ring::{Consumer, Error, Producer, RingDevice, Role};
+use shared_block_ring::{Consumer, Error, Producer, RingDevice};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 

@@ -4,13 +4,14 @@ use super::UnixDevice;
 use super::link::{Asked, Link};
 use crate::device::lock::RangeLock;
 use crate::device::presence::Displaced;
-use crate::device::{Cause, DeviceError, Operation, Peer, SharedSleep};
+use crate::device::{Cause, DeviceError, Operation, Peer, RingDevice, SharedSleep};
 use crate::error::Error;
 use crate::format::{Geometry, Side};
 use crate::wait::{ANSWER_PATIENCE, Limits, Pauses, Woken, wait_readable};
 use ring_os::await_readable;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
