@@ -6,7 +6,7 @@ use ring_test_support::RingFile;
 use ring_test_support::backend::{Backend, Word};
 use shared_block_ring::format::Side;
 use shared_block_ring::handover::Role;
-use shared_block_ring::wait::Wait;
+use shared_block_ring::wait::{Wait, Woken};
 use shared_block_ring::{Error, RingDevice, UnixDevice};
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use std::time::Duration;
 fn device_without_its_backend(file: &RingFile) -> UnixDevice {
     let (device, client) = Backend::new(file, Word::Guarded).connect_and_stay(Role::Consumer);
     drop(client);
-    Wait::new(Side::Producer, Some(Duration::from_millis(100))).pause(&device, &[]).unwrap();
+    let mut wait = Wait::new(Side::Producer, Some(Duration::from_millis(100)));
+    while wait.pause(&device, &[]).unwrap() != Woken::TimedOut {}
     device
 }
 

@@ -11,12 +11,6 @@ const POLLS_PER_CLOCK: u32 = 64;
 /// sleep.
 const WAKE: Duration = Duration::from_micros(100);
 
-/// The part of a busy thread's time for which it may poll beyond its window.
-const BEYOND: u32 = 16;
-
-/// Windows that it may poll beyond the first, at once.
-const MOST_BEYOND: u32 = 10;
-
 /// How long to poll after a kick without a request, while most kicks are such: less than what the
 /// next one would cost, which wakes the thread.
 const STORM_WINDOW: Duration = Duration::from_micros(20);
@@ -39,11 +33,6 @@ pub enum Polling {
 /// Whether polling pays shows after a sleep: either the next request has come so soon that polling
 /// would have met it, or it has not. In the latter case the next sleep comes at once, so that a
 /// driver with time between its requests costs no more than their work.
-///
-/// A thread that has been busy for long polls on beyond its window, for a small part of that time: what
-/// keeps a driver from its processor for a moment, such as another program, would otherwise cost two
-/// sleeps and wake-ups. The part is so small that a driver with time between its requests soon
-/// finds none of it left.
 ///
 /// A storm of kicks without a request wakes the thread for each of them, whatever it decides. It then
 /// polls for a moment after each, so that a request in between does not wait for another wake-up.
@@ -68,8 +57,6 @@ pub struct Poller {
     kicked: bool,
     /// Measure of the kicks without a request; a storm of them from [`STORM`] on.
     empty_kicks: u8,
-    /// How long to poll beyond the window.
-    beyond: Duration,
     /// The reading of the clock when the last sleep ended with a kick.
     woken: Option<Instant>,
     /// The last reading of the clock since the last sleep, and the requests taken until then.
@@ -89,7 +76,6 @@ impl Poller {
             polling_since: None,
             kicked: false,
             empty_kicks: 0,
-            beyond: Duration::ZERO,
             woken: None,
             last_reading: None,
             counters,
@@ -115,15 +101,11 @@ impl Poller {
         if std::mem::take(&mut self.kicked) {
             self.empty_kicks = self.empty_kicks.saturating_sub(1);
         }
-        if let Some(window) = self.window() {
-            if let Some(idle_since) = self.idle_since.take() {
-                let now = self.woken.take().unwrap_or_else(Instant::now);
-                self.pays = now.duration_since(idle_since) <= window + WAKE;
-            }
-            if let (Some(since), Some((last, _))) = (self.polling_since, self.last_reading) {
-                let used = last.duration_since(since).saturating_sub(window);
-                self.beyond = self.beyond.saturating_sub(used);
-            }
+        if let Some(window) = self.window()
+            && let Some(idle_since) = self.idle_since.take()
+        {
+            let now = self.woken.take().unwrap_or_else(Instant::now);
+            self.pays = now.duration_since(idle_since) <= window + WAKE;
         }
         (self.worked, self.polls, self.polling_since) = (true, 0, None);
     }
@@ -140,12 +122,8 @@ impl Poller {
     /// was begun.
     fn note_reading(&mut self, now: Instant, taken: u64) {
         if let Some((then, before)) = self.last_reading.replace((now, taken)) {
-            let stretch = now.duration_since(then);
             let requests = taken.wrapping_sub(before);
-            self.counters.service_time.observe_parts(stretch, requests);
-            if let Some(window) = self.window().filter(|_| requests > 0) {
-                self.beyond = (self.beyond + stretch / BEYOND).min(window * MOST_BEYOND);
-            }
+            self.counters.service_time.observe_parts(now.duration_since(then), requests);
         }
     }
 
@@ -170,7 +148,7 @@ impl Poller {
         }
         let now = Instant::now();
         self.note_reading(now, taken);
-        now.duration_since(*self.polling_since.get_or_insert(now)) < window + self.beyond
+        now.duration_since(*self.polling_since.get_or_insert(now)) < window
     }
 
     /// Returns whether to poll on in a storm of kicks without requests.
@@ -193,7 +171,7 @@ impl Poller {
                 now
             }));
         }
-        (self.woken, self.last_reading, self.beyond) = (None, None, Duration::ZERO);
+        (self.woken, self.last_reading) = (None, None);
     }
 }
 
@@ -241,52 +219,6 @@ mod tests {
         poller.start_turn(false, 0);
         poller.worked();
         assert!(poller.polls_on(0), "it does again");
-    }
-
-    /// Has the poller believe that it has been busy for ten seconds, without a reading of the clock.
-    fn busy_for_long(poller: &mut Poller) {
-        poller.worked();
-        poller.pays = true;
-        let begin = Instant::now().checked_sub(Duration::from_secs(10));
-        poller.last_reading = begin.map(|then| (then, 0));
-    }
-
-    #[test]
-    fn poller_that_was_busy_for_long_polls_beyond_its_window_for_a_part_of_that_time() {
-        let window = Duration::from_millis(50);
-        let mut poller = poller(Polling::For(window));
-        poller.worked();
-        poll_to_the_end(&mut poller);
-        assert_eq!(poller.beyond, Duration::ZERO, "it was not busy");
-        busy_for_long(&mut poller);
-        let begun = Instant::now();
-        while begun.elapsed() < 2 * window {
-            assert!(poller.polls_on(1), "beyond the window");
-        }
-        assert_eq!(poller.beyond, window * MOST_BEYOND, "it does not grow without end");
-        poller.worked();
-        let left = poller.beyond;
-        assert!(left < window * MOST_BEYOND, "what was used is counted");
-        assert!(poll_to_the_end(&mut poller) >= window + left);
-        assert_eq!(poller.beyond, Duration::ZERO, "a sleep ends the busy time");
-    }
-
-    #[test]
-    fn driver_with_time_between_its_requests_is_not_polled_for_all_the_time() {
-        let window = Duration::from_millis(1);
-        let mut poller = poller(Polling::For(window));
-        busy_for_long(&mut poller);
-        let mut requests = 0;
-        let mut slept = false;
-        while !slept {
-            requests += 1;
-            assert!(requests < 20, "it never sleeps");
-            poller.worked();
-            let begun = Instant::now();
-            while begun.elapsed() < 4 * window && !slept {
-                slept = !poller.polls_on(requests);
-            }
-        }
     }
 
     #[test]
