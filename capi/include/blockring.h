@@ -148,8 +148,8 @@ enum blockring_code
    */
   BLOCKRING_TOO_LARGE = 6,
   /**
-   * A position to advance to that no push returned, or that lies outside of what is published and
-   * not consumed.
+   * A position to advance to that no push returned, or that lies outside of what is published
+   * and not consumed.
    */
   BLOCKRING_INVALID_ADVANCE = 7,
   /**
@@ -217,9 +217,9 @@ typedef struct blockring_control blockring_control;
 typedef struct blockring_producer blockring_producer;
 
 /**
- * What is known about an error. A call that is given one writes it: after a call that has
- * succeeded, `code` is BLOCKRING_OK, the text is empty, and the rest means nothing. It belongs to
- * the caller, who may read it at any time later, on any thread.
+ * The details of a call's error. The caller owns the structure and passes its address, or NULL; the
+ * call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other fields mean
+ * nothing. It may be read later, by any thread.
  */
 typedef struct {
   /**
@@ -455,9 +455,9 @@ blockring_code blockring_create(const char *address,
  * Becomes the producer of the ring with this address: the path of a file or block device,
  * serial:NAME, unix:PATH, vhost-user:PATH or pci:0000:00:04.0, as on the command line.
  *
- * `queue` and `client` (may be NULL) are names for people who look at the ring. `options`: NULL for
- * the default. A pending suspend or resume is acknowledged. BLOCKRING_ROLE_TAKEN if the ring has a
- * producer.
+ * `queue` and `client` (may be NULL) are names for people who look at the ring. `options`: NULL
+ * for the default. A pending suspend or resume is acknowledged. BLOCKRING_ROLE_TAKEN if the ring
+ * has a producer.
  */
 blockring_code blockring_producer_attach(const char *address,
                                          const char *queue,
@@ -524,8 +524,8 @@ blockring_code blockring_producer_commit(blockring_producer *producer,
  * survives any crash, as far as the durability says.
  *
  * BLOCKRING_SUSPENDED: what was pushed stays, and can be advanced over after the resume.
- * BLOCKRING_INVALID_ADVANCE, BLOCKRING_SUPERSEDED, BLOCKRING_ROLE_TAKEN. After BLOCKRING_DEVICE of a
- * flush or of the pointer the handle has failed.
+ * BLOCKRING_INVALID_ADVANCE, BLOCKRING_SUPERSEDED, BLOCKRING_ROLE_TAKEN. After BLOCKRING_DEVICE of
+ * a flush or of the pointer the handle has failed.
  */
 blockring_code blockring_producer_advance(blockring_producer *producer,
                                           uint64_t to,
@@ -598,8 +598,8 @@ blockring_code blockring_producer_free(blockring_producer **producer);
  * Waits until there is room for `count` items together, and the ring is not suspended. Only the
  * lengths of the items are looked at. Without items it waits until the ring is not suspended.
  *
- * `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor that
- * ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT;
+ * `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor
+ * that ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT;
  * BLOCKRING_TOO_LARGE; and the errors of blockring_producer_push. The wait sleeps where the other
  * side can wake it, and looks now and then where not.
  */
@@ -622,16 +622,16 @@ blockring_code blockring_producer_fd(blockring_producer *producer,
 /**
  * Prepares the descriptor, after a call has answered BLOCKRING_RETRY or BLOCKRING_SUSPENDED. With
  * `again` the program looks at the ring again at once. Without it the descriptor becomes readable
- * when it is time to look again, and stays so until it is prepared anew; nothing is to be read from
- * it.
+ * when it is time to look again, and stays so until it is prepared anew; nothing is to be read
+ * from it.
  */
 blockring_code blockring_producer_arm(blockring_producer *producer,
                                       bool *again,
                                       blockring_error *error);
 
 /**
- * Becomes the consumer of the ring with this address; otherwise as blockring_producer_attach. Items
- * are copied, unless BLOCKRING_LEND_IN_PLACE is set. BLOCKRING_ROLE_TAKEN if the ring has a
+ * Becomes the consumer of the ring with this address; otherwise as blockring_producer_attach.
+ * Items are copied, unless BLOCKRING_LEND_IN_PLACE is set. BLOCKRING_ROLE_TAKEN if the ring has a
  * consumer.
  */
 blockring_code blockring_consumer_attach(const char *address,
@@ -643,8 +643,8 @@ blockring_code blockring_consumer_attach(const char *address,
 
 /**
  * Looks at the item at `from`: the same one every time. The item is lent until the next call with
- * the handle. The first one is at blockring_consumer_position, each further one at the `next` of the
- * one before.
+ * the handle. The first one is at blockring_consumer_position, each further one at the `next` of
+ * the one before.
  *
  * BLOCKRING_RETRY: there is none yet. BLOCKRING_INVALID_START. BLOCKRING_FORMAT for items that are
  * not what the producer wrote, which an advance to the error's `to` skips. BLOCKRING_SUPERSEDED.
@@ -655,10 +655,10 @@ blockring_code blockring_consumer_pop(blockring_consumer *consumer,
                                       blockring_error *error);
 
 /**
- * Calls `visit` with each published item from `from` on, and tells in `end` the position behind the
- * last one, to advance to. It is the fastest way to read many items. No item at `from` is no error:
- * `end` is `from` then. Errors are those of blockring_consumer_pop; some items may have been visited
- * by then.
+ * Calls `visit` with each published item from `from` on, and tells in `end` the position behind
+ * the last one, to advance to. It is the fastest way to read many items. No item at `from` is no
+ * error: `end` is `from` then. Errors are those of blockring_consumer_pop; some items may have
+ * been visited by then.
  */
 blockring_code blockring_consumer_fold(blockring_consumer *consumer,
                                        uint64_t from,
@@ -680,8 +680,8 @@ blockring_code blockring_consumer_advance(blockring_consumer *consumer,
 /**
  * Has blockring_consumer_advance keep the pointer back until `bytes` can be freed at once, half of
  * the ring at most. It is also written when there is nothing more to pop, by
- * blockring_consumer_flush, and when the consumer is detached or freed. What was advanced over since
- * then comes again after a crash.
+ * blockring_consumer_flush, and when the consumer is detached or freed. What was advanced over
+ * since then comes again after a crash.
  */
 blockring_code blockring_consumer_advance_every(blockring_consumer *consumer,
                                                 uint64_t bytes,
@@ -752,10 +752,11 @@ blockring_code blockring_consumer_free(blockring_consumer **consumer);
 /**
  * Waits until there is an item at `from`.
  *
- * `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor that
- * ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT; and the
- * errors of blockring_consumer_pop. The wait sleeps where the other side can wake it, and looks now
- * and then where not. A signal does not end it: give it a descriptor that the handler writes to.
+ * `timeout_ms`: the longest wait; negative: no limit; 0: one look. `interrupt_fd`: a descriptor
+ * that ends the wait when it is readable (BLOCKRING_INTERRUPTED), or -1. BLOCKRING_TIMED_OUT; and
+ * the errors of blockring_consumer_pop. The wait sleeps where the other side can wake it, and
+ * looks now and then where not. A signal does not end it: give it a descriptor that the handler
+ * writes to.
  */
 blockring_code blockring_consumer_wait(blockring_consumer *consumer,
                                        uint64_t from,
@@ -783,9 +784,9 @@ blockring_code blockring_consumer_fd(blockring_consumer *consumer,
 
 /**
  * Prepares the descriptor, after blockring_consumer_pop has answered BLOCKRING_RETRY or a fold has
- * found nothing. With `again` the program looks at the ring again at once. Without it the descriptor
- * becomes readable when it is time to look again, and stays so until it is prepared anew; nothing is
- * to be read from it.
+ * found nothing. With `again` the program looks at the ring again at once. Without it the
+ * descriptor becomes readable when it is time to look again, and stays so until it is prepared
+ * anew; nothing is to be read from it.
  */
 blockring_code blockring_consumer_arm(blockring_consumer *consumer,
                                       bool *again,
