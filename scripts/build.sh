@@ -11,9 +11,9 @@ Builds blockring, vhost-device-blockring, and test-tools, which boots guests, pr
 linked statically: the same files run on the host, in a guest without libraries and in an empty container.
 Prints the folder that they are in. Options name further targets.
 
-  --fast   programs for a first look, and for tests, in less than half of the time: slower, and in a folder of their own
+  --fast   programs for a first look, and for tests, in two thirds of the time: slower, and in a folder of their own
 
-  BLOCKRING_PROFILE   cargo's profile, instead of release; --fast is the same as fast here
+  BLOCKRING_PROFILE   release, the default, or fast, which is the same as --fast
 
 All builds of these profiles go through this script, select all of the workspace's packages and so ask for the
 same features of the crates that the packages share: each crate is compiled once.
@@ -29,6 +29,10 @@ profile=${BLOCKRING_PROFILE:-release}
 if [ "${1:-}" = --fast ]; then
     profile=fast
     shift
+fi
+if [ "$profile" != release ] && [ "$profile" != fast ]; then
+    echo "build.sh: BLOCKRING_PROFILE is $profile, and has to be release or fast" >&2
+    exit 2
 fi
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -53,7 +53,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
 beside=
 trap 'end_beside; rm -rf "$work"' EXIT
 export BLOCKRING_TESTS=$work/programs BLOCKRING_FAILED=$work/failed
-# What guests start needs not be as fast as a release, and is built in less than half of the time.
+# What guests start need not be as fast as a release. This takes two thirds of the time to build.
 export BLOCKRING_PROFILE=fast
 
 # Everything that a suite runs, with one selection of packages for each profile: another selection would ask for other features of
@@ -288,10 +288,8 @@ start_beside
 
 # The searches of the simulation take a processor each, from beginning to end: first, beside tests that wait.
 # Four tests of a program at a time: most of them wait for other processes.
-export RUST_TEST_THREADS=4
-suite programs "$((long ? 120 : 20))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
+RUST_TEST_THREADS=4 suite programs "$((long ? 120 : 15))" test_programs 3 "$root/sim" "$root/vhost" "$root/cli" "$root/program" "$root" "$root/os" \
     "$root/metrics" "$root/virtio" "$root/address" "$root/capi" "$root/test-support"
-unset RUST_TEST_THREADS
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.

@@ -1,5 +1,5 @@
-//! Each file of tests belongs to a test program: where cargo does not look for them itself, one that
-//! is forgotten would be run by nobody.
+//! Each file of tests belongs to a test program: where cargo does not look for them itself, one
+//! that is forgotten would be run by nobody.
 #![allow(clippy::unwrap_used)]
 
 use std::fs;

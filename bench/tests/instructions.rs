@@ -29,8 +29,9 @@ struct Bound {
     case: &'static str,
     /// Number of operations in a case.
     parts: u64,
-    /// Bound for each operation: about 40 % above the figure of a release, which also varies with the
-    /// compiler. Without optimisation at link time, as `scripts/test.sh` builds, it is 10-25 % more.
+    /// Bound for each operation: about 40 % above the figure of a release, which also varies with
+    /// the compiler. Without optimisation at link time, as `scripts/test.sh` builds, the figure is
+    /// 10 to 25 % higher.
     most: u64,
 }
 

@@ -217,9 +217,9 @@ typedef struct blockring_control blockring_control;
 typedef struct blockring_producer blockring_producer;
 
 /**
- * The details of a call's error. The caller owns the structure and passes its address, or NULL; the
- * call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other fields mean
- * nothing. It may be read later, by any thread.
+ * The details of a call's error. The caller owns the structure and passes its address, or NULL;
+ * the call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other
+ * fields mean nothing. It may be read later, by any thread.
  */
 typedef struct {
   /**

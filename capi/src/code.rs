@@ -105,9 +105,9 @@ impl Code {
 /// Bytes of an error's text, with the zero at its end.
 pub const BLOCKRING_TEXT_BYTES: usize = 960;
 
-/// The details of a call's error. The caller owns the structure and passes its address, or NULL; the
-/// call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other fields mean
-/// nothing. It may be read later, by any thread.
+/// The details of a call's error. The caller owns the structure and passes its address, or NULL;
+/// the call writes it. After success `code` is BLOCKRING_OK, the text is empty, and the other
+/// fields mean nothing. It may be read later, by any thread.
 #[repr(C)]
 #[derive(Debug)]
 pub struct ErrorInfo {

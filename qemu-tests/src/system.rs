@@ -12,8 +12,8 @@ use crate::{Daemon, assets, binaries, wait_until};
 /// The size of the disk, which is sparse.
 const SIZE: &str = "1G";
 
-/// Runs the guest's listener, with the mark that the kernel's command line has for it. Where a system
-/// is no guest's, but runs in namespaces of this host, there is no console to read from.
+/// Runs the guest's listener, with the mark that the kernel's command line has for it. Where a
+/// system is no guest's, but runs in namespaces of this host, there is no console to read from.
 const LISTENER: &str = "\
 [Unit]
 ConditionKernelCommandLine=nonce

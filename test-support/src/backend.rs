@@ -89,6 +89,21 @@ impl Backend {
         Client { connection: client, bell: Bell::new(&page, event, Sleeper::Host).unwrap() }
     }
 
+    /// Refuses the next client, if one comes within that time: another one, which is not named, has
+    /// the role. Returns whether one came.
+    pub fn refuse(&self, time: Duration) -> bool {
+        if wait_readable(&[self.listening.as_fd()], Some(time)).unwrap().is_none() {
+            return false;
+        }
+        let client = self.next();
+        receive::<Hello>(client.as_fd()).unwrap();
+        let refused =
+            serde_json::json!({"refused": {"reason": "taken", "held_by": null, "held": true}});
+        // It may have gone away meanwhile.
+        let _ = send(client.as_fd(), &refused, &[]);
+        true
+    }
+
     /// Accepts the next client's connection, and does not answer.
     pub fn next(&self) -> OwnedFd {
         let raw = accept4(self.listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC).unwrap();

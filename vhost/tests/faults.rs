@@ -192,8 +192,8 @@ impl Ring {
 }
 
 #[test]
-fn region_that_is_cut_short_is_lost_and_the_process_goes_on() {
-    let output = apart("region_that_is_cut_short_is_lost_and_the_process_goes_on", || {
+fn region_that_is_truncated_is_lost_and_the_process_goes_on() {
+    let output = apart("region_that_is_truncated_is_lost_and_the_process_goes_on", || {
         let faults = Faults::catch().unwrap();
         let ring = ring();
         ring.file.set_len(4096).unwrap();

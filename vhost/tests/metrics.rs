@@ -214,7 +214,7 @@ fn health_is_told_on_both_kinds_of_socket_and_fails_with_the_ring() {
 }
 
 #[test]
-fn health_fails_with_a_file_cut_short_that_no_request_has_met() {
+fn health_fails_with_a_file_truncated_that_no_request_has_met() {
     let scene = Scene::new();
     let _daemon = scene.start(&UNIX);
     let _front_end = FrontEnd::new(&scene);

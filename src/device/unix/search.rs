@@ -22,9 +22,14 @@ const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// attempts in this time, some milliseconds.
 const LONGEST_RECONNECT_PAUSE: Duration = Duration::from_secs(2);
 
-/// State of the search in steps.
+/// The search for the backend.
 #[derive(Default)]
-pub(super) struct Search(Mutex<State>);
+pub(super) struct Search {
+    /// Where the search in steps stands.
+    state: Mutex<State>,
+    /// Since when backends have refused the role without naming its holder.
+    refused_since: Mutex<Option<Instant>>,
+}
 
 #[derive(Default)]
 enum State {
@@ -56,7 +61,7 @@ impl UnixDevice {
             let limits = Limits::within(patience).or_on(interrupts);
             match Link::new(&self.path, &self.name, self.role, &limits) {
                 Ok((link, geometry)) => return self.adopt(link, geometry).map(|()| None),
-                Err(Error::RoleTaken { holder, .. }) if may_be_our_own(holder) => {}
+                Err(Error::RoleTaken { holder, .. }) if self.has_it_for_now(holder) => {}
                 Err(e @ Error::RoleTaken { .. }) => {
                     return Err(self.error(Operation::Reconnect, io::Error::other(e.to_string())));
                 }
@@ -69,6 +74,20 @@ impl UnixDevice {
                 .map_err(|e| self.error(Operation::Wait, e))?;
             if let Some(index) = readable {
                 return Ok(Some(Woken::Readable(index)));
+            }
+        }
+    }
+
+    /// Returns whether the role that a backend has refused may be taken by this device itself: for an
+    /// earlier attempt whose answer nobody waited for. Such a holder, which is not known while the
+    /// lock is on its way, does not last.
+    fn has_it_for_now(&self, holder: Option<i32>) -> bool {
+        match holder {
+            Some(pid) => is_this_process(pid),
+            None => {
+                let since = &self.search.refused_since;
+                let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
+                since.get_or_insert_with(Instant::now).elapsed() < OWN_ATTEMPT
             }
         }
     }
@@ -150,11 +169,12 @@ impl UnixDevice {
             unsafe { link.lend_in_place() };
         }
         *self.link.write().unwrap_or_else(PoisonError::into_inner) = link;
+        *self.search.refused_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
         Ok(())
     }
 
     fn search(&self) -> MutexGuard<'_, State> {
-        self.search.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.search.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes an attempt, which pauses for `pause` if it fails.
@@ -216,7 +236,7 @@ impl SharedSleep for UnixDevice {
                 Ok((link, geometry)) => self.adopt(link, geometry).map(|()| Peer::Here),
                 // This process took the role back meanwhile, to free what it had read: the next
                 // attempt gives it back before it asks.
-                Err(Error::RoleTaken { holder, .. }) if may_be_our_own(holder) => {
+                Err(Error::RoleTaken { holder, .. }) if holder.is_none_or(is_this_process) => {
                     Ok(Self::pause(&mut state, pause))
                 }
                 Err(e @ Error::RoleTaken { .. }) => {
@@ -235,8 +255,6 @@ impl SharedSleep for UnixDevice {
     }
 }
 
-/// Whether the role may be taken by this device itself, by an earlier attempt to connect for example:
-/// its lock is with the backend or on its way then, and ends with that connection.
-fn may_be_our_own(holder: Option<i32>) -> bool {
-    holder.is_none_or(|pid| u32::try_from(pid) == Ok(std::process::id()))
+fn is_this_process(pid: i32) -> bool {
+    u32::try_from(pid) == Ok(std::process::id())
 }

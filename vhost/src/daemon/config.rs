@@ -101,7 +101,7 @@ pub struct Arguments {
     #[arg(long, value_name = "MS", default_value = "5000", value_parser = milliseconds)]
     pub hold_ms: Duration,
     /// How long to look for more requests before sleeping, in microseconds, if they come so close
-    /// together that it pays; 0 does not look
+    /// together that it pays; 0 does not look, but after kicks without a request
     #[arg(long, value_name = "N", default_value = "50", value_parser = microseconds)]
     pub poll_us: Duration,
     /// Never sleep while there is a front end: takes a processor of its own

@@ -15,8 +15,8 @@ const WAKE: Duration = Duration::from_micros(100);
 /// next one would cost, which wakes the thread.
 const STORM_WINDOW: Duration = Duration::from_micros(20);
 
-/// A kick without a request counts two against this, and one with a request takes one back. A driver
-/// kicks now and then for what a poll has met already.
+/// A kick without a request counts two against this, and one with a request takes one back. A
+/// driver kicks now and then for what a poll has met already.
 const STORM: u8 = 8;
 
 /// When to poll instead of sleeping.
@@ -34,8 +34,9 @@ pub enum Polling {
 /// would have met it, or it has not. In the latter case the next sleep comes at once, so that a
 /// driver with time between its requests costs no more than their work.
 ///
-/// A storm of kicks without a request wakes the thread for each of them, whatever it decides. It then
-/// polls for a moment after each, so that a request in between does not wait for another wake-up.
+/// A storm of kicks without a request wakes the thread for each of them, whatever it decides. It
+/// then polls for a moment after each, so that a request in between does not wait for another
+/// wake-up.
 ///
 /// The clock is read for these decisions alone: when a sleep ends with a kick, and while there is
 /// nothing to do. Between two readings lies a busy stretch; its mean time for a request is counted
@@ -137,29 +138,23 @@ impl Poller {
         if std::mem::take(&mut self.kicked) {
             self.empty_kicks = (self.empty_kicks + 2).min(2 * STORM);
         }
-        if !self.worked && self.empty_kicks >= STORM {
-            return self.awaits_the_next_kick();
-        }
-        let Some(window) = self.window().filter(|_| self.worked && self.pays) else { return false };
+        let in_a_storm = !self.worked && self.empty_kicks >= STORM;
+        let window = if in_a_storm {
+            Some(STORM_WINDOW)
+        } else {
+            self.window().filter(|_| self.worked && self.pays)
+        };
+        let Some(window) = window else { return false };
         std::hint::spin_loop();
         self.polls += 1;
         if !self.polls.is_multiple_of(POLLS_PER_CLOCK) {
             return true;
         }
         let now = Instant::now();
-        self.note_reading(now, taken);
+        if !in_a_storm {
+            self.note_reading(now, taken);
+        }
         now.duration_since(*self.polling_since.get_or_insert(now)) < window
-    }
-
-    /// Returns whether to poll on in a storm of kicks without requests.
-    fn awaits_the_next_kick(&mut self) -> bool {
-        std::hint::spin_loop();
-        self.polls += 1;
-        if !self.polls.is_multiple_of(POLLS_PER_CLOCK) {
-            return true;
-        }
-        let now = Instant::now();
-        now.duration_since(*self.polling_since.get_or_insert(now)) < STORM_WINDOW
     }
 
     /// Notes that the thread goes to sleep; `taken` as in [`start_turn`](Self::start_turn).
@@ -234,7 +229,7 @@ mod tests {
             poller.sleeps(0);
             polls
         };
-        let calm = (0..100).filter(|turn_number| turn(turn_number % 3 != 0)).count();
+        let calm = (0..100).filter(|number| turn(number % 3 != 0)).count();
         assert_eq!(calm, 0, "one of three kicks has nothing");
         let storm = (0..100).filter(|_| turn(false)).count();
         assert!(storm > 90, "{storm}");
