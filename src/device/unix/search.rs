@@ -82,14 +82,12 @@ impl UnixDevice {
     /// earlier attempt whose answer nobody waited for. Such a holder, which is not known while the
     /// lock is on its way, does not last.
     fn has_it_for_now(&self, holder: Option<i32>) -> bool {
-        match holder {
-            Some(pid) => is_this_process(pid),
-            None => {
-                let since = &self.search.refused_since;
-                let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
-                since.get_or_insert_with(Instant::now).elapsed() < OWN_ATTEMPT
-            }
+        if let Some(pid) = holder {
+            return is_this_process(pid);
         }
+        let since = &self.search.refused_since;
+        let mut since = since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.get_or_insert_with(Instant::now).elapsed() < OWN_ATTEMPT
     }
 
     /// Gives the role back. The mapping keeps the old open file description, and with it the role's
