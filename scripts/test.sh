@@ -42,7 +42,7 @@ case "${1:-}" in
     --quick) quick=1 ;;
     --long) long=1 depth=(--long) && export BLOCKRING_LONG=1 ;;
     -h | --help) usage; exit 0 ;;
-    *) usage >&2; exit 2 ;;
+    *) echo "test.sh: there is no option $1" >&2; usage >&2; exit 2 ;;
 esac
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
