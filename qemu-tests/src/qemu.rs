@@ -15,7 +15,7 @@ use crate::{Disk, Guest, ImageSpec, Qemu, Snapshot, assets};
 
 /// Two seconds suffice for a boot under emulation on an idle machine; test machines are not idle.
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
-const COMMAND_TIMEOUT: Duration = Duration::from_secs(60);
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// Bound on the starts of a guest whose QEMU meets the defect that is known.
 const BOOTS: u32 = 3;

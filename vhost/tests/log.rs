@@ -40,7 +40,7 @@ fn kick_by_no_event(guest: &FrontEnd, name: &CStr) {
 }
 
 fn log(scene: &Scene) -> String {
-    std::fs::read_to_string(scene.path("log")).unwrap()
+    scene.log()
 }
 
 fn lines_are_ours(log: &str) {

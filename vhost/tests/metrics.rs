@@ -36,7 +36,7 @@ fn value(scene: &Scene, name: &str) -> f64 {
 fn port(scene: &Scene) -> PathBuf {
     let mut address = None;
     eventually("the log tells the port", || {
-        let log = std::fs::read_to_string(scene.path("log")).unwrap();
+        let log = scene.log();
         let found = log.split("metrics at http://").nth(1).and_then(|rest| rest.split('/').next());
         address = found.map(PathBuf::from);
         address.is_some()
@@ -272,7 +272,7 @@ fn log_has_a_line_at_the_start_and_one_at_the_end_in_either_form() {
         let mut daemon = scene.start(&arguments);
         daemon.signal(Signal::SIGTERM);
         assert_eq!(daemon.code(), Some(0));
-        let log = std::fs::read_to_string(scene.path("log")).unwrap();
+        let log = scene.log();
         let lines: Vec<_> = log.lines().collect();
         let [start, end] = lines[..] else { panic!("{log}") };
         assert!(start.contains("serving ring") && start.contains("metrics at unix:m"), "{log}");

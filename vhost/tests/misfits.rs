@@ -32,7 +32,7 @@ fn is_said_once_of(words: &str, come: impl Fn(&Scene)) {
     }
     FrontEnd::new(&scene).honest(&scene);
     eventually("it is logged", || scene.logged(words) > 0);
-    let log = std::fs::read_to_string(scene.path("log")).unwrap();
+    let log = scene.log();
     assert_eq!(scene.logged(words), 1, "{words:?} in {log}");
     assert!(scene.logged("") < 10, "{log}");
     assert_eq!(scene.counter("connections"), TIMES as u64 + 1);

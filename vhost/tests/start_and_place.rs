@@ -136,7 +136,7 @@ fn serial_numbers_differ_by_default_and_stay() {
         let words = "the disk's serial number is ";
         eventually("the daemon serves", || scene.logged(words) > 0);
         drop(daemon);
-        let log = std::fs::read_to_string(scene.path("log")).unwrap();
+        let log = scene.log();
         std::fs::remove_file(scene.path("log")).unwrap();
         log.split(words).nth(1).unwrap().split([';', '\n']).next().unwrap().to_owned()
     };

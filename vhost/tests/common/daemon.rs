@@ -54,6 +54,15 @@ impl Daemon {
         status.unwrap().code()
     }
 
+    /// Waits until that thread waits in the kernel for a page: it sleeps, and is in no system call
+    /// (`proc_pid_syscall(5)`).
+    pub fn queue_waits_for_a_page(&self) {
+        let call = format!("/proc/{}/task/{}/syscall", self.0.id(), self.queue_thread());
+        eventually("the queue's thread waits for a page", || {
+            std::fs::read_to_string(&call).unwrap().starts_with("-1 ")
+        });
+    }
+
     /// Waits until that thread sleeps: it has looked at the queue for the last time before the next
     /// kick.
     pub fn queue_sleeps(&self) {
@@ -184,9 +193,13 @@ impl Scene {
         counters["refused"].as_object().unwrap().values().map(|count| count.as_u64().unwrap()).sum()
     }
 
+    /// The daemon's log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.path("log")).unwrap()
+    }
+
     /// Lines of the daemon's log that contain these words.
     pub fn logged(&self, words: &str) -> usize {
-        let log = std::fs::read_to_string(self.path("log")).unwrap();
-        log.lines().filter(|line| line.contains(words)).count()
+        self.log().lines().filter(|line| line.contains(words)).count()
     }
 }

@@ -26,7 +26,7 @@ const INIT: u32 = 26;
 pub struct FuseFile {
     path: PathBuf,
     /// The connection lives as long as this is open.
-    device: File,
+    _device: File,
     stalled: Arc<AtomicBool>,
     reads: Arc<AtomicU64>,
     server: Option<JoinHandle<()>>,
@@ -63,13 +63,7 @@ impl FuseFile {
         let (file, stop, count) =
             (device.try_clone().unwrap(), Arc::clone(&stalled), Arc::clone(&reads));
         let server = Some(std::thread::spawn(move || serve(file, &stop, &contents, &count)));
-        Self { path: path.to_owned(), device, stalled, reads, server, opened: Vec::new() }
-    }
-
-    /// Whether somebody waits for an answer that does not come since the [stall](Self::stall).
-    pub fn is_waited_for(&self) -> bool {
-        let mut look = [PollFd::new(self.device.as_fd(), PollFlags::POLLIN)];
-        poll(&mut look, PollTimeout::ZERO).unwrap() > 0
+        Self { path: path.to_owned(), _device: device, stalled, reads, server, opened: Vec::new() }
     }
 
     /// How often it was read.
