@@ -11,7 +11,7 @@ use crate::rows::{ROWS, Row};
 use crate::table::{count, time};
 use shared_block_ring::handover::Role;
 use shared_block_ring::{Consumer, Durability, Producer, UnixDevice};
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,8 +75,9 @@ pub fn all(plan: &Plan, dir: &Path) -> Result<()> {
 fn processor_time(backend: &Backend, socket: &Path) -> Result<f64> {
     backend.resume()?;
     let before = backend.cpu_time()?;
+    let mut scraper = Scraper::connect(socket).map_err(doing("connecting"))?;
     for _ in 0..IN_A_ROW {
-        scrape(socket).map_err(doing("scraping"))?;
+        scraper.scrape().map_err(doing("scraping"))?;
     }
     let spent = backend.cpu_time()?.saturating_sub(before);
     backend.halt()?;
@@ -146,10 +147,11 @@ fn beside_scrapes<T: Send>(
         let scraping = scope.spawn(|| {
             // Not in the front end's way: while that is off its processor, a backend goes to sleep.
             pin(processor)?;
+            let mut scraper = Scraper::connect(socket).map_err(doing("connecting"))?;
             let (mut times, mut next) = (Vec::new(), Instant::now());
             while !over.load(Ordering::Relaxed) {
                 let begin = Instant::now();
-                scrape(socket).map_err(doing("scraping"))?;
+                scraper.scrape().map_err(doing("scraping"))?;
                 times.push(nanoseconds(begin.elapsed()));
                 next += PERIOD;
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -163,14 +165,41 @@ fn beside_scrapes<T: Send>(
     })
 }
 
-fn scrape(socket: &Path) -> std::io::Result<()> {
-    let mut connection = UnixStream::connect(socket)?;
-    connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n")?;
-    let mut answer = Vec::with_capacity(16 << 10);
-    connection.read_to_end(&mut answer)?;
-    if answer.starts_with(b"HTTP/1.1 200 ") {
+/// A collector, which keeps its connection from scrape to scrape, as Prometheus does.
+struct Scraper {
+    connection: UnixStream,
+    answer: Vec<u8>,
+}
+
+impl Scraper {
+    fn connect(socket: &Path) -> io::Result<Self> {
+        Ok(Self { connection: UnixStream::connect(socket)?, answer: vec![0; 256 << 10] })
+    }
+
+    fn scrape(&mut self) -> io::Result<()> {
+        self.connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+        let (mut had, mut whole) = (0, None);
+        while whole.is_none_or(|whole| had < whole) {
+            let count = self.connection.read(&mut self.answer[had..])?;
+            if count == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            had += count;
+            if whole.is_none() {
+                whole = length(&self.answer[..had])?;
+            }
+        }
         Ok(())
-    } else {
-        Err(std::io::Error::other(String::from_utf8_lossy(&answer).into_owned()))
+    }
+}
+
+/// Returns the length of an answer with its head, once that is there.
+fn length(answer: &[u8]) -> io::Result<Option<usize>> {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, _)) = text.split_once("\r\n\r\n") else { return Ok(None) };
+    let body = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
+    match body.filter(|_: &usize| head.starts_with("HTTP/1.1 200 ")) {
+        Some(body) => Ok(Some(head.len() + 4 + body)),
+        None => Err(io::Error::other(head.to_owned())),
     }
 }

@@ -9,8 +9,13 @@ use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-/// The longest time from the connection to the end of the answer.
+/// The longest time from the connection, or from the next request's first byte, to the end of the
+/// answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The longest time between an answer and the next request: collectors come every minute or more
+/// often.
+const IDLE: Duration = Duration::from_secs(150);
 
 /// The type of a line of text.
 const TEXT: &str = "text/plain; charset=utf-8";
@@ -24,10 +29,19 @@ pub struct Connection {
 }
 
 enum State {
+    /// The last request was answered, and of the next one there is nothing yet.
+    Idle,
     /// Bytes of the request so far.
     Asking(Vec<u8>),
-    /// The answer, and the number of its bytes that were sent.
-    Answering(Vec<u8>, usize),
+    Answering(Answer),
+}
+
+struct Answer {
+    bytes: Vec<u8>,
+    /// How many of them were sent.
+    sent: usize,
+    /// Whether the connection stays open behind them.
+    persistent: bool,
 }
 
 impl Connection {
@@ -36,11 +50,16 @@ impl Connection {
         Self { socket, deadline: Instant::now() + PATIENCE, state }
     }
 
+    /// Whether the client is between two requests.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.state, State::Idle)
+    }
+
     /// Returns the descriptor to wait on, and the events to wait for.
     pub fn awaits(&self) -> (BorrowedFd<'_>, PollFlags) {
         let flags = match self.state {
-            State::Asking(_) => PollFlags::POLLIN,
-            State::Answering(..) => PollFlags::POLLOUT,
+            State::Idle | State::Asking(_) => PollFlags::POLLIN,
+            State::Answering(_) => PollFlags::POLLOUT,
         };
         (self.socket.as_fd(), flags)
     }
@@ -53,6 +72,10 @@ impl Connection {
 
     /// Receives the request and prepares the answer to it.
     fn ask(&mut self, source: &mut dyn Source) -> nix::Result<()> {
+        if self.is_idle() {
+            self.deadline = Instant::now() + PATIENCE;
+            self.state = State::Asking(Vec::new());
+        }
         let State::Asking(bytes) = &mut self.state else { return Ok(()) };
         let mut chunk = [0; 2048];
         let room = chunk.len().min(MAX_HEAD - bytes.len());
@@ -65,39 +88,51 @@ impl Connection {
         let answer = match http::parse(bytes) {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => answer(&request, source),
-            Err(Refused(status, words)) => http::answer(status, TEXT, &format!("{words}\n"), false),
+            Err(Refused(status, words)) => {
+                let bytes = http::answer(status, TEXT, &format!("{words}\n"), false, false);
+                Answer { bytes, sent: 0, persistent: false }
+            }
         };
-        self.state = State::Answering(answer, 0);
+        self.state = State::Answering(answer);
         Ok(())
     }
 
     fn send(&mut self) -> nix::Result<bool> {
-        let State::Answering(answer, sent) = &mut self.state else { return Ok(true) };
+        let State::Answering(answer) = &mut self.state else { return Ok(true) };
         let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-        match send(self.socket.as_raw_fd(), &answer[*sent..], flags) {
-            Ok(count) => *sent += count,
+        match send(self.socket.as_raw_fd(), &answer.bytes[answer.sent..], flags) {
+            Ok(count) => answer.sent += count,
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             Err(e) => return Err(e),
         }
-        if *sent == answer.len() {
-            shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
-            return Ok(false);
+        if answer.sent < answer.bytes.len() {
+            return Ok(true);
         }
-        Ok(true)
+        if answer.persistent {
+            self.deadline = Instant::now() + IDLE;
+            self.state = State::Idle;
+            return Ok(true);
+        }
+        shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
+        Ok(false)
     }
 }
 
-fn answer(request: &Request, source: &mut dyn Source) -> Vec<u8> {
-    let Request { asked, head_only } = request;
+fn answer(request: &Request, source: &mut dyn Source) -> Answer {
+    let Request { asked, head_only, persistent } = *request;
+    let reply = |status: &str, content_type: &str, body: &str| {
+        let bytes = http::answer(status, content_type, body, head_only, persistent);
+        Answer { bytes, sent: 0, persistent }
+    };
     match asked {
         Asked::Metrics(format) => {
             let mut scrape = Scrape::default();
             source.scrape(&mut scrape);
-            match scrape.encode(*format) {
-                Ok(text) => http::answer("200 OK", format.content_type(), &text, *head_only),
+            match scrape.encode(format) {
+                Ok(text) => reply("200 OK", format.content_type(), &text),
                 Err(e) => {
                     log::error!("cannot encode the metrics: {e}");
-                    http::answer("500 Internal Server Error", TEXT, "a defect\n", *head_only)
+                    reply("500 Internal Server Error", TEXT, "a defect\n")
                 }
             }
         }
@@ -106,7 +141,7 @@ fn answer(request: &Request, source: &mut dyn Source) -> Vec<u8> {
                 Ok(words) => ("200 OK", words),
                 Err(words) => ("503 Service Unavailable", words),
             };
-            http::answer(status, TEXT, &format!("{words}\n"), *head_only)
+            reply(status, TEXT, &format!("{words}\n"))
         }
     }
 }

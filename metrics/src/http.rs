@@ -1,4 +1,4 @@
-//! As much of HTTP/1.1 as a scrape needs: one GET for each connection.
+//! As much of HTTP/1.1 as a scrape needs: one GET after the other.
 
 use crate::scrape::Format;
 
@@ -9,7 +9,7 @@ pub const MAX_HEAD: usize = 8 << 10;
 const MAX_HEADERS: usize = 64;
 
 /// Subject of a request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Asked {
     /// The metrics, in this form.
     Metrics(Format),
@@ -18,11 +18,13 @@ pub enum Asked {
 }
 
 /// A complete request.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Request {
     pub asked: Asked,
     /// Whether the answer is to have no body (HEAD).
     pub head_only: bool,
+    /// Whether the connection stays open for the next request (RFC 9112, 9.3).
+    pub persistent: bool,
 }
 
 /// Reason for an error: the status code with its phrase, and a line of text.
@@ -36,14 +38,14 @@ pub struct Refused(pub &'static str, pub &'static str);
 pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut request = httparse::Request::new(&mut headers);
-    match request.parse(bytes) {
-        Ok(status) if status.is_complete() => {}
+    let head = match request.parse(bytes) {
+        Ok(httparse::Status::Complete(head)) => head,
         Ok(_) if bytes.len() < MAX_HEAD => return Ok(None),
         Ok(_) | Err(httparse::Error::TooManyHeaders) => {
             return Err(Refused("431 Request Header Fields Too Large", "the request is too long"));
         }
         Err(_) => return Err(Refused("400 Bad Request", "this is no HTTP request")),
-    }
+    };
     let head_only = match request.method {
         Some("GET") => false,
         Some("HEAD") => true,
@@ -63,7 +65,24 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
         "/healthz" => Asked::Health,
         _ => return Err(Refused("404 Not Found", "there are /metrics and /healthz")),
     };
-    Ok(Some(Request { asked, head_only }))
+    // A client that has sent more sends it again on its next connection (RFC 9112, 9.3.2).
+    let alone = head == bytes.len() && !request.headers.iter().any(announces_a_body);
+    let persistent = alone && request.version == Some(1) && !asks_to_close(request.headers);
+    Ok(Some(Request { asked, head_only, persistent }))
+}
+
+/// Whether bytes that belong to the request follow its head, as no GET needs them.
+fn announces_a_body(header: &httparse::Header<'_>) -> bool {
+    ["content-length", "transfer-encoding"]
+        .iter()
+        .any(|name| header.name.eq_ignore_ascii_case(name))
+}
+
+fn asks_to_close(headers: &[httparse::Header<'_>]) -> bool {
+    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
+    connection
+        .flat_map(|header| header.value.split(|byte| *byte == b','))
+        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
 }
 
 /// Returns the path of a request's target, which can be a whole address (RFC 9112, 3.2.2): a client
@@ -79,11 +98,18 @@ fn path_of(target: &str) -> &str {
     target.split('?').next().unwrap_or("")
 }
 
-/// Returns the bytes of an answer, after which the connection is closed.
-pub fn answer(status: &str, content_type: &str, body: &str, head_only: bool) -> Vec<u8> {
+/// Returns the bytes of an answer. The connection is closed behind it unless it is `persistent`.
+pub fn answer(
+    status: &str,
+    content_type: &str,
+    body: &str,
+    head_only: bool,
+    persistent: bool,
+) -> Vec<u8> {
     let allow = if status.starts_with("405") { "Allow: GET, HEAD\r\n" } else { "" };
+    let close = if persistent { "" } else { "Connection: close\r\n" };
     let head = format!(
-        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}Connection: close\r\n\r\n",
+        "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n{allow}{close}\r\n",
         body.len()
     );
     [head.as_bytes(), if head_only { b"" } else { body.as_bytes() }].concat()
@@ -100,7 +126,7 @@ mod tests {
 
     #[test]
     fn request_asks_for_metrics_in_one_of_two_forms_or_for_health() {
-        let request = |asked, head_only| Ok(Some(Request { asked, head_only }));
+        let request = |asked, head_only| Ok(Some(Request { asked, head_only, persistent: true }));
         assert_eq!(
             asked("GET /metrics HTTP/1.1\r\n\r\n"),
             request(Asked::Metrics(Format::Prometheus), false)
@@ -110,11 +136,25 @@ mod tests {
             asked(&format!("GET /metrics?x=1 HTTP/1.1\r\nHost: a\r\naccept: {accept}\r\n\r\n")),
             request(Asked::Metrics(Format::OpenMetrics), false)
         );
-        assert_eq!(asked("HEAD /healthz HTTP/1.0\r\n\r\n"), request(Asked::Health, true));
+        assert_eq!(asked("HEAD /healthz HTTP/1.1\r\n\r\n"), request(Asked::Health, true));
         assert_eq!(
             asked("GET HTTP://localhost:9101/healthz?x=/ HTTP/1.1\r\n\r\n"),
             request(Asked::Health, false)
         );
+    }
+
+    #[test]
+    fn connection_stays_open_where_the_request_allows_it_and_nothing_follows_it() {
+        for (text, persistent) in [
+            ("GET /metrics HTTP/1.1\r\nConnection: keep-alive\r\n\r\n", true),
+            ("GET /metrics HTTP/1.0\r\n\r\n", false),
+            ("GET /metrics HTTP/1.1\r\nconnection: x, Close\r\n\r\n", false),
+            ("GET /metrics HTTP/1.1\r\n\r\nGET", false),
+            ("GET /metrics HTTP/1.1\r\nContent-Length: 3\r\n\r\n", false),
+            ("GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
+        ] {
+            assert_eq!(asked(text).unwrap().unwrap().persistent, persistent, "{text}");
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// The most clients at a time. One more closes the connection that has been open longest.
+/// The most clients at a time. One more closes a connection that is between two requests, or else
+/// the one that has been open longest.
 const MAX_CONNECTIONS: usize = 8;
 
 /// Pause after a failed accept. The next stop waits for it.
@@ -195,7 +196,8 @@ fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
             match bound.accept() {
                 Ok(socket) => {
                     if connections.len() == MAX_CONNECTIONS {
-                        connections.remove(0);
+                        let idle = connections.iter().position(Connection::is_idle);
+                        connections.remove(idle.unwrap_or(0));
                     }
                     connections.push(Connection::new(socket));
                 }

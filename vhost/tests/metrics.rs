@@ -15,6 +15,7 @@ use shared_block_ring::{BlockDevice, Consumer, Control, RingDevice};
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use virtio_blk_driver::VirtioDevice;
@@ -261,6 +262,33 @@ fn clients_that_say_nothing_or_too_much_keep_no_scrape_out() {
     let _ = long.read_to_end(&mut answer);
     assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 4"), "{answer:?}");
     assert_eq!(value(&scene, "blockring_ring_up"), 1.0);
+    drop(silent);
+}
+
+#[test]
+fn connection_serves_one_scrape_after_the_other() {
+    let scene = Scene::new();
+    let _daemon = scene.start(&UNIX);
+    let address = scene.path("m");
+    let mut kept = UnixStream::connect(&address).unwrap();
+    let mut reader = BufReader::new(kept.try_clone().unwrap());
+    for _ in 0..3 {
+        // In two pieces, as a network delivers it.
+        kept.write_all(b"GET /healthz HTTP").unwrap();
+        kept.write_all(b"/1.1\r\nHost: a\r\n\r\n").unwrap();
+        let mut lines = Vec::new();
+        while lines.last().is_none_or(|line| line != "ok\n") {
+            let mut line = String::new();
+            assert_ne!(reader.read_line(&mut line).unwrap(), 0, "{lines:?}");
+            lines.push(line);
+        }
+        assert_eq!(lines[0], "HTTP/1.1 200 OK\r\n");
+        assert!(lines.iter().all(|line| !line.starts_with("Connection")), "{lines:?}");
+    }
+    // Those who keep connections open keep nobody out, and connect again.
+    let silent: Vec<_> = (0..20).map(|_| connect(&address).unwrap()).collect();
+    assert_eq!(value(&scene, "blockring_ring_up"), 1.0);
+    assert_eq!(reader.read_line(&mut String::new()).unwrap(), 0);
     drop(silent);
 }
 
