@@ -34,6 +34,10 @@ const ITEM: [u8; 64] = [7; 64];
 /// Scrapes in a row, for the processor time of one.
 const IN_A_ROW: u32 = 1000;
 
+/// A scrape, and one for which the backend makes a text in any case.
+const SCRAPE: &str = "GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n";
+const FRESH: &str = "GET /metrics HTTP/1.1\r\nHost: bench\r\nCache-Control: no-cache\r\n\r\n";
+
 /// The least rate with scrapes, relative to that without.
 const WANTED: f64 = 0.98;
 
@@ -77,7 +81,7 @@ fn processor_time(backend: &Backend, socket: &Path) -> Result<f64> {
     let before = backend.cpu_time()?;
     let mut scraper = Scraper::connect(socket).map_err(doing("connecting"))?;
     for _ in 0..IN_A_ROW {
-        scraper.scrape().map_err(doing("scraping"))?;
+        scraper.scrape(FRESH).map_err(doing("scraping"))?;
     }
     let spent = backend.cpu_time()?.saturating_sub(before);
     backend.halt()?;
@@ -151,7 +155,7 @@ fn beside_scrapes<T: Send>(
             let (mut times, mut next) = (Vec::new(), Instant::now());
             while !over.load(Ordering::Relaxed) {
                 let begin = Instant::now();
-                scraper.scrape().map_err(doing("scraping"))?;
+                scraper.scrape(SCRAPE).map_err(doing("scraping"))?;
                 times.push(nanoseconds(begin.elapsed()));
                 next += PERIOD;
                 std::thread::sleep(next.saturating_duration_since(Instant::now()));
@@ -176,8 +180,8 @@ impl Scraper {
         Ok(Self { connection: UnixStream::connect(socket)?, answer: vec![0; 256 << 10] })
     }
 
-    fn scrape(&mut self) -> io::Result<()> {
-        self.connection.write_all(b"GET /metrics HTTP/1.1\r\nHost: bench\r\n\r\n")?;
+    fn scrape(&mut self, request: &str) -> io::Result<()> {
+        self.connection.write_all(request.as_bytes())?;
         let (mut had, mut whole) = (0, None);
         while whole.is_none_or(|whole| had < whole) {
             let count = self.connection.read(&mut self.answer[had..])?;
@@ -195,11 +199,14 @@ impl Scraper {
 
 /// Returns the length of an answer with its head, once that is there.
 fn length(answer: &[u8]) -> io::Result<Option<usize>> {
-    let text = String::from_utf8_lossy(answer);
-    let Some((head, _)) = text.split_once("\r\n\r\n") else { return Ok(None) };
-    let body = head.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
-    match body.filter(|_: &usize| head.starts_with("HTTP/1.1 200 ")) {
-        Some(body) => Ok(Some(head.len() + 4 + body)),
-        None => Err(io::Error::other(head.to_owned())),
+    let end = b"\r\n\r\n";
+    let Some(head) = answer.windows(end.len()).position(|bytes| bytes == end) else {
+        return Ok(None);
+    };
+    let text = String::from_utf8_lossy(&answer[..head]);
+    let body = text.lines().find_map(|line| line.strip_prefix("Content-Length: ")?.parse().ok());
+    match body.filter(|_: &usize| text.starts_with("HTTP/1.1 200 ")) {
+        Some(body) => Ok(Some(head + end.len() + body)),
+        None => Err(io::Error::other(text.into_owned())),
     }
 }

@@ -1,8 +1,7 @@
 //! One client of the server: its request, then the answer. No call here blocks.
 
-use crate::http::{self, Asked, MAX_HEAD, Refused, Request};
-use crate::scrape::Scrape;
-use crate::server::Source;
+use crate::answers::{Answers, TEXT};
+use crate::http::{self, MAX_HEAD, Refused};
 use nix::errno::Errno;
 use nix::poll::PollFlags;
 use nix::sys::socket::{MsgFlags, Shutdown, recv, send, shutdown};
@@ -16,9 +15,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The longest time between an answer and the next request: collectors come every minute or more
 /// often.
 const IDLE: Duration = Duration::from_secs(150);
-
-/// The type of a line of text.
-const TEXT: &str = "text/plain; charset=utf-8";
 
 /// A client's connection.
 pub struct Connection {
@@ -65,13 +61,13 @@ impl Connection {
     }
 
     /// Receives and sends what is possible now. Returns whether more remains to be done.
-    pub fn go_on(&mut self, source: &mut dyn Source) -> bool {
+    pub fn go_on(&mut self, answers: &mut Answers) -> bool {
         // A client that goes away meanwhile wants no answer: any error is the end.
-        self.ask(source).and_then(|()| self.send()).unwrap_or(false)
+        self.ask(answers).and_then(|()| self.send()).unwrap_or(false)
     }
 
     /// Receives the request and prepares the answer to it.
-    fn ask(&mut self, source: &mut dyn Source) -> nix::Result<()> {
+    fn ask(&mut self, answers: &mut Answers) -> nix::Result<()> {
         if self.is_idle() {
             self.deadline = Instant::now() + PATIENCE;
             self.state = State::Asking(Vec::new());
@@ -87,7 +83,10 @@ impl Connection {
         }
         let answer = match http::parse(bytes) {
             Ok(None) => return Ok(()),
-            Ok(Some(request)) => answer(&request, source),
+            Ok(Some(request)) => {
+                let bytes = answers.answer(&request, Instant::now());
+                Answer { bytes, sent: 0, persistent: request.persistent }
+            }
             Err(Refused(status, words)) => {
                 let bytes = http::answer(status, TEXT, &format!("{words}\n"), false, false);
                 Answer { bytes, sent: 0, persistent: false }
@@ -115,33 +114,5 @@ impl Connection {
         }
         shutdown(self.socket.as_raw_fd(), Shutdown::Write)?;
         Ok(false)
-    }
-}
-
-fn answer(request: &Request, source: &mut dyn Source) -> Answer {
-    let Request { asked, head_only, persistent } = *request;
-    let reply = |status: &str, content_type: &str, body: &str| {
-        let bytes = http::answer(status, content_type, body, head_only, persistent);
-        Answer { bytes, sent: 0, persistent }
-    };
-    match asked {
-        Asked::Metrics(format) => {
-            let mut scrape = Scrape::default();
-            source.scrape(&mut scrape);
-            match scrape.encode(format) {
-                Ok(text) => reply("200 OK", format.content_type(), &text),
-                Err(e) => {
-                    log::error!("cannot encode the metrics: {e}");
-                    reply("500 Internal Server Error", TEXT, "a defect\n")
-                }
-            }
-        }
-        Asked::Health => {
-            let (status, words) = match source.health() {
-                Ok(words) => ("200 OK", words),
-                Err(words) => ("503 Service Unavailable", words),
-            };
-            reply(status, TEXT, &format!("{words}\n"))
-        }
     }
 }

@@ -25,6 +25,8 @@ pub struct Request {
     pub head_only: bool,
     /// Whether the connection stays open for the next request (RFC 9112, 9.3).
     pub persistent: bool,
+    /// Whether the answer is to be made for this request alone (RFC 9111, 5.2.1.4).
+    pub fresh: bool,
 }
 
 /// Reason for an error: the status code with its phrase, and a line of text.
@@ -67,8 +69,9 @@ pub fn parse(bytes: &[u8]) -> Result<Option<Request>, Refused> {
     };
     // A client that has sent more sends it again on its next connection (RFC 9112, 9.3.2).
     let alone = head == bytes.len() && !request.headers.iter().any(announces_a_body);
-    let persistent = alone && request.version == Some(1) && !asks_to_close(request.headers);
-    Ok(Some(Request { asked, head_only, persistent }))
+    let asks = |name, option| has_option(request.headers, name, option);
+    let persistent = alone && request.version == Some(1) && !asks("connection", "close");
+    Ok(Some(Request { asked, head_only, persistent, fresh: asks("cache-control", "no-cache") }))
 }
 
 /// Whether bytes that belong to the request follow its head, as no GET needs them.
@@ -78,11 +81,12 @@ fn announces_a_body(header: &httparse::Header<'_>) -> bool {
         .any(|name| header.name.eq_ignore_ascii_case(name))
 }
 
-fn asks_to_close(headers: &[httparse::Header<'_>]) -> bool {
-    let connection = headers.iter().filter(|header| header.name.eq_ignore_ascii_case("connection"));
-    connection
+/// Whether one of the options in the headers of that name is this one.
+fn has_option(headers: &[httparse::Header<'_>], name: &str, option: &str) -> bool {
+    let named = headers.iter().filter(|header| header.name.eq_ignore_ascii_case(name));
+    named
         .flat_map(|header| header.value.split(|byte| *byte == b','))
-        .any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"))
+        .any(|found| found.trim_ascii().eq_ignore_ascii_case(option.as_bytes()))
 }
 
 /// Returns the path of a request's target, which can be a whole address (RFC 9112, 3.2.2): a client
@@ -126,7 +130,9 @@ mod tests {
 
     #[test]
     fn request_asks_for_metrics_in_one_of_two_forms_or_for_health() {
-        let request = |asked, head_only| Ok(Some(Request { asked, head_only, persistent: true }));
+        let request = |asked, head_only| {
+            Ok(Some(Request { asked, head_only, persistent: true, fresh: false }))
+        };
         assert_eq!(
             asked("GET /metrics HTTP/1.1\r\n\r\n"),
             request(Asked::Metrics(Format::Prometheus), false)
@@ -154,6 +160,19 @@ mod tests {
             ("GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", false),
         ] {
             assert_eq!(asked(text).unwrap().unwrap().persistent, persistent, "{text}");
+        }
+    }
+
+    #[test]
+    fn fresh_answer_is_asked_for_as_in_http() {
+        for (header, fresh) in [
+            ("Cache-Control: max-age=0, no-cache", true),
+            ("cache-control: No-Cache", true),
+            ("Cache-Control: max-age=0", false),
+            ("Accept: no-cache", false),
+        ] {
+            let text = format!("GET /metrics HTTP/1.1\r\n{header}\r\n\r\n");
+            assert_eq!(asked(&text).unwrap().unwrap().fresh, fresh, "{header}");
         }
     }
 

@@ -5,6 +5,7 @@
 //! threads have written with plain stores, and so keeps none of them waiting.
 
 mod address;
+mod answers;
 pub mod catalogue;
 mod connection;
 mod histogram;

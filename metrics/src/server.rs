@@ -1,6 +1,7 @@
 //! The thread that answers scrapes.
 
 use crate::address::Address;
+use crate::answers::Answers;
 use crate::connection::Connection;
 use crate::scrape::Scrape;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -155,7 +156,7 @@ impl Server {
     pub fn start(bound: Vec<Bound>, source: impl Source + 'static) -> io::Result<Self> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let asked = Arc::clone(&stop);
-        let serve = move || serve(&bound, Box::new(source), &asked);
+        let serve = move || serve(&bound, Answers::from(Box::new(source)), &asked);
         let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
         Ok(Self { stop, thread: Some(thread) })
     }
@@ -172,7 +173,7 @@ impl Drop for Server {
     }
 }
 
-fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
+fn serve(bound: &[Bound], mut answers: Answers, stop: &EventFd) {
     // The oldest one first.
     let mut connections: Vec<Connection> = Vec::new();
     let mut lost = Pace::default();
@@ -190,7 +191,7 @@ fn serve(bound: &[Bound], mut source: Box<dyn Source>, stop: &EventFd) {
         let mut index = 0;
         connections.retain_mut(|connection| {
             index += 1;
-            !ready[index - 1] || connection.go_on(&mut *source)
+            !ready[index - 1] || connection.go_on(&mut answers)
         });
         for (bound, _) in bound.iter().zip(&ready[index..]).filter(|(_, ready)| **ready) {
             match bound.accept() {

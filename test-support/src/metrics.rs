@@ -127,8 +127,9 @@ pub fn connect(address: &Path) -> std::io::Result<Box<dyn Client>> {
 /// Asks for `path`. Returns the whole answer.
 pub fn get(address: &Path, path: &str, headers: &str) -> std::io::Result<String> {
     let mut client = connect(address)?;
-    let request =
-        format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n{headers}\r\n");
+    let request = format!(
+        "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\nCache-Control: no-cache\r\n{headers}\r\n"
+    );
     client.write_all(request.as_bytes())?;
     let mut answer = String::new();
     client.read_to_string(&mut answer)?;
