@@ -9,7 +9,7 @@ use std::process::Command;
 
 /// Lines of a stream, and the parts in which the guest's processors take turns.
 const LINES: u32 = 100_000;
-const PARTS: u32 = 50;
+const PARTS: u32 = 20;
 
 /// Kills of backends with QEMU 10, half of them under each way to connect again.
 const KILLS_TEN: usize = 10;
@@ -25,7 +25,7 @@ fn in_turns(processors: u32, program: &str) -> String {
     format!(
         "part=0; while [ $part -lt {PARTS} ]; do \
          processor=$(printf %x $((1 << part % {processors}))); first=$((part * {part} + 1)); last=$((part * {part} + {part})); \
-         {program} || exit 1; part=$((part + 1)); usleep 200000; done"
+         {program} || exit 1; part=$((part + 1)); sleep 1; done"
     )
 }
 
