@@ -30,12 +30,14 @@ fn guest_state(known: Known) -> GuestState {
     GuestState { pointer: PointerSector { position, flag: known.flag == 1 }, tally }
 }
 
-/// Judges a write. Returns the ring's bytes and the guest's state after it.
+/// Judges a write, in memory that an earlier judgement has left as it is. Returns the ring's bytes
+/// and the guest's state after it.
 fn judge(
     guard: &Guard,
     ring: &Ring,
     first: usize,
     bytes: &[u8],
+    scratch: &mut Box<Scratch>,
 ) -> Result<(Vec<u8>, GuestState), Reason> {
     let before = guest_state(ring.known);
     let range = guard.range(first as u64, bytes.len() as u64)?;
@@ -46,15 +48,18 @@ fn judge(
         bytes,
         may_repeat: ring.may_repeat,
     };
-    let mut judgement = guard.begin(range, Box::new(Scratch::default()));
-    let grant = loop {
+    let mut judgement = guard.begin(range, std::mem::take(scratch));
+    let outcome = loop {
         // A budget so small that long walks are interrupted.
         match guard.judge(before, &mut judgement, 9, &write) {
-            Ok(Some(grant)) => break grant,
+            Ok(Some(grant)) => break Ok(grant),
             Ok(None) => {}
-            Err(Denied::Refused(reason)) => return Err(reason),
+            Err(Denied::Refused(reason)) => break Err(reason),
         }
     };
+    let pointer_sector = judgement.pointer_sector().to_vec();
+    *scratch = judgement.into_scratch();
+    let grant = outcome?;
     let mut after = ring.bytes.clone();
     let then = grant.guest.unwrap_or(before);
     // Frozen bytes are never stored, not even over equal ones: the guest can change its bytes after
@@ -70,7 +75,7 @@ fn judge(
     let Some(guest) = grant.guest else { return Ok((after, before)) };
     let start = sector_of(ring.guest) * ring.size;
     let flag = after[start + 8];
-    after[start..start + ring.size].copy_from_slice(judgement.pointer_sector());
+    after[start..start + ring.size].copy_from_slice(&pointer_sector);
     if grant.keeps_flag {
         after[start + 8] = flag;
     }
@@ -92,10 +97,11 @@ impl Tried {
         // met.
         ring.may_repeat = (consumer / 4 + producer / 4).is_multiple_of(2);
         let guard = guard(&ring);
+        let mut scratch = Box::default();
         writes::all(&ring, &mut |first, bytes| {
             let expected =
                 ring.judge(first, bytes).map(|(after, known)| (after, guest_state(known)));
-            let found = judge(&guard, &ring, first, bytes).map_err(Reason::name);
+            let found = judge(&guard, &ring, first, bytes, &mut scratch).map_err(Reason::name);
             if found != expected {
                 let (found, expected) = (found.map(|it| it.1), expected.map(|it| it.1));
                 panic!(

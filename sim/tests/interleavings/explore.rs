@@ -68,7 +68,7 @@ pub fn explore<O: Ord + Debug + Send + 'static>(
 
 /// Preemptions in the search of a mutant. A mutant that survives with fewer than the product is
 /// searched with shows a missing test.
-const MUTANT: Bound = Bound::Preemptions(3, Some(3));
+const MUTANT: Bound = Bound::Preemptions(2, Some(2));
 
 /// Searches a mutant, which must fail with one of these words: otherwise it fails for another
 /// reason, or survives.
