@@ -26,8 +26,8 @@ impl Answers {
     }
 
     /// Returns the bytes of the answer to `request`, which has come `now`.
-    pub fn answer(&mut self, request: &Request, now: Instant) -> Vec<u8> {
-        let Request { asked, head_only, persistent, fresh } = *request;
+    pub fn answer(&mut self, request: Request, now: Instant) -> Vec<u8> {
+        let Request { asked, head_only, persistent, fresh } = request;
         let reply = |status: &str, content_type: &str, body: &str| {
             http::answer(status, content_type, body, head_only, persistent)
         };
@@ -90,7 +90,7 @@ mod tests {
         let start = Instant::now();
         let mut number = |asked, after, fresh| {
             let request = Request { asked, head_only: false, persistent: true, fresh };
-            let bytes = answers.answer(&request, start + Duration::from_millis(after));
+            let bytes = answers.answer(request, start + Duration::from_millis(after));
             let text = String::from_utf8(bytes).expect("text");
             let line = text.lines().rfind(|line| !line.starts_with('#')).expect("a line");
             line.rsplit(' ').next().expect("a number").to_owned()

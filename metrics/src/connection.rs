@@ -84,7 +84,7 @@ impl Connection {
         let answer = match http::parse(bytes) {
             Ok(None) => return Ok(()),
             Ok(Some(request)) => {
-                let bytes = answers.answer(&request, Instant::now());
+                let bytes = answers.answer(request, Instant::now());
                 Answer { bytes, sent: 0, persistent: request.persistent }
             }
             Err(Refused(status, words)) => {
