@@ -11,7 +11,7 @@ use shared_block_ring::{
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Bytes of a small ring, which a few hundred items fill.
 const BYTES: usize = 32 << 10;
@@ -179,14 +179,15 @@ fn idle_stream_of_a_backend_sleeps_until_it_is_woken() {
         let mut stream = ItemStream::new(Consumer::attach(device, "", "").unwrap()).unwrap();
         for number in 0..200 {
             let mut next = stream.next();
-            // It is armed when it is pending and no call is under way.
-            for _ in 0..3 {
+            let start = Instant::now();
+            while !client.is_asleep() {
+                assert!(start.elapsed() < Duration::from_secs(60), "the stream does not sleep");
                 assert!(polled_at_most(1, &mut next).await.is_none());
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
             let end = producer.push(&item(number)).unwrap();
             producer.advance(end).unwrap();
-            assert!(client.ring(), "the stream does not sleep");
+            assert!(client.ring(), "the stream was woken by itself");
             let got = next.await.unwrap().unwrap();
             assert_eq!(got.bytes, item(number).as_bytes());
             stream.advance(got.next).await.unwrap();

@@ -9,6 +9,7 @@ use shared_block_ring::wait::wait_readable;
 use shared_block_ring::{BlockDevice, FileDevice, Producer, RingDevice, UnixDevice};
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -86,7 +87,8 @@ impl Backend {
         let descriptors = [region.as_fd(), page.as_fd(), events[0].as_fd(), events[1].as_fd()];
         send(client.as_fd(), &self.welcome, &descriptors).unwrap();
         let [event, _] = events;
-        Client { connection: client, bell: Bell::new(&page, event, Sleeper::Host).unwrap() }
+        let bell = Bell::new(&page, event, Sleeper::Host).unwrap();
+        Client { connection: client, bell, page }
     }
 
     /// Refuses the next client, if one comes within that time: another one, which is not named, has
@@ -140,9 +142,18 @@ impl Served {
 pub struct Client {
     connection: OwnedFd,
     bell: Bell,
+    page: File,
 }
 
 impl Client {
+    /// Returns whether the client sleeps, or is about to.
+    pub fn is_asleep(&self) -> bool {
+        // The announcement of the process on the host is the page's first word.
+        let mut word = [0; 8];
+        self.page.read_exact_at(&mut word, 0).unwrap();
+        word != [0; 8]
+    }
+
     /// Wakes the client if it sleeps, as the backend does after each move of the guest's pointer.
     /// Returns whether it slept.
     pub fn ring(&self) -> bool {
