@@ -5,9 +5,9 @@ use crate::scrape::{Format, Scrape};
 use crate::server::Source;
 use std::time::{Duration, Instant};
 
-/// How long the text of a scrape is given to further clients, which so cause twenty scrapes a second
-/// at most in each form, unless they ask for a new one: what a scrape takes of a processor, a ring
-/// that is busy there has to do without.
+/// How long the text of a scrape is given to further clients. Unless they ask for a new one they
+/// cause twenty scrapes a second at most in each form: a busy ring has to do without what a scrape
+/// takes of its processor.
 const FRESH: Duration = Duration::from_millis(50);
 
 /// The type of a line of text.
@@ -21,7 +21,7 @@ pub struct Answers {
 }
 
 impl Answers {
-    pub fn from(source: Box<dyn Source>) -> Self {
+    pub fn new(source: Box<dyn Source>) -> Self {
         Self { source, texts: Vec::new() }
     }
 
@@ -49,8 +49,8 @@ impl Answers {
         }
     }
 
-    /// Returns the text of a scrape: of the last one, if that is recent enough and no `fresh` one is
-    /// asked for.
+    /// Returns the text of a scrape: of the last one, if that is recent enough and no `fresh` one
+    /// is asked for.
     fn text(&mut self, format: Format, now: Instant, fresh: bool) -> Result<&str, std::fmt::Error> {
         let is_new = |at: Instant| !fresh && now.saturating_duration_since(at) < FRESH;
         self.texts.retain(|(known, at, _)| *known != format || is_new(*at));
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn text_is_given_again_for_a_moment_unless_a_fresh_one_is_asked_for() {
-        let mut answers = Answers::from(Box::new(Counting(0)));
+        let mut answers = Answers::new(Box::new(Counting(0)));
         let start = Instant::now();
         let mut number = |asked, after, fresh| {
             let request = Request { asked, head_only: false, persistent: true, fresh };

@@ -156,7 +156,7 @@ impl Server {
     pub fn start(bound: Vec<Bound>, source: impl Source + 'static) -> io::Result<Self> {
         let stop = Arc::new(EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?);
         let asked = Arc::clone(&stop);
-        let serve = move || serve(&bound, Answers::from(Box::new(source)), &asked);
+        let serve = move || serve(&bound, Answers::new(Box::new(source)), &asked);
         let thread = std::thread::Builder::new().name("metrics".to_owned()).spawn(serve)?;
         Ok(Self { stop, thread: Some(thread) })
     }

@@ -22,16 +22,6 @@ pub const LONG: Duration = Duration::from_secs(400);
 /// Free bytes of a ring that counts as full: less than a batch.
 const ROOM: u64 = 4000;
 
-/// Whether this is a long run (`scripts/test.sh --long`).
-pub fn is_long() -> bool {
-    std::env::var_os("BLOCKRING_LONG").is_some()
-}
-
-/// Items of a stream of random items. An emulated guest makes some thousand of them a second.
-pub fn items() -> u32 {
-    if is_long() { 100_000 } else { 20_000 }
-}
-
 /// A folder with a ring in the file `ring`, made by the backend that serves it at the sockets `s`
 /// and `c`.
 pub struct Scene {

@@ -39,10 +39,6 @@ fn kick_by_no_event(guest: &FrontEnd, name: &CStr) {
     let _ = guest.wire.set_vring_kick(0, &event);
 }
 
-fn log(scene: &Scene) -> String {
-    scene.log()
-}
-
 fn lines_are_ours(log: &str) {
     for line in log.lines() {
         assert!(line.starts_with("[20"), "{line:?}");
@@ -58,11 +54,11 @@ fn log_quotes_and_cuts_strangers_words() {
     let words =
         serde_json::json!({ "version": 1, "role": format!("{FORGED}{}", "y".repeat(15_000)) });
     stranger(&scene, words.to_string().as_bytes());
-    eventually("the stranger is logged", || log(&scene).contains("turned away"));
+    eventually("the stranger is logged", || scene.log().contains("turned away"));
     let guest = FrontEnd::new(&scene);
     kick_by_no_event(&guest, c"\n[2026] \x1b[2J");
-    eventually("the front end is logged", || log(&scene).contains("is no event"));
-    lines_are_ours(&log(&scene));
+    eventually("the front end is logged", || scene.log().contains("is no event"));
+    lines_are_ours(&scene.log());
 }
 
 /// The lines here have no limit of their own: the log's limit holds them back.

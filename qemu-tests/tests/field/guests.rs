@@ -27,7 +27,8 @@ fn processors(program: Program) -> Cell {
         "disk_of_a_documented_guest_has_the_vmms_number_of_queues",
     );
     // All tests' guests have two processors.
-    let stream = Tested("qemu-tests/tests/stream.rs", "random_items_leave_the_guest");
+    let stream =
+        Tested("qemu-tests/tests/stream.rs", "hundred_thousand_random_items_leave_the_guest");
     in_a_guest(program, documented, stream)
 }
 

@@ -42,7 +42,7 @@ fn two_writers<D: RingDevice + 'static>(fresh: &Fresh, device: impl Fn(MappedDev
 #[test]
 fn suspend_and_advance_do_not_undo_each_other() {
     let fresh = Fresh::new(2, false);
-    explore(Bound::Preemptions(2, Some(5)), move || two_writers(&fresh, |device| device));
+    explore(Bound::Preemptions(3, Some(5)), move || two_writers(&fresh, |device| device));
 }
 
 #[test]
