@@ -179,8 +179,9 @@ impl GuestBuilder {
     ///
     /// A QEMU that meets a defect of its own before that is started again: while an emulated guest
     /// sets up its devices, the write to one of them can meet what another one was before. Seen
-    /// once each: QEMU 10.0 aborted by its assertion in `msix_table_mmio_write`, and QEMU 7.2 by
-    /// SIGSEGV in `memory_region_dispatch_write`. No other end is repeated.
+    /// once each: QEMU 10.0 aborted by its assertions in `msix_table_mmio_write` and, with several
+    /// processors, in `iotlb_to_section`, and QEMU 7.2 by SIGSEGV in
+    /// `memory_region_dispatch_write`. No other end is repeated.
     pub fn boot(self) -> Result<Guest> {
         let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
         let mut starts = 1;
