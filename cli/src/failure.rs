@@ -60,6 +60,9 @@ pub enum Failure {
         /// The event that did not come.
         what: String,
     },
+    /// A wait for a backend has timed out, in words.
+    #[error("{0}")]
+    Late(String),
     /// `--timeout` elapsed while the ring was suspended.
     #[error("suspended: {0}")]
     Suspended(String),
@@ -174,7 +177,7 @@ impl Failure {
     pub fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::TimedOut { .. } => 3,
+            Self::TimedOut { .. } | Self::Late(_) => 3,
             Self::Suspended(_) => 4,
             Self::Corrupt(_) => 5,
             Self::Unhealthy { code, .. } => *code,

@@ -7,6 +7,7 @@ mod bind;
 mod check;
 mod consume;
 mod create;
+mod ctl;
 mod ending;
 mod export;
 mod facts;
@@ -103,6 +104,7 @@ enum Command {
     Repair(repair::Repair),
     Journal(journal::Journal),
     Bench(bench::Bench),
+    Ctl(ctl::Ctl),
     Bind(bind::Bind),
     Unbind(bind::Unbind),
 }
@@ -167,6 +169,10 @@ fn carry_out(command: Command) -> u8 {
             let json = c.json.then_some(Stream::Output);
             stoppable(json, |stop, report| c.run(stop, report))
         }
+        Command::Ctl(c) => {
+            let json = c.json.then_some(Stream::Output);
+            stoppable(json, |stop, report| c.run(stop, report))
+        }
         Command::Bind(command) => plain(|| command.run()),
         Command::Unbind(command) => plain(|| command.run()),
     }
@@ -187,7 +193,8 @@ mod tests {
         // A longer line would be broken, and its rest be a line of its own.
         const WIDTH: usize = 100;
         let program = Arguments::command();
-        for command in program.get_subcommands().chain([&program]) {
+        let actions = program.get_subcommands().flat_map(clap::Command::get_subcommands);
+        for command in program.get_subcommands().chain(actions).chain([&program]) {
             let text = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             for line in text.lines() {
                 assert!(line.chars().count() <= WIDTH, "{}: {line}", command.get_name());

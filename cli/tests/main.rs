@@ -4,6 +4,7 @@ mod bind_in_container;
 mod cli;
 mod closed_descriptors;
 mod common;
+mod ctl;
 mod device_folders;
 mod forward_config;
 mod forward_exec;

@@ -8,7 +8,8 @@ use ring_test_support::{assert_fails, assert_ok};
 #[test]
 fn bad_number_of_seconds_is_refused_with_its_option() {
     let scene = Scene::with_ring("64K");
-    let commands: [&[&str]; 7] = [
+    let commands: [&[&str]; 8] = [
+        &["ctl", "drain", "--timeout"],
         &["consume", "--timeout"],
         &["produce", "--timeout"],
         &["suspend", "--timeout"],
@@ -107,7 +108,10 @@ fn pages_and_completions_have_each_command_and_option() {
     let manual = manual();
     assert!(manual.commands().len() > 10, "{:?}", manual.commands());
     manual.expect_all_that_help_lists(&["EXIT STATUS", "SEE ALSO"]);
-    for command in manual.commands() {
+    let actions =
+        ["list", "show", "stats", "add", "remove", "drain", "suspend", "resume", "reload"];
+    let actions = actions.map(|action| format!("ctl-{action}"));
+    for command in manual.commands().into_iter().chain(actions) {
         assert!(manual.page(&format!("blockring-{command}")).contains(" EXAMPLES "), "{command}");
     }
     let page = manual.page("blockring-produce");

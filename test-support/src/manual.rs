@@ -4,6 +4,7 @@ use super::assert_ok;
 use std::fs::read_to_string;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::slice;
 
 /// The man pages and completions of a program, in a folder of their own.
 #[derive(Debug)]
@@ -47,7 +48,7 @@ impl Manual {
         plain.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
-    fn help(&self, command: Option<&str>) -> String {
+    fn help(&self, command: &[String]) -> String {
         let output = Command::new(&self.program).args(command).arg("--help").output().unwrap();
         assert_ok(&output);
         String::from_utf8(output.stdout).unwrap()
@@ -55,7 +56,11 @@ impl Manual {
 
     /// Returns the commands that `--help` lists.
     pub fn commands(&self) -> Vec<String> {
-        let help = self.help(None);
+        self.commands_below(&[])
+    }
+
+    fn commands_below(&self, command: &[String]) -> Vec<String> {
+        let help = self.help(command);
         let list = help.lines().skip_while(|line| *line != "Commands:").skip(1);
         let lines = list.take_while(|line| !line.is_empty());
         let commands = lines.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
@@ -63,43 +68,48 @@ impl Manual {
     }
 
     /// Returns the long options that a command's `--help` lists.
-    fn options(&self, command: Option<&str>) -> Vec<String> {
+    fn options(&self, command: &[String]) -> Vec<String> {
         let help = self.help(command);
         let heads = help.lines().map(str::trim_start).filter(|line| line.starts_with('-'));
         let words = heads.flat_map(str::split_whitespace).filter(|word| word.starts_with("--"));
         words.map(str::to_owned).collect()
     }
 
-    /// Checks that each command and option is in its page and in the completions of each shell,
-    /// and that the pages lead to each other.
+    /// Checks that each command, at any depth, and each option is in its page and in the
+    /// completions of each shell, and that the pages lead to each other.
     pub fn expect_all_that_help_lists(&self, sections: &[&str]) {
         let bash = self.text(&format!("bash-completion/completions/{}", self.name));
         let zsh = self.text(&format!("zsh/site-functions/_{}", self.name));
         let fish = self.text(&format!("fish/vendor_completions.d/{}.fish", self.name));
-        let mut pages = 1;
-        self.expect_page(None, &[&bash, &zsh, &fish], sections);
-        for command in self.commands() {
-            self.expect_page(Some(&command), &[&bash, &zsh, &fish], sections);
-            assert!(bash.contains(&format!("{},{command})", self.name)), "bash: {command}");
-            assert!(zsh.contains(&format!("({command})\n")), "zsh: {command}");
-            assert!(fish.contains(&format!(" -a \"{command}\"")), "fish: {command}");
+        let mut pages = 0;
+        let mut commands = vec![Vec::new()];
+        while let Some(command) = commands.pop() {
             pages += 1;
+            self.expect_page(&command, &[&bash, &zsh, &fish], sections);
+            if let Some((name, above)) = command.split_last() {
+                let above = above.last().unwrap_or(&self.name);
+                assert!(bash.contains(&format!("{above},{name})")), "bash: {command:?}");
+                assert!(zsh.contains(&format!("({name})\n")), "zsh: {command:?}");
+                assert!(fish.contains(&format!(" -a \"{name}\"")), "fish: {command:?}");
+            }
+            let below = self.commands_below(&command).into_iter();
+            commands.extend(below.map(|name| [&command[..], &[name]].concat()));
         }
         let folder = self.directory.path().join("man/man1").read_dir().unwrap();
         assert_eq!(folder.count(), pages, "pages of what --help does not list");
     }
 
-    fn expect_page(&self, command: Option<&str>, completions: &[&str; 3], sections: &[&str]) {
-        let name = command.map_or(self.name.clone(), |below| format!("{}-{below}", self.name));
+    fn expect_page(&self, command: &[String], completions: &[&str; 3], sections: &[&str]) {
+        let name = [slice::from_ref(&self.name), command].concat().join("-");
         let page = self.page(&name);
         for section in sections.iter().chain(&["NAME", "SYNOPSIS", "DESCRIPTION", "OPTIONS"]) {
             assert!(page.contains(&format!(" {section} ")), "{name}: {section}\n{page}");
         }
         assert!(page.contains("1970-01-02"), "{name}: another date\n{page}");
-        if let Some(below) = command {
+        if !command.is_empty() {
             assert!(page.contains(&format!("{}(1)", self.name)), "{name}\n{page}");
             let programs = self.page(&self.name);
-            assert!(programs.contains(&format!("{}-{below}(1)", self.name)), "{programs}");
+            assert!(programs.contains(&format!("{name}(1)")), "{programs}");
         }
         for option in self.options(command) {
             assert!(page.contains(&format!("{option} ")), "{name}: {option}\n{page}");

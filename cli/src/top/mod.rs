@@ -10,7 +10,7 @@ mod report;
 mod sampler;
 mod state;
 mod terminal;
-mod words;
+pub mod words;
 
 use super::address::{Address, positive_seconds, sector_size};
 use super::failure::{Failure, Outcome};
