@@ -347,16 +347,18 @@ fn socket_of_the_environment_is_used_unless_an_option_names_one() {
 
 #[test]
 fn backend_that_does_not_answer_is_waited_for_within_a_bound() {
-    let scene = Scene::new();
-    let _listening = scene.silent_socket(SockType::Stream);
-    let start = |arguments: &[&str]| {
+    // A socket's queue of connections is short.
+    let scenes = [Scene::new(), Scene::new()];
+    let _listening = scenes.each_ref().map(|scene| scene.silent_socket(SockType::Stream));
+    let start = |scene: &Scene, arguments: &[&str]| {
         let all = [&["ctl", "--socket", "socket"], arguments].concat();
         scene.without_input(&all).spawn().unwrap()
     };
     let short = [&["list"][..], &["show", "a"], &["stats"], &["suspend", "a"], &["resume", "a"]];
-    let short = short.map(start);
-    let drain = start(&["drain", "--timeout", "0.1", "web"]);
-    let long = [&["add", "a"][..], &["remove", "a"], &["drain", "a"], &["reload"]].map(start);
+    let short = short.map(|arguments| start(&scenes[0], arguments));
+    let drain = start(&scenes[0], &["drain", "--timeout", "0.1", "web"]);
+    let long = [&["add", "a"][..], &["remove", "a"], &["drain", "a"], &["reload"]];
+    let long = long.map(|arguments| start(&scenes[1], arguments));
     for child in short {
         assert_fails(&ended(child, "the command"), 3, "no answer from socket within 5 s");
     }

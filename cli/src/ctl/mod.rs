@@ -42,8 +42,8 @@ The control socket, PATH or unix:PATH [default: BLOCKRING_CONTROL of the environ
     disable_help_subcommand = true,
     after_help = "\
 The backend is a vhost-device-blockring with --config DIR and --control unix:PATH; the ring NAME has
-its configuration in DIR/NAME.toml. Who may use the socket is said there with --control-user and
---control-group.
+its configuration in DIR/NAME.toml. Its options --control-user and --control-group say who may use
+the socket.
 
 add is done when the ring is served, remove when everything is durable and the ring's sockets are
 gone, drain when the consumer has taken everything; reload adds, removes and changes rings as DIR
@@ -89,7 +89,7 @@ enum Action {
     /// Have the backend serve one more ring, and wait until it does
     #[command(after_help = "\
 Without --file the backend reads the ring's configuration from its own folder. The text of a file is
-sent to the backend, for which paths in it have their meaning; it is not stored there.
+sent to the backend, which looks up the paths in it.
 
 Examples:
   blockring ctl add web
