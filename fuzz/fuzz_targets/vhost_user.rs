@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
-use vhost_device_blockring::data_path::fault::Faults;
+use vhost_device_blockring::data_path::fault;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
@@ -61,17 +61,18 @@ impl Scene {
             Bell::new(&new_page().expect("a page"), event, Sleeper::Backend).expect("a bell");
         let counters = Arc::clone(&disk.counters);
         let polling = Polling::For(Duration::ZERO);
+        let losses = disk.executor.losses().clone();
         let worker = Worker::new(disk.executor, counters, flusher, bell, HOLD, polling);
         let signaller = Arc::new(Signaller::new().expect("a context"));
         let worker = Arc::new(SharedWorker::new(worker).expect("an event"));
         let backend = Backend::new(Arc::clone(&worker), disk.geometry, false, true, signaller);
         let queue_thread = QueueThread::start(worker, None).expect("a thread");
-        let faults = Faults::catch().expect("a handler");
+        fault::catch().expect("a handler");
         let connections = Connections::new(
             Arc::new(backend),
             listening.into(),
             Stop::on_signal().expect("signals"),
-            faults,
+            losses,
             disk.counters,
             "ring".to_owned(),
         );

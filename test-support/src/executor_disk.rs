@@ -20,6 +20,7 @@ use std::time::Duration;
 use vhost_device_blockring::daemon::ring::{guest_side, unknown};
 use vhost_device_blockring::data_path::counters::Counters;
 use vhost_device_blockring::data_path::executor::{Executor, Replay, Service};
+use vhost_device_blockring::data_path::fault::Losses;
 use vhost_device_blockring::data_path::guard::{Guard, Judgement, Reason};
 use vhost_device_blockring::data_path::region::Region;
 use vhost_device_blockring::data_path::request::Request;
@@ -98,7 +99,8 @@ impl Disk {
         let device = MappedDevice::new(open(&path), "ring", geometry).unwrap();
         let (uuid, state) = if guarded { guest_side(&device, guest).unwrap() } else { unknown() };
         let guard = Guard::new(geometry, guest, uuid);
-        let region = Region::new(open(&path), "ring", geometry).unwrap();
+        let losses = Losses::new().unwrap();
+        let region = Region::new(open(&path), "ring", geometry, &losses).unwrap();
         let counters = Arc::new(Counters::default());
         let (page, event) = (new_page().unwrap(), new_event().unwrap());
         let bell = |event| Bell::new(&page, event, Sleeper::Host).unwrap();

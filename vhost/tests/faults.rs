@@ -2,21 +2,25 @@
 //! its way as without this handler.
 #![allow(clippy::unwrap_used)]
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, raise, sigaction};
+use ring_test_support::executor_disk::{Disk, open};
+use ring_test_support::worker_disk::{Direct, Payload};
 use shared_block_ring::MappedDevice;
 use shared_block_ring::device::bell::{Bell, Sleeper, new_event};
 use shared_block_ring::device::{BlockDevice, Mapping, Memory};
-use shared_block_ring::format::{Geometry, SectorSize};
+use shared_block_ring::format::{Geometry, SectorSize, Side};
 use std::fs::File;
-use std::io::IoSliceMut;
+use std::io::{IoSlice, IoSliceMut};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Output, exit};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vhost_device_blockring::data_path::dirty::GuestMemory;
-use vhost_device_blockring::data_path::fault::{Faults, Owner, Watched, guest_lost, region_lost};
+use vhost_device_blockring::data_path::fault::{Losses, Owner, Watched, catch};
+use vhost_device_blockring::data_path::flusher::Flusher;
 use vm_memory::{Bytes, FileOffset, GuestAddress};
 
 /// Names the test whose other half the process is to run.
@@ -74,7 +78,7 @@ fn fault_elsewhere_ends_the_process_as_it_would_without_the_handler() {
     let output = apart("fault_elsewhere_ends_the_process_as_it_would_without_the_handler", || {
         // The watch ends with the memory.
         drop(ring());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         let _watched = ring();
         meet_a_hole();
     });
@@ -108,7 +112,7 @@ fn fault_elsewhere_reaches_the_previous_handler_with_the_same_siginfo() {
     let output =
         apart("fault_elsewhere_reaches_the_previous_handler_with_the_same_siginfo", || {
             set(SigHandler::SigAction(with_siginfo), SaFlags::empty());
-            let _faults = Faults::catch().unwrap();
+            catch().unwrap();
             meet_a_hole();
         });
     ends_with(&output, 42);
@@ -118,7 +122,7 @@ fn fault_elsewhere_reaches_the_previous_handler_with_the_same_siginfo() {
 fn fault_elsewhere_reaches_a_previous_handler_without_siginfo() {
     let output = apart("fault_elsewhere_reaches_a_previous_handler_without_siginfo", || {
         set(SigHandler::Handler(with_number), SaFlags::empty());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         meet_a_hole();
     });
     ends_with(&output, libc::SIGBUS);
@@ -128,8 +132,8 @@ fn fault_elsewhere_reaches_a_previous_handler_without_siginfo() {
 fn second_catch_does_not_take_the_handler_for_its_own_previous_one() {
     let output = apart("second_catch_does_not_take_the_handler_for_its_own_previous_one", || {
         set(SigHandler::SigAction(with_siginfo), SaFlags::empty());
-        drop(Faults::catch().unwrap());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
+        catch().unwrap();
         meet_a_hole();
     });
     ends_with(&output, 42);
@@ -139,7 +143,7 @@ fn second_catch_does_not_take_the_handler_for_its_own_previous_one() {
 fn ignored_fault_ends_the_process_as_the_kernel_has_it() {
     let output = apart("ignored_fault_ends_the_process_as_the_kernel_has_it", || {
         set(SigHandler::SigIgn, SaFlags::empty());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         meet_a_hole();
     });
     ends_by_sigbus(&output);
@@ -149,7 +153,7 @@ fn ignored_fault_ends_the_process_as_the_kernel_has_it() {
 fn sigbus_that_was_sent_and_is_ignored_is_ignored() {
     let output = apart("sigbus_that_was_sent_and_is_ignored_is_ignored", || {
         set(SigHandler::SigIgn, SaFlags::empty());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         raise(Signal::SIGBUS).unwrap();
         // The handler is still there.
         let ring = ring();
@@ -163,23 +167,25 @@ fn sigbus_that_was_sent_and_is_ignored_is_ignored() {
 fn sigbus_that_was_sent_ends_the_process_by_default() {
     let output = apart("sigbus_that_was_sent_ends_the_process_by_default", || {
         set(SigHandler::SigDfl, SaFlags::empty());
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         raise(Signal::SIGBUS).unwrap();
     });
     ends_by_sigbus(&output);
 }
 
-/// A region, and its file.
+/// A region, its file, and what was lost of it.
 struct Ring {
     device: Watched<MappedDevice>,
     file: File,
+    losses: Losses,
 }
 
 fn ring() -> Ring {
     let file = shared();
     let geometry = Geometry::new(SectorSize::DEFAULT, LEN / 512).unwrap();
     let device = MappedDevice::new(file.try_clone().unwrap(), "ring", geometry).unwrap();
-    Ring { device: Watched::new(device, Owner::Ring), file }
+    let losses = Losses::new().unwrap();
+    Ring { device: Watched::new(device, Owner::Ring, &losses), file, losses }
 }
 
 impl Ring {
@@ -189,17 +195,25 @@ impl Ring {
         self.device.read(9, &mut [IoSliceMut::new(&mut sector)]).unwrap();
         sector
     }
+
+    /// Whether the ring's event says that memory was lost.
+    fn has_event(&self) -> bool {
+        let mut polled = [PollFd::new(self.losses.fd(), PollFlags::POLLIN)];
+        poll(&mut polled, PollTimeout::ZERO).unwrap() == 1
+    }
 }
 
 #[test]
 fn region_that_is_truncated_is_lost_and_the_process_goes_on() {
     let output = apart("region_that_is_truncated_is_lost_and_the_process_goes_on", || {
-        let faults = Faults::catch().unwrap();
+        catch().unwrap();
         let ring = ring();
         ring.file.set_len(4096).unwrap();
-        assert!(!region_lost());
+        assert!(!ring.losses.anything_lost() && !ring.has_event());
         assert_eq!(ring.sector(), [0; 512]);
-        assert!(region_lost() && !guest_lost() && !faults.guest_lost());
+        assert!(ring.losses.anything_lost() && ring.losses.region_lost() && ring.has_event());
+        assert!(!ring.losses.guest_lost() && !ring.losses.take_guest_lost());
+        assert!(!ring.has_event(), "it is reset");
         // Of something else it is the end all the same.
         meet_a_hole();
     });
@@ -209,37 +223,38 @@ fn region_that_is_truncated_is_lost_and_the_process_goes_on() {
 #[test]
 fn bell_page_that_is_taken_away_is_lost_with_the_ring() {
     let output = apart("bell_page_that_is_taken_away_is_lost_with_the_ring", || {
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         let page = shared();
         let bell = Bell::new(&page, new_event().unwrap(), Sleeper::Host).unwrap();
-        let bell = Watched::new(bell, Owner::Ring);
+        let losses = Losses::new().unwrap();
+        let bell = Watched::new(bell, Owner::Ring, &losses);
         page.set_len(0).unwrap();
         assert!(!bell.ring(), "nobody sleeps on a page of zeros");
-        assert!(region_lost());
+        assert!(losses.region_lost());
     });
     ends_with(&output, 0);
 }
 
 fn guest(file: &File) -> Arc<GuestMemory> {
     let file = FileOffset::new(file.try_clone().unwrap(), 0);
-    let len = usize::try_from(LEN).unwrap();
+    let len = usize::try_from(file.file().metadata().unwrap().len()).unwrap();
     Arc::new(GuestMemory::from_ranges_with_files([(GuestAddress(0), len, Some(file))]).unwrap())
 }
 
 #[test]
 fn guest_memory_that_is_taken_back_is_lost_and_the_process_goes_on() {
     let output = apart("guest_memory_that_is_taken_back_is_lost_and_the_process_goes_on", || {
-        let faults = Faults::catch().unwrap();
-        let file = shared();
-        let memory = Watched::new(guest(&file), Owner::FrontEnd);
+        catch().unwrap();
+        let (file, losses) = (shared(), Losses::new().unwrap());
+        let memory = Watched::new(guest(&file), Owner::FrontEnd, &losses);
         memory.write_obj(7u64, GuestAddress(0)).unwrap();
         file.set_len(4096).unwrap();
         assert_eq!(memory.read_obj::<u64>(GuestAddress(2 * 4096)).unwrap(), 0);
-        assert!(guest_lost() && faults.guest_lost() && !region_lost());
+        assert!(losses.guest_lost() && losses.take_guest_lost() && !losses.region_lost());
         // A page is replaced, and no more.
         assert_eq!(memory.read_obj::<u64>(GuestAddress(0)).unwrap(), 7);
-        faults.forget_guest();
-        assert!(!guest_lost() && !faults.guest_lost());
+        losses.forget_guest();
+        assert!(!losses.guest_lost() && !losses.take_guest_lost());
     });
     ends_with(&output, 0);
 }
@@ -247,12 +262,112 @@ fn guest_memory_that_is_taken_back_is_lost_and_the_process_goes_on() {
 #[test]
 fn guest_memory_is_not_repaired_once_it_is_not_watched_any_more() {
     let output = apart("guest_memory_is_not_repaired_once_it_is_not_watched_any_more", || {
-        let _faults = Faults::catch().unwrap();
+        catch().unwrap();
         let file = shared();
         let memory = guest(&file);
-        drop(Watched::new(Arc::clone(&memory), Owner::FrontEnd));
+        let losses = Losses::new().unwrap();
+        drop(Watched::new(Arc::clone(&memory), Owner::FrontEnd, &losses));
         file.set_len(0).unwrap();
         let _ = memory.read_obj::<u64>(GuestAddress(0));
     });
     ends_by_sigbus(&output);
+}
+
+#[test]
+fn region_that_is_truncated_is_lost_to_its_own_ring_alone() {
+    let output = apart("region_that_is_truncated_is_lost_to_its_own_ring_alone", || {
+        catch().unwrap();
+        let (whole, cut) = (ring(), ring());
+        cut.file.set_len(0).unwrap();
+        assert_eq!(cut.sector(), [0; 512]);
+        assert!(cut.losses.region_lost() && cut.has_event());
+        whole.device.write(9, &[IoSlice::new(&[7; 512])]).unwrap();
+        assert_eq!(whole.sector(), [7; 512]);
+        assert!(!whole.losses.anything_lost() && !whole.has_event());
+        // Its turn comes when its own memory goes.
+        whole.file.set_len(0).unwrap();
+        assert_eq!(whole.sector(), [0; 512]);
+        assert!(whole.losses.region_lost() && whole.has_event());
+    });
+    ends_with(&output, 0);
+}
+
+#[test]
+fn requests_of_another_ring_succeed_when_a_region_is_truncated() {
+    let output = apart("requests_of_another_ring_succeed_when_a_region_is_truncated", || {
+        catch().unwrap();
+        let serve = || {
+            let disk = Disk::new(Side::Producer);
+            let (file, losses) = (open(&disk.path), disk.executor.losses().clone());
+            let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+            (Direct::with_queues(disk, 1, flusher), file, losses)
+        };
+        let [(whole, _file, none), (cut, file, losses)] = [serve(), serve()];
+        let write = |direct: &Direct| {
+            let place = direct.put(0, 0, 3, Payload::Write(&[7; 512]));
+            direct.turn();
+            direct.status(place)
+        };
+        assert_eq!([write(&whole), write(&cut)], [Some(0); 2]);
+        file.set_len(0).unwrap();
+        assert_eq!([write(&cut), write(&cut)], [Some(1); 2], "the one that met the hole, too");
+        assert_eq!([write(&whole), write(&whole)], [Some(0); 2]);
+        assert!(losses.region_lost() && !none.anything_lost());
+    });
+    ends_with(&output, 0);
+}
+
+#[test]
+fn front_end_that_takes_back_memory_is_let_go_alone() {
+    let output = apart("front_end_that_takes_back_memory_is_let_go_alone", || {
+        catch().unwrap();
+        let [(other, others), (file, losses)] =
+            [(); 2].map(|()| (shared(), Losses::new().unwrap()));
+        let whole = Watched::new(guest(&other), Owner::FrontEnd, &others);
+        let cut = Watched::new(guest(&file), Owner::FrontEnd, &losses);
+        whole.write_obj(7u64, GuestAddress(4096)).unwrap();
+        file.set_len(0).unwrap();
+        assert_eq!(cut.read_obj::<u64>(GuestAddress(4096)).unwrap(), 0);
+        assert!(losses.take_guest_lost() && !others.take_guest_lost() && !others.anything_lost());
+        assert_eq!(whole.read_obj::<u64>(GuestAddress(4096)).unwrap(), 7);
+        // Neither do they forget for each other.
+        others.forget_guest();
+        assert!(losses.guest_lost());
+    });
+    ends_with(&output, 0);
+}
+
+#[test]
+fn ring_that_is_served_after_a_lost_one_has_lost_nothing() {
+    let output = apart("ring_that_is_served_after_a_lost_one_has_lost_nothing", || {
+        catch().unwrap();
+        for _ in 0..3 {
+            // Takes what the one before has left.
+            let ring = ring();
+            assert!(!ring.losses.anything_lost() && !ring.has_event());
+            ring.file.set_len(0).unwrap();
+            assert_eq!(ring.sector(), [0; 512]);
+            assert!(ring.losses.region_lost() && ring.has_event());
+        }
+    });
+    ends_with(&output, 0);
+}
+
+#[test]
+fn guest_memory_with_many_holes_takes_few_mappings() {
+    let output = apart("guest_memory_with_many_holes_takes_few_mappings", || {
+        catch().unwrap();
+        let mappings = || std::fs::read_to_string("/proc/self/maps").unwrap().lines().count();
+        let (file, losses) = (shared(), Losses::new().unwrap());
+        file.set_len(400 * 4096).unwrap();
+        let memory = Watched::new(guest(&file), Owner::FrontEnd, &losses);
+        let before = mappings();
+        file.set_len(0).unwrap();
+        for page in (0..400).step_by(2) {
+            assert_eq!(memory.read_obj::<u64>(GuestAddress(page * 4096)).unwrap(), 0);
+        }
+        assert!(losses.guest_lost());
+        assert!(mappings() < before + 40, "{before} have become {}", mappings());
+    });
+    ends_with(&output, 0);
 }

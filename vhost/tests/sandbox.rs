@@ -18,7 +18,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 use vhost_device_blockring::daemon::handover::reopen;
 use vhost_device_blockring::daemon::sandbox::{self, Failure, Identity, MAX_DESCRIPTORS, Policy};
-use vhost_device_blockring::data_path::fault::Faults;
+use vhost_device_blockring::data_path::fault;
 
 /// A forbidden call ends the process by SIGSYS, with its number on standard error.
 const FORBIDDEN: &[(&str, libc::c_long, fn())] = &[
@@ -145,7 +145,7 @@ fn inside(case: &str) -> ExitCode {
         return ExitCode::FAILURE;
     }
     if case == FAULT {
-        let _faults = Faults::catch().unwrap();
+        fault::catch().unwrap();
         let gone = tempfile::tempfile().unwrap();
         gone.set_len(4096).unwrap();
         let mapping = Mapping::new(gone.try_clone().unwrap(), 4096).unwrap();

@@ -2,7 +2,7 @@
 //! socket, and the exit code.
 
 use crate::data_path::counters::Counters;
-use crate::data_path::fault;
+use crate::data_path::fault::Losses;
 use shared_block_ring::format::Geometry;
 use std::fs::{File, Metadata};
 use std::sync::Arc;
@@ -38,14 +38,20 @@ pub struct Condition {
     file: File,
     geometry: Geometry,
     counters: Arc<Counters>,
+    losses: Losses,
     displaced: AtomicBool,
 }
 
 impl Condition {
     /// Observes the ring in `file`.
-    pub fn new(file: File, geometry: Geometry, counters: &Arc<Counters>) -> Self {
-        let counters = Arc::clone(counters);
-        Self { file, geometry, counters, displaced: AtomicBool::new(false) }
+    pub fn new(file: File, geometry: Geometry, counters: &Arc<Counters>, losses: &Losses) -> Self {
+        let (counters, losses) = (Arc::clone(counters), losses.clone());
+        Self { file, geometry, counters, losses, displaced: AtomicBool::new(false) }
+    }
+
+    /// The losses of the ring's memory, and of its front end's.
+    pub fn losses(&self) -> &Losses {
+        &self.losses
     }
 
     /// Notes whether the ring's file is somewhere else than at its path.
@@ -63,7 +69,7 @@ impl Condition {
     pub fn is_truncated(&self) -> bool {
         let bytes = self.geometry.total_bytes();
         let is_short = |about: Metadata| about.is_file() && about.len() < bytes;
-        fault::region_lost() || self.file.metadata().is_ok_and(is_short)
+        self.losses.region_lost() || self.file.metadata().is_ok_and(is_short)
     }
 
     /// Returns what is wrong with the ring; of several faults, the worst.

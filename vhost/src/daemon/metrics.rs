@@ -123,7 +123,7 @@ impl Observed {
         let mapped =
             file.try_clone().map_err(|e| DeviceError::new(name.clone(), Operation::Map, e))?;
         let device = MappedDevice::new(mapped, &name, geometry)?;
-        let device = Watched::new(device, Owner::Ring);
+        let device = Watched::new(device, Owner::Ring, condition.losses());
         let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
         Ok(Self { name, guest, file, device, ages: Ages::default(), counters, condition })
     }

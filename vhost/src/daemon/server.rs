@@ -13,7 +13,7 @@ use crate::daemon::watch::{self, Named};
 use crate::daemon::watchdog::Watchdog;
 use crate::data_path::counters::Counters;
 use crate::data_path::executor::{Executor, Service};
-use crate::data_path::fault::Faults;
+use crate::data_path::fault::{self, Losses};
 use crate::data_path::flusher::Flusher;
 use crate::data_path::guard::Guard;
 use crate::data_path::queue_thread::{self, QueueThread, SharedWorker};
@@ -87,7 +87,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     // undo.
     opened.keep();
     let duplicate = || opened.file.try_clone().map_err(system("duplicate a descriptor"));
-    let faults = Faults::catch().map_err(system("catch faults of memory"))?;
+    let losses = region.losses().clone();
     let sockets = [&entrance].into_iter().chain(consumers.as_ref().map(|(socket, _)| socket));
     let sockets = sockets.chain(metrics.iter().filter_map(Bound::listening));
     let folders: Vec<_> = sockets.filter_map(Listening::folder).collect();
@@ -119,7 +119,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
     let queue_thread = QueueThread::start(worker, settings.cpu).map_err(system(NO_PROCESSOR))?;
     let serving = status(&name, opened.geometry, guest);
-    let condition = Arc::new(Condition::new(duplicate()?, opened.geometry, &counters));
+    let condition = Arc::new(Condition::new(duplicate()?, opened.geometry, &counters, &losses));
     let watch = watch::start(names, &condition, manager, &serving);
     let watch = watch.map_err(system("start a thread"))?;
     let offered = metrics::names(&metrics);
@@ -156,7 +156,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
     manager.ready(&serving);
-    let connections = Connections::new(backend, listening, stop, faults, counters, name);
+    let connections = Connections::new(backend, listening, stop, losses, counters, name);
     let served = connections.serve(entrance.name());
     // The watchdog bounds the end, whatever its reason is.
     ask();
@@ -232,7 +232,10 @@ fn open_ring(settings: &Settings, stop: &Stop) -> Result<Option<(Opened, Region)
         other => other.map_err(fail)?,
     };
     let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
-    let region = Region::new(file, &name, opened.geometry).map_err(|e| fail(e.into()))?;
+    fault::catch().map_err(system("catch faults of memory"))?;
+    let losses = Losses::new().map_err(system("record faults of memory"))?;
+    let region = Region::new(file, &name, opened.geometry, &losses);
+    let region = region.map_err(|e| fail(e.into()))?;
     let prefaulted = region.prefault(&opened.file, settings.huge_pages, &limits);
     Ok(prefaulted.is_ok().then_some((opened, region)))
 }

@@ -1,7 +1,7 @@
 //! The log of the pages of guest memory that the device has written to, while the front end
 //! migrates the guest or saves it to a file.
 
-use crate::data_path::fault::{Owner, Shared, Watched};
+use crate::data_path::fault::{Losses, Owner, Shared, Watched};
 use shared_block_ring::device::Mapping;
 use std::fs::File;
 use std::io;
@@ -32,15 +32,16 @@ pub struct DirtyLog(Arc<Mutex<Option<Arc<Log>>>>);
 impl DirtyLog {
     /// Attaches every region of `memory` to `log`, in place of the one before. Called by the front
     /// end's thread. A request that is carried out meanwhile is over before the front end's next
-    /// message, which sets `VHOST_F_LOG_ALL`, is answered: that one waits for the worker.
+    /// message, which sets `VHOST_F_LOG_ALL`, is answered: that one waits for the worker. What is
+    /// lost of the log is noted in `losses`, which are those of the front end's ring.
     ///
     /// # Errors
     ///
     /// `log` does not cover all of `memory`; nothing is changed then.
-    pub fn begin(&self, memory: &GuestMemory, log: Log) -> io::Result<()> {
+    pub fn begin(&self, memory: &GuestMemory, log: Log, losses: &Losses) -> io::Result<()> {
         let log = Arc::new(log);
-        let parts: Vec<_> =
-            memory.iter().map(|region| Part::new(region, &log)).collect::<io::Result<_>>()?;
+        let parts = memory.iter().map(|region| Part::new(region, &log, losses));
+        let parts: Vec<_> = parts.collect::<io::Result<_>>()?;
         for (region, part) in memory.iter().zip(parts) {
             MmapRegion::bitmap(region).set(part);
         }
@@ -48,17 +49,18 @@ impl DirtyLog {
         Ok(())
     }
 
-    /// Attaches every region of `memory` to the log, if there is one.
+    /// Attaches every region of `memory` to the log, if there is one. `losses` are those of
+    /// [`begin`](Self::begin).
     ///
     /// # Errors
     ///
     /// The present log does not cover all of `memory`.
-    pub fn cover(&self, memory: &GuestMemory) -> io::Result<()> {
+    pub fn cover(&self, memory: &GuestMemory, losses: &Losses) -> io::Result<()> {
         let Some(log) = self.current().clone() else { return Ok(()) };
         for region in memory.iter() {
             let bitmap = MmapRegion::bitmap(region);
             if bitmap.0.get().is_none() {
-                bitmap.set(Part::new(region, &log)?);
+                bitmap.set(Part::new(region, &log, losses)?);
             }
         }
         Ok(())
@@ -112,7 +114,7 @@ struct Part {
 }
 
 impl Part {
-    fn new(region: &impl GuestMemoryRegion, log: &Arc<Log>) -> io::Result<Self> {
+    fn new(region: &impl GuestMemoryRegion, log: &Arc<Log>, losses: &Losses) -> io::Result<Self> {
         let start = region.start_addr().raw_value();
         let (first, last) = (start / LOG_PAGE, region.last_addr().raw_value() / LOG_PAGE);
         let end = last / 8 + 1;
@@ -124,7 +126,8 @@ impl Part {
             ));
         }
         let bytes = Bytes { log: Arc::clone(log), end };
-        Ok(Self { bytes: Watched::new(bytes, Owner::FrontEnd), first, pages: last - first + 1 })
+        let bytes = Watched::new(bytes, Owner::FrontEnd, losses);
+        Ok(Self { bytes, first, pages: last - first + 1 })
     }
 
     /// The byte and the bit of the page at `offset` in the region.

@@ -1,6 +1,6 @@
 //! The ring's bytes, as backend and host process share them: a mapped file or block device.
 
-use crate::data_path::fault::{Owner, Watched};
+use crate::data_path::fault::{Losses, Owner, Watched};
 use crate::data_path::request::Segment;
 use nix::sys::statfs::{HUGETLBFS_MAGIC, TMPFS_MAGIC, fstatfs};
 use shared_block_ring::device::{
@@ -42,11 +42,21 @@ pub struct Region {
 pub struct BadAddress;
 
 impl Region {
-    /// Maps `file`.
-    pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
+    /// Maps `file`. What is lost of it is noted in `losses`, which are the ring's.
+    pub fn new(
+        file: File,
+        name: &str,
+        geometry: Geometry,
+        losses: &Losses,
+    ) -> Result<Self, DeviceError> {
         let room = RefCell::new(vec![0; geometry.sector_size().bytes()]);
         let device = MappedDevice::new(file, name, geometry)?;
-        Ok(Self { device: Watched::new(device, Owner::Ring), room })
+        Ok(Self { device: Watched::new(device, Owner::Ring, losses), room })
+    }
+
+    /// The losses of the ring's memory, and of its front end's.
+    pub fn losses(&self) -> &Losses {
+        self.device.losses()
     }
 
     /// Has it in memory before the first request. What cannot be done costs time later, and is told

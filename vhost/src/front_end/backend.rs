@@ -2,7 +2,7 @@
 
 use crate::data_path::dirty::{DirtyLog, Log, MAX_REGIONS};
 use crate::data_path::empty_kicks::HOW_TO_SHARE;
-use crate::data_path::fault;
+use crate::data_path::fault::Losses;
 use crate::data_path::queue_set::MAX_QUEUES;
 use crate::data_path::queue_thread::SharedWorker;
 use crate::data_path::request::MAX_SEGMENTS;
@@ -54,6 +54,7 @@ pub struct Backend {
     /// The way to interrupt the guest.
     signaller: Arc<Signaller>,
     front_end: Mutex<FrontEnd>,
+    losses: Losses,
     config: [u8; CONFIG_BYTES],
     read_only: bool,
     migratable: bool,
@@ -104,7 +105,8 @@ impl Backend {
         config[20..24].copy_from_slice(&geometry.sector_size().get().to_le_bytes());
         config[34..36].copy_from_slice(&QUEUES.to_le_bytes());
         let front_end = Mutex::new(FrontEnd::new());
-        Self { worker, signaller, front_end, config, read_only, migratable }
+        let losses = worker.lock().losses().clone();
+        Self { worker, signaller, front_end, losses, config, read_only, migratable }
     }
 
     /// What the queues of a connection need so that they can be served.
@@ -131,7 +133,7 @@ impl Backend {
     ///
     /// Why the sector cannot be changed, in words.
     pub fn suspend(&self, suspend: bool) -> Result<bool, String> {
-        if fault::region_lost() {
+        if self.losses.region_lost() {
             return Err("the ring's file was truncated, or its medium cannot be read".to_owned());
         }
         self.worker().suspend(suspend).map_err(|e| e.to_string())
@@ -319,7 +321,7 @@ impl Backend {
             return Err(io::Error::other(text));
         }
         backing::check(&memory.memory())?;
-        self.front_end().log.cover(&memory.memory())?;
+        self.front_end().log.cover(&memory.memory(), &self.losses)?;
         self.worker().set_memory(memory);
         Ok(())
     }
@@ -330,7 +332,7 @@ impl Backend {
     ///
     /// The log does not cover all of the memory.
     pub fn begin_log(&self, memory: &Memory, log: Log) -> io::Result<()> {
-        self.front_end().log.begin(&memory.memory(), log)
+        self.front_end().log.begin(&memory.memory(), log, &self.losses)
     }
 
     /// Stops a queue, at `GET_VRING_BASE`.

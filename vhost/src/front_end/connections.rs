@@ -1,7 +1,7 @@
 //! Serving front ends, one connection after the other.
 
 use crate::data_path::counters::Counters;
-use crate::data_path::fault::Faults;
+use crate::data_path::fault::Losses;
 use crate::front_end::accept::{self, Arrival, ShutDown, accept};
 use crate::front_end::backend::Backend;
 use crate::front_end::failure::{Failure, system};
@@ -41,7 +41,7 @@ pub struct Connections {
     backend: Arc<Backend>,
     listening: OwnedFd,
     stop: Stop,
-    faults: Faults,
+    losses: Losses,
     counters: Arc<Counters>,
     ring: String,
     /// The limit on each [`Line`].
@@ -55,11 +55,11 @@ impl Connections {
         backend: Arc<Backend>,
         listening: OwnedFd,
         stop: Stop,
-        faults: Faults,
+        losses: Losses,
         counters: Arc<Counters>,
         ring: String,
     ) -> Self {
-        Self { backend, listening, stop, faults, counters, ring, paces: Mutex::default() }
+        Self { backend, listening, stop, losses, counters, ring, paces: Mutex::default() }
     }
 
     /// Serves one front end after the other until a stop is asked for. `name` is the listening
@@ -134,7 +134,7 @@ impl Connections {
     fn serve_next(&self, come: impl FnOnce()) -> Result<(), Failure> {
         let outcome = self.connection(come);
         self.backend.disconnect();
-        self.faults.forget_guest();
+        self.losses.forget_guest();
         outcome
     }
 
@@ -223,7 +223,7 @@ impl Connections {
             let (established, silent) = (backend.established(), !backend.heard());
             // Lost memory comes first: it is reported also if the connection is over at the same
             // time.
-            let mut waited = vec![self.faults.fd(), over, self.stop.fd()];
+            let mut waited = vec![self.losses.fd(), over, self.stop.fd()];
             let early = SILENCE.checked_sub(start.elapsed()).filter(|left| !left.is_zero());
             let makes_way = silent && early.is_none();
             if (established || makes_way) && !told {
@@ -236,7 +236,7 @@ impl Connections {
             };
             match wait_readable(&waited, timeout) {
                 Ok(Some(0)) => {
-                    if self.faults.guest_lost() {
+                    if self.losses.take_guest_lost() {
                         log::error!(
                             "the front end has taken back memory that it shared: it is let go"
                         );

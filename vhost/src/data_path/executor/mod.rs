@@ -6,7 +6,7 @@ mod fast_path;
 mod view;
 
 use crate::data_path::counters::Counters;
-use crate::data_path::fault::{Owner, Watched};
+use crate::data_path::fault::{Losses, Owner, Watched};
 use crate::data_path::guard::{
     Denied, Grant, Guard, GuestState, Judgement, Published, Reason, SECTOR_UNIT, Scratch, View,
 };
@@ -108,13 +108,14 @@ impl Executor {
         let refusals = Refusals::new(Arc::clone(&counters));
         let host_sector = vec![0; region.geometry().sector_size().bytes()];
         let unjudged = host_sector.clone();
+        let host = Watched::new(host, Owner::Ring, region.losses());
         Self {
             region,
             guard,
             service,
             counters,
             refusals,
-            host: Watched::new(host, Owner::Ring),
+            host,
             wake_pending: false,
             guest,
             last_shown: None,
@@ -123,6 +124,11 @@ impl Executor {
             published: None,
             scratch: None,
         }
+    }
+
+    /// The losses of the ring's memory, and of its front end's.
+    pub fn losses(&self) -> &Losses {
+        self.region.losses()
     }
 
     /// Sets `suspend` in sector 2 on behalf of a process without a role. Returns false where

@@ -17,7 +17,7 @@ mod turn;
 use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::executor::Executor;
-use crate::data_path::fault::{Owner, Watched};
+use crate::data_path::fault::{Losses, Owner, Watched};
 use crate::data_path::flusher::Flusher;
 use crate::data_path::polling::{Poller, Polling};
 use crate::data_path::queue_set::QueueSet;
@@ -79,6 +79,8 @@ impl Worker {
     ) -> Self {
         let (write_through, walking) = (false, None);
         let poller = Poller::new(polling, Arc::clone(&counters));
+        let losses = executor.losses().clone();
+        let bell = Watched::new(bell, Owner::Ring, &losses);
         Self {
             carrier: Carrier {
                 executor,
@@ -89,8 +91,9 @@ impl Worker {
                 arrivals: 0,
                 held_looks: 0,
                 walking,
+                losses,
             },
-            bell: Watched::new(bell, Owner::Ring),
+            bell,
             poller,
             broken_log: Pace::default(),
             interrupt_log: Pace::default(),
@@ -108,6 +111,11 @@ impl Worker {
     /// The thread that makes the region durable. Its event tells when a flush has finished.
     pub fn flusher(&self) -> &Flusher {
         &self.carrier.flusher
+    }
+
+    /// The losses of the ring's memory, and of its front end's.
+    pub fn losses(&self) -> &Losses {
+        &self.carrier.losses
     }
 
     /// The bell that the host rings when it has moved while a read is held.
@@ -129,7 +137,8 @@ impl Worker {
     /// Replaces guest memory by what the front end shares now.
     pub fn set_memory(&mut self, memory: &Memory) {
         // What was shared before may be used until here, and is watched for as long.
-        self.memory = Some(Watched::new(memory.memory().into_inner(), Owner::FrontEnd));
+        let memory = memory.memory().into_inner();
+        self.memory = Some(Watched::new(memory, Owner::FrontEnd, &self.carrier.losses));
         self.looked_at = None;
     }
 

@@ -7,7 +7,7 @@ use super::ahead::Ahead;
 use crate::data_path::counters::Counters;
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::executor::{Executor, Replay};
-use crate::data_path::fault;
+use crate::data_path::fault::Losses;
 use crate::data_path::flusher::{Flusher, Ticket};
 use crate::data_path::probes;
 use crate::data_path::queue::{Broken, Chain, SplitQueue};
@@ -36,6 +36,8 @@ pub(super) struct Carrier {
     /// The queue with a write for which items are being walked. What the walk has seen must stay
     /// unchanged until that write is carried out or given up: the writes of other queues wait.
     pub walking: Option<usize>,
+    /// Looked at before and after each request.
+    pub losses: Losses,
 }
 
 /// Looks at held reads, one of which is thorough.
@@ -163,7 +165,7 @@ impl Carrier {
             RequestState::Done(answer) => {
                 progress.replay.answered();
                 // An unfinished request is still in `request`: nothing else was parsed since.
-                answer_request((number, queue), mem, head, progress.request.status(), answer)
+                self.answer_request((number, queue), mem, head, progress.request.status(), answer)
             }
             state => {
                 progress.unfinished = Some(Unfinished { head, state });
@@ -195,7 +197,7 @@ impl Carrier {
         let Some((kind, sector)) = chain.parse(memory) else { return Ok(false) };
         let waits = kind == Kind::Write
             && (self.write_through || self.walking.is_some() || self.flusher.has_failed());
-        if waits || !progress.stored.is_empty() || fault::anything_lost() {
+        if waits || !progress.stored.is_empty() || self.losses.anything_lost() {
             return Ok(false);
         }
         let Some(start) = self.executor.admit(kind, sector, chain.data_len()) else {
@@ -208,7 +210,7 @@ impl Carrier {
         probes::request_begin(number, head, kind, sector, chain.data_len());
         let answer = self.executor.carry_out(kind, &data, start);
         progress.replay.answered();
-        let Answer { status: byte, written } = answer.unless_lost()?;
+        let Answer { status: byte, written } = answer.unless_lost(&self.losses)?;
         // Within the slice, which has one byte.
         let stored = status.store(byte, 0, Ordering::Relaxed).is_ok();
         probes::request_end(number, head, byte);
@@ -260,7 +262,7 @@ impl Carrier {
         for Stored { head, status, answer } in progress.stored.drain(..) {
             self.counters.flushes.add(u64::from(durable));
             let answer = if durable { answer } else { Answer::FAILED };
-            answer_request((number, queue), mem, head, status, answer)?;
+            self.answer_request((number, queue), mem, head, status, answer)?;
         }
         Ok(true)
     }
@@ -298,7 +300,7 @@ impl Carrier {
     /// Carries a parsed request out as far as that goes now.
     #[inline]
     fn execute(&mut self, mem: &GuestMemory, progress: &mut Progress) -> RequestState {
-        if fault::anything_lost() {
+        if self.losses.anything_lost() {
             return RequestState::Done(Answer::FAILED);
         }
         let Progress { request, replay, .. } = progress;
@@ -387,38 +389,39 @@ impl Carrier {
             state => state,
         }
     }
+
+    /// Writes the status byte and the used ring's entry, in the queue of that number.
+    #[inline]
+    fn answer_request(
+        &self,
+        (number, queue): (usize, &mut SplitQueue<'_>),
+        mem: &GuestMemory,
+        head: u16,
+        status_at: Option<GuestAddress>,
+        answer: Answer,
+    ) -> Result<(), Broken> {
+        let Answer { status, mut written } = answer.unless_lost(&self.losses)?;
+        if let Some(at) = status_at
+            && mem.store(status, at, Ordering::Relaxed).is_ok()
+        {
+            written += 1;
+        }
+        probes::request_end(number, head, status);
+        queue.add_used(head, written)
+    }
 }
 
 impl Answer {
     /// Returns the answer, or a failure if a loss of memory was met while the request was carried
     /// out.
     #[inline]
-    fn unless_lost(self) -> Result<Self, Broken> {
-        if !fault::anything_lost() {
+    fn unless_lost(self, losses: &Losses) -> Result<Self, Broken> {
+        if !losses.anything_lost() {
             Ok(self)
-        } else if fault::guest_lost() {
+        } else if losses.guest_lost() {
             Err(Broken::Memory)
         } else {
             Ok(Self { status: Self::FAILED.status, ..self })
         }
     }
-}
-
-/// Writes the status byte and the used ring's entry, in the queue of that number.
-#[inline]
-fn answer_request(
-    (number, queue): (usize, &mut SplitQueue<'_>),
-    mem: &GuestMemory,
-    head: u16,
-    status_at: Option<GuestAddress>,
-    answer: Answer,
-) -> Result<(), Broken> {
-    let Answer { status, mut written } = answer.unless_lost()?;
-    if let Some(at) = status_at
-        && mem.store(status, at, Ordering::Relaxed).is_ok()
-    {
-        written += 1;
-    }
-    probes::request_end(number, head, status);
-    queue.add_used(head, written)
 }
