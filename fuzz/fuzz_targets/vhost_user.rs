@@ -4,7 +4,6 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use ring_program::Stop;
 use ring_test_support::conversation::Conversation;
 use ring_test_support::executor_disk::{Disk, open};
 use ring_test_support::front_end::FrontEnd;
@@ -19,12 +18,13 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 use vhost_device_blockring::data_path::fault;
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
 use vhost_device_blockring::data_path::worker::Worker;
 use vhost_device_blockring::front_end::backend::Backend;
-use vhost_device_blockring::front_end::connections::Connections;
+use vhost_device_blockring::front_end::connection::{Connection, Served};
 
 /// Hold time of a read: a front end may wait no longer than libFuzzer does.
 const HOLD: Duration = Duration::from_millis(1);
@@ -55,7 +55,8 @@ impl Scene {
         let listening = UnixListener::bind_addr(&address).expect("a socket");
         let disk = Disk::new(Side::Producer);
         let flusher =
-            Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).expect("a thread");
+            Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                .expect("an event");
         let event = new_event().expect("an event");
         let bell =
             Bell::new(&new_page().expect("a page"), event, Sleeper::Backend).expect("a bell");
@@ -68,21 +69,17 @@ impl Scene {
         let backend = Backend::new(Arc::clone(&worker), disk.geometry, false, true, signaller);
         let queue_thread = QueueThread::start(worker, None).expect("a thread");
         fault::catch().expect("a handler");
-        let connections = Connections::new(
-            Arc::new(backend),
-            listening.into(),
-            Stop::on_signal().expect("signals"),
-            losses,
-            disk.counters,
-            "ring".to_owned(),
-        );
+        let (backend, log) = (Arc::new(backend), Mutex::default());
+        let served = Served { backend, losses, counters: disk.counters, scope: 0, log };
         let (next, turns) = channel();
         let (done, over) = channel();
         std::thread::spawn(move || {
             let _queue_thread = queue_thread;
             for () in turns {
                 // Either end of a connection is fine.
-                let _ = connections.serve_one();
+                let listening = listening.try_clone().expect("a descriptor");
+                let connection = Connection::new(new_event().expect("an event"));
+                let _ = connection.serve(&served, listening.into());
                 done.send(()).expect("somebody to tell");
             }
         });

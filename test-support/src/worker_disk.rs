@@ -8,12 +8,13 @@ use shared_block_ring::device::bell::{Bell, Sleeper, new_event, new_page};
 use shared_block_ring::device::event::Signaller;
 use shared_block_ring::format::Geometry;
 use shared_block_ring::{BlockDevice, RingDevice};
-use std::io::{IoSlice, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Deref;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 use vhost_device_blockring::data_path::dirty::GuestMemory;
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::kicks::Kicks;
 use vhost_device_blockring::data_path::polling::Polling;
@@ -62,7 +63,7 @@ pub struct Direct {
 pub struct Running {
     guest: Guest,
     kicks: Vec<OwnedFd>,
-    _thread: QueueThread,
+    thread: QueueThread,
 }
 
 /// The guest's side of the queues.
@@ -148,7 +149,9 @@ fn rings(queue: usize) -> Rings {
 impl Direct {
     /// A disk with one queue. `watch` runs the turns of the requests that a ring makes.
     pub fn over(disk: Disk, watch: Watch) -> Self {
-        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+        let flusher =
+            Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                .unwrap();
         Self::flushing(disk, watch, flusher)
     }
 
@@ -264,7 +267,16 @@ impl Running {
             event
         };
         let kicks = vrings.iter().map(kick).collect();
-        Self { guest, kicks, _thread: QueueThread::start(worker, None).unwrap() }
+        Self { guest, kicks, thread: QueueThread::start(worker, None).unwrap() }
+    }
+
+    /// Ends the backend's thread, and the flush that is under way.
+    ///
+    /// # Errors
+    ///
+    /// A flush has failed.
+    pub fn finish(self) -> io::Result<()> {
+        self.thread.finish()
     }
 
     /// The event by which the driver kicks a queue.

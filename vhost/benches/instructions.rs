@@ -14,6 +14,7 @@ use shared_block_ring::{
 };
 use std::hint::black_box;
 use std::sync::Arc;
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use virtio_bindings::bindings::virtio_blk::VIRTIO_BLK_T_OUT;
@@ -87,7 +88,8 @@ fn counted_here(work: &mut dyn FnMut()) {
 /// Writes by one queue of as many as there can be; nothing was ever offered in the others.
 fn write_beside_idle_queues(times: usize) {
     let disk = Disk::with(Side::Producer, false, SECTORS, |_| ());
-    let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+    let flusher =
+        Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters)).unwrap();
     let direct = Direct::with_queues(disk, MAX_QUEUES, flusher);
     direct.turn();
     for _ in 0..times {

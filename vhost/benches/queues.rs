@@ -13,6 +13,7 @@ use shared_block_ring::format::Side;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_set::MAX_QUEUES;
@@ -37,7 +38,9 @@ struct Guest {
 impl Guest {
     fn new(polling: Polling, queues: usize, storm: bool) -> Self {
         let disk = Disk::with(Side::Producer, false, SECTORS, |_| ());
-        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+        let flusher =
+            Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                .unwrap();
         let running = Running::start(disk, queues, flusher, polling);
         let others = if storm {
             (1..queues).map(|queue| running.kick(queue).try_clone().unwrap()).collect()

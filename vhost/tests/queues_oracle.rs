@@ -12,6 +12,7 @@ use ring_test_support::worker_disk::{Direct, Payload, Place};
 use std::collections::HashSet;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 
 /// Rings that are tried, each with other writes.
@@ -91,7 +92,9 @@ fn writes_of_several_queues_are_decided_in_some_order_of_them() {
             writes.iter().filter(|(first, bytes)| ring.judge(*first, bytes).is_ok()).collect();
         let disk = Disk::of(&ring);
         let file = open(&disk.path);
-        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+        let flusher =
+            Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                .unwrap();
         let direct = Direct::with_queues(disk, QUEUES, flusher);
         // The queues have started when nothing was in them: no write repeats another.
         direct.turn();

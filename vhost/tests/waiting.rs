@@ -14,6 +14,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::polling::Polling;
 use virtio_blk_driver::VirtioDevice;
@@ -103,7 +104,9 @@ fn worker_that_polls_answers_a_held_read_whatever_changes_in_the_sector() {
     for change in changes {
         let disk = Disk::new(Side::Producer);
         let host = disk.outside()();
-        let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+        let flusher =
+            Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                .unwrap();
         let counters = Arc::clone(&disk.counters);
         let running = Running::start(disk, 1, flusher, Polling::Always);
         let read = || running.put(0, IDLE, 2, Payload::Read(512));

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use vhost_device_blockring::data_path::worker::TurnEnd;
@@ -22,7 +23,8 @@ const REFUSED: Option<u8> = Some(1);
 const DATA: u64 = 3;
 
 fn with_queues(disk: Disk, queues: usize) -> Direct {
-    let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+    let flusher =
+        Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters)).unwrap();
     Direct::with_queues(disk, queues, flusher)
 }
 
@@ -198,7 +200,7 @@ fn told() -> (Flusher, Sender<()>, Arc<AtomicU64>) {
         goes_on.recv().unwrap();
         Ok(())
     };
-    (Flusher::by(sync).unwrap(), go_on, begun)
+    (Flusher::by(&FlushPool::new(), sync).unwrap(), go_on, begun)
 }
 
 #[test]
@@ -295,7 +297,7 @@ fn stop_gives_back_all_writes_that_wait_for_a_flush() {
 
 #[test]
 fn writes_that_share_a_failed_flush_all_fail() {
-    let flusher = Flusher::by(|| Err(std::io::ErrorKind::Other.into())).unwrap();
+    let flusher = Flusher::by(&FlushPool::new(), || Err(std::io::ErrorKind::Other.into())).unwrap();
     let direct = Direct::with_queues(Disk::new(Side::Producer), 1, flusher);
     direct.set_write_through(true);
     let writes: Vec<_> =

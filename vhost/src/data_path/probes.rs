@@ -36,7 +36,7 @@ pub fn wake() {
     probe!(blockring, wake);
 }
 
-/// The flushing thread begins to make the region durable.
+/// A flush begins to make the region durable, on a thread of its own.
 pub fn flush_begin() {
     probe!(blockring, flush_begin);
 }

@@ -8,9 +8,10 @@ use crate::data_path::waiters::Waiters;
 use crate::data_path::worker::{TurnEnd, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use shared_block_ring::device::event::Signaller;
+use shared_block_ring::device::event::{Signaller, drain};
+use shared_block_ring::wait::wait_readable;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -99,9 +100,24 @@ impl SharedWorker {
         self.over.store(true, Ordering::Release);
         drop(self.waiters.enter());
     }
+
+    /// Waits until no flush is under way, once [`drive`](Self::drive) has returned. Others can lock
+    /// the worker meanwhile.
+    fn end_flushes(&self) -> io::Result<()> {
+        let [_, flushed, _] = &self.events;
+        loop {
+            // A result is there before its event: one that comes after this look ends the wait.
+            drain(flushed.as_fd())?;
+            let ended = self.lock().end_flushes();
+            if let Some(outcome) = ended {
+                return outcome;
+            }
+            wait_readable(&[flushed.as_fd()], None)?;
+        }
+    }
 }
 
-/// The running thread. It ends when this is dropped.
+/// The running thread. It ends when this is dropped, which waits for no flush.
 pub struct QueueThread {
     worker: Arc<SharedWorker>,
     thread: Option<JoinHandle<()>>,
@@ -139,6 +155,19 @@ impl QueueThread {
             None => spawn()?,
         };
         Ok(Self { worker, thread: Some(thread) })
+    }
+
+    /// Ends the thread, and waits for the flush that is under way, if one is. The kernel reports a
+    /// write-back error once to an open file description: if it does so to that flush, no later
+    /// one of the same description fails.
+    ///
+    /// # Errors
+    ///
+    /// A flush has failed: nothing is known about what is on the medium.
+    pub fn finish(self) -> io::Result<()> {
+        let worker = Arc::clone(&self.worker);
+        drop(self);
+        worker.end_flushes()
     }
 }
 

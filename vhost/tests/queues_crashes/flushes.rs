@@ -4,11 +4,16 @@ use ring_test_support::process::PATIENCE;
 use shared_block_ring::device::event::drain;
 use shared_block_ring::wait::wait_readable;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 
-/// The tests' end of a flusher, and what it must be doing: the flusher's thread says that it has
-/// begun, but nothing says that it has not.
+/// The threads for all explorations.
+static POOL: LazyLock<FlushPool> = LazyLock::new(FlushPool::new);
+
+/// The tests' end of a flusher, and what it must be doing: a flush says that it has begun, but
+/// nothing says that none has.
 pub struct Flushes {
     begun: Receiver<()>,
     go_on: Sender<()>,
@@ -28,7 +33,7 @@ impl Flushes {
             let _ = goes_on.recv();
             Ok(())
         };
-        let flusher = Flusher::by(sync).unwrap();
+        let flusher = Flusher::by(&POOL, sync).unwrap();
         let done = flusher.event().try_clone_to_owned().unwrap();
         (flusher, Self { begun, go_on, done, under_way: false, wanted: false })
     }

@@ -69,7 +69,6 @@ struct Waiting {
 pub struct World<'a> {
     program: &'a Program,
     mutant: Option<Mutant>,
-    // In front of the backend, which waits for its flusher's thread when it is dropped.
     flushes: Flushes,
     // An option, so that a killed backend can be replaced.
     direct: Option<Direct>,
@@ -314,7 +313,7 @@ impl<'a> World<'a> {
             }
         }
         let (flusher, control) = Flushes::new();
-        // Lets the thread of the killed one go on, and end.
+        // Lets the flush of the killed one end.
         self.flushes = control;
         let (disk, file) = backend(&self.region());
         self.file = file;

@@ -63,7 +63,7 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
-    // Threads: three for every connection. Making them is below.
+    // Threads: three for every connection, and one for a flush. Making them is below.
     libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,

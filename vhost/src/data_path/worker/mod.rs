@@ -24,19 +24,35 @@ use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::{Memory, SharedQueue, give_back, is_running};
 use crate::data_path::waiters::Mark;
 use ring_program::Pace;
+use shared_block_ring::DebugInfo;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::{Carrier, Progress};
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
 
+/// How long a turn may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// Until there is nothing to do: the thread serves no other ring.
+    Whole,
+    /// Until the others of this thread have waited long enough, or there is nothing to do just now.
+    /// A recent reading of the clock, if the thread has made one since the last turn.
+    Fair(Option<Instant>),
+}
+
 /// How a turn ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TurnEnd {
     /// Another thread waits for what the worker holds.
     GiveWay,
+    /// There is more to do, and others wait for their share.
+    More,
+    /// There is nothing to do just now, and it pays to look again soon: nobody kicks meanwhile.
+    Poll,
     /// There is nothing to do until an event, or until this time.
     Sleep(Option<Instant>),
 }
@@ -65,6 +81,8 @@ pub struct Worker {
     memory: Option<Watched<Arc<GuestMemory>>>,
     /// The connection is about to end.
     closed: bool,
+    /// The last turn has ended without a sleep behind it, so that the next one goes on with it.
+    goes_on: bool,
 }
 
 impl Worker {
@@ -105,10 +123,11 @@ impl Worker {
             looked_at: None,
             memory: None,
             closed: false,
+            goes_on: false,
         }
     }
 
-    /// The thread that makes the region durable. Its event tells when a flush has finished.
+    /// The flushes that make the region durable. Their event tells when one has finished.
     pub fn flusher(&self) -> &Flusher {
         &self.carrier.flusher
     }
@@ -116,6 +135,11 @@ impl Worker {
     /// The losses of the ring's memory, and of its front end's.
     pub fn losses(&self) -> &Losses {
         &self.carrier.losses
+    }
+
+    /// Ends the flushes: see [`Flusher::end`].
+    pub fn end_flushes(&mut self) -> Option<io::Result<()>> {
+        self.carrier.flusher.end()
     }
 
     /// The bell that the host rings when it has moved while a read is held.
@@ -127,6 +151,11 @@ impl Worker {
     /// another process edits that sector: to be tried again.
     pub fn suspend(&self, suspend: bool) -> Result<bool, DeviceError> {
         self.carrier.executor.suspend(suspend)
+    }
+
+    /// Returns what the ring's control sectors say; `None` where that is no ring.
+    pub fn info(&self) -> Option<DebugInfo> {
+        DebugInfo::read(self.carrier.executor.device()).ok()
     }
 
     /// Sets whether each write is durable before it is answered.
@@ -196,6 +225,11 @@ impl Worker {
     /// The front end's queues.
     pub fn queues(&self) -> &[SharedQueue] {
         &self.queues
+    }
+
+    /// The number of requests taken so far.
+    pub fn arrivals(&self) -> u64 {
+        self.carrier.arrivals
     }
 
     /// Whether the front end shares memory of the guest.
