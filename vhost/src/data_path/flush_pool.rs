@@ -166,10 +166,10 @@ impl Shared {
         drop(state);
         if due {
             log::error!(
-                "cannot make a thread for a flush: {error} (too many threads?): {count} flushes fail, others may be late"
+                "cannot make a thread for a flush: {error} (too many threads?); flushes that fail for that: {count}"
             );
         }
-        // Their drops tell, and may bring other jobs: not under the lock.
+        // Their drops tell their owners, who may bring other jobs: not under the lock.
         drop(lost);
     }
 
