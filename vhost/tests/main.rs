@@ -3,6 +3,7 @@
 mod common;
 mod confinement;
 mod control_races;
+mod desks;
 mod dirty_log;
 mod executor;
 mod executor_oracle;

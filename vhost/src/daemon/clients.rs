@@ -4,12 +4,12 @@
 //! of those with one. If all places of a kind are taken, the connection of that kind that has been
 //! silent longest is closed.
 
+use crate::daemon::handover::set::Watched;
 use crate::daemon::peer::Peer;
 use crate::data_path::counters::Counters;
 use ring_program::Pace;
 use shared_block_ring::format::Side;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// How long a client may take to send its request.
@@ -17,8 +17,10 @@ pub const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A connection of the consumer socket.
 pub struct Client {
+    /// The connection's number, which no other connection of the socket has.
+    pub number: u32,
     /// The connection, which does not block.
-    pub socket: OwnedFd,
+    pub socket: Watched,
     /// The process that has connected.
     pub peer: Peer,
     /// The state of the connection.
@@ -128,9 +130,10 @@ impl Clients {
         self.0.iter().filter_map(Client::deadline).min()
     }
 
-    /// Removes the connection at `index`.
-    pub fn take(&mut self, index: usize) -> Client {
-        self.0.remove(index)
+    /// Removes the connection of that number, if there is one.
+    pub fn take(&mut self, number: u32) -> Option<Client> {
+        let index = self.0.iter().position(|client| client.number == number)?;
+        Some(self.0.remove(index))
     }
 
     /// Adds a connection that has connected or sent a message just now. Returns the one that is
@@ -141,7 +144,7 @@ impl Clients {
         let places = kind.places();
         let full = self.0.iter().filter(|other| alike(other)).count() >= places;
         let longest = self.0.iter().position(alike).filter(|_| full);
-        let gone = longest.map(|index| self.take(index));
+        let gone = longest.map(|index| self.0.remove(index));
         self.0.push(client);
         let why = match kind {
             Kind::New | Kind::Unwanted => Silent::Crowded(places),
@@ -162,12 +165,18 @@ impl Clients {
 pub struct TurnedAway(Pace);
 
 impl TurnedAway {
-    /// Counts a client, and logs the reason.
-    pub fn note(&mut self, peer: &Peer, reason: &dyn fmt::Display, counters: &Counters) {
+    /// Counts a client of the socket `name`, and logs the reason.
+    pub fn note(
+        &mut self,
+        name: &str,
+        peer: &Peer,
+        reason: &dyn fmt::Display,
+        counters: &Counters,
+    ) {
         counters.turned_away.count();
         if self.0.due() {
             let all = counters.turned_away.get();
-            log::warn!("process {} was turned away ({all} so far): {reason}", peer.pid);
+            log::warn!("{name}: process {} was turned away ({all} so far): {reason}", peer.pid);
         }
     }
 }
@@ -176,12 +185,16 @@ impl TurnedAway {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::daemon::handover::set::{Set, Token};
     use nix::unistd::geteuid;
     use std::os::unix::net::UnixStream;
 
+    /// A client whose number is that of its process.
     fn client(pid: i32, state: State) -> Client {
-        let socket = UnixStream::pair().unwrap().0.into();
-        Client { socket, peer: Peer { pid, uid: geteuid(), groups: Vec::new() }, state }
+        let number = pid.cast_unsigned();
+        let (set, socket) = (Set::new().unwrap(), UnixStream::pair().unwrap().0);
+        let socket = Watched::new(&set, socket.into(), Token { desk: 1, number }).unwrap();
+        Client { number, socket, peer: Peer { pid, uid: geteuid(), groups: Vec::new() }, state }
     }
 
     fn new(pid: i32) -> Client {
@@ -200,7 +213,8 @@ mod tests {
             assert!(clients.add(client(pid, State::Served(None))).is_none());
         }
         // The first connection has sent a message since.
-        let spoken = clients.take(1);
+        let spoken = clients.take(1).unwrap();
+        assert!(clients.take(1).is_none());
         assert!(clients.add(spoken).is_none());
         for pid in 101..=132 {
             assert!(clients.add(new(pid)).is_none());

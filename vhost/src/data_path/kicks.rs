@@ -85,8 +85,9 @@ impl Kicks {
     }
 }
 
-/// Rounded up: a sleep that ends too early would only be followed by another.
-fn timeout(until: Instant) -> EpollTimeout {
+/// Returns the time until `until`, rounded up: a sleep that ends too early would only be followed by
+/// another.
+pub fn timeout(until: Instant) -> EpollTimeout {
     let left = until.saturating_duration_since(Instant::now());
     let up = left + Duration::from_micros(999);
     i32::try_from(up.as_millis())
