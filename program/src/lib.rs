@@ -9,6 +9,7 @@ mod logger;
 pub mod manual;
 mod memory;
 mod pace;
+pub mod scope;
 pub mod service;
 mod size;
 pub mod sockets;

@@ -2,7 +2,7 @@
 //! on its way to [`stderr`].
 
 use crate::pace::Paces;
-use crate::{format, stderr, text};
+use crate::{format, scope, stderr, text};
 use env_logger::{Builder, Env, Target};
 use log::{Level, Log, Metadata, Record};
 use std::io::{self, Write};
@@ -32,7 +32,7 @@ pub fn install(filter: &str) {
 
 fn layout(line: &mut env_logger::fmt::Formatter, record: &Record<'_>) -> io::Result<()> {
     let (level, target) = (record.level(), record.target());
-    let words = text::one_line(*record.args(), MAX_WORDS);
+    let words = scope::about(text::one_line(*record.args(), MAX_WORDS));
     let name = level.as_str().to_ascii_lowercase();
     if let Some(object) = format::object(&name, Some(target), &words) {
         return writeln!(line, "{object}");
