@@ -10,38 +10,16 @@ use ring_test_support::process::eventually;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::mpsc;
-use std::time::Duration;
-use vhost::vhost_user::{Error, Listener};
-use vhost_device_blockring::front_end::accept::{Arrival, accept, look};
-
-/// Long enough to fail a test, not to pass one.
-const LONG: Duration = Duration::from_secs(60);
+use vhost_device_blockring::front_end::accept::{Arrival, look};
 
 /// Connections that others take, at least.
 const TAKEN: u32 = 500;
-
-/// Accepts as the library does.
-fn insist(listener: &mut Listener) -> Result<UnixStream, Error> {
-    loop {
-        if let Some(stream) = listener.accept()? {
-            return Ok(stream);
-        }
-    }
-}
 
 fn listener(nonblocking: bool) -> (tempfile::TempDir, UnixListener) {
     let dir = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(dir.path().join("s")).unwrap();
     listener.set_nonblocking(nonblocking).unwrap();
     (dir, listener)
-}
-
-/// Runs `wait` beside the test, which fails where it does not end.
-fn ends<T: Send + 'static>(wait: impl FnOnce() -> T + Send + 'static) -> T {
-    let (ended, end) = mpsc::channel();
-    std::thread::spawn(move || ended.send(wait()));
-    end.recv_timeout(LONG).unwrap()
 }
 
 #[test]
@@ -53,62 +31,6 @@ fn look_tells_a_connection_from_a_shutdown() {
         assert_eq!(look(listener.as_fd()).unwrap(), Arrival::Waiting);
         shutdown(listener.as_raw_fd(), how).unwrap();
         assert_eq!(look(listener.as_fd()).unwrap(), Arrival::ShutDown);
-    }
-}
-
-#[test]
-fn accept_gives_up_a_connection_that_others_took_where_the_socket_does_not_block() {
-    let (_dir, listener) = listener(true);
-    let (stop, _asker) = UnixStream::pair().unwrap();
-    // As it is for whoever comes late: nobody waits any more.
-    let outcome = ends(move || accept(listener.as_fd(), stop.as_fd(), insist).unwrap().is_none());
-    assert!(outcome);
-}
-
-#[test]
-fn accept_takes_the_next_connection_where_the_socket_blocks() {
-    let (dir, listener) = listener(false);
-    let (stop, _asker) = UnixStream::pair().unwrap();
-    let (tell, started) = mpsc::channel();
-    let waiting = std::thread::spawn(move || {
-        ends(move || {
-            tell.send(()).unwrap();
-            // A thread that was not fast enough is led away before it waits.
-            loop {
-                if let Some(stream) = accept(listener.as_fd(), stop.as_fd(), insist).unwrap() {
-                    return stream.is_ok();
-                }
-            }
-        })
-    });
-    started.recv().unwrap();
-    // Long enough for the thread to be led away while it waits, mostly.
-    std::thread::sleep(Duration::from_millis(100));
-    let _client = UnixStream::connect(dir.path().join("s")).unwrap();
-    assert!(waiting.join().unwrap());
-}
-
-#[test]
-fn accept_ends_at_a_stop_whatever_the_socket_does() {
-    for nonblocking in [false, true] {
-        let (_dir, listener) = listener(nonblocking);
-        let (stop, asker) = UnixStream::pair().unwrap();
-        drop(asker);
-        let outcome = ends(move || {
-            // A thread that is left behind and does not wait in the kernel must come to its end.
-            let (tell, end) = mpsc::channel();
-            let start = move |listener: &mut Listener| {
-                let outcome = insist(listener);
-                tell.send(()).unwrap();
-                outcome
-            };
-            let outcome = accept(listener.as_fd(), stop.as_fd(), start).unwrap();
-            if nonblocking {
-                end.recv().unwrap();
-            }
-            outcome.is_none()
-        });
-        assert!(outcome);
     }
 }
 
@@ -144,6 +66,17 @@ fn daemon_whose_connections_others_take_serves_what_is_left_and_ends_at_a_stop()
         assert_eq!(daemon.code(), Some(0));
         assert!(!scene.path("c").exists());
     }
+}
+
+#[test]
+fn daemon_that_waits_for_what_others_took_ends_at_a_stop() {
+    let scene = Scene::new();
+    let listener = UnixListener::bind(scene.path("s")).unwrap();
+    let mut daemon = scene.start_inherited(listener.try_clone().unwrap().into());
+    // The call that accepts waits, since the socket does: mostly for a connection that was taken.
+    take_away(&scene, &listener);
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.code(), Some(0));
 }
 
 #[test]

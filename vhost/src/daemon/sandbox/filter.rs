@@ -28,8 +28,6 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_shutdown,
     libc::SYS_close,
     libc::SYS_dup,
-    // A listener that is taken away from a library that would wait there.
-    libc::SYS_dup3,
     // Size and kind of the files that a front end shares as memory; whether a socket's file is
     // still ours.
     libc::SYS_fstat,
@@ -44,7 +42,7 @@ const ANY: &[libc::c_long] = &[
     // Flushes.
     libc::SYS_fdatasync,
     libc::SYS_fsync,
-    // Waiting. An epoll set and two events are made for every connection.
+    // Waiting. An epoll set and events are made for every connection.
     libc::SYS_epoll_create1,
     libc::SYS_epoll_ctl,
     libc::SYS_epoll_pwait,
@@ -63,7 +61,7 @@ const ANY: &[libc::c_long] = &[
     libc::SYS_munmap,
     libc::SYS_mremap,
     libc::SYS_madvise,
-    // Threads: three for every connection, and one for a flush. Making them is below.
+    // Threads: one for every connection, and one for a flush. Making them is below.
     libc::SYS_futex,
     libc::SYS_set_robust_list,
     libc::SYS_rseq,
