@@ -62,7 +62,7 @@ impl Samples {
     /// # Panics
     /// If it does not.
     pub fn assert_complete(&self, program: Program) {
-        let its = |metric: &&&Metric| metric.programs.contains(&program);
+        let its = |metric: &&&Metric| metric.is_of(program);
         let family = |metric: &&Metric| {
             (metric.full_name(), metric.labels.iter().map(|label| (*label).to_owned()).collect())
         };

@@ -22,7 +22,7 @@ use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
 use vhost_device_blockring::data_path::shared_queue::{Links, Memory};
 use vhost_device_blockring::data_path::waiters::Waiters;
-use vhost_device_blockring::data_path::worker::{TurnEnd, Worker};
+use vhost_device_blockring::data_path::worker::{Share, TurnEnd, Worker};
 use vhost_device_blockring::front_end::vring::Vring;
 use virtio_bindings::bindings::virtio_blk::{
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -66,6 +66,13 @@ pub struct Running {
     thread: QueueThread,
 }
 
+/// A guest's disk whose queues threads drive that serve other disks as well.
+pub struct Sharing {
+    guest: Guest,
+    kicks: Vec<OwnedFd>,
+    worker: Arc<SharedWorker>,
+}
+
 /// The guest's side of the queues.
 pub struct Guest {
     mem: GuestMemory,
@@ -82,6 +89,14 @@ impl Deref for Direct {
 }
 
 impl Deref for Running {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
+}
+
+impl Deref for Sharing {
     type Target = Guest;
 
     fn deref(&self) -> &Guest {
@@ -215,7 +230,7 @@ impl Direct {
 
     /// Runs one turn of the worker, after kicks of these queues.
     pub fn turn_after(&self, kicked: QueueSet) -> TurnEnd {
-        self.worker.lock().unwrap().turn(&self.waiters, kicked)
+        self.worker.lock().unwrap().turn(&self.waiters, kicked, Share::Whole)
     }
 
     /// Runs one round of the worker: another thread waits for it.
@@ -257,16 +272,9 @@ impl Running {
     /// Starts the backend's thread for a disk with so many running queues. It holds a read for
     /// longer than any test runs.
     pub fn start(disk: Disk, queues: usize, flusher: Flusher, polling: Polling) -> Self {
-        let guest = Guest::new(queues);
-        let worker = Arc::new(SharedWorker::new(worker(disk, flusher, LONG, polling)).unwrap());
-        let links = worker.links(&Arc::new(Signaller::new().unwrap()));
-        let vrings = guest.connect(&mut worker.lock(), &links, queues);
-        let kick = |vring: &Vring| {
-            let event = new_event().unwrap();
-            vring.set_kick(Some(event.try_clone().unwrap().into()));
-            event
-        };
-        let kicks = vrings.iter().map(kick).collect();
+        let signaller = Arc::new(Signaller::new().unwrap());
+        let Sharing { guest, kicks, worker } =
+            Sharing::with(disk, queues, flusher, polling, &signaller);
         Self { guest, kicks, thread: QueueThread::start(worker, None).unwrap() }
     }
 
@@ -282,6 +290,44 @@ impl Running {
     /// The event by which the driver kicks a queue.
     pub fn kick(&self, queue: usize) -> &OwnedFd {
         &self.kicks[queue]
+    }
+}
+
+impl Sharing {
+    /// Makes a disk with one running queue, whose [`worker`](Self::worker) nobody drives yet. It
+    /// holds a read for longer than any test runs.
+    pub fn new(disk: Disk, flusher: Flusher, polling: Polling) -> Self {
+        Self::with(disk, 1, flusher, polling, &signaller())
+    }
+
+    fn with(
+        disk: Disk,
+        queues: usize,
+        flusher: Flusher,
+        polling: Polling,
+        signaller: &Arc<Signaller>,
+    ) -> Self {
+        let guest = Guest::new(queues);
+        let worker = Arc::new(SharedWorker::new(worker(disk, flusher, LONG, polling)).unwrap());
+        let links = worker.links(signaller);
+        let vrings = guest.connect(&mut worker.lock(), &links, queues);
+        let kick = |vring: &Vring| {
+            let event = new_event().unwrap();
+            vring.set_kick(Some(event.try_clone().unwrap().into()));
+            event
+        };
+        let kicks = vrings.iter().map(kick).collect();
+        Self { guest, kicks, worker }
+    }
+
+    /// What has to be driven.
+    pub fn worker(&self) -> Arc<SharedWorker> {
+        Arc::clone(&self.worker)
+    }
+
+    /// The event by which the driver kicks its queue.
+    pub fn kick(&self) -> &OwnedFd {
+        &self.kicks[0]
     }
 }
 

@@ -6,7 +6,7 @@ use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTime
 use shared_block_ring::device::event::drain;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -69,6 +69,11 @@ impl Kicks {
             }
         }
         Ok(kicked)
+    }
+
+    /// Readable while one of the events has happened.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.0.as_fd()
     }
 
     /// Adds the events that are no kicks, as [`wait`](Self::wait) is given them.

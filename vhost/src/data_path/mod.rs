@@ -14,6 +14,7 @@ pub mod fault;
 pub mod flush_pool;
 pub mod flusher;
 pub mod guard;
+pub mod io_thread;
 pub mod kicks;
 pub mod lookup;
 pub mod polling;

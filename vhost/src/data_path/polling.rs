@@ -1,11 +1,16 @@
 //! How long to poll for requests before sleeping, and how long the queues' thread is busy.
 
 use crate::data_path::counters::Counters;
+use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Polls in succession that cost less than reading the clock.
 const POLLS_PER_CLOCK: u32 = 64;
+
+/// Polls of one ring among several that are made in any case: its thread may have been with the
+/// others for longer than the window.
+const POLLS_IN_TURNS: u32 = 16;
 
 /// The time that it may take to wake us, and the driver that kicks us, from a processor's deepest
 /// sleep.
@@ -20,12 +25,20 @@ const STORM_WINDOW: Duration = Duration::from_micros(20);
 const STORM: u8 = 8;
 
 /// When to poll instead of sleeping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Polling {
     /// This long after the last request, as long as that pays.
     For(Duration),
     /// As long as there is a queue.
     Always,
+}
+
+/// Whether to poll for a request.
+enum Polls {
+    No,
+    Always,
+    /// For this long.
+    Within(Duration),
 }
 
 /// Decides whether to poll the queue on or to sleep.
@@ -131,30 +144,61 @@ impl Poller {
     /// Notes that there was no request; `taken` as in [`start_turn`](Self::start_turn). Returns
     /// whether to poll again.
     pub fn polls_on(&mut self, taken: u64) -> bool {
-        if self.polling == Polling::Always {
-            std::hint::spin_loop();
-            return true;
-        }
-        if std::mem::take(&mut self.kicked) {
-            self.empty_kicks = (self.empty_kicks + 2).min(2 * STORM);
-        }
-        let in_a_storm = !self.worked && self.empty_kicks >= STORM;
-        let window = if in_a_storm {
-            Some(STORM_WINDOW)
-        } else {
-            self.window().filter(|_| self.worked && self.pays)
+        let window = match self.polls_at_all() {
+            Polls::No => return false,
+            Polls::Always => return true,
+            Polls::Within(window) => window,
         };
-        let Some(window) = window else { return false };
-        std::hint::spin_loop();
         self.polls += 1;
         if !self.polls.is_multiple_of(POLLS_PER_CLOCK) {
             return true;
         }
-        let now = Instant::now();
-        if !in_a_storm {
+        self.is_within(window, Instant::now(), taken)
+    }
+
+    /// As [`polls_on`](Self::polls_on), for a thread that polls several rings in turn, and reads
+    /// the clock for all of them: `now`, if it has just done so.
+    pub fn polls_on_at(&mut self, now: Option<Instant>, taken: u64) -> bool {
+        match self.polls_at_all() {
+            Polls::No => false,
+            Polls::Always => true,
+            Polls::Within(window) => {
+                self.polls += 1;
+                self.polls < POLLS_IN_TURNS
+                    || now.is_none_or(|now| self.is_within(window, now, taken))
+            }
+        }
+    }
+
+    fn polls_at_all(&mut self) -> Polls {
+        if self.polling == Polling::Always {
+            std::hint::spin_loop();
+            return Polls::Always;
+        }
+        if std::mem::take(&mut self.kicked) {
+            self.empty_kicks = (self.empty_kicks + 2).min(2 * STORM);
+        }
+        if self.is_in_a_storm() {
+            std::hint::spin_loop();
+            return Polls::Within(STORM_WINDOW);
+        }
+        let Some(window) = self.window().filter(|_| self.worked && self.pays) else {
+            return Polls::No;
+        };
+        std::hint::spin_loop();
+        Polls::Within(window)
+    }
+
+    /// Whether most kicks come without a request, as the one that has begun this turn.
+    fn is_in_a_storm(&self) -> bool {
+        !self.worked && self.empty_kicks >= STORM
+    }
+
+    fn is_within(&mut self, window: Duration, now: Instant, taken: u64) -> bool {
+        if !self.is_in_a_storm() {
             self.note_reading(now, taken);
         }
-        now.duration_since(*self.polling_since.get_or_insert(now)) < window
+        now.saturating_duration_since(*self.polling_since.get_or_insert(now)) < window
     }
 
     /// Notes that the thread goes to sleep; `taken` as in [`start_turn`](Self::start_turn).

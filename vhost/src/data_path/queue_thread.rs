@@ -5,7 +5,7 @@ use crate::data_path::kicks::Kicks;
 use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::Links;
 use crate::data_path::waiters::Waiters;
-use crate::data_path::worker::{TurnEnd, Worker};
+use crate::data_path::worker::{Share, TurnEnd, Worker};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 use shared_block_ring::device::event::{Signaller, drain};
@@ -13,9 +13,9 @@ use shared_block_ring::wait::wait_readable;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The pause after a wait that has failed.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -29,6 +29,22 @@ pub struct SharedWorker {
     /// host has moved while a read is held.
     events: [OwnedFd; 3],
     over: AtomicBool,
+}
+
+/// What a thread notes of a worker from turn to turn.
+#[derive(Debug)]
+pub(super) struct Progress {
+    /// The queues that were kicked since the last turn.
+    pub kicked: QueueSet,
+    empty_kicks: EmptyKicks,
+    /// The number of requests that were taken in all turns.
+    pub arrivals: u64,
+}
+
+impl Default for Progress {
+    fn default() -> Self {
+        Self { kicked: QueueSet::EMPTY, empty_kicks: EmptyKicks::None, arrivals: 0 }
+    }
 }
 
 impl SharedWorker {
@@ -74,25 +90,66 @@ impl SharedWorker {
 
     /// Drives the queues until [`finish`](Self::finish): a turn of the worker, then a sleep.
     fn drive(&self) {
-        let (mut kicked, mut empty_kicks) = (QueueSet::EMPTY, EmptyKicks::None);
+        let mut progress = Progress::default();
         while !self.over.load(Ordering::Acquire) {
             self.waiters.give_way();
-            let mut worker = self.lock_for_turn();
-            let end = worker.turn(&self.waiters, kicked);
-            empty_kicks = empty_kicks.after_turn(!kicked.is_empty(), || worker.is_untouched());
-            drop(worker);
-            kicked = match end {
-                TurnEnd::GiveWay => QueueSet::EMPTY,
-                TurnEnd::Sleep(until) => {
-                    let until = until.into_iter().chain(empty_kicks.deadline()).min();
-                    self.kicks.wait(&self.events, until).unwrap_or_else(|e| {
-                        log::error!("cannot wait for the guest's requests: {e}");
-                        std::thread::sleep(RETRY_PAUSE);
-                        QueueSet::EMPTY
-                    })
-                }
-            };
+            let worker = self.lock_for_turn();
+            if let TurnEnd::Sleep(until) = self.turn(worker, &mut progress, Share::Whole) {
+                progress.kicked = self.wait(until).unwrap_or_else(|e| {
+                    log::error!("cannot wait for the guest's requests: {e}");
+                    std::thread::sleep(RETRY_PAUSE);
+                    QueueSet::EMPTY
+                });
+            }
         }
+    }
+
+    /// Takes one turn of the worker, and notes in `progress` what the next one needs.
+    fn turn(
+        &self,
+        mut worker: MutexGuard<'_, Worker>,
+        progress: &mut Progress,
+        share: Share,
+    ) -> TurnEnd {
+        let kicked = std::mem::take(&mut progress.kicked);
+        let end = worker.turn(&self.waiters, kicked, share);
+        let untouched = || worker.is_untouched();
+        progress.empty_kicks = progress.empty_kicks.after_turn(!kicked.is_empty(), untouched);
+        progress.arrivals = worker.arrivals();
+        match end {
+            TurnEnd::Sleep(until) => {
+                TurnEnd::Sleep(until.into_iter().chain(progress.empty_kicks.deadline()).min())
+            }
+            end => end,
+        }
+    }
+
+    /// Takes a fair turn, unless another thread holds the worker or waits for it: that one wakes
+    /// this one afterwards.
+    pub(super) fn fair_turn(
+        &self,
+        progress: &mut Progress,
+        now: Option<Instant>,
+    ) -> Option<TurnEnd> {
+        if self.waiters.first_in_line().is_some() {
+            return None;
+        }
+        let worker = match self.worker.try_lock() {
+            Ok(worker) => worker,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => return None,
+        };
+        Some(self.turn(worker, progress, Share::Fair(now)))
+    }
+
+    /// Sleeps until one of the events, or until this time. Returns the queues that were kicked.
+    pub(super) fn wait(&self, until: Option<Instant>) -> io::Result<QueueSet> {
+        self.kicks.wait(&self.events, until)
+    }
+
+    /// Readable while [`wait`](Self::wait) would not sleep.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.kicks.fd()
     }
 
     /// Makes [`drive`](Self::drive) return.
@@ -101,9 +158,13 @@ impl SharedWorker {
         drop(self.waiters.enter());
     }
 
-    /// Waits until no flush is under way, once [`drive`](Self::drive) has returned. Others can lock
-    /// the worker meanwhile.
-    fn end_flushes(&self) -> io::Result<()> {
+    /// Waits until no flush is under way, once no thread drives the queues. Others can lock the
+    /// worker meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// A flush has failed: nothing is known about what is on the medium.
+    pub fn end_flushes(&self) -> io::Result<()> {
         let [_, flushed, _] = &self.events;
         loop {
             // A result is there before its event: one that comes after this look ends the wait.
@@ -182,7 +243,7 @@ pub fn try_processor(cpu: usize) -> io::Result<()> {
 
 /// Calls `start` on that processor. A thread that it makes inherits the processor, so that an error
 /// is known before there is a thread.
-fn on_processor<T>(cpu: usize, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+pub(super) fn on_processor<T>(cpu: usize, start: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let this = Pid::from_raw(0);
     let before = sched_getaffinity(this)?;
     let mut only = CpuSet::new();

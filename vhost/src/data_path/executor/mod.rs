@@ -15,6 +15,7 @@ use crate::data_path::refusals::Refusals;
 use crate::data_path::region::{BadAddress, Region};
 use crate::data_path::request::{Kind, Request, Segment};
 use crate::data_path::request_state::{Answer, RequestState};
+use shared_block_ring::MappedDevice;
 use shared_block_ring::device::DeviceError;
 use shared_block_ring::device::bell::Bell;
 use std::ops::Range;
@@ -124,6 +125,11 @@ impl Executor {
             published: None,
             scratch: None,
         }
+    }
+
+    /// The ring's mapping.
+    pub fn device(&self) -> &MappedDevice {
+        self.region.device()
     }
 
     /// The losses of the ring's memory, and of its front end's.

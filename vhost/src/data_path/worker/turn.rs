@@ -2,7 +2,7 @@
 
 use super::ahead::Ahead;
 use super::session::{self, Open, Session};
-use super::{TurnEnd, Worker};
+use super::{Share, TurnEnd, Worker};
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::queue::Broken;
 use crate::data_path::queue_set::QueueSet;
@@ -17,6 +17,10 @@ use virtio_queue::QueueT;
 /// Steps of one queue before the others are looked at.
 const VISIT: usize = 16;
 
+/// Rounds in a fair share of a thread, if there is that much to do: as many requests as make the
+/// change of rings cheap.
+const FAIR_ROUNDS: u32 = 4;
+
 /// How a visit to a queue ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Visit {
@@ -30,9 +34,9 @@ enum Visit {
 
 impl Worker {
     /// Serves requests, and polls for more as long as it may, until there is nothing to do or one
-    /// of `waiters` needs what the worker holds. `kicked` are the queues whose drivers have kicked
-    /// since the last turn.
-    pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet) -> TurnEnd {
+    /// of `waiters` needs what the worker holds, or its `share` is over. `kicked` are the queues
+    /// whose drivers have kicked since the last turn.
+    pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet, share: Share) -> TurnEnd {
         let mark = waiters.begin_turn();
         self.carrier.flusher.poll();
         self.carrier.held_looks = 0;
@@ -51,9 +55,15 @@ impl Worker {
             self.bell.awake();
         }
         self.open(&mut session, self.due);
-        self.poller.start_turn(!kicked.is_empty(), self.carrier.arrivals);
-        let end = self.serve(&mut session, waiters, mark);
-        self.due = if end == TurnEnd::GiveWay { self.running } else { QueueSet::EMPTY };
+        if !std::mem::take(&mut self.goes_on) {
+            self.poller.start_turn(!kicked.is_empty(), self.carrier.arrivals);
+        }
+        let end = self.serve(&mut session, waiters, mark, share);
+        self.due = match end {
+            TurnEnd::Sleep(_) => QueueSet::EMPTY,
+            TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll => self.running,
+        };
+        self.goes_on = matches!(end, TurnEnd::More | TurnEnd::Poll);
         session.close(&mut self.progress);
         end
     }
@@ -141,13 +151,24 @@ impl Worker {
 
     /// The turn's loop: rounds of visits until there is nothing to do, then polls, then asks for
     /// kicks.
-    fn serve(&mut self, session: &mut Session<'_>, waiters: &Waiters, mark: Mark) -> TurnEnd {
+    fn serve(
+        &mut self,
+        session: &mut Session<'_>,
+        waiters: &Waiters,
+        mark: Mark,
+        share: Share,
+    ) -> TurnEnd {
         let mut rota = Rota::new();
+        let mut rounds = 0;
         loop {
             match self.round(session, &mut rota, waiters, mark) {
                 Visit::CutShort => {}
                 _ if waiters.any_since(mark) => {}
-                _ if self.poller.polls_on(self.carrier.arrivals) => {}
+                _ if self.polls_on(share) => {
+                    if share != Share::Whole && rota.visited_all() {
+                        return TurnEnd::Poll;
+                    }
+                }
                 // What is unfinished may be able to go on since another queue was visited.
                 _ if !rota.visited_all() => {
                     rota.visit_all();
@@ -164,8 +185,21 @@ impl Worker {
                 self.interrupt_all(session);
                 return TurnEnd::GiveWay;
             }
+            rounds += 1;
+            if share != Share::Whole && rounds >= FAIR_ROUNDS {
+                self.interrupt_all(session);
+                return TurnEnd::More;
+            }
             // The turn goes on, and nobody tells us meanwhile of kicks.
             self.open(session, self.running);
+        }
+    }
+
+    fn polls_on(&mut self, share: Share) -> bool {
+        let taken = self.carrier.arrivals;
+        match share {
+            Share::Whole => self.poller.polls_on(taken),
+            Share::Fair(now) => self.poller.polls_on_at(now, taken),
         }
     }
 
