@@ -203,16 +203,16 @@ fn front_end_of_another_group_connects_by_the_sockets_mode() {
 }
 
 /// Connects to the consumer socket.
-fn dial(scene: &Scene) -> OwnedFd {
+fn dial(folder: &impl AsRef<Path>) -> OwnedFd {
     let kind = (SockType::SeqPacket, SockFlag::SOCK_CLOEXEC);
     let client = socket(AddressFamily::Unix, kind.0, kind.1, None).unwrap();
-    connect(client.as_raw_fd(), &UnixAddr::new(&scene.path("c")).unwrap()).unwrap();
+    connect(client.as_raw_fd(), &UnixAddr::new(&folder.as_ref().join("c")).unwrap()).unwrap();
     client
 }
 
 /// Returns the descriptors that a client gets for that role, and its connection.
-fn given(scene: &Scene, role: Role) -> (OwnedFd, Vec<OwnedFd>) {
-    let client = dial(scene);
+fn given(folder: &impl AsRef<Path>, role: Role) -> (OwnedFd, Vec<OwnedFd>) {
+    let client = dial(folder);
     send(client.as_fd(), &Hello { version: VERSION, role }, &[]).unwrap();
     let (_, descriptors) = receive::<Answer>(client.as_fd()).unwrap();
     (client, descriptors)
@@ -305,7 +305,12 @@ fn client_without_a_role_that_asks_all_the_time_holds_up_nobody() {
 fn client_with_the_region_cannot_truncate_it() {
     let scene = Scene::new();
     let _daemon = scene.start(&[]);
-    let (_client, mut descriptors) = given(&scene, Role::Consumer);
+    cannot_truncate(&scene);
+}
+
+/// Checks that a consumer of the ring in that folder cannot truncate its file.
+pub fn cannot_truncate(folder: &impl AsRef<Path>) {
+    let (_client, mut descriptors) = given(folder, Role::Consumer);
     let region = File::from(descriptors.remove(0));
     let size = region.metadata().unwrap().len();
     // A kernel without Landlock cannot prevent that.

@@ -24,10 +24,13 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use vhost_device_blockring::daemon::condition::Condition;
 use vhost_device_blockring::daemon::failure::Failure;
-use vhost_device_blockring::daemon::handover::{DeskId, Estate, Handover, Suspend};
+use vhost_device_blockring::daemon::handover::{
+    DeskId, Estate, Handover, Reopening, Suspend, reopen,
+};
 use vhost_device_blockring::daemon::peer::Admission;
 use vhost_device_blockring::daemon::sockets::{Access, Listening};
 use vhost_device_blockring::data_path::counters::Counters;
+use vhost_device_blockring::data_path::fault::Losses;
 
 /// Long enough to fail a test, not to pass one.
 const LONG: Duration = Duration::from_secs(60);
@@ -59,15 +62,16 @@ impl Ring {
         let geometry = self.file.open().geometry();
         let counters = Arc::new(Counters::default());
         counters.suspends.add(self.number);
+        let losses = Losses::new().unwrap();
         Estate {
-            region: open(),
+            reopen: reopening(open()),
             geometry,
             guest: Side::Producer,
             guarded: true,
             page: new_page().unwrap(),
             to_host: new_event().unwrap(),
             to_backend: new_event().unwrap(),
-            condition: Arc::new(Condition::new(open(), geometry, &counters)),
+            condition: Arc::new(Condition::new(open(), geometry, &counters, &losses)),
             counters,
             admission: Admission { users: vec![nix::unistd::geteuid()], groups: Vec::new() },
             suspend,
@@ -122,6 +126,10 @@ fn ask(path: &Path) -> io::Result<OwnedFd> {
 fn is_closed(client: &OwnedFd) -> bool {
     wait_readable(&[client.as_fd()], Some(Duration::ZERO)).unwrap().is_some()
         && receive::<Answer>(client.as_fd()).is_err()
+}
+
+fn reopening(file: File) -> Reopening {
+    Box::new(move |writing| reopen(&file, writing))
 }
 
 #[test]

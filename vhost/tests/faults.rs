@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use vhost_device_blockring::data_path::dirty::GuestMemory;
 use vhost_device_blockring::data_path::fault::{Losses, Owner, Watched, catch};
+use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 use vm_memory::{Bytes, FileOffset, GuestAddress};
 
@@ -299,7 +300,9 @@ fn requests_of_another_ring_succeed_when_a_region_is_truncated() {
         let serve = || {
             let disk = Disk::new(Side::Producer);
             let (file, losses) = (open(&disk.path), disk.executor.losses().clone());
-            let flusher = Flusher::start(open(&disk.path), Arc::clone(&disk.counters)).unwrap();
+            let flusher =
+                Flusher::start(&FlushPool::new(), open(&disk.path), Arc::clone(&disk.counters))
+                    .unwrap();
             (Direct::with_queues(disk, 1, flusher), file, losses)
         };
         let [(whole, _file, none), (cut, file, losses)] = [serve(), serve()];

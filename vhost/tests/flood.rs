@@ -151,7 +151,7 @@ fn million_refused_requests_grow_neither_log_nor_memory() {
     assert!(after.resident_kib <= before.resident_kib + SLACK, "{before:?} became {after:?}");
     // The first of the two counts may include a client of the hand-over that has just gone.
     assert!(after.descriptors <= before.descriptors, "{before:?} became {after:?}");
-    assert_eq!(after.threads, before.threads);
+    assert!(after.threads <= before.threads, "{before:?} became {after:?}");
     guest.publish("an honest item");
     assert_eq!(scene.counter("broken"), 0);
 }

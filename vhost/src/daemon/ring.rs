@@ -1,9 +1,12 @@
 //! Opening and checking the ring that is to be served.
 
 use crate::daemon::interruptible::Interruptible;
+use crate::daemon::service::{Content, Terms};
 use crate::daemon::settings::Settings;
 use crate::data_path::executor::SERIAL_BYTES;
+use crate::data_path::fault::{self, Losses};
 use crate::data_path::guard::GuestState;
+use crate::data_path::region::Region;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::fstatat;
 use nix::unistd::{UnlinkatFlags, fchown, unlinkat};
@@ -103,6 +106,12 @@ impl Opened {
         Ok(serial)
     }
 
+    /// Returns the lock of the guest's role, and what is served.
+    pub fn split(self, region: Region) -> (RangeLock, Content) {
+        let Self { file, geometry, uuid, guest_state, role, .. } = self;
+        (role, Content { file, region, geometry, uuid, guest_state })
+    }
+
     /// Keeps the space that the start has allocated, and the file that it has made.
     pub fn keep(&mut self) {
         if let Some(space) = self.space.take() {
@@ -177,6 +186,24 @@ pub fn open(settings: &Settings, limits: &Limits<'_>) -> Result<Opened, Error> {
     }
     let (uuid, guest_state) = guest_side(&map()?, guest)?;
     Ok(Opened { file, geometry, uuid, guest_state, role, space, made: new_file })
+}
+
+/// Takes over a ring's `file`, which another process has opened and checked for these terms, and on
+/// which it has locked the guest's role.
+///
+/// # Errors
+///
+/// The file cannot be mapped, or holds no sound ring.
+pub fn adopt(file: File, geometry: Geometry, terms: &Terms) -> Result<Content, Error> {
+    let name = terms.path.display().to_string();
+    let fail =
+        |source: io::Error| Error::from(DeviceError::new(name.clone(), Operation::Map, source));
+    fault::catch().map_err(fail)?;
+    let losses = Losses::new().map_err(fail)?;
+    let region = Region::new(file.try_clone().map_err(fail)?, &name, geometry, &losses)?;
+    let (uuid, guest_state) =
+        if terms.guarded { guest_side(region.device(), terms.guest)? } else { unknown() };
+    Ok(Content { file, region, geometry, uuid, guest_state })
 }
 
 /// Whether the limits of [`open`] have ended it.

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// The time between two checks.
-const PERIOD: Duration = Duration::from_secs(2);
+pub(super) const PERIOD: Duration = Duration::from_secs(2);
 
 /// A name, and the file that it led to at the start.
 #[derive(Debug, Clone)]
@@ -41,7 +41,7 @@ enum Identity {
 
 /// The result of a check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Found {
+pub(super) enum Found {
     There,
     Missing,
     Another,
@@ -80,7 +80,8 @@ impl Named {
         matches!(self.check(), Found::Missing | Found::Another)
     }
 
-    fn check(&self) -> Found {
+    /// Looks at the name.
+    pub(super) fn check(&self) -> Found {
         let about = match self.kind {
             Kind::Ring => std::fs::metadata(&self.path),
             Kind::Socket => std::fs::symlink_metadata(&self.path),
@@ -99,24 +100,29 @@ impl Named {
     /// `serving` is the status while it is not.
     fn report(&self, found: Found, condition: &Condition, manager: &ServiceManager, serving: &str) {
         self.log(found);
+        let Some(displaced) = self.is_displaced(found) else { return };
+        condition.set_displaced(displaced);
+        if displaced {
+            let name = self.path.display();
+            manager.status(&format!(
+                "{name}: the ring's file was moved, removed or replaced (the log says what to do)"
+            ));
+        } else {
+            manager.status(serving);
+        }
+    }
+
+    /// Whether the ring's file is somewhere else than at its path, if that was found out.
+    pub(super) fn is_displaced(&self, found: Found) -> Option<bool> {
         match (self.kind, found) {
-            (Kind::Ring, Found::Missing | Found::Another) => {
-                condition.set_displaced(true);
-                let name = self.path.display();
-                manager.status(&format!(
-                    "{name}: the ring's file was moved, removed or replaced (the log says what to do)"
-                ));
-            }
-            (Kind::Ring, Found::There) => {
-                condition.set_displaced(false);
-                manager.status(serving);
-            }
-            _ => {}
+            (Kind::Ring, Found::Missing | Found::Another) => Some(true),
+            (Kind::Ring, Found::There) => Some(false),
+            _ => None,
         }
     }
 
     /// Logs a change.
-    fn log(&self, found: Found) {
+    pub(super) fn log(&self, found: Found) {
         let name = self.path.display();
         let change = match found {
             Found::There => return log::warn!("{name}: is there again"),

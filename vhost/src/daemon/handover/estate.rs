@@ -16,8 +16,8 @@ use std::sync::Arc;
 
 /// Everything that is handed over.
 pub struct Estate {
-    /// The region; every client gets an open file description of its own.
-    pub region: File,
+    /// Opens the region's file again: every client gets an open file description of its own.
+    pub reopen: Reopening,
     /// The ring's geometry.
     pub geometry: Geometry,
     /// The guest's role; the host may have the other.
@@ -43,6 +43,9 @@ pub struct Estate {
 /// Sets `suspend` in sector 2. Returns false if that has to be tried again; an error in words.
 /// Called on the hand-over's thread: it may not add or remove desks.
 pub type Suspend = Box<dyn Fn(bool) -> Result<bool, String> + Send>;
+
+/// Opens the region's file again, for reading alone or for writing as well.
+pub type Reopening = Box<dyn Fn(bool) -> io::Result<File> + Send>;
 
 /// What a client gets: the answer, the region, and the role that its lock is for.
 type Gift = (Answer, File, Option<Side>);
@@ -105,9 +108,9 @@ impl Estate {
             return Ok(Err(refusal(&text)));
         }
         let Some(side) = side else {
-            return Ok(Ok((self.welcome(), reopen_to_read(&self.region)?, None)));
+            return Ok(Ok((self.welcome(), (self.reopen)(false)?, None)));
         };
-        let region = reopen(&self.region)?;
+        let region = (self.reopen)(true)?;
         // The lock belongs to the open file description that the client gets, and dies with it.
         let Some(lock) = RangeLock::try_role(region.as_fd(), self.geometry, side)? else {
             // The holder, if it is a client. `/proc` would show others, but the sandbox forbids to
@@ -151,14 +154,9 @@ impl Estate {
 }
 
 /// Opens a file again, for an open file description of its own: a duplicate would share locks and
-/// write-back errors.
-pub fn reopen(file: &File) -> io::Result<File> {
-    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-    File::options().read(true).write(true).open(path)
-}
-
-/// Opens a file again for reading alone: nothing can change the file through it, not even
+/// write-back errors. Through one for reading alone nothing can change the file, not even
 /// `fallocate`.
-fn reopen_to_read(file: &File) -> io::Result<File> {
-    File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+pub fn reopen(file: &File, writing: bool) -> io::Result<File> {
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    File::options().read(true).write(writing).open(path)
 }

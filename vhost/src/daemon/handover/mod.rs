@@ -10,7 +10,7 @@ mod estate;
 pub(super) mod set;
 
 use self::desk::{Desk, LISTENING};
-pub use self::estate::{Estate, Suspend, reopen};
+pub use self::estate::{Estate, Reopening, Suspend, reopen};
 use self::set::{Set, Token};
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::sockets::Listening;
@@ -317,6 +317,7 @@ mod tests {
     use crate::daemon::peer::Admission;
     use crate::daemon::sockets::Access;
     use crate::data_path::counters::Counters;
+    use crate::data_path::fault::Losses;
     use nix::sys::socket::SockType;
     use shared_block_ring::device::bell::new_page;
     use shared_block_ring::format::{Geometry, SectorSize, Side};
@@ -327,9 +328,10 @@ mod tests {
         let listening = Listening::on(path, SockType::SeqPacket, &Access::default()).unwrap();
         let geometry = Geometry::new(SectorSize::DEFAULT, 32).unwrap();
         let (region, counters) = (tempfile::tempfile().unwrap(), Arc::new(Counters::default()));
-        let condition = Condition::new(region.try_clone().unwrap(), geometry, &counters);
+        let losses = Losses::new().unwrap();
+        let condition = Condition::new(region.try_clone().unwrap(), geometry, &counters, &losses);
         let estate = Estate {
-            region,
+            reopen: Box::new(move |writing| reopen(&region, writing)),
             geometry,
             guest: Side::Producer,
             guarded: true,

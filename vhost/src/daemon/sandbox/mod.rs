@@ -11,6 +11,7 @@ mod paths;
 mod trap;
 
 pub use identity::Identity;
+pub use paths::without_truncation;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::io;
@@ -37,6 +38,8 @@ pub struct Policy<'a> {
     pub files: &'a [BorrowedFd<'a>],
     /// Folders from which files will be removed.
     pub folders: &'a [BorrowedFd<'a>],
+    /// The most open descriptors; as many as this process may have if there is none.
+    pub descriptors: Option<u64>,
 }
 
 /// Why the daemon cannot be confined.
@@ -86,7 +89,7 @@ pub fn apply(policy: &Policy<'_>) -> Result<&'static str, Failure> {
     if threads.count() != 1 {
         return Err(Failure::Threads);
     }
-    limits()?;
+    limits(policy)?;
     identity::drop_capabilities()?;
     nix::sys::prctl::set_no_new_privs().map_err(system("give up new privileges"))?;
     if !nix::sys::prctl::get_no_new_privs().map_err(system("look at new privileges"))? {
@@ -100,11 +103,11 @@ pub fn apply(policy: &Policy<'_>) -> Result<&'static str, Failure> {
 
 /// Lowers the limits for good: raising them takes a capability, and a system call that the filter
 /// forbids.
-fn limits() -> Result<(), Failure> {
+fn limits(policy: &Policy<'_>) -> Result<(), Failure> {
     // A core would hold the guest's memory.
     setrlimit(Resource::RLIMIT_CORE, 0, 0).map_err(system("forbid core dumps"))?;
     let (_, hard) =
         getrlimit(Resource::RLIMIT_NOFILE).map_err(system("look at the limit of descriptors"))?;
-    let most = hard.min(MAX_DESCRIPTORS);
+    let most = policy.descriptors.map_or(hard, |most| hard.min(most));
     setrlimit(Resource::RLIMIT_NOFILE, most, most).map_err(system("limit descriptors"))
 }
