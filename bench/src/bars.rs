@@ -25,6 +25,10 @@ pub enum Bar {
     LoopTime(f64),
     /// This many times the messages per second of another way out of the guest.
     Way(f64, &'static str),
+    /// At most this much, in that unit.
+    Most(f64, &'static str),
+    /// This part of the requests per second that one ring has alone.
+    OfOne(f64),
 }
 
 /// Figures of a row, as far as it was measured.
@@ -54,6 +58,10 @@ pub struct Found {
     pub of_loop_time: Option<f64>,
     /// Messages per second, relative to another way.
     pub times_way: Option<f64>,
+    /// A figure in its bar's unit.
+    pub figure: Option<f64>,
+    /// Requests per second of several rings, relative to those of one.
+    pub of_one: Option<f64>,
 }
 
 impl Bar {
@@ -70,6 +78,8 @@ impl Bar {
             Bar::Loop(part) => format!(">= {:.0} % of the loop", part * 100.0),
             Bar::LoopTime(times) => format!("<= {times} x the loop's processor time"),
             Bar::Way(times, way) => format!(">= {times} x {way}"),
+            Bar::Most(most, unit) => format!("<= {most} {unit}"),
+            Bar::OfOne(part) => format!(">= {:.0} % of one ring", part * 100.0),
         }
     }
 
@@ -91,6 +101,8 @@ impl Bar {
             Bar::Loop(part) => reaches(found.of_loop, part),
             Bar::LoopTime(times) => within(found.of_loop_time, times),
             Bar::Way(times, _) => reaches(found.times_way, times),
+            Bar::Most(most, _) => within(found.figure, most),
+            Bar::OfOne(part) => reaches(found.of_one, part),
         }
     }
 
@@ -124,6 +136,8 @@ mod tests {
         let of_loop = |part| Found { of_loop: Some(part), ..none };
         let loop_time = |times| Found { of_loop_time: Some(times), ..none };
         let way = |times| Found { times_way: Some(times), ..none };
+        let figure = |figure| Found { figure: Some(figure), ..none };
+        let of_one = |part| Found { of_one: Some(part), ..none };
         vec![
             (Bar::Lines(4.0), lines(4.0), lines(4.01)),
             (Bar::Peer(80.0), peer(80.0), peer(79.9)),
@@ -137,6 +151,8 @@ mod tests {
             (Bar::Loop(0.9), of_loop(0.9), of_loop(0.89)),
             (Bar::LoopTime(1.1), loop_time(1.1), loop_time(1.11)),
             (Bar::Way(10.0, "a port"), way(10.0), way(9.9)),
+            (Bar::Most(3.0, "s"), figure(3.0), figure(3.01)),
+            (Bar::OfOne(0.9), of_one(0.9), of_one(0.89)),
         ]
     }
 
@@ -164,6 +180,8 @@ mod tests {
             of_loop: nan,
             of_loop_time: nan,
             times_way: nan,
+            figure: nan,
+            of_one: nan,
         };
         for (bar, _, _) in edges() {
             assert!(!bar.met(&Found::default()) && !bar.met(&nothing), "{bar:?}");

@@ -3,6 +3,7 @@
 use crate::bars::{Bar, Found, verdicts};
 use crate::machine::quantile;
 use crate::reference::Against;
+use crate::rings::Rings;
 use serde::Serialize;
 
 /// Quantiles that describe a distribution, and that are plotted.
@@ -240,6 +241,8 @@ pub struct Ring {
     pub costs: Vec<Cost>,
     /// Messages out of a guest.
     pub guest: Vec<Carried>,
+    /// A daemon of many rings.
+    pub rings: Option<Rings>,
 }
 
 #[cfg(test)]

@@ -25,6 +25,7 @@ mod processes;
 mod reference;
 mod report;
 mod requests;
+mod rings;
 mod rounds;
 mod rows;
 mod scrape;
@@ -57,6 +58,7 @@ Examples:
   ring-bench --reference --daemon-args \"--poll always\"
                                                     beside a bare loop, which shows what the machine can do
   ring-bench --measure scrape                       what scrapes of metrics cost
+  ring-bench --measure rings                        a daemon of a thousand rings
   ring-bench --measure languages --language C:0.95=./items
                                                     items by a program in C; scripts/bench.sh brings its programs
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
@@ -111,6 +113,9 @@ struct Arguments {
     /// Where durable rings, and disks of a guest, are made: on a disk
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     disk_dir: PathBuf,
+    /// Rings of the daemon of --measure rings; each takes some dozens of descriptors (ulimit -Hn)
+    #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u16).range(1..))]
+    rings: u16,
     /// Write tables into performance.md in this folder, between its markers, and plots beside it
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
@@ -147,6 +152,8 @@ enum What {
     Forward,
     /// Requests and items beside 100 scrapes of metrics a second. Not one of all
     Scrape,
+    /// A daemon of many rings (--rings), and what it gets through. Not one of all
+    Rings,
     /// Items by programs in other languages (--language), against Rust. Not one of all
     Languages,
 }
@@ -230,7 +237,7 @@ impl Arguments {
             return false;
         }
         let all = What::All;
-        let of_all = !matches!(what, What::Forward | What::Scrape | What::Languages);
+        let of_all = !matches!(what, What::Forward | What::Scrape | What::Languages | What::Rings);
         let is_so = |wanted: &What| *wanted == what || *wanted == all && of_all;
         self.measure.iter().any(is_so)
     }
@@ -280,6 +287,10 @@ fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
     if arguments.wants(What::Size) {
         let largest = if arguments.quick { 16 << 20 } else { u64::MAX };
         ring.costs = size::all(dir, largest, rounds)?;
+    }
+    if arguments.wants(What::Rings) {
+        ring.rings =
+            Some(rings::all(&arguments.plan()?, dir, arguments.rings.into(), arguments.quick)?);
     }
     Ok(ring)
 }

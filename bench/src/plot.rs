@@ -2,6 +2,7 @@
 
 use crate::error::{Error, Result};
 use crate::figures::{Cost, Items, Load, QUANTILES};
+use crate::rings::Rate;
 use plotters::coord::combinators::IntoLogRange;
 use plotters::prelude::{
     ChartBuilder, Color, IntoDrawingArea, LineSeries, PathElement, RGBColor, SVGBackend, WHITE,
@@ -104,6 +105,27 @@ pub fn costs(folder: &Path, costs: &[Cost]) -> Result<()> {
         tick: |x| format!("{:.0}", x / f64::from(1 << 20)),
     };
     draw(&folder.join("size.svg"), &labels, &series)
+}
+
+/// Plots requests per second, by the number of rings that have some.
+pub fn rings(folder: &Path, rates: &[Rate]) -> Result<()> {
+    let mut series: Vec<Series> = Vec::new();
+    for rate in rates {
+        let name = format!("writes of {} bytes", rate.bytes);
+        let point = (rate.active as f64, rate.per_second / 1e6);
+        match series.iter_mut().find(|series| series.name == name) {
+            Some(series) => series.points.push(point),
+            None => series.push(Series { name, points: vec![point] }),
+        }
+    }
+    let labels = Labels {
+        title: "Many rings on one thread",
+        x: "busy rings",
+        y: "million requests/s, all rings",
+        base: 10.0,
+        tick: |x| format!("{x:.0}"),
+    };
+    draw(&folder.join("rings.svg"), &labels, &series)
 }
 
 fn draw(path: &Path, labels: &Labels, series: &[Series]) -> Result<()> {

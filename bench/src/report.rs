@@ -5,6 +5,7 @@ use crate::figures::{Beside, Carried, Cost, Distribution, Durable, Items, Load, 
 use crate::plot;
 use crate::reference::Against;
 use crate::requests::Outcome;
+use crate::rings::Rings;
 use crate::table::{count, part, ratio, time};
 use std::fmt::Write;
 use std::path::Path;
@@ -47,7 +48,8 @@ impl Table {
 
 /// Returns all tables of a ring, for a terminal.
 pub fn text(ring: &Ring) -> String {
-    let tables = [reference(ring), items(ring), durable(ring), costs(ring), guest(ring)];
+    let tables =
+        [reference(ring), items(ring), durable(ring), costs(ring), guest(ring), rings(ring)];
     let filled = tables.iter().filter(|table| !table.lines.is_empty());
     filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
 }
@@ -80,6 +82,10 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
     }
     if !ring.guest.is_empty() {
         parts.push(("guest", guest(ring)));
+    }
+    if let Some(many) = &ring.rings {
+        plot::rings(folder, &many.rates)?;
+        parts.push(("rings", rings(ring)));
     }
     for (name, table) in parts {
         let filled = format!("{}\n{}", provenance(), table.markdown());
@@ -317,6 +323,11 @@ fn guest(ring: &Ring) -> Table {
         ],
         lines: ring.guest.iter().map(line).collect(),
     }
+}
+
+fn rings(ring: &Ring) -> Table {
+    let lines = ring.rings.iter().flat_map(Rings::lines).map(Vec::from).collect();
+    Table { head: vec!["many rings", "figure", "beside", "wanted"], lines }
 }
 
 #[cfg(test)]
