@@ -32,6 +32,9 @@ impl Kind {
 pub enum Program {
     /// `vhost-device-blockring`.
     Backend,
+    /// The same with a folder of rings: it has the metrics of a [`Backend`](Self::Backend), and its
+    /// own.
+    BackendOfMany,
     /// `blockring forward`.
     Forward,
     /// `blockring export`.
@@ -39,10 +42,12 @@ pub enum Program {
 }
 
 impl Program {
-    /// Returns the name in the label `program` and in the documentation.
+    /// Returns the name in the label `program`, where the backend is always `backend`, and in the
+    /// documentation.
     pub fn name(self) -> &'static str {
         match self {
             Self::Backend => "backend",
+            Self::BackendOfMany => "backend of many rings",
             Self::Forward => "forward",
             Self::Export => "export",
         }
@@ -67,6 +72,12 @@ pub struct Metric {
 }
 
 impl Metric {
+    /// Returns whether `program` has it.
+    pub fn is_of(&self, program: Program) -> bool {
+        let is_listed = |program| self.programs.contains(&program);
+        is_listed(program) || program == Program::BackendOfMany && is_listed(Program::Backend)
+    }
+
     /// Returns the name of its samples. Those of a histogram have `_bucket`, `_sum` or `_count`
     /// behind it.
     pub fn full_name(&self) -> String {
@@ -115,6 +126,7 @@ const SECONDS: Option<Unit> = Some(Unit::Seconds);
 const RING: [&str; 1] = ["ring"];
 const EACH: &[Program] = &[Program::Backend, Program::Forward, Program::Export];
 const BACKEND: &[Program] = &[Program::Backend];
+const BACKEND_OF_MANY: &[Program] = &[Program::BackendOfMany];
 const FORWARD: &[Program] = &[Program::Forward];
 
 catalogue! {
@@ -188,6 +200,10 @@ catalogue! {
         "1 if a flush has failed or the ring's file was truncated: every write fails until the backend starts anew.";
     DISPLACED = Gauge "blockring_displaced" None, RING, BACKEND,
         "1 while the ring's file is not at its path: it was moved, removed or replaced, and is lost when the backend ends unless it has another name.";
+    RINGS = Gauge "blockring_rings" None, [], BACKEND_OF_MANY,
+        "Rings that are served: fewer than are configured if some could not be.";
+    QUEUE_THREADS = Gauge "blockring_queue_threads" None, [], BACKEND_OF_MANY,
+        "Threads that drive the queues of all rings.";
     ACKNOWLEDGED_ITEMS = Counter "blockring_forward_acknowledged_items" None, RING, FORWARD,
         "Items that have arrived at the sink.";
     ACKNOWLEDGED_BYTES = Counter "blockring_forward_acknowledged" BYTES, RING, FORWARD,

@@ -102,6 +102,15 @@ impl Bound {
         }
     }
 
+    /// Takes a listening stream socket that another process has made, and for which it has this
+    /// name.
+    ///
+    /// # Errors
+    /// Those of [`inherited`](Self::inherited).
+    pub fn passed(socket: OwnedFd, name: String) -> io::Result<Self> {
+        Ok(Self { name, ..Self::inherited(socket)? })
+    }
+
     fn tcp(listener: TcpListener) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let name = format!("http://{}/metrics", listener.local_addr()?);
@@ -121,7 +130,8 @@ impl Bound {
         &self.name
     }
 
-    fn fd(&self) -> BorrowedFd<'_> {
+    /// The listening socket.
+    pub fn fd(&self) -> BorrowedFd<'_> {
         match &self.socket {
             Socket::Unix(listener, _) => listener.as_fd(),
             Socket::Tcp(listener) => listener.as_fd(),
