@@ -357,7 +357,7 @@ fn backend_that_does_not_answer_is_waited_for_within_a_bound() {
     let short = [&["list"][..], &["show", "a"], &["stats"], &["suspend", "a"], &["resume", "a"]];
     let short = short.map(|arguments| start(&scenes[0], arguments));
     let drain = start(&scenes[0], &["drain", "--timeout", "0.1", "web"]);
-    let long = [&["add", "a"][..], &["remove", "a"], &["drain", "a"], &["reload"]];
+    let long = [&["add", "a"][..], &["remove", "a"], &["drain", "a"], &["reload"], &["upgrade"]];
     let long = long.map(|arguments| start(&scenes[1], arguments));
     for child in short {
         assert_fails(&ended(child, "the command"), 3, "no answer from socket within 5 s");

@@ -6,12 +6,16 @@ use ring_program::manual::{self, Asked};
 use ring_program::standard::Standard;
 use ring_program::{ServiceManager, set_up_signals};
 use std::io::{self, Write};
-use std::path::Path;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use vhost_device_blockring::daemon::config::Arguments;
 use vhost_device_blockring::daemon::config_file;
 use vhost_device_blockring::daemon::failure::Failure;
+use vhost_device_blockring::daemon::rings::folder::Folder;
+use vhost_device_blockring::daemon::rings::options::Options;
+use vhost_device_blockring::daemon::rings::{self, data_process};
 use vhost_device_blockring::daemon::server;
 use vhost_device_blockring::daemon::settings::{Invalid, Settings};
 use vhost_device_blockring::daemon::sockets::{self, PassedSockets, Purpose};
@@ -61,6 +65,15 @@ fn carry_out(line: Arguments) -> Result<(), Failure> {
     if line.print_capabilities {
         return print(&format!("{}\n", server::capabilities()));
     }
+    if line.data_process {
+        return serve_orders();
+    }
+    if let Some(folder) = line.config.clone().filter(|path| path.is_dir()) {
+        return serve_folder(folder, line);
+    }
+    if let Some(option) = line.of_many_rings() {
+        return Err(Failure::Usage(Invalid::OfManyRings(option)));
+    }
     let config = line.config.clone();
     let arguments = match &config {
         None => line,
@@ -81,10 +94,53 @@ fn carry_out(line: Arguments) -> Result<(), Failure> {
     }
     let passed = PassedSockets::from_environment().map_err(|e| invalid(e.into()))?;
     let settings = Settings::new(arguments, &passed).map_err(invalid)?;
+    warn_of_others(&passed);
+    serve(&settings)
+}
+
+/// Logs that sockets were passed to another process.
+fn warn_of_others(passed: &PassedSockets) {
     if let Some(other) = passed.other_process {
         log::warn!("LISTEN_FDS is for process {other}: those descriptors are not used");
     }
-    serve(&settings)
+}
+
+/// Serves the rings that the control process, which has started this one, sends by standard input.
+fn serve_orders() -> Result<(), Failure> {
+    let orders = io::stdin().as_fd().try_clone_to_owned();
+    data_process::run(orders.map_err(|source| Failure::System { what: "take orders", source })?)
+}
+
+/// Serves, or checks, the rings of a folder.
+fn serve_folder(folder: PathBuf, line: Arguments) -> Result<(), Failure> {
+    let check = line.check_config;
+    let passed = PassedSockets::from_environment().map_err(|e| Failure::Usage(e.into()))?;
+    let options = Options::new(folder, line, std::env::args_os().collect(), &passed);
+    let options = options.map_err(Failure::Usage)?;
+    if check {
+        return check_folder(&options.folder);
+    }
+    warn_of_others(&passed);
+    let set_up = |source| Failure::System { what: "set up signals", source };
+    set_up_signals().map_err(set_up)?;
+    let manager = Arc::new(ServiceManager::connect());
+    let outcome = rings::server::run(options, &manager);
+    if let Err(failure) = &outcome {
+        manager.status(&failure.to_string());
+    }
+    outcome
+}
+
+/// Checks the files of all rings, and opens no ring.
+fn check_folder(folder: &Folder) -> Result<(), Failure> {
+    let rings = folder.read().map_err(Failure::Configuration)?;
+    let wrong: Vec<_> = rings.values().filter_map(|ring| ring.settings.as_ref().err()).collect();
+    if wrong.is_empty() {
+        let count = rings.len();
+        return print(&format!("the configuration is sound; rings: {count}\n"));
+    }
+    let words: Vec<_> = wrong.into_iter().map(String::as_str).collect();
+    Err(Failure::Configuration(words.join("\n")))
 }
 
 /// Checks arguments, and opens nothing. Returns what to print if they are sound.

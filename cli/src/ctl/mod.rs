@@ -128,6 +128,9 @@ Examples:
         /// Name of the ring
         name: String,
     },
+    /// Have a new process, of the backend that is installed now, serve all rings
+    #[command(after_help = "Examples:\n  blockring ctl upgrade")]
+    Upgrade,
     /// Have the backend read its folder of configurations again
     #[command(after_help = "Examples:\n  blockring ctl reload")]
     Reload,
@@ -214,6 +217,7 @@ impl Action {
             Self::Drain { name, .. } => ("Drain", Some(name)),
             Self::Suspend { name } => ("Suspend", Some(name)),
             Self::Resume { name } => ("Resume", Some(name)),
+            Self::Upgrade => ("Upgrade", None),
             Self::Reload => ("Reload", None),
         };
         let mut parameters = Parameters::new();
@@ -233,7 +237,7 @@ impl Action {
     /// Returns the longest wait for the answer.
     fn limit(&self) -> Option<Duration> {
         match self {
-            Self::Add { .. } | Self::Remove { .. } | Self::Reload => None,
+            Self::Add { .. } | Self::Remove { .. } | Self::Upgrade | Self::Reload => None,
             // The backend says itself that it has waited so long.
             Self::Drain { timeout, .. } => timeout.map(|timeout| timeout + PATIENCE),
             _ => Some(PATIENCE),
@@ -253,6 +257,7 @@ impl Action {
             Self::Drain { name, .. } => of("drain", name),
             Self::Suspend { name } => of("suspend", name),
             Self::Resume { name } => of("resume", name),
+            Self::Upgrade => "upgrade the backend".to_owned(),
             Self::Reload => "reload the configurations".to_owned(),
         }
     }

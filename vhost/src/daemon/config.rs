@@ -22,6 +22,9 @@ Examples:
 
   vhost-device-blockring --config /etc/blockring/rings.d/vm1.toml --check-config
 
+  vhost-device-blockring --config /etc/blockring/rings.d --control unix:/run/blockring/control
+  blockring ctl list
+
 Listening sockets that a service manager passes (LISTEN_FDS) are named `guest` (for --socket-path),
 `consumer` (for --consumer-socket) and `metrics` (for --metrics). The manager is told of start, life
 and end (NOTIFY_SOCKET, WATCHDOG_USEC). docs/operations.md has more.
@@ -35,9 +38,26 @@ Exit codes:
 #[derive(Debug, Parser)]
 #[command(version, after_help = EXAMPLES)]
 pub struct Arguments {
-    /// Take options from this TOML file, under their long names; one of the command line wins
-    #[arg(long, value_name = "FILE")]
+    /// Take options from this TOML file, under their long names; one of the command line wins.
+    /// Of a folder: serve many rings, one for each NAME.toml in it
+    #[arg(long, value_name = "FILE|DIR")]
     pub config: Option<PathBuf>,
+    /// With a folder: take calls of `blockring ctl` on this socket, as unix:PATH
+    #[arg(long, value_name = "ADDRESS")]
+    pub control: Option<String>,
+    /// Who may add and remove rings there, by name or number, beside root; repeat it for more
+    #[arg(long, value_name = "USER", requires = "control")]
+    pub control_user: Vec<String>,
+    /// Whose members may
+    #[arg(long, value_name = "GROUP", requires = "control")]
+    pub control_group: Vec<String>,
+    /// Whose members may look at the rings there, and change nothing
+    #[arg(long, value_name = "GROUP", requires = "control")]
+    pub control_read_group: Vec<String>,
+    /// With a folder: the number of threads that drive the queues (without it one for each
+    /// processor that this process may use)
+    #[arg(long, value_name = "N", value_parser = workers)]
+    pub workers: Option<usize>,
     /// Check the options and the configuration, and end
     #[arg(long)]
     pub check_config: bool,
@@ -57,6 +77,9 @@ pub struct Arguments {
     /// Print what this program can do, as JSON, and end
     #[arg(long)]
     pub print_capabilities: bool,
+    /// Serve what the process that has started this one sends by standard input
+    #[arg(long, hide = true)]
+    pub data_process: bool,
     /// The ring: a file or a block device
     #[arg(long, value_name = "PATH")]
     pub blk_file: Option<PathBuf>,
@@ -121,9 +144,10 @@ pub struct Arguments {
     /// repeat it for more
     #[arg(long, value_name = "ADDRESS")]
     pub metrics: Vec<ring_metrics::Address>,
-    /// Have the queue's thread run on this processor alone
-    #[arg(long, value_name = "N")]
-    pub cpu: Option<usize>,
+    /// Have the queue's thread run on this processor alone; with a folder, one thread on each of
+    /// these
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    pub cpu: Vec<usize>,
     /// Ask for huge pages under the region: on tmpfs (its files are then best made there), or on
     /// hugetlbfs in any case
     #[arg(long)]
@@ -140,6 +164,14 @@ pub struct Arguments {
     /// Give up every right that is not needed to serve the ring; off is for debuggers
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
     pub sandbox: Switch,
+}
+
+impl Arguments {
+    /// Returns an option that has a meaning for many rings alone, if one is given.
+    pub fn of_many_rings(&self) -> Option<&'static str> {
+        let given = [("control", self.control.is_some()), ("workers", self.workers.is_some())];
+        given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
+    }
 }
 
 /// On or off.
@@ -173,6 +205,13 @@ impl From<Guest> for Side {
             Guest::Producer => Self::Producer,
             Guest::Consumer => Self::Consumer,
         }
+    }
+}
+
+fn workers(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=256) => Ok(count),
+        _ => Err("must be 1 to 256".to_owned()),
     }
 }
 

@@ -13,7 +13,8 @@ use std::path::Path;
 use toml::de::{DeTable, DeValue};
 
 /// Options that have no meaning in a file.
-const ELSEWHERE: [&str; 5] = ["config", "check_config", "print_capabilities", "help", "version"];
+const ELSEWHERE: [&str; 6] =
+    ["config", "check_config", "print_capabilities", "data_process", "help", "version"];
 
 /// Returns the arguments of a command line, `words`, and of the file that it names.
 ///
@@ -25,6 +26,41 @@ pub fn add(path: &Path, words: &[OsString]) -> Result<Arguments, String> {
     let text = std::fs::read_to_string(path)
         .map_err(|e| format!("{name}: cannot read the configuration: {e}"))?;
     merge(&text, words).map_err(|e| format!("{name}: {e}"))
+}
+
+/// Options of a daemon of many rings that hold for all of them.
+const WHOLE: [&str; 11] = [
+    "control",
+    "control-user",
+    "control-group",
+    "control-read-group",
+    "workers",
+    "cpu",
+    "metrics",
+    "user",
+    "group",
+    "sandbox",
+    "log-format",
+];
+
+/// Returns the arguments of one ring of many: those of its file's text, and of a command line,
+/// `words`, that holds for all rings.
+///
+/// # Errors
+///
+/// The text is wrong. The error names the line.
+pub fn ring(text: &str, words: &[OsString]) -> Result<Arguments, String> {
+    let mut command = Arguments::command();
+    command.build();
+    for (arg, _) in read(text, &command)? {
+        let name = arg.get_long().unwrap_or_default();
+        if WHOLE.contains(&name) {
+            return Err(format!(
+                "`{name}` is for the whole daemon: it belongs on its command line, not to one ring"
+            ));
+        }
+    }
+    merge(text, words)
 }
 
 /// Does the work of [`add`] on a file's text.
@@ -144,7 +180,7 @@ mod tests {
         assert_eq!(all.socket_path.as_deref(), Some(Path::new("/run/vm1.sock")));
         assert_eq!(
             (all.size, all.cpu, all.hold_ms),
-            (Some(8 << 20), Some(1), Duration::from_millis(100))
+            (Some(8 << 20), vec![1], Duration::from_millis(100))
         );
         assert_eq!(all.socket_mode.unwrap().bits(), 0o660);
         assert!(all.read_only && !all.migratable);

@@ -78,6 +78,12 @@ pub enum Failure {
     /// The daemon cannot become another user.
     #[error("--user, --group: {0}")]
     Identity(sandbox::Failure),
+    /// The data process has died again and again.
+    #[error("the data process has died again and again: see the log")]
+    Died,
+    /// The data process has ended otherwise than well.
+    #[error("the data process has not ended well ({0}): see the log")]
+    DataProcess(std::process::ExitStatus),
     /// Front ends cannot be served any more.
     #[error(transparent)]
     FrontEnd(#[from] front_end::failure::Failure),

@@ -3,8 +3,8 @@
 
 use crate::daemon::condition::{Condition, Fault};
 use crate::daemon::failure::{Failure, system};
-use crate::daemon::ring::Opened;
-use crate::daemon::settings::Settings;
+use crate::daemon::sandbox::Identity;
+use crate::daemon::service::Service;
 use crate::daemon::sockets::{Access, Inherited};
 use crate::data_path::counters::Counters;
 use crate::data_path::fault::{Owner, Watched};
@@ -14,27 +14,28 @@ use ring_metrics::catalogue::{
     FLUSHES, FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS,
     SERVICE_TIME, SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
 };
-use ring_metrics::{Ages, Bound, Program, RingReading, Scrape, Server, Source};
-use shared_block_ring::device::{BlockDevice, DeviceError, Operation, is_role_held};
-use shared_block_ring::format::{Geometry, Side};
+use ring_metrics::{Address, Ages, Bound, Program, RingReading, Scrape, Server, Source};
+use shared_block_ring::device::{BlockDevice, is_role_held};
+use shared_block_ring::format::Side;
 use shared_block_ring::{DebugInfo, MappedDevice};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
 use std::sync::Arc;
 
-/// Listens at the addresses of the metrics, and on the sockets that the daemon was started with,
-/// each of which `take` takes. To be called before the process is confined.
+/// Listens at the addresses of the metrics, whose UNIX sockets are the user's that the daemon
+/// becomes, and on the sockets that the daemon was started with, each of which `take` takes. To be
+/// called before the process is confined.
 ///
 /// # Errors
 ///
 /// One cannot be made.
 pub fn listen(
-    settings: &Settings,
+    addresses: &[Address],
+    inherited: &[Inherited],
+    identity: Option<Identity>,
     take: impl Fn(Inherited) -> io::Result<OwnedFd>,
 ) -> Result<Vec<Bound>, Failure> {
-    let identity = settings.identity;
     let access = Access {
         owner: identity.map(|identity| identity.uid),
         group: identity.map(|identity| identity.gid),
@@ -48,8 +49,7 @@ pub fn listen(
         let failure = |source| Failure::Socket { name: inherited.to_string(), source };
         take(*inherited).and_then(Bound::inherited).map_err(failure)
     };
-    let inherited = settings.inherited_metrics.iter().map(passed);
-    settings.metrics.iter().map(on).chain(inherited).collect()
+    addresses.iter().map(on).chain(inherited.iter().map(passed)).collect()
 }
 
 /// Returns the failure for an address, with the remedy where the unit of a service manager has taken
@@ -74,32 +74,42 @@ pub fn names(bound: &[Bound]) -> String {
     names.concat()
 }
 
-/// Starts to answer scrapes, if there are addresses for that.
+/// Starts to answer scrapes of a daemon of one ring, if there are addresses for that.
 ///
 /// # Errors
 ///
 /// The ring cannot be mapped once more, or no thread can be made.
-pub fn serve(
-    bound: Vec<Bound>,
-    settings: &Settings,
-    opened: &Opened,
-    counters: &Arc<Counters>,
-    condition: &Arc<Condition>,
-) -> Result<Option<Server>, Failure> {
+pub fn serve(bound: Vec<Bound>, service: &Service) -> Result<Option<Server>, Failure> {
     if bound.is_empty() {
         return Ok(None);
     }
-    let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
-    let path = settings.ring.as_path();
-    let counted = (Arc::clone(counters), Arc::clone(condition));
-    let observed = Observed::new(path, file, opened.geometry, settings.guest, counted);
-    let name = path.display().to_string();
-    let observed = observed.map_err(|e| Failure::Ring { path: name, source: e.into() })?;
-    Server::start(bound, observed).map(Some).map_err(system("start a thread"))
+    let path = service.terms.path.as_path();
+    let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let source = OneRing(Observed::new(service, name)?);
+    Server::start(bound, source).map(Some).map_err(system("start a thread"))
 }
 
-/// The ring and the counters, as the metrics' thread reads them.
-struct Observed {
+/// Adds the sample with the program and its version.
+pub fn report_build(scrape: &mut Scrape) {
+    scrape.whole(&BUILD, &[Program::Backend.name(), env!("CARGO_PKG_VERSION")], 1);
+}
+
+/// The metrics of a daemon of one ring.
+struct OneRing(Observed);
+
+impl Source for OneRing {
+    fn scrape(&mut self, scrape: &mut Scrape) {
+        report_build(scrape);
+        self.0.report(scrape);
+    }
+
+    fn health(&mut self) -> Result<String, String> {
+        self.0.fault().map_or_else(|| Ok("ok".to_owned()), |fault| Err(fault.words().to_owned()))
+    }
+}
+
+/// A ring and its counters, as the metrics' thread reads them.
+pub struct Observed {
     name: String,
     guest: Side,
     file: File,
@@ -111,21 +121,31 @@ struct Observed {
 }
 
 impl Observed {
-    /// Maps the ring's `file`, which was opened by `path`.
-    fn new(
-        path: &Path,
-        file: File,
-        geometry: Geometry,
-        guest: Side,
-        (counters, condition): (Arc<Counters>, Arc<Condition>),
-    ) -> Result<Self, DeviceError> {
-        let name = path.display().to_string();
-        let mapped =
-            file.try_clone().map_err(|e| DeviceError::new(name.clone(), Operation::Map, e))?;
-        let device = MappedDevice::new(mapped, &name, geometry)?;
+    /// Maps a ring that is served. Its metrics have `name` as their label `ring`.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be mapped once more.
+    pub fn new(service: &Service, name: String) -> Result<Self, Failure> {
+        let duplicate = || service.file.try_clone().map_err(system("duplicate a descriptor"));
+        let path = service.name();
+        let device = MappedDevice::new(duplicate()?, &path, service.geometry);
+        let device = device.map_err(|e| Failure::Ring { path, source: e.into() })?;
+        let condition = Arc::clone(&service.condition);
         let device = Watched::new(device, Owner::Ring, condition.losses());
-        let name = path.file_stem().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok(Self { name, guest, file, device, ages: Ages::default(), counters, condition })
+        let (guest, file) = (service.terms.guest, duplicate()?);
+        let (ages, counters) = (Ages::default(), Arc::clone(&service.counters));
+        Ok(Self { name, guest, file, device, ages, counters, condition })
+    }
+
+    /// The value of the label `ring`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns what is wrong with the ring.
+    pub fn fault(&self) -> Option<Fault> {
+        self.condition.fault()
     }
 
     fn read(&self) -> Option<RingReading> {
@@ -133,6 +153,10 @@ impl Observed {
             return None;
         }
         let info = DebugInfo::read(&*self.device).ok()?;
+        // Truncated meanwhile: what was read may be the zeros in the place of what is lost.
+        if self.condition.losses().region_lost() {
+            return None;
+        }
         let attached = |side| {
             // The guest's role is locked by this process.
             let held = || is_role_held(self.file.as_fd(), self.device.geometry(), side).ok();
@@ -144,11 +168,9 @@ impl Observed {
             consumer_attached: attached(Side::Consumer),
         })
     }
-}
 
-impl Source for Observed {
-    fn scrape(&mut self, scrape: &mut Scrape) {
-        scrape.whole(&BUILD, &[Program::Backend.name(), env!("CARGO_PKG_VERSION")], 1);
+    /// Adds the ring's samples.
+    pub fn report(&mut self, scrape: &mut Scrape) {
         let reading = self.read();
         RingReading::report(reading.as_ref(), &self.name, &mut self.ages, scrape);
         let (counters, ring) = (&*self.counters, &[&*self.name]);
@@ -179,11 +201,5 @@ impl Source for Observed {
         let has_failed = matches!(self.condition.fault(), Some(Fault::Truncated | Fault::Flush));
         scrape.flag(&FAILED, ring, has_failed);
         scrape.flag(&DISPLACED, ring, self.condition.is_displaced());
-    }
-
-    fn health(&mut self) -> Result<String, String> {
-        self.condition
-            .fault()
-            .map_or_else(|| Ok("ok".to_owned()), |fault| Err(fault.words().to_owned()))
     }
 }

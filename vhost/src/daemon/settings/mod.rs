@@ -5,6 +5,7 @@ mod sources;
 use crate::daemon::config::{Arguments, Poll, Switch};
 use crate::daemon::peer::Admission;
 use crate::daemon::sandbox::Identity;
+use crate::daemon::service::Terms;
 use crate::daemon::sockets::{Inherited, Misdescribed, Misdirected, PassedSockets, Sorted, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
@@ -46,6 +47,25 @@ pub enum Invalid {
     /// A required option is missing.
     #[error("--{0} is missing")]
     Missing(&'static str),
+    /// An option about one ring, beside a folder of many.
+    #[error(
+        "--{0} is about one ring: with a folder of rings it belongs into the ring's file there"
+    )]
+    OfOneRing(&'static str),
+    /// A socket of a service manager for one ring, beside a folder of many.
+    #[error(
+        "{0} is for one ring: with a folder of rings each makes the sockets that its file there names, and only `metrics` can be passed"
+    )]
+    SocketOfOneRing(Inherited),
+    /// An option for many rings, without a folder of them.
+    #[error("--{0} is for a daemon of many rings: --config has to name a folder")]
+    OfManyRings(&'static str),
+    /// More than one processor for the one thread of a ring.
+    #[error("--cpu takes one processor for one ring")]
+    ManyProcessors,
+    /// An address that the control socket cannot have.
+    #[error("--control {0}: unix:PATH is the address of a control socket")]
+    ControlAddress(String),
     /// There is no socket for front ends.
     #[error(
         "--socket-path is missing, the socket for front ends (or --fd, or a socket named `guest` from a service manager{0})"
@@ -96,7 +116,7 @@ pub enum Invalid {
 }
 
 /// The socket of the hand-over, and the users that may use it.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConsumerSocket {
     /// Where it comes from.
     pub source: Source,
@@ -105,7 +125,7 @@ pub struct ConsumerSocket {
 }
 
 /// The settings of a daemon.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// The vhost-user socket.
     pub front_ends: Source,
@@ -135,8 +155,8 @@ pub struct Settings {
     pub metrics: Vec<ring_metrics::Address>,
     /// The sockets of the metrics that the daemon was started with.
     pub inherited_metrics: Vec<Inherited>,
-    /// The processor of the queue's thread; any if `None`.
-    pub cpu: Option<usize>,
+    /// The processor of the queue's thread; any if there is none.
+    pub cpus: Vec<usize>,
     /// Whether to ask for huge pages.
     pub huge_pages: bool,
     /// The user and group to become once everything is open.
@@ -152,6 +172,9 @@ impl Settings {
     ///
     /// The first option or socket that is wrong or missing.
     pub fn new(arguments: Arguments, passed: &PassedSockets) -> Result<Self, Invalid> {
+        if arguments.cpu.len() > 1 {
+            return Err(Invalid::ManyProcessors);
+        }
         let identity = identity(arguments.user.as_deref(), arguments.group.as_deref())?;
         let sockets = Sorted::new(passed, arguments.fd)?;
         let front_ends = sources::front_ends(&arguments, sockets.guest, passed, identity)?;
@@ -171,7 +194,7 @@ impl Settings {
             guarded: arguments.guard == Switch::On,
             metrics: arguments.metrics,
             inherited_metrics: sockets.metrics,
-            cpu: arguments.cpu,
+            cpus: arguments.cpu,
             huge_pages: arguments.hugepages,
             polling: match arguments.poll {
                 Some(Poll::Always) => Polling::Always,
@@ -180,6 +203,23 @@ impl Settings {
             identity,
             confined: arguments.sandbox == Switch::On,
         })
+    }
+}
+
+impl Settings {
+    /// How the ring is served, as a disk with this serial number.
+    pub fn terms(&self, serial: [u8; SERIAL_BYTES]) -> Terms {
+        Terms {
+            path: self.ring.clone(),
+            guest: self.guest,
+            serial,
+            read_only: self.read_only,
+            guarded: self.guarded,
+            migratable: self.migratable,
+            hold: self.hold,
+            polling: self.polling,
+            scope: 0,
+        }
     }
 }
 
@@ -205,7 +245,11 @@ fn expect_own_paths(arguments: &Arguments) -> Result<(), Invalid> {
     Ok(())
 }
 
-fn identity(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>, Invalid> {
+/// Returns the user and group that the options name.
+pub(super) fn identity(
+    user: Option<&str>,
+    group: Option<&str>,
+) -> Result<Option<Identity>, Invalid> {
     let group = group.map(|name| group_of("group", name)).transpose()?;
     let uid = match user {
         None => return Ok(group.map(|gid| Identity { uid: geteuid(), gid })),
@@ -216,6 +260,16 @@ fn identity(user: Option<&str>, group: Option<&str>) -> Result<Option<Identity>,
         _ => Err(Invalid::NoGroup(uid)),
     };
     Ok(Some(Identity { uid, gid: group.map_or_else(own, Ok)? }))
+}
+
+/// Returns the users that an option names.
+pub(super) fn users_of(option: &'static str, names: &[String]) -> Result<Vec<Uid>, Invalid> {
+    ids(names, |name| user_of(option, name))
+}
+
+/// Returns the groups that an option names.
+pub(super) fn groups_of(option: &'static str, names: &[String]) -> Result<Vec<Gid>, Invalid> {
+    ids(names, |name| group_of(option, name))
 }
 
 fn ids<T>(names: &[String], id: impl Fn(&str) -> Result<T, Invalid>) -> Result<Vec<T>, Invalid> {

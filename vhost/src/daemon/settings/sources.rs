@@ -1,6 +1,6 @@
 //! The sockets of a daemon's settings: made at a path, or passed.
 
-use super::{ConsumerSocket, Invalid, group_of, ids, user_of};
+use super::{ConsumerSocket, Invalid, group_of, groups_of, users_of};
 use crate::daemon::config::Arguments;
 use crate::daemon::peer::Admission;
 use crate::daemon::sandbox::Identity;
@@ -81,8 +81,8 @@ pub fn consumers(
     inherited: Option<Inherited>,
     identity: Option<Identity>,
 ) -> Result<Option<ConsumerSocket>, Invalid> {
-    let users = ids(&arguments.consumer_user, |name| user_of("consumer-user", name))?;
-    let groups = ids(&arguments.consumer_group, |name| group_of("consumer-group", name))?;
+    let users = users_of("consumer-user", &arguments.consumer_user)?;
+    let groups = groups_of("consumer-group", &arguments.consumer_group)?;
     let owner = identity.map(|identity| identity.uid);
     if arguments.consumer_socket.is_none() {
         let options = [

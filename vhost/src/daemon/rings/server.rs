@@ -1,0 +1,166 @@
+//! The control process, from start to end.
+
+use crate::daemon::failure::{Failure, system};
+use crate::daemon::metrics;
+use crate::daemon::rings::manager::Manager;
+use crate::daemon::rings::messages::{Begin, VERSION};
+use crate::daemon::rings::names;
+use crate::daemon::rings::options::{ControlSocket, Options};
+use crate::daemon::rings::varlink::Control;
+use crate::daemon::server::take;
+use crate::daemon::sockets::Listening;
+use nix::sys::socket::SockType;
+use ring_program::{ServiceManager, Stop, descriptors};
+use shared_block_ring::wait::wait_readable;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The pause before an order is sent again that the data process had no room for.
+const SEND_PAUSE: Duration = Duration::from_millis(5);
+
+/// Serves the rings of a folder until SIGTERM or SIGINT. Everything that was answered is then in
+/// the rings, and durable. `manager` is told when the rings that can be served are.
+///
+/// # Errors
+///
+/// Why the daemon could not start or go on, or what is lost of a ring at its end.
+pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failure> {
+    let stop = Stop::except_on_hangup().map_err(system("set up signals"))?;
+    let hangup = Stop::on([libc::SIGHUP]).map_err(system("set up signals"))?;
+    let limit = descriptors::raise().map_err(system("raise the limit of descriptors"))?;
+    log::debug!("at most {limit} descriptors");
+    ring_program::stderr::release();
+    let Options { metrics, inherited_metrics, identity, .. } = &options;
+    let metrics = metrics::listen(metrics, inherited_metrics, *identity, take)?;
+    let control = options.control.map(listen).transpose()?;
+    let offered = metrics::names(&metrics);
+    let begin = Begin {
+        version: VERSION,
+        workers: options.workers,
+        cpus: options.cpus,
+        identity: options.identity.map(|who| (who.uid.as_raw(), who.gid.as_raw())),
+        confined: options.confined,
+        log_format: options.log_format.to_string(),
+        metrics: metrics.len(),
+    };
+    let rings = options.folder.read().map_err(Failure::Configuration)?;
+    let manager = Manager::new(options.folder, begin, metrics)?;
+    let mut server = Server { manager, control, offered, stop, hangup };
+    for (name, configured) in rings {
+        server.manager.add(&name, configured);
+    }
+    let outcome = server.serve(service);
+    service.stopping("making everything durable");
+    let Server { manager, control, .. } = server;
+    let finished = manager.finish();
+    drop(control);
+    outcome.and(finished)?;
+    log::info!("stopped: everything answered is durable");
+    Ok(())
+}
+
+fn listen(socket: ControlSocket) -> Result<Control, Failure> {
+    let ControlSocket { path, access, callers } = socket;
+    let failure = |source| Failure::Socket { name: path.display().to_string(), source };
+    let listening = Listening::on(&path, SockType::Stream, &access).map_err(failure)?;
+    Control::new(listening, callers).map_err(failure)
+}
+
+struct Server {
+    manager: Manager,
+    control: Option<Control>,
+    /// The addresses of the metrics, for the log.
+    offered: String,
+    stop: Stop,
+    hangup: Stop,
+}
+
+impl Server {
+    fn serve(&mut self, service: &ServiceManager) -> Result<(), Failure> {
+        let mut names = names::Watch::start().map_err(system("start a thread"))?;
+        let mut ready = false;
+        loop {
+            if !ready && self.manager.is_settled() {
+                ready = true;
+                let served = self.manager.members.values().filter(|member| member.is_served());
+                let status = format!(
+                    "serving {} of {} rings by {} threads; the file system is {}",
+                    served.count(),
+                    self.manager.members.len(),
+                    self.manager.threads(),
+                    self.manager.plane.confinement
+                );
+                log::info!("{status}{}", self.offered);
+                service.ready(&status);
+            }
+            self.answer()?;
+            names.watch(&self.manager.members);
+            self.wait(&names)?;
+            if self.stop.requested() {
+                return Ok(());
+            }
+            if self.hangup.take()
+                && let Err(e) = self.manager.reload(None)
+            {
+                log::error!("SIGHUP: {}", e.parameters["reason"]);
+            }
+            self.manager.plane.flush();
+            self.manager.take_prepared();
+            self.manager.take_news()?;
+            while readable(self.manager.plane.files_fd()) {
+                if self.manager.open_file().is_err() {
+                    break;
+                }
+            }
+            for (number, displaced) in names.changes() {
+                self.manager.displaced(number, displaced);
+            }
+            self.manager.look_again();
+            let calls = match &mut self.control {
+                Some(control) => control.turn().map_err(system("serve the control socket"))?,
+                None => Vec::new(),
+            };
+            for call in calls {
+                self.manager.call(&call);
+            }
+        }
+    }
+
+    /// Sends the answers that are due, and carries out what their clients have called next.
+    fn answer(&mut self) -> Result<(), Failure> {
+        self.manager.close_inquiries();
+        while let Some((client, answer)) = self.manager.take_answer() {
+            if let Some(control) = &mut self.control {
+                let more = control.answer(client, &answer);
+                let more = more.map_err(system("serve the control socket"))?;
+                for call in more {
+                    self.manager.call(&call);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, names: &names::Watch) -> Result<(), Failure> {
+        let plane = &self.manager.plane;
+        let mut waited = vec![
+            self.stop.fd(),
+            self.hangup.fd(),
+            plane.news_fd(),
+            plane.files_fd(),
+            self.manager.prepared_fd(),
+            names.fd(),
+        ];
+        waited.extend(self.control.as_ref().map(Control::fd));
+        let now = Instant::now();
+        let left = self.manager.deadline().map(|at| at.saturating_duration_since(now));
+        let unsent = plane.has_unsent().then_some(SEND_PAUSE);
+        let left = left.into_iter().chain(unsent).min();
+        wait_readable(&waited, left).map(drop).map_err(system("wait for orders"))
+    }
+}
+
+fn readable(fd: impl AsFd) -> bool {
+    matches!(wait_readable(&[fd.as_fd()], Some(Duration::ZERO)), Ok(Some(_)))
+}
