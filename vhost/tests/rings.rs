@@ -222,6 +222,8 @@ fn folder_is_read_again() {
     assert_eq!(answer["removed"], json!(["gone"]));
     assert_eq!(answer["changed"], json!(["changed"]));
     assert_eq!(answer["failed"][0]["name"], "broken");
+    let shown = |name: &str| rings.done("Show", &json!({ "name": name }))["ring"].take();
+    assert_eq!(shown("broken")["state"], "serving", "as it was");
     let served = |name: &str| (name.to_owned(), "serving".to_owned());
     assert_eq!(rings.states(), ["broken", "changed", "kept", "new"].map(served));
     assert_ne!(rings.guest("changed").write(100, &[1; 512]), 0, "it is read-only now");
@@ -236,10 +238,14 @@ fn folder_is_read_again() {
 #[test]
 fn ring_that_cannot_be_served_keeps_no_other_from_it() {
     let rings = Rings::new(&["good", "bad"]);
+    rings.configure("unreadable", "poll-us = \"often\"\n");
     fs::write(rings.folder("bad").join("ring"), vec![7; 65536]).unwrap();
     let daemon = rings.start(&[]);
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
-    assert_eq!(rings.states(), [state("bad", "failed"), state("good", "serving")]);
+    let states = [("bad", "failed"), ("good", "serving"), ("unreadable", "failed")];
+    assert_eq!(rings.states(), states.map(|(name, is)| state(name, is)));
+    let shown = rings.done("Show", &json!({ "name": "unreadable" }));
+    assert!(shown["ring"]["reason"].as_str().unwrap().contains("poll-us"), "{shown}");
     leaves_nothing(&rings, "bad");
     let shown = rings.done("Show", &json!({ "name": "bad" }));
     let reason = shown["ring"]["reason"].as_str().unwrap();

@@ -19,11 +19,11 @@ struct Ring {
     state: String,
     /// Why it has failed.
     reason: Option<String>,
-    path: String,
-    socket: String,
+    path: Option<String>,
+    socket: Option<String>,
     consumer_socket: Option<String>,
     /// The role of the guest.
-    guest: String,
+    guest: Option<String>,
     /// Bytes of the ring.
     bytes: Option<u64>,
     used: Option<u64>,
@@ -144,10 +144,10 @@ impl Ring {
         [
             shown(&self.name),
             clean(&self.state),
-            clean(&self.guest),
+            known(self.guest.as_deref(), clean),
             used,
             front_end.to_owned(),
-            shown(&self.path),
+            known(self.path.as_deref(), shown),
             remarks.join("; "),
         ]
     }
@@ -173,10 +173,10 @@ impl Ring {
             [format!("name: {}", shown(&self.name)), format!("state: {}", clean(&self.state))];
         let trouble = [optional("reason", &self.reason), optional("fault", &self.fault)];
         let others = [
-            format!("path: {}", shown(&self.path)),
-            format!("socket: {}", shown(&self.socket)),
+            format!("path: {}", known(self.path.as_deref(), shown)),
+            format!("socket: {}", known(self.socket.as_deref(), shown)),
             format!("consumer socket: {consumers}"),
-            format!("guest: {}", clean(&self.guest)),
+            format!("guest: {}", known(self.guest.as_deref(), clean)),
             format!("size: {}", bytes(self.bytes)),
             format!("used: {}", bytes(self.used)),
             format!("front end: {front_end}"),
@@ -184,6 +184,11 @@ impl Ring {
         ];
         lines.into_iter().chain(trouble.into_iter().flatten()).chain(others).collect()
     }
+}
+
+/// Returns a text by `words`, unless the backend does not know it.
+fn known(text: Option<&str>, words: impl Fn(&str) -> String) -> String {
+    text.map_or("-".to_owned(), words)
 }
 
 /// Returns a number of bytes in few characters.

@@ -72,6 +72,8 @@ struct Peer {
     wake: OwnedFd,
     /// Thousandths of the time that it was busy lately.
     busy: AtomicU32,
+    /// Milliseconds since the start of the threads at which it went to sleep; 0 while it is awake.
+    asleep: AtomicU64,
     /// Rings that it serves, or is about to.
     rings: AtomicU32,
     /// The turns that it has begun, and the ring of the one that is under way; 0 between two.
@@ -95,7 +97,8 @@ impl Peer {
         let (commands, called, wake) = (Mutex::default(), AtomicBool::new(false), new_event()?);
         let (busy, rings) = (AtomicU32::new(0), AtomicU32::new(0));
         let (turns, current) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { commands, called, wake, busy, rings, turns, current })
+        let asleep = AtomicU64::new(0);
+        Ok(Self { commands, called, wake, busy, asleep, rings, turns, current })
     }
 
     fn send(&self, command: Command) {
@@ -103,6 +106,14 @@ impl Peer {
         self.called.store(true, Ordering::Release);
         // A full counter wakes it as well.
         let _ = nix::unistd::write(&self.wake, &1u64.to_ne_bytes());
+    }
+
+    /// Thousandths of the time that it is busy, `now` in milliseconds since the start of the threads:
+    /// none if it sleeps for longer than what it was measured over.
+    fn load(&self, now: u64) -> u32 {
+        let asleep = self.asleep.load(Ordering::Relaxed);
+        let is_idle = asleep != 0 && u128::from(now.saturating_sub(asleep)) > MEASURE.as_millis();
+        if is_idle { 0 } else { self.busy.load(Ordering::Relaxed) }
     }
 
     fn serve(&self, ring: RingNumber, worker: Arc<SharedWorker>) {
@@ -122,8 +133,10 @@ impl IoThreads {
         let count = if cpus.is_empty() { count.max(1) } else { cpus.len() };
         let peers: Vec<_> = (0..count).map(|_| Peer::new()).collect::<io::Result<_>>()?;
         let mut all = Self { peers: peers.into(), threads: Vec::new() };
+        let start = Instant::now();
         for own in 0..count {
-            let thread = IoThread::new(Arc::clone(&all.peers), own, Arc::clone(panicked))?;
+            let (peers, panicked) = (Arc::clone(&all.peers), Arc::clone(panicked));
+            let thread = IoThread::new(peers, own, panicked, start)?;
             let spawn = || {
                 let name = format!("queues {own}");
                 std::thread::Builder::new().name(name).spawn(move || thread.run())
@@ -222,6 +235,8 @@ struct IoThread {
     active: VecDeque<u64>,
     timers: BTreeSet<(Instant, u64)>,
     load: Load,
+    /// The start of the threads.
+    start: Instant,
     over: bool,
 }
 
@@ -268,12 +283,13 @@ impl Load {
 }
 
 impl IoThread {
-    fn new(peers: Arc<[Peer]>, own: usize, panicked: OnPanic) -> io::Result<Self> {
+    fn new(peers: Arc<[Peer]>, own: usize, panicked: OnPanic, start: Instant) -> io::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&peers[own].wake, EpollEvent::new(EpollFlags::EPOLLIN, CALL))?;
         let (rings, active, timers) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
         let load = Load::new();
-        Ok(Self { peers, own, panicked, epoll, rings, active, timers, load, over: false })
+        let over = false;
+        Ok(Self { peers, own, panicked, epoll, rings, active, timers, load, start, over })
     }
 
     fn peer(&self) -> &Peer {
@@ -383,7 +399,7 @@ impl IoThread {
         let idle = self.active.is_empty();
         let until = if idle {
             self.load.read();
-            self.peer().busy.store(0, Ordering::Relaxed);
+            self.peer().asleep.store(self.milliseconds().max(1), Ordering::Relaxed);
             self.timers.first().map_or(EpollTimeout::NONE, |(at, _)| timeout(*at))
         } else {
             if self.load.clock.saturating_duration_since(self.load.looked) < GLANCE
@@ -401,6 +417,7 @@ impl IoThread {
             Err(e) => return Err(e.into()),
         };
         if idle {
+            self.peer().asleep.store(0, Ordering::Relaxed);
             self.load.read();
         }
         for event in &events[..count] {
@@ -430,6 +447,12 @@ impl IoThread {
         Ok(())
     }
 
+    /// The milliseconds since the start of the threads, as of the last reading of the clock.
+    fn milliseconds(&self) -> u64 {
+        let since = self.load.clock.saturating_duration_since(self.start);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Gives a ring to a thread that has far less to do, if this one has too much.
     fn balance(&mut self) {
         let Some(busy) = self.load.take() else { return };
@@ -443,9 +466,9 @@ impl IoThread {
             }
         }
         let peers = Arc::clone(&self.peers);
-        let load = |peer: &&Peer| peer.busy.load(Ordering::Relaxed);
-        let Some(least) = peers.iter().min_by_key(load) else { return };
-        let Some(number) = to_give(busy, load(&least), &mut served) else { return };
+        let now = self.milliseconds();
+        let Some(least) = peers.iter().min_by_key(|peer| peer.load(now)) else { return };
+        let Some(number) = to_give(busy, least.load(now), &mut served) else { return };
         if let Some(ring) = self.let_go(number.0) {
             log::debug!("ring {} goes to a thread with less to do", number.0);
             least.serve(number, ring.worker);

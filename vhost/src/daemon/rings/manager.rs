@@ -124,11 +124,17 @@ impl Manager {
         let number = self.next;
         self.next += 1;
         let Configured { text, settings } = configured;
-        let settings = settings.inspect_err(|why| self.fail_unseen(name, why.clone()));
-        let Ok(settings) = settings else { return number };
         self.names.insert(number, name.to_owned());
-        let member = Member { number, text, settings: settings.clone(), state: State::Preparing };
+        let (known, state) = (settings.as_ref().ok().cloned(), State::Preparing);
+        let member = Member { number, text, settings: known, state };
         self.members.insert(name.to_owned(), member);
+        let settings = match settings {
+            Ok(settings) => settings,
+            Err(why) => {
+                self.fail(number, &why);
+                return number;
+            }
+        };
         let (sender, user) = (self.prepared.0.clone(), self.user);
         let event = self.prepared_event.try_clone();
         // On a thread of its own: a disk that is slow to give space is no other ring's.
@@ -145,12 +151,6 @@ impl Manager {
             self.fail(number, &system("start a thread")(e).to_string());
         }
         number
-    }
-
-    /// Notes a ring whose configuration is wrong, for whoever waits for the folder's reading.
-    fn fail_unseen(&mut self, name: &str, why: String) {
-        log::error!("{name}: {why}");
-        self.progress(name, Some(why));
     }
 
     /// Begins to end a ring.
@@ -206,7 +206,8 @@ impl Manager {
         let Some(name) = self.names.get(&number) else { return };
         let Some(member) = self.members.get_mut(name) else { return };
         prepared.keep();
-        let kept = Kept::new(prepared, &member.settings);
+        let Some(settings) = &member.settings else { return };
+        let kept = Kept::new(prepared, settings);
         match kept.order(number, name) {
             Ok((order, descriptors)) => {
                 member.state = State::Starting(kept);
@@ -256,7 +257,11 @@ impl Manager {
                     State::Starting(kept) => member.state = State::Serving(kept),
                     state => member.state = state,
                 }
-                log::info!("serving {name}: {}", member.settings.ring.display());
+                let path = member.settings.as_ref().map(|settings| settings.ring.display());
+                log::info!(
+                    "serving {name}{}",
+                    path.map_or_else(String::new, |at| format!(": {at}"))
+                );
                 self.tell_waiting(number, &Ok(json!({})));
                 self.progress(&name, None);
             }

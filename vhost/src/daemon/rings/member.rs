@@ -24,8 +24,8 @@ pub struct Member {
     pub number: Number,
     /// Its configuration, as text and as settings.
     pub text: String,
-    /// What the text says.
-    pub settings: Settings,
+    /// What the text says; `None` where it is wrong.
+    pub settings: Option<Settings>,
     /// How far it is.
     pub state: State,
 }
@@ -153,15 +153,16 @@ impl Member {
             State::Ending(_) => ("ending", None),
             State::Failed(why) => ("failed", Some(why)),
         };
-        let consumers = self.settings.consumers.as_ref();
+        let settings = self.settings.as_ref();
+        let consumers = settings.and_then(|settings| settings.consumers.as_ref());
         json!({
             "name": name,
             "state": state,
             "reason": reason,
-            "path": self.settings.ring.display().to_string(),
-            "socket": path(&self.settings.front_ends),
+            "path": settings.map(|settings| settings.ring.display().to_string()),
+            "socket": settings.map(|settings| path(&settings.front_ends)),
             "consumer_socket": consumers.map(|consumers| path(&consumers.source)),
-            "guest": self.settings.guest.to_string(),
+            "guest": settings.map(|settings| settings.guest.to_string()),
             "bytes": self.kept().map(Kept::bytes),
         })
     }

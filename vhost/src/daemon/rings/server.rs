@@ -79,24 +79,32 @@ struct Server {
 impl Server {
     fn serve(&mut self, service: &ServiceManager) -> Result<(), Failure> {
         let mut names = names::Watch::start().map_err(system("start a thread"))?;
-        let mut ready = false;
+        // What the service manager was told last, once the rings of the start are served.
+        let mut told: Option<String> = None;
+        let mut alive = service.interval().map(|interval| Instant::now() + interval);
         loop {
-            if !ready && self.manager.is_settled() {
-                ready = true;
-                let served = self.manager.members.values().filter(|member| member.is_served());
-                let status = format!(
-                    "serving {} of {} rings by {} threads; the file system is {}",
-                    served.count(),
-                    self.manager.members.len(),
-                    self.manager.threads(),
-                    self.manager.plane.confinement
-                );
-                log::info!("{status}{}", self.offered);
-                service.ready(&status);
+            match &told {
+                None if self.manager.is_settled() => {
+                    let status = self.status();
+                    let confined = &self.manager.plane.confinement;
+                    log::info!("{status}; the file system is {confined}{}", self.offered);
+                    service.ready(&status);
+                    told = Some(status);
+                }
+                Some(last) if *last != self.status() => {
+                    let status = self.status();
+                    service.status(&status);
+                    told = Some(status);
+                }
+                _ => {}
+            }
+            if alive.is_some_and(|at| at <= Instant::now()) {
+                service.alive();
+                alive = service.interval().map(|interval| Instant::now() + interval);
             }
             self.answer()?;
             names.watch(&self.manager.members);
-            self.wait(&names)?;
+            self.wait(&names, alive)?;
             if self.stop.requested() {
                 return Ok(());
             }
@@ -127,6 +135,12 @@ impl Server {
         }
     }
 
+    fn status(&self) -> String {
+        let served = self.manager.members.values().filter(|member| member.is_served()).count();
+        let (all, threads) = (self.manager.members.len(), self.manager.threads());
+        format!("serving {served} of {all} rings by {threads} threads")
+    }
+
     /// Sends the answers that are due, and carries out what their clients have called next.
     fn answer(&mut self) -> Result<(), Failure> {
         self.manager.close_inquiries();
@@ -142,7 +156,7 @@ impl Server {
         Ok(())
     }
 
-    fn wait(&self, names: &names::Watch) -> Result<(), Failure> {
+    fn wait(&self, names: &names::Watch, alive: Option<Instant>) -> Result<(), Failure> {
         let plane = &self.manager.plane;
         let mut waited = vec![
             self.stop.fd(),
@@ -154,7 +168,8 @@ impl Server {
         ];
         waited.extend(self.control.as_ref().map(Control::fd));
         let now = Instant::now();
-        let left = self.manager.deadline().map(|at| at.saturating_duration_since(now));
+        let due = self.manager.deadline().into_iter().chain(alive).min();
+        let left = due.map(|at| at.saturating_duration_since(now));
         let unsent = plane.has_unsent().then_some(SEND_PAUSE);
         let left = left.into_iter().chain(unsent).min();
         wait_readable(&waited, left).map(drop).map_err(system("wait for orders"))
