@@ -24,7 +24,7 @@ pub use memory::Memory;
 pub use pace::Pace;
 pub use service::ServiceManager;
 pub use size::parse_size;
-pub use stop::{Stop, restore_limits, set_up_signals, tie_to_parent};
+pub use stop::{Stop, leave_stops_to_parent, restore_limits, set_up_signals, tie_to_parent};
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;

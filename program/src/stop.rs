@@ -200,6 +200,19 @@ pub fn set_up_signals() -> io::Result<()> {
     Ok(())
 }
 
+/// Has SIGTERM, SIGINT and SIGHUP do nothing: for a process that another one ends by other means,
+/// while a service manager or a terminal sends them to both.
+///
+/// # Errors
+/// The operating system's, where there can be no handler.
+pub fn leave_stops_to_parent() -> io::Result<()> {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+        // A handler, not SIG_IGN, which a started command would inherit.
+        signal_hook::flag::register(signal, Arc::default())?;
+    }
+    Ok(())
+}
+
 /// Has the process of `command` killed when the thread that starts it ends, with this process or
 /// before, and does what [`restore_limits`] does. What that process starts itself is not killed.
 pub fn tie_to_parent(command: &mut Command) {

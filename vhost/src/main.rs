@@ -4,7 +4,7 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use ring_program::manual::{self, Asked};
 use ring_program::standard::Standard;
-use ring_program::{ServiceManager, set_up_signals};
+use ring_program::{ServiceManager, leave_stops_to_parent, set_up_signals};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
@@ -107,6 +107,8 @@ fn warn_of_others(passed: &PassedSockets) {
 
 /// Serves the rings that the control process, which has started this one, sends by standard input.
 fn serve_orders() -> Result<(), Failure> {
+    let set_up = |source| Failure::System { what: "set up signals", source };
+    set_up_signals().and_then(|()| leave_stops_to_parent()).map_err(set_up)?;
     let orders = io::stdin().as_fd().try_clone_to_owned();
     data_process::run(orders.map_err(|source| Failure::System { what: "take orders", source })?)
 }

@@ -307,6 +307,48 @@ fn data_process_that_is_killed_is_replaced_and_every_ring_goes_on() {
 }
 
 #[test]
+fn stop_that_reaches_both_processes_is_the_control_processs_matter() {
+    let rings = Rings::new(&["vm"]);
+    let daemon = rings.start(&[]);
+    let mut guest = rings.guest("vm");
+    let data = data_process(&daemon);
+    // As a service manager, or a terminal, sends it.
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        kill(Pid::from_raw(data), signal).unwrap();
+        rings.carries("vm", &mut guest, "goes on");
+    }
+    assert_eq!(data_process(&daemon), data);
+    guest.publish("the last item");
+    kill(Pid::from_raw(data), Signal::SIGTERM).unwrap();
+    ends_well(daemon);
+    assert_eq!(rings.scene.logged("has died"), 0);
+}
+
+#[test]
+fn daemon_that_is_killed_is_followed_by_another_at_once() {
+    let names = ["one", "two", "three"];
+    let rings = Rings::new(&names);
+    let metrics = format!("unix:{}", rings.scene.path("metrics").display());
+    let options = ["--metrics", &metrics];
+    let mut daemon = rings.start(&options);
+    for round in 0..5 {
+        let mut guests: Vec<_> = names.iter().map(|name| rings.guest(name)).collect();
+        for (name, guest) in names.iter().zip(&mut guests) {
+            guest.publish(&format!("item {round} of {name}"));
+        }
+        // The data process lets the guests go before it ends.
+        daemon.0.kill().unwrap();
+        daemon.0.wait().unwrap();
+        daemon = rings.start(&options);
+        assert!(rings.states().iter().all(|(_, state)| state == "serving"));
+        for name in names {
+            assert_eq!(rings.take(name), [format!("item {round} of {name}")], "{name}");
+        }
+    }
+    ends_well(daemon);
+}
+
+#[test]
 fn daemon_is_upgraded_and_every_ring_goes_on() {
     let names = ["one", "two", "three"];
     let rings = Rings::new(&names);

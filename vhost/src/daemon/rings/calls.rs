@@ -102,7 +102,7 @@ impl Manager {
             Some(State::Failed(_)) => drop(self.remove(name)?),
             Some(_) => return Err(CallError::refused(format!("{name} is there already"))),
         }
-        let number = self.add(name, configured);
+        let number = self.add(name, configured, Duration::ZERO);
         Ok(self.wait_for(number, client))
     }
 
@@ -308,7 +308,7 @@ impl Manager {
             }
         }
         for (name, configured) in add {
-            self.add(&name, configured);
+            self.add(&name, configured, Duration::ZERO);
         }
         self.close_reload();
         Ok(None)

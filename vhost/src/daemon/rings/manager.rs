@@ -13,6 +13,7 @@ use crate::daemon::sockets::Inherited;
 use nix::unistd::{Uid, geteuid};
 use ring_metrics::Bound;
 use serde_json::json;
+use shared_block_ring::Error;
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::wait::Limits;
 use std::collections::{BTreeMap, VecDeque};
@@ -32,6 +33,16 @@ const DEATHS: (usize, Duration) = (5, Duration::from_secs(60));
 /// Why a ring is served no more that keeps others from being served.
 const HANGS: &str = "a thread waits in the kernel for its disk, or for memory of its front end's: it is not served until it is \
                      added again, and the other rings are served by another process";
+
+/// How long a ring of the folder is waited for that a process holds at the start: the data process
+/// of a daemon that was killed needs a moment to end.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pause before such a ring is tried again.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Rings that are prepared at a time.
+const MOST_PREPARED: usize = 32;
 
 /// A ring that was prepared on a thread of its own, or could not be.
 pub type Outcome = (Number, Result<Option<Prepared>, Failure>);
@@ -54,6 +65,9 @@ pub struct Manager {
     upgraded: Option<ClientId>,
     deaths: VecDeque<Instant>,
     next: Number,
+    /// Rings that wait to be prepared, and how many are being.
+    unprepared: VecDeque<(Number, Settings, Duration)>,
+    preparing: usize,
     prepared: (Sender<Outcome>, Receiver<Outcome>),
     prepared_event: OwnedFd,
     /// Who waits for the start or the end of a ring.
@@ -93,6 +107,8 @@ impl Manager {
             upgraded: None,
             deaths: VecDeque::new(),
             next: 1,
+            unprepared: VecDeque::new(),
+            preparing: 0,
             prepared: channel(),
             prepared_event: new_event().map_err(|e| system("make an event")(e.into()))?,
             waiting: BTreeMap::new(),
@@ -119,8 +135,9 @@ impl Manager {
         !self.members.values().any(is_under_way)
     }
 
-    /// Begins to serve a ring. It is in `members` afterwards, whatever becomes of it.
-    pub fn add(&mut self, name: &str, configured: Configured) -> Number {
+    /// Begins to serve a ring, once no other process does, which is waited for with `patience`. It is
+    /// in `members` afterwards, whatever becomes of it.
+    pub fn add(&mut self, name: &str, configured: Configured, patience: Duration) -> Number {
         let number = self.next;
         self.next += 1;
         let Configured { text, settings } = configured;
@@ -135,22 +152,32 @@ impl Manager {
                 return number;
             }
         };
-        let (sender, user) = (self.prepared.0.clone(), self.user);
-        let event = self.prepared_event.try_clone();
-        // On a thread of its own: a disk that is slow to give space is no other ring's.
-        let prepare = move || {
-            let outcome = prepare(&settings, user);
-            // Nobody waits any more at the end of the process.
-            let _ = sender.send((number, outcome));
-            if let Ok(event) = event {
-                let _ = nix::unistd::write(&event, &1u64.to_ne_bytes());
-            }
-        };
-        let spawned = thread::Builder::new().name("prepare".to_owned()).spawn(prepare);
-        if let Err(e) = spawned {
-            self.fail(number, &system("start a thread")(e).to_string());
-        }
+        self.unprepared.push_back((number, settings, patience));
+        self.prepare_more();
         number
+    }
+
+    /// Prepares rings, each on a thread of its own: a disk that is slow to give space is no other
+    /// ring's.
+    fn prepare_more(&mut self) {
+        while self.preparing < MOST_PREPARED
+            && let Some((number, settings, patience)) = self.unprepared.pop_front()
+        {
+            let (sender, user) = (self.prepared.0.clone(), self.user);
+            let event = self.prepared_event.try_clone();
+            let prepare = move || {
+                let outcome = prepare(&settings, user, patience);
+                // Nobody waits any more at the end of the process.
+                let _ = sender.send((number, outcome));
+                if let Ok(event) = event {
+                    let _ = nix::unistd::write(&event, &1u64.to_ne_bytes());
+                }
+            };
+            match thread::Builder::new().name("prepare".to_owned()).spawn(prepare) {
+                Ok(_) => self.preparing += 1,
+                Err(e) => self.fail(number, &system("start a thread")(e).to_string()),
+            }
+        }
     }
 
     /// Begins to end a ring.
@@ -185,7 +212,7 @@ impl Manager {
             self.members.remove(&name);
             self.progress(&name, None);
             if let Some(next) = self.followers.remove(&name) {
-                self.add(&name, next);
+                self.add(&name, next, Duration::ZERO);
             }
         }
     }
@@ -199,7 +226,9 @@ impl Manager {
                 Ok(None) => self.fail(number, "it was asked to stop"),
                 Err(e) => self.fail(number, &e.to_string()),
             }
+            self.preparing -= 1;
         }
+        self.prepare_more();
     }
 
     fn start(&mut self, number: Number, mut prepared: Prepared) {
@@ -441,13 +470,44 @@ impl Manager {
 }
 
 /// Opens everything that a ring needs.
-fn prepare(settings: &Settings, user: Uid) -> Result<Option<Prepared>, Failure> {
+fn prepare(
+    settings: &Settings,
+    user: Uid,
+    patience: Duration,
+) -> Result<Option<Prepared>, Failure> {
     let none = |inherited: Inherited| {
         Err(io::Error::other(format!("{inherited}: a ring of many makes its sockets itself")))
     };
-    let prepared = Prepared::new(settings, &none, &Limits::default())?;
+    let prepared = patiently(patience, || Prepared::new(settings, &none, &Limits::default()))?;
     if let Some(prepared) = &prepared {
         prepared.try_reopen(settings, user)?;
     }
     Ok(prepared)
+}
+
+/// Takes something, which is waited for with `patience` where another process holds it.
+///
+/// # Errors
+///
+/// Those of `take`.
+pub fn patiently<T>(
+    patience: Duration,
+    mut take: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let start = Instant::now();
+    loop {
+        match take() {
+            Err(e) if is_held(&e) && start.elapsed() < patience => thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Whether another process has the ring, or listens at one of its sockets.
+fn is_held(failure: &Failure) -> bool {
+    match failure {
+        Failure::Ring { source, .. } => matches!(source, Error::RoleTaken { .. }),
+        Failure::Socket { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
+        _ => false,
+    }
 }

@@ -2,7 +2,7 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::metrics;
-use crate::daemon::rings::manager::Manager;
+use crate::daemon::rings::manager::{Manager, PATIENCE, patiently};
 use crate::daemon::rings::messages::{Begin, VERSION};
 use crate::daemon::rings::names;
 use crate::daemon::rings::options::{ControlSocket, Options};
@@ -31,9 +31,11 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     let limit = descriptors::raise().map_err(system("raise the limit of descriptors"))?;
     log::debug!("at most {limit} descriptors");
     ring_program::stderr::release();
+    // First: where the control process of another daemon listens, that one has the rings.
+    let control = options.control.as_ref().map(listen).transpose()?;
     let Options { metrics, inherited_metrics, identity, .. } = &options;
-    let metrics = metrics::listen(metrics, inherited_metrics, *identity, take)?;
-    let control = options.control.map(listen).transpose()?;
+    let listen_there = || metrics::listen(metrics, inherited_metrics, *identity, take);
+    let metrics = patiently(PATIENCE, listen_there)?;
     let offered = metrics::names(&metrics);
     let begin = Begin {
         version: VERSION,
@@ -48,7 +50,7 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     let manager = Manager::new(options.folder, begin, metrics)?;
     let mut server = Server { manager, control, offered, stop, hangup };
     for (name, configured) in rings {
-        server.manager.add(&name, configured);
+        server.manager.add(&name, configured, PATIENCE);
     }
     let outcome = server.serve(service);
     service.stopping("making everything durable");
@@ -60,11 +62,11 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     Ok(())
 }
 
-fn listen(socket: ControlSocket) -> Result<Control, Failure> {
+fn listen(socket: &ControlSocket) -> Result<Control, Failure> {
     let ControlSocket { path, access, callers } = socket;
     let failure = |source| Failure::Socket { name: path.display().to_string(), source };
-    let listening = Listening::on(&path, SockType::Stream, &access).map_err(failure)?;
-    Control::new(listening, callers).map_err(failure)
+    let listening = Listening::on(path, SockType::Stream, access).map_err(failure)?;
+    Control::new(listening, callers.clone()).map_err(failure)
 }
 
 struct Server {

@@ -83,7 +83,7 @@ impl CallError {
 pub type Answer = Result<Value, CallError>;
 
 /// Who may call.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Callers {
     /// Users and groups that may change something, besides root.
     pub changing: Admission,
