@@ -142,7 +142,7 @@ fn check_folder(folder: &Folder) -> Result<(), Failure> {
         return print(&format!("the configuration is sound; rings: {count}\n"));
     }
     let words: Vec<_> = wrong.into_iter().map(String::as_str).collect();
-    Err(Failure::Configuration(words.join("\n")))
+    Err(Failure::Configuration(words.join("; ")))
 }
 
 /// Checks arguments, and opens nothing. Returns what to print if they are sound.

@@ -6,6 +6,7 @@ use crate::common::daemon::{Daemon, Scene};
 use crate::common::fuse::FuseFile;
 use crate::confinement::cannot_truncate;
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::Pid;
 use ring_test_support::front_end::{FrontEnd, MEMORY};
 use ring_test_support::process::eventually;
@@ -239,13 +240,17 @@ fn folder_is_read_again() {
 fn ring_that_cannot_be_served_keeps_no_other_from_it() {
     let rings = Rings::new(&["good", "bad"]);
     rings.configure("unreadable", "poll-us = \"often\"\n");
+    nix::unistd::mkfifo(&rings.file("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    fs::write(rings.file("-odd name"), "").unwrap();
     fs::write(rings.folder("bad").join("ring"), vec![7; 65536]).unwrap();
     let daemon = rings.start(&[]);
     let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
-    let states = [("bad", "failed"), ("good", "serving"), ("unreadable", "failed")];
+    let states =
+        [("bad", "failed"), ("good", "serving"), ("pipe", "failed"), ("unreadable", "failed")];
     assert_eq!(rings.states(), states.map(|(name, is)| state(name, is)));
     let shown = rings.done("Show", &json!({ "name": "unreadable" }));
     assert!(shown["ring"]["reason"].as_str().unwrap().contains("poll-us"), "{shown}");
+    assert_eq!(rings.scene.logged("not read: a ring's name begins with"), 1);
     leaves_nothing(&rings, "bad");
     let shown = rings.done("Show", &json!({ "name": "bad" }));
     let reason = shown["ring"]["reason"].as_str().unwrap();
@@ -276,6 +281,7 @@ fn ring_whose_file_is_truncated_is_lost_and_no_other() {
     let shown = rings.done("Show", &json!({ "name": "lost" }));
     assert!(shown["ring"]["fault"].as_str().unwrap().contains("truncated"));
     eventually("the log names the ring", || rings.scene.logged("lost: ") > 0);
+    assert!(rings.refused("Drain", &json!({ "name": "lost" })).contains("truncated"));
     let removed = rings.refused("Remove", &json!({ "name": "lost" }));
     assert!(removed.contains("truncated"), "{removed}");
     rings.carries("sound", &mut sound, "in the end");
@@ -322,6 +328,17 @@ fn stop_that_reaches_both_processes_is_the_control_processs_matter() {
     kill(Pid::from_raw(data), Signal::SIGTERM).unwrap();
     ends_well(daemon);
     assert_eq!(rings.scene.logged("has died"), 0);
+}
+
+#[test]
+fn stop_ends_a_daemon_whose_data_process_stands_still() {
+    let rings = Rings::new(&["vm"]);
+    let mut daemon = rings.start(&[]);
+    kill(Pid::from_raw(data_process(&daemon)), Signal::SIGSTOP).unwrap();
+    daemon.signal(Signal::SIGTERM);
+    assert_eq!(daemon.code(), Some(1));
+    assert_eq!(rings.scene.logged("the data process does not end: it is killed"), 1);
+    leaves_nothing(&rings, "vm");
 }
 
 #[test]

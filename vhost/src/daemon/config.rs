@@ -45,7 +45,8 @@ pub struct Arguments {
     /// With a folder: take calls of `blockring ctl` on this socket, as unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     pub control: Option<String>,
-    /// Who may add and remove rings there, by name or number, beside root; repeat it for more
+    /// Who may add and remove rings there, by name or number, beside root; repeat it for more. That
+    /// is to be trusted as this program's own user is, whose files a ring may name
     #[arg(long, value_name = "USER", requires = "control")]
     pub control_user: Vec<String>,
     /// Whose members may

@@ -169,10 +169,13 @@ impl Manager {
             }
         }
         self.close_inquiries();
-        if report.used == Some(0) {
-            let drained = self.drains.extract_if(.., |drain| drain.number == number);
-            self.answers.extend(drained.map(|drain| (drain.client, Ok(json!({})))));
-        }
+        let answer = match &report.fault {
+            Some(fault) => Err(CallError::refused(fault.clone())),
+            None if report.used == Some(0) => Ok(json!({})),
+            None => return,
+        };
+        let ended = self.drains.extract_if(.., |drain| drain.number == number);
+        self.answers.extend(ended.map(|drain| (drain.client, answer.clone())));
     }
 
     /// Answers the inquiries that nothing is missing for: a ring that has ended reports no more.

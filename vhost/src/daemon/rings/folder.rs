@@ -4,6 +4,8 @@ use crate::daemon::config::Arguments;
 use crate::daemon::config_file;
 use crate::daemon::settings::{Invalid, Settings};
 use crate::daemon::sockets::PassedSockets;
+use ring_program::text::one_line;
+use shared_block_ring::device::shown;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io;
@@ -12,8 +14,17 @@ use std::path::{Path, PathBuf};
 /// What a ring's file is called: its name, and this.
 const EXTENSION: &str = "toml";
 
+/// What the name of a ring is.
+const NO_NAME: &str = "a ring's name begins with a letter or digit, and has letters, digits and -_.@ alone, at most 200";
+
 /// Longest name of a ring.
 const MAX_NAME: usize = 200;
+
+/// The largest file of a ring, in bytes.
+const MAX_TEXT: u64 = 1 << 20;
+
+/// The longest message about a file, in bytes.
+const MAX_WORDS: usize = 1000;
 
 /// The files of the rings, and the words of the command line, which hold for all of them.
 #[derive(Debug)]
@@ -50,8 +61,14 @@ impl Folder {
             let path = entry.map_err(fail)?.path();
             let stem = path.file_stem().and_then(|stem| stem.to_str());
             let is_ring = path.extension().is_some_and(|extension| extension == EXTENSION);
-            if let Some(stem) = stem.filter(|stem| is_ring && is_name(stem)) {
-                rings.insert(stem.to_owned(), self.configured(&path));
+            match stem {
+                Some(stem) if is_ring && is_name(stem) => {
+                    rings.insert(stem.to_owned(), self.configured(&path));
+                }
+                // Editors leave such files.
+                Some(stem) if stem.starts_with('.') => {}
+                _ if is_ring => log::warn!("{}: not read: {NO_NAME}", shown(&path)),
+                _ => {}
             }
         }
         Ok(rings)
@@ -64,9 +81,7 @@ impl Folder {
     /// There is none; in words.
     pub fn read_one(&self, name: &str) -> Result<Configured, String> {
         if !is_name(name) {
-            return Err(format!(
-                "{name:?} cannot be a ring's name: letters, digits and -_.@ can, not in front"
-            ));
+            return Err(format!("{name:?}: {NO_NAME}"));
         }
         let path = self.path.join(format!("{name}.{EXTENSION}"));
         match std::fs::metadata(&path) {
@@ -76,9 +91,13 @@ impl Folder {
     }
 
     fn configured(&self, path: &Path) -> Configured {
-        match std::fs::read_to_string(path) {
+        match read(path) {
             Ok(text) => {
-                let settings = self.settings(&text).map_err(|e| format!("{}: {e}", path.display()));
+                let words = |e: String| {
+                    let text = format_args!("{}: {e}", path.display());
+                    one_line(text, MAX_WORDS)
+                };
+                let settings = self.settings(&text).map_err(words);
                 Configured { text, settings }
             }
             Err(e) => {
@@ -100,6 +119,18 @@ impl Folder {
         arguments.cpu.clear();
         Settings::new(arguments, &PassedSockets::default()).map_err(|e| e.to_string())
     }
+}
+
+/// Reads a file, and nothing that would have to be waited for.
+fn read(path: &Path) -> io::Result<String> {
+    let about = std::fs::metadata(path)?;
+    if !about.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if about.len() > MAX_TEXT {
+        return Err(io::Error::other("it is too large"));
+    }
+    std::fs::read_to_string(path)
 }
 
 /// Whether a ring can have this name: it is a file's, and shown as it is.

@@ -336,7 +336,11 @@ impl Manager {
         } else {
             log::info!("{name}: ended, everything answered is durable");
         }
-        self.tell_waiting(number, &why.map_or(Ok(json!({})), |why| Err(CallError::refused(why))));
+        let answer = match why {
+            None => Ok(json!({})),
+            Some(why) => Err(CallError::refused(format!("it is served no more, but: {why}"))),
+        };
+        self.tell_waiting(number, &answer);
         self.forget(number);
     }
 

@@ -13,10 +13,17 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 /// How long the data process may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long the data process may take to end.
+const END_PATIENCE: Duration = Duration::from_secs(30);
+
+/// The time between two looks whether it has ended.
+const END_PAUSE: Duration = Duration::from_millis(5);
 
 /// The running data process.
 pub struct Plane {
@@ -152,7 +159,8 @@ impl Plane {
         }
     }
 
-    /// Has the process end, by the end of its orders, and waits for that.
+    /// Has the process end, by the end of its orders, and waits for that. One that does not end in
+    /// time, since it is stopped or a thread of it waits in the kernel, is killed.
     ///
     /// # Errors
     ///
@@ -160,6 +168,15 @@ impl Plane {
     pub fn finish(self) -> io::Result<ExitStatus> {
         let Self { mut child, orders, files, .. } = self;
         drop((orders, files));
+        let start = Instant::now();
+        while start.elapsed() < END_PATIENCE {
+            if let Some(status) = child.try_wait()? {
+                return Ok(status);
+            }
+            thread::sleep(END_PAUSE);
+        }
+        log::error!("the data process does not end: it is killed");
+        child.kill()?;
         child.wait()
     }
 }
