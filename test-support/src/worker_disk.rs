@@ -320,7 +320,7 @@ impl Sharing {
         Self { guest, kicks, worker }
     }
 
-    /// What has to be driven.
+    /// The worker, for the threads that are to serve it.
     pub fn worker(&self) -> Arc<SharedWorker> {
         Arc::clone(&self.worker)
     }

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
-use vhost_device_blockring::data_path::io_thread::{IoThreads, OnPanic, RingNumber};
+use vhost_device_blockring::data_path::io_threads::{IoThreads, OnPanic, RingNumber};
 use vhost_device_blockring::data_path::polling::Polling;
 
 /// A free sector.
@@ -143,4 +143,9 @@ fn ring_whose_code_panics_is_reported_and_the_others_are_served() {
         is_served(&rings[2].1);
     }
     assert_eq!(threads.rings(), [2]);
+    // What is left of it can be ended, and its front end let go.
+    threads.release(*number);
+    let worker = ring.worker();
+    worker.lock().close();
+    worker.lock().disconnect();
 }

@@ -41,10 +41,9 @@ struct State {
     /// Jobs that no thread has taken yet. For each of them one thread is on its way here, unless it
     /// could not be made.
     jobs: VecDeque<Job>,
-    /// The threads without a job, each by what wakes it, and those that are about to drop one, which
-    /// wait for nothing. A thread is taken out by whoever wakes it.
-    /// The last one is woken first: so those that a burst has left behind are not woken in turns,
-    /// and end.
+    /// The threads without a job, each by what wakes it, and those that are about to drop one,
+    /// which wait for nothing. A thread is taken out by whoever wakes it. The last one is woken
+    /// first: so those that a burst has left behind are not woken in turns, and end.
     idle: Vec<Arc<Condvar>>,
     /// All threads, with those that are being made.
     threads: usize,

@@ -198,9 +198,9 @@ impl Flusher {
         self.shared.done.as_fd()
     }
 
-    /// Ends the flushes: no other one begins, and requests that wait for it stay without an outcome.
-    /// Returns the error of the first flush that has failed, if one has; `None` while one is still
-    /// under way, whose end makes the [`event`](Self::event) readable.
+    /// Ends the flushes: no other one begins, and requests that wait for it stay without an
+    /// outcome. Returns the error of the first flush that has failed, if one has; `None` while one
+    /// is still under way, whose end makes the [`event`](Self::event) readable.
     pub fn end(&mut self) -> Option<io::Result<()>> {
         self.wanted = false;
         self.poll();

@@ -90,8 +90,8 @@ impl Kicks {
     }
 }
 
-/// Returns the time until `until`, rounded up: a sleep that ends too early would only be followed by
-/// another.
+/// Returns the time until `until`, rounded up: a sleep that ends too early would only be followed
+/// by another.
 pub fn timeout(until: Instant) -> EpollTimeout {
     let left = until.saturating_duration_since(Instant::now());
     let up = left + Duration::from_micros(999);

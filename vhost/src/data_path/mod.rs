@@ -3,7 +3,8 @@
 //! The [`queue_thread`] takes turns of the [`worker`], which takes a descriptor chain off the
 //! [`queue`]. [`fast_path`] parses the usual shape and [`request`] every other; [`guard`] judges the
 //! request, [`executor`] stores it in the [`region`] and wakes the host; [`request_state`] is how it
-//! stands in between. A [`flusher`] makes the region durable, on a thread of the [`flush_pool`]. This part knows neither the front end's messages nor the daemon.
+//! stands in between. A [`flusher`] makes the region durable, on a thread of the [`flush_pool`].
+//! This part knows neither the front end's messages nor the daemon.
 
 pub mod counters;
 pub mod dirty;
@@ -14,7 +15,7 @@ pub mod fault;
 pub mod flush_pool;
 pub mod flusher;
 pub mod guard;
-pub mod io_thread;
+pub mod io_threads;
 pub mod kicks;
 pub mod lookup;
 pub mod polling;

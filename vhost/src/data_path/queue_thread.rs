@@ -142,6 +142,11 @@ impl SharedWorker {
         Some(self.turn(worker, progress, Share::Fair(now)))
     }
 
+    /// Forgets the queues, whose locks a panic may have poisoned: nothing drives them any more.
+    pub(super) fn abandon(&self) {
+        self.lock_for_turn().abandon();
+    }
+
     /// Sleeps until one of the events, or until this time. Returns the queues that were kicked.
     pub(super) fn wait(&self, until: Option<Instant>) -> io::Result<QueueSet> {
         self.kicks.wait(&self.events, until)

@@ -214,6 +214,13 @@ impl Worker {
         self.closed = true;
     }
 
+    /// Forgets the queues without a look at them: a turn has panicked, and may have left any state.
+    pub fn abandon(&mut self) {
+        self.unfinished = QueueSet::EMPTY;
+        self.connect(Vec::new());
+        self.closed = true;
+    }
+
     /// Drops queues and memory of a front end that is gone.
     pub fn disconnect(&mut self) {
         self.stop_all();
