@@ -39,14 +39,14 @@ Exit codes:
 #[command(version, after_help = EXAMPLES)]
 pub struct Arguments {
     /// Take options from this TOML file, under their long names; one of the command line wins.
-    /// Of a folder: serve many rings, one for each NAME.toml in it
+    /// If it is a folder, serve many rings: one for each NAME.toml in it
     #[arg(long, value_name = "FILE|DIR")]
     pub config: Option<PathBuf>,
     /// With a folder: take calls of `blockring ctl` on this socket, as unix:PATH
     #[arg(long, value_name = "ADDRESS")]
     pub control: Option<String>,
-    /// Who may add and remove rings there, by name or number, beside root; repeat it for more. That
-    /// is to be trusted as this program's own user is, whose files a ring may name
+    /// A user that may add and remove rings there, by name or number, beside root; repeat it for
+    /// more. Such a user can have any file opened that this program can open
     #[arg(long, value_name = "USER", requires = "control")]
     pub control_user: Vec<String>,
     /// Whose members may

@@ -3,7 +3,7 @@
 use crate::daemon::sandbox;
 use crate::daemon::settings::Invalid;
 use crate::front_end;
-use crate::front_end::accept;
+use crate::front_end::arrival;
 use nix::unistd::Uid;
 use shared_block_ring::Error;
 use shared_block_ring::format::FormatError;
@@ -36,7 +36,7 @@ pub enum Failure {
     },
     /// A listening socket was shut down.
     #[error(transparent)]
-    ShutDown(#[from] accept::ShutDown),
+    ShutDown(#[from] arrival::ShutDown),
     /// The kernel refused something that does not depend on the command line.
     #[error("cannot {what}: {source}")]
     System {

@@ -1,4 +1,5 @@
-//! What takes rights that the daemon gives up later: a ring's sockets and files, opened and checked.
+//! What takes rights that the daemon gives up later: a ring's sockets and files, opened and
+//! checked.
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::handover::reopen;

@@ -29,16 +29,29 @@ use std::time::Instant;
 const NO_PROCESSOR: &str =
     "run the queue's thread (--cpu must name a processor that this process may use)";
 
+/// Checks that `/proc` is there: sockets and region are opened again there by their descriptors,
+/// whatever their paths lead to.
+///
+/// # Errors
+///
+/// It is not there.
+pub fn expect_proc() -> Result<(), Failure> {
+    let found = std::fs::metadata("/proc/self/fd");
+    found.map(drop).map_err(system("work without /proc (mount -t proc proc /proc)"))
+}
+
 /// Checks what the daemon cannot do without on this machine.
 fn expect_machine(settings: &Settings) -> Result<(), Failure> {
-    // Sockets and region are opened again there by their descriptors, whatever their paths lead to.
-    std::fs::metadata("/proc/self/fd")
-        .map_err(system("work without /proc (mount -t proc proc /proc)"))?;
+    expect_proc()?;
     let mut cpus = settings.cpus.iter().copied();
     cpus.try_for_each(queue_thread::try_processor).map_err(system(NO_PROCESSOR))
 }
 
 /// Prepares for signals to guests and to processes on the host.
+///
+/// # Errors
+///
+/// The kernel has no descriptor to spare.
 pub fn signaller() -> Result<Arc<Signaller>, Failure> {
     let signaller = Signaller::new().map_err(system("prepare for signals to others"))?;
     if !signaller.never_waits() {

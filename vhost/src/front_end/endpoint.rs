@@ -1,6 +1,6 @@
 //! One ring's socket for front ends: who is accepted, and when a connection is ended by us.
 
-use crate::front_end::accept::{Arrival, ShutDown, look};
+use crate::front_end::arrival::{Arrival, ShutDown, look};
 use crate::front_end::connection::{Accepted, Connection, Served};
 use crate::front_end::failure::{Failure, system};
 use ring_program::{Pace, scope};

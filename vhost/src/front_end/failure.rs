@@ -1,6 +1,6 @@
 //! The errors that end the connection of a front end.
 
-use crate::front_end::accept;
+use crate::front_end::arrival;
 use std::io;
 use vhost::vhost_user::Error as VhostUserError;
 
@@ -17,7 +17,7 @@ pub enum Failure {
     },
     /// The listening socket was shut down.
     #[error(transparent)]
-    ShutDown(#[from] accept::ShutDown),
+    ShutDown(#[from] arrival::ShutDown),
     /// The front end has asked for something that the disk does not offer.
     #[error("{0}")]
     Misfit(String),

@@ -5,7 +5,7 @@
 //! [`connection`]. `handler` has what the messages change, [`backend`] the device that they ask
 //! for, [`vring`] the queues that they set up. This part knows the data path, and not the daemon.
 
-pub mod accept;
+pub mod arrival;
 pub mod backend;
 mod backing;
 pub mod connection;

@@ -9,7 +9,7 @@ use crate::daemon::clients::{Client, Clients, PATIENCE, Silent, State, TurnedAwa
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::peer::Peer;
 use crate::daemon::sockets::Listening;
-use crate::front_end::accept::{Arrival, ShutDown, look};
+use crate::front_end::arrival::{Arrival, ShutDown, look};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use ring_program::Pace;

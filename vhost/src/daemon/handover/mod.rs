@@ -1,9 +1,9 @@
 //! Handing regions to processes on the host: one with a role for each ring, others without.
 //!
-//! One thread serves the consumer sockets of all rings. Each ring has a [`desk`], which is added and
-//! removed while others are served. The thread sleeps in one epoll set; of the sockets that it finds
-//! readable, whichever desks they belong to, it handles each once before it looks again. So no
-//! client delays another one without end, and no ring another ring.
+//! One thread serves the consumer sockets of all rings. Each ring has a [`desk`], which is added
+//! and removed while others are served. The thread sleeps in one epoll set; of the sockets that it
+//! finds readable, whichever desks they belong to, it handles each once before it looks again. So
+//! no client delays another one without end, and no ring another ring.
 
 mod desk;
 mod estate;
@@ -32,7 +32,7 @@ const STOP: Token = Token { desk: 0, number: 0 };
 #[derive(Debug)]
 pub struct DeskId(u32);
 
-/// What is called when a desk has failed.
+/// The callback that reports that a desk has failed.
 type Failed = Box<dyn FnOnce() + Send>;
 
 /// The thread that serves the consumer sockets.
@@ -57,9 +57,10 @@ impl Handover {
         Ok(Self { shared, stop, thread: Some(thread) })
     }
 
-    /// Serves clients of `listening` until the desk is removed. Calls `failed` on the thread if that
-    /// cannot go on: the connections and the listening socket are closed then, and the other desks
-    /// are served when it has returned. It may use this object, and may wait for a thread that does.
+    /// Serves clients of `listening` until the desk is removed. Calls `failed` on the thread if
+    /// that cannot go on: the connections and the listening socket are closed then, and the other
+    /// desks are served when it has returned. It may use this object, and may wait for a thread
+    /// that does.
     ///
     /// # Errors
     ///

@@ -15,6 +15,10 @@ use std::time::{Duration, Instant};
 /// The time between two looks at a ring that drains.
 const DRAIN_PAUSE: Duration = Duration::from_millis(20);
 
+/// Questions that the data process has not answered, at most: it may be stopped, while clients come
+/// and go.
+const MOST_INQUIRIES: usize = 128;
+
 /// The pause before a change of `suspend` is tried again, and how long it is.
 const SUSPEND_PAUSE: Duration = Duration::from_millis(10);
 const SUSPEND_PATIENCE: Duration = Duration::from_secs(5);
@@ -114,6 +118,9 @@ impl Manager {
     ) -> Result<Option<Value>, CallError> {
         if let Some(name) = name.filter(|name| !self.members.contains_key(*name)) {
             return Err(CallError::no_such_ring(name));
+        }
+        if self.inquiries.len() >= MOST_INQUIRIES {
+            return Err(CallError::refused("the data process does not answer"));
         }
         let asked = self.members.iter().filter(|(ring, member)| {
             member.is_served() && name.is_none_or(|name| name == ring.as_str())

@@ -14,7 +14,7 @@ use crate::daemon::server::signaller;
 use crate::daemon::service::{Service, Shared};
 use crate::daemon::sockets::Listening;
 use crate::data_path::flush_pool::FlushPool;
-use crate::data_path::io_thread::{IoThreads, LOOK, OnPanic, RingNumber, Turns};
+use crate::data_path::io_threads::{IoThreads, LOOK, OnPanic, RingNumber, Turns};
 use crate::front_end::supervisor::{EndpointId, Supervisor};
 use nix::unistd::{Gid, Uid};
 use ring_program::{LogFormat, scope};
@@ -26,6 +26,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// How long the control process may take to open a file again.
@@ -50,6 +51,8 @@ struct DataProcess {
     supervisor: Supervisor,
     rings: BTreeMap<Number, Served>,
     endpoints: BTreeMap<EndpointId, Number>,
+    /// The threads that make rings durable which are served no more.
+    ends: Vec<JoinHandle<()>>,
     /// What scrapes are answered from, if metrics are offered.
     metrics: Option<Metrics>,
 }
@@ -100,6 +103,7 @@ pub fn run(orders: OwnedFd) -> Result<(), Failure> {
         supervisor,
         rings: BTreeMap::new(),
         endpoints: BTreeMap::new(),
+        ends: Vec::new(),
         metrics,
     };
     watch(&process.threads, &process.orders).map_err(system("start a thread"))?;
@@ -114,8 +118,8 @@ fn confine(begin: &Begin) -> Result<&'static str, Failure> {
         identity.assume().map_err(Failure::Identity)?;
     }
     let files = if begin.confined {
-        let policy = Policy { descriptors: None, ..Policy::default() };
-        sandbox::apply(&policy).map_err(Failure::Sandbox)?
+        // Without any file, and with as many descriptors as it may have.
+        sandbox::apply(&Policy::default()).map_err(Failure::Sandbox)?
     } else {
         log::warn!("no sandbox: for debugging only");
         "not restricted"
@@ -228,6 +232,7 @@ impl DataProcess {
                     metrics.start(threads).map_err(system("start a thread"))?;
                 }
             }
+            // It ends the loop that this is called by.
             Order::Yield => {}
         }
         Ok(())
@@ -293,9 +298,14 @@ impl DataProcess {
             scope::forget_name(number);
             tell(&orders, &News::Ended(number, why.or(outcome.err().map(|e| e.to_string()))));
         };
+        self.ends.retain(|thread| !thread.is_finished());
         // On a thread of its own: a disk that is slow to make the ring durable is no other ring's.
-        if let Err(e) = std::thread::Builder::new().name("end".to_owned()).spawn(end) {
-            log::error!("cannot start a thread for the end of a ring: {e}");
+        match std::thread::Builder::new().name("end".to_owned()).spawn(end) {
+            Ok(thread) => self.ends.push(thread),
+            Err(e) => {
+                let why = format!("it was not made durable: no thread for that can be made: {e}");
+                tell(&self.orders, &News::Ended(number, Some(why)));
+            }
         }
     }
 
@@ -314,6 +324,10 @@ impl DataProcess {
             let left = self.supervisor.deadline().map(|at| at.saturating_duration_since(now));
             wait_readable(&[self.supervisor.fd()], left).map_err(&wait)?;
             self.supervisor.turn().map_err(&wait)?;
+        }
+        for thread in self.ends.drain(..) {
+            // A panic there has been reported on standard error.
+            let _ = thread.join();
         }
         let mut first = Ok(());
         for (number, mut served) in std::mem::take(&mut self.rings) {
@@ -339,8 +353,8 @@ impl Served {
         self.service.finish().and(ended)
     }
 
-    /// Ends everything that serves the ring. What was answered is in the ring, and as durable as the
-    /// guest has asked for.
+    /// Ends everything that serves the ring. What was answered is in the ring, and as durable as
+    /// the guest has asked for.
     fn let_go(
         &mut self,
         number: Number,

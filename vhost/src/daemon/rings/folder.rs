@@ -111,7 +111,7 @@ impl Folder {
     ///
     /// # Errors
     ///
-    /// What is wrong with it, in words.
+    /// The error of the text, with its line.
     pub fn settings(&self, text: &str) -> Result<Settings, String> {
         let mut arguments = config_file::ring(text, &self.words)?;
         // Those of the whole daemon.

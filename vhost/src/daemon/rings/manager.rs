@@ -6,46 +6,22 @@ use crate::daemon::rings::folder::{Configured, Folder};
 use crate::daemon::rings::member::{Kept, Member, State};
 use crate::daemon::rings::messages::{Begin, News, Number, Order, Reopen};
 use crate::daemon::rings::plane::Plane;
+use crate::daemon::rings::preparations::Preparations;
 use crate::daemon::rings::varlink::{Answer, CallError, ClientId};
 use crate::daemon::rings::waits::{Drain, Inquiry, Reload, Suspension};
-use crate::daemon::settings::Settings;
-use crate::daemon::sockets::Inherited;
 use nix::unistd::{Uid, geteuid};
 use ring_metrics::Bound;
 use serde_json::json;
-use shared_block_ring::Error;
-use shared_block_ring::device::bell::new_event;
-use shared_block_ring::wait::Limits;
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread;
 use std::time::{Duration, Instant};
-
-/// Deaths of the data process in this time, at most.
-const DEATHS: (usize, Duration) = (5, Duration::from_secs(60));
 
 /// Why a ring is served no more that keeps others from being served.
 const HANGS: &str = "a thread waits in the kernel for its disk, or for memory of its front end's: it is not served until it is \
                      added again, and the other rings are served by another process";
-
-/// How long a ring of the folder is waited for that a process holds at the start: the data process
-/// of a daemon that was killed needs a moment to end.
-pub const PATIENCE: Duration = Duration::from_secs(10);
-
-/// The pause before such a ring is tried again.
-const PAUSE: Duration = Duration::from_millis(20);
-
-/// Rings that are prepared at a time.
-const MOST_PREPARED: usize = 32;
-
-/// A ring that was prepared on a thread of its own, or could not be.
-pub type Outcome = (Number, Result<Option<Prepared>, Failure>);
 
 /// The rings and the data process.
 pub struct Manager {
@@ -53,23 +29,19 @@ pub struct Manager {
     pub(super) members: BTreeMap<String, Member>,
     pub(super) names: BTreeMap<Number, String>,
     pub(super) plane: Plane,
-    begin: Begin,
+    pub(super) begin: Begin,
     /// The sockets of the metrics, for each data process. Their files are removed at the end.
-    metrics: Vec<Bound>,
+    pub(super) metrics: Vec<Bound>,
     /// What data processes are started from.
-    program: PathBuf,
+    pub(super) program: PathBuf,
     /// The data process that takes the rings over when the present one has ended, and who waits for
     /// that.
-    successor: Option<(Plane, ClientId)>,
+    pub(super) successor: Option<(Plane, ClientId)>,
     /// Who waits until that one serves the rings.
-    upgraded: Option<ClientId>,
-    deaths: VecDeque<Instant>,
+    pub(super) upgraded: Option<ClientId>,
+    pub(super) deaths: VecDeque<Instant>,
     next: Number,
-    /// Rings that wait to be prepared, and how many are being.
-    unprepared: VecDeque<(Number, Settings, Duration)>,
-    preparing: usize,
-    prepared: (Sender<Outcome>, Receiver<Outcome>),
-    prepared_event: OwnedFd,
+    preparations: Preparations,
     /// Who waits for the start or the end of a ring.
     pub(super) waiting: BTreeMap<Number, Vec<ClientId>>,
     /// What a ring that ends is followed by.
@@ -80,7 +52,6 @@ pub struct Manager {
     pub(super) reload: Option<Reload>,
     /// Answers that are due.
     pub(super) answers: Vec<(ClientId, Answer)>,
-    user: Uid,
 }
 
 impl Manager {
@@ -107,10 +78,7 @@ impl Manager {
             upgraded: None,
             deaths: VecDeque::new(),
             next: 1,
-            unprepared: VecDeque::new(),
-            preparing: 0,
-            prepared: channel(),
-            prepared_event: new_event().map_err(|e| system("make an event")(e.into()))?,
+            preparations: Preparations::new(user).map_err(system("make an event"))?,
             waiting: BTreeMap::new(),
             followers: BTreeMap::new(),
             inquiries: Vec::new(),
@@ -118,13 +86,12 @@ impl Manager {
             suspensions: Vec::new(),
             reload: None,
             answers: Vec::new(),
-            user,
         })
     }
 
     /// Readable when a ring was prepared.
     pub fn prepared_fd(&self) -> BorrowedFd<'_> {
-        self.prepared_event.as_fd()
+        self.preparations.fd()
     }
 
     /// Whether every ring has come to where it was going.
@@ -135,8 +102,8 @@ impl Manager {
         !self.members.values().any(is_under_way)
     }
 
-    /// Begins to serve a ring, once no other process does, which is waited for with `patience`. It is
-    /// in `members` afterwards, whatever becomes of it.
+    /// Begins to serve a ring, once no other process does, which is waited for with `patience`. It
+    /// is in `members` afterwards, whatever becomes of it.
     pub fn add(&mut self, name: &str, configured: Configured, patience: Duration) -> Number {
         let number = self.next;
         self.next += 1;
@@ -152,32 +119,9 @@ impl Manager {
                 return number;
             }
         };
-        self.unprepared.push_back((number, settings, patience));
-        self.prepare_more();
+        self.preparations.begin(number, settings, patience);
+        self.take_prepared();
         number
-    }
-
-    /// Prepares rings, each on a thread of its own: a disk that is slow to give space is no other
-    /// ring's.
-    fn prepare_more(&mut self) {
-        while self.preparing < MOST_PREPARED
-            && let Some((number, settings, patience)) = self.unprepared.pop_front()
-        {
-            let (sender, user) = (self.prepared.0.clone(), self.user);
-            let event = self.prepared_event.try_clone();
-            let prepare = move || {
-                let outcome = prepare(&settings, user, patience);
-                // Nobody waits any more at the end of the process.
-                let _ = sender.send((number, outcome));
-                if let Ok(event) = event {
-                    let _ = nix::unistd::write(&event, &1u64.to_ne_bytes());
-                }
-            };
-            match thread::Builder::new().name("prepare".to_owned()).spawn(prepare) {
-                Ok(_) => self.preparing += 1,
-                Err(e) => self.fail(number, &system("start a thread")(e).to_string()),
-            }
-        }
     }
 
     /// Begins to end a ring.
@@ -219,16 +163,12 @@ impl Manager {
 
     /// Takes the rings that were prepared.
     pub fn take_prepared(&mut self) {
-        let _ = nix::unistd::read(&self.prepared_event, &mut [0; 8]);
-        while let Ok((number, outcome)) = self.prepared.1.try_recv() {
+        for (number, outcome) in self.preparations.take() {
             match outcome {
-                Ok(Some(prepared)) => self.start(number, prepared),
-                Ok(None) => self.fail(number, "it was asked to stop"),
+                Ok(prepared) => self.start(number, prepared),
                 Err(e) => self.fail(number, &e.to_string()),
             }
-            self.preparing -= 1;
         }
-        self.prepare_more();
     }
 
     fn start(&mut self, number: Number, mut prepared: Prepared) {
@@ -247,7 +187,7 @@ impl Manager {
     }
 
     /// Serves a ring no more, for this reason.
-    fn fail(&mut self, number: Number, why: &str) {
+    pub(super) fn fail(&mut self, number: Number, why: &str) {
         let Some(name) = self.names.get(&number).cloned() else { return };
         log::error!("{name}: {why}");
         if let Some(member) = self.members.get_mut(&name) {
@@ -284,7 +224,11 @@ impl Manager {
                 let Some(member) = self.members.get_mut(&name) else { return };
                 match std::mem::replace(&mut member.state, State::Preparing) {
                     State::Starting(kept) => member.state = State::Serving(kept),
-                    state => member.state = state,
+                    // It was taken over in order to be ended.
+                    state => {
+                        member.state = state;
+                        return;
+                    }
                 }
                 let path = member.settings.as_ref().map(|settings| settings.ring.display());
                 log::info!(
@@ -344,84 +288,6 @@ impl Manager {
         self.forget(number);
     }
 
-    /// Starts another data process in the place of one that has died.
-    fn start_another(&mut self) -> Result<Plane, Failure> {
-        let now = Instant::now();
-        self.deaths.push_back(now);
-        let (most, period) = DEATHS;
-        while self.deaths.front().is_some_and(|at| now.duration_since(*at) > period) {
-            self.deaths.pop_front();
-        }
-        if self.deaths.len() > most {
-            return Err(Failure::Died);
-        }
-        log::error!("the data process has died: another one is started");
-        Plane::start(&self.program, &self.begin, &self.metrics)
-    }
-
-    /// Has the rings served by a data process of the program that this one's path leads to now.
-    ///
-    /// # Errors
-    ///
-    /// There is no such program, or it cannot take the rings over: the present process goes on.
-    pub(super) fn upgrade(&mut self, client: ClientId) -> Result<(), CallError> {
-        if self.successor.is_some() {
-            return Err(CallError::refused("another data process takes over already"));
-        }
-        let program = std::env::current_exe().map_err(|e| CallError::refused(e.to_string()))?;
-        // A file that was replaced is named so.
-        let name = program.as_os_str().as_bytes();
-        let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-        let program = PathBuf::from(OsStr::from_bytes(name));
-        let next = Plane::start(&program, &self.begin, &self.metrics);
-        let next = next.map_err(|e| CallError::refused(format!("{}: {e}", program.display())))?;
-        self.program = program;
-        self.successor = Some((next, client));
-        self.plane.order(Order::Yield, Vec::new());
-        Ok(())
-    }
-
-    /// Has another data process serve the rings in the place of one that has ended.
-    fn replace_plane(&mut self) -> Result<(), Failure> {
-        let next = match self.successor.take() {
-            Some((next, client)) => {
-                self.upgraded = Some(client);
-                next
-            }
-            None => self.start_another()?,
-        };
-        let old = std::mem::replace(&mut self.plane, next);
-        match old.finish() {
-            Ok(status) if status.success() => log::info!("another data process serves the rings"),
-            Ok(status) => log::error!("the data process before this one has ended: {status}"),
-            Err(e) => log::error!("cannot wait for the data process before this one: {e}"),
-        }
-        let all: Vec<_> = self.names.iter().map(|(number, name)| (*number, name.clone())).collect();
-        for (number, name) in all {
-            let Some(member) = self.members.get_mut(&name) else { continue };
-            match std::mem::replace(&mut member.state, State::Preparing) {
-                State::Starting(kept) | State::Serving(kept) => match kept.order(number, &name) {
-                    Ok((order, descriptors)) => {
-                        member.state = State::Starting(kept);
-                        self.plane.order(order, descriptors);
-                    }
-                    Err(e) => self.fail(number, &system("duplicate a descriptor")(e).to_string()),
-                },
-                // What was answered is in the ring's file; whether it is durable, nobody can say.
-                State::Ending(kept) => {
-                    drop(kept);
-                    let why = "the data process has died while the ring was made durable";
-                    self.forget_answered(number, &name, Some(why.to_owned()));
-                }
-                state => member.state = state,
-            }
-        }
-        // Behind the rings: no scrape finds a part of them.
-        self.plane.order(Order::AnswerScrapes, Vec::new());
-        self.repeat_questions();
-        Ok(())
-    }
-
     /// Tells the data process whether a ring's file is at its path.
     pub fn displaced(&mut self, number: Number, displaced: bool) {
         self.plane.order(Order::Displaced(number, displaced), Vec::new());
@@ -470,48 +336,5 @@ impl Manager {
             }
         }
         outcome
-    }
-}
-
-/// Opens everything that a ring needs.
-fn prepare(
-    settings: &Settings,
-    user: Uid,
-    patience: Duration,
-) -> Result<Option<Prepared>, Failure> {
-    let none = |inherited: Inherited| {
-        Err(io::Error::other(format!("{inherited}: a ring of many makes its sockets itself")))
-    };
-    let prepared = patiently(patience, || Prepared::new(settings, &none, &Limits::default()))?;
-    if let Some(prepared) = &prepared {
-        prepared.try_reopen(settings, user)?;
-    }
-    Ok(prepared)
-}
-
-/// Takes something, which is waited for with `patience` where another process holds it.
-///
-/// # Errors
-///
-/// Those of `take`.
-pub fn patiently<T>(
-    patience: Duration,
-    mut take: impl FnMut() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let start = Instant::now();
-    loop {
-        match take() {
-            Err(e) if is_held(&e) && start.elapsed() < patience => thread::sleep(PAUSE),
-            outcome => return outcome,
-        }
-    }
-}
-
-/// Whether another process has the ring, or listens at one of its sockets.
-fn is_held(failure: &Failure) -> bool {
-    match failure {
-        Failure::Ring { source, .. } => matches!(source, Error::RoleTaken { .. }),
-        Failure::Socket { source, .. } => source.kind() == io::ErrorKind::AddrInUse,
-        _ => false,
     }
 }

@@ -15,6 +15,8 @@ mod metrics;
 mod names;
 pub mod options;
 mod plane;
+mod preparations;
 pub mod server;
+mod succession;
 mod varlink;
 mod waits;

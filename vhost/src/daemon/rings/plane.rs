@@ -3,17 +3,16 @@
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::rings::messages::{Begin, News, Order, Reopen, Reopened};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use ring_metrics::Bound;
 use shared_block_ring::handover::{receive, receive_words, send};
 use shared_block_ring::wait::wait_readable;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::thread;
 use std::time::{Duration, Instant};
 
 /// How long the data process may take to start.
@@ -21,9 +20,6 @@ const START_PATIENCE: Duration = Duration::from_secs(20);
 
 /// How long the data process may take to end.
 const END_PATIENCE: Duration = Duration::from_secs(30);
-
-/// The time between two looks whether it has ended.
-const END_PAUSE: Duration = Duration::from_millis(5);
 
 /// The running data process.
 pub struct Plane {
@@ -165,18 +161,20 @@ impl Plane {
     /// # Errors
     ///
     /// It cannot be waited for.
-    pub fn finish(self) -> io::Result<ExitStatus> {
-        let Self { mut child, orders, files, .. } = self;
-        drop((orders, files));
-        let start = Instant::now();
-        while start.elapsed() < END_PATIENCE {
-            if let Some(status) = child.try_wait()? {
-                return Ok(status);
+    pub fn finish(mut self) -> io::Result<ExitStatus> {
+        // One that has ended already needs no word.
+        let _ = shutdown(self.orders.as_raw_fd(), Shutdown::Write);
+        let deadline = Instant::now() + END_PATIENCE;
+        // Its end of the socket is closed when it has ended. What it tells until then is read, so
+        // that it need not wait for that.
+        while self.news().is_ok() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if wait_readable(&[self.orders.as_fd()], Some(left))?.is_none() {
+                log::error!("the data process does not end: it is killed");
+                self.child.kill()?;
+                break;
             }
-            thread::sleep(END_PAUSE);
         }
-        log::error!("the data process does not end: it is killed");
-        child.kill()?;
-        child.wait()
+        self.child.wait()
     }
 }

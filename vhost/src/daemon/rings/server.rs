@@ -2,11 +2,13 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::metrics;
-use crate::daemon::rings::manager::{Manager, PATIENCE, patiently};
+use crate::daemon::rings::manager::Manager;
 use crate::daemon::rings::messages::{Begin, VERSION};
 use crate::daemon::rings::names;
 use crate::daemon::rings::options::{ControlSocket, Options};
+use crate::daemon::rings::preparations::{PATIENCE, patiently};
 use crate::daemon::rings::varlink::Control;
+use crate::daemon::server::expect_proc;
 use crate::daemon::server::take;
 use crate::daemon::sockets::Listening;
 use nix::sys::socket::SockType;
@@ -26,6 +28,7 @@ const SEND_PAUSE: Duration = Duration::from_millis(5);
 ///
 /// Why the daemon could not start or go on, or what is lost of a ring at its end.
 pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failure> {
+    expect_proc()?;
     let stop = Stop::except_on_hangup().map_err(system("set up signals"))?;
     let hangup = Stop::on([libc::SIGHUP]).map_err(system("set up signals"))?;
     let limit = descriptors::raise().map_err(system("raise the limit of descriptors"))?;

@@ -39,8 +39,8 @@ pub fn restrict(policy: &Policy<'_>) -> Result<&'static str, Failure> {
     })
 }
 
-/// Calls `open` where files are opened without the right to be truncated, which a descriptor that is
-/// handed on carries along: on a thread of its own, which has lost that right. A kernel without
+/// Calls `open` where files are opened without the right to be truncated, which a descriptor that
+/// is handed on carries along: on a thread of its own, which has lost that right. A kernel without
 /// Landlock takes none.
 ///
 /// # Errors

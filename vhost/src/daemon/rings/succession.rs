@@ -1,0 +1,97 @@
+//! One data process that follows another: since that has died, or is to be upgraded.
+
+use crate::daemon::failure::{Failure, system};
+use crate::daemon::rings::manager::Manager;
+use crate::daemon::rings::member::State;
+use crate::daemon::rings::messages::Order;
+use crate::daemon::rings::plane::Plane;
+use crate::daemon::rings::varlink::{CallError, ClientId};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Deaths of the data process in this time, at most.
+const DEATHS: (usize, Duration) = (5, Duration::from_secs(60));
+
+impl Manager {
+    /// Starts another data process in the place of one that has died.
+    fn start_another(&mut self) -> Result<Plane, Failure> {
+        let now = Instant::now();
+        self.deaths.push_back(now);
+        let (most, period) = DEATHS;
+        while self.deaths.front().is_some_and(|at| now.duration_since(*at) > period) {
+            self.deaths.pop_front();
+        }
+        if self.deaths.len() > most {
+            return Err(Failure::Died);
+        }
+        log::error!("the data process has died: another one is started");
+        Plane::start(&self.program, &self.begin, &self.metrics)
+    }
+
+    /// Has the rings served by a data process of the program that this one's path leads to now.
+    ///
+    /// # Errors
+    ///
+    /// There is no such program, or it cannot take the rings over: the present process goes on.
+    pub(super) fn upgrade(&mut self, client: ClientId) -> Result<(), CallError> {
+        if self.successor.is_some() {
+            return Err(CallError::refused("another data process takes over already"));
+        }
+        let program = std::env::current_exe().map_err(|e| CallError::refused(e.to_string()))?;
+        // A file that was replaced is named so.
+        let name = program.as_os_str().as_bytes();
+        let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+        let program = PathBuf::from(OsStr::from_bytes(name));
+        let next = Plane::start(&program, &self.begin, &self.metrics);
+        let next = next.map_err(|e| CallError::refused(format!("{}: {e}", program.display())))?;
+        self.program = program;
+        self.successor = Some((next, client));
+        self.plane.order(Order::Yield, Vec::new());
+        Ok(())
+    }
+
+    /// Has another data process serve the rings in the place of one that has ended.
+    pub(super) fn replace_plane(&mut self) -> Result<(), Failure> {
+        let next = match self.successor.take() {
+            Some((next, client)) => {
+                self.upgraded = Some(client);
+                next
+            }
+            None => self.start_another()?,
+        };
+        let old = std::mem::replace(&mut self.plane, next);
+        match old.finish() {
+            Ok(status) if status.success() => log::info!("another data process serves the rings"),
+            Ok(status) => log::error!("the data process before this one has ended: {status}"),
+            Err(e) => log::error!("cannot wait for the data process before this one: {e}"),
+        }
+        let all: Vec<_> = self.names.iter().map(|(number, name)| (*number, name.clone())).collect();
+        for (number, name) in all {
+            let Some(member) = self.members.get_mut(&name) else { continue };
+            let Some(order) = member.kept().map(|kept| kept.order(number, &name)) else { continue };
+            let (order, descriptors) = match order {
+                Ok(order) => order,
+                Err(e) => {
+                    self.fail(number, &system("duplicate a descriptor")(e).to_string());
+                    continue;
+                }
+            };
+            self.plane.order(order, descriptors);
+            match std::mem::replace(&mut member.state, State::Preparing) {
+                State::Serving(kept) => member.state = State::Starting(kept),
+                // The next process makes it durable.
+                State::Ending(kept) => {
+                    member.state = State::Ending(kept);
+                    self.plane.order(Order::Release(number), Vec::new());
+                }
+                state => member.state = state,
+            }
+        }
+        // Behind the rings: no scrape finds a part of them.
+        self.plane.order(Order::AnswerScrapes, Vec::new());
+        self.repeat_questions();
+        Ok(())
+    }
+}
