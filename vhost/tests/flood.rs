@@ -22,7 +22,7 @@ const LOG: u64 = 1_000_000;
 
 /// The most that the daemon's memory may grow by, in KiB: pages that the allocator has not touched
 /// before.
-const SLACK: u64 = 256;
+const SLACK: u64 = 128;
 
 /// Bytes from one request's data to the next request's.
 const ROOM: u64 = 0x2000;

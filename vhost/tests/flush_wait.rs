@@ -1,5 +1,5 @@
-//! A worker sleeps while a flush is under way, whatever is behind it in the queue, and the backend's
-//! end waits for that flush.
+//! A worker sleeps while a flush is under way, whatever is behind it in the queue, and the
+//! backend's end waits for that flush.
 #![allow(clippy::unwrap_used)]
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};

@@ -10,7 +10,7 @@ use ring_test_support::process::eventually;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
-use vhost_device_blockring::front_end::accept::{Arrival, look};
+use vhost_device_blockring::front_end::arrival::{Arrival, look};
 
 /// Connections that others take, at least.
 const TAKEN: u32 = 500;

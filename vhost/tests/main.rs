@@ -29,6 +29,7 @@ mod model;
 mod queues_oracle;
 mod reconnect;
 mod rings;
+mod rings_faults;
 mod roles;
 mod service;
 mod shared_events;

@@ -3,10 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::float_cmp, reason = "samples are whole numbers")]
 
 use crate::common::daemon::{Daemon, Scene};
+use crate::common::rings::{self, data_process};
 use crate::common::service::Service;
 use crate::common::user::USER;
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::{Pid, geteuid};
+use nix::unistd::geteuid;
 use ring_metrics::Program;
 use ring_test_support::assert_fails;
 use ring_test_support::front_end::FrontEnd;
@@ -16,9 +17,8 @@ use serde_json::{Value, json};
 use shared_block_ring::Consumer;
 use shared_block_ring::handover::Role;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -55,14 +55,7 @@ fn start(scene: &Scene, arguments: &[&str]) -> Daemon {
 
 /// Calls a method by the control socket, and returns its parameters.
 fn call(scene: &Scene, method: &str, parameters: &Value) -> Value {
-    let mut control = UnixStream::connect(scene.path("control")).unwrap();
-    let method = format!("io.blockring.Rings.{method}");
-    let call = json!({ "method": method, "parameters": parameters });
-    control.write_all(format!("{call}\0").as_bytes()).unwrap();
-    let mut answer = Vec::new();
-    BufReader::new(control).read_until(0, &mut answer).unwrap();
-    assert_eq!(answer.pop(), Some(0));
-    let answer: Value = serde_json::from_slice(&answer).unwrap();
+    let answer = rings::call(&scene.path("control"), method, parameters);
     assert!(answer.get("error").is_none(), "{answer}");
     answer["parameters"].clone()
 }
@@ -87,18 +80,6 @@ fn health(scene: &Scene) -> String {
 fn truncate(scene: &Scene, file: &str) {
     let file = File::options().write(true).open(scene.path(file)).unwrap();
     file.set_len(file.metadata().unwrap().len() - 4096).unwrap();
-}
-
-/// The number of the daemon's data process.
-fn data_process(daemon: &Daemon) -> Pid {
-    let id = daemon.0.id();
-    let mut found = None;
-    eventually("there is a data process", || {
-        let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).unwrap();
-        found = children.split_whitespace().next().map(|child| child.parse().unwrap());
-        found.is_some()
-    });
-    Pid::from_raw(found.unwrap())
 }
 
 #[test]

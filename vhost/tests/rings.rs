@@ -2,167 +2,20 @@
 //! way.
 #![allow(clippy::unwrap_used)]
 
-use crate::common::daemon::{Daemon, Scene};
-use crate::common::fuse::FuseFile;
+use crate::common::rings::{LONG, Rings, data_process, ends_well, leaves_nothing};
 use crate::confinement::cannot_truncate;
-use nix::sys::signal::{Signal, kill};
-use nix::sys::stat::Mode;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use ring_test_support::front_end::{FrontEnd, MEMORY};
 use ring_test_support::process::eventually;
-use serde_json::{Value, json};
-use shared_block_ring::handover::Role;
-use shared_block_ring::{Consumer, UnixDevice};
-use std::fs::{self, File};
+use serde_json::json;
+use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
-use vhost::{VhostBackend, VhostUserDirtyLogRegion};
 
-/// Longer than any answer takes, on a busy machine.
-const LONG: Duration = Duration::from_secs(60);
-
-/// A folder with a daemon of many rings, each of which has a folder of its own for its file and
-/// sockets.
-struct Rings {
-    scene: Scene,
-}
-
-impl Rings {
-    fn new(names: &[&str]) -> Self {
-        let rings = Self { scene: Scene::new() };
-        fs::create_dir(rings.scene.path("rings.d")).unwrap();
-        for name in names {
-            rings.configure(name, "");
-        }
-        rings
-    }
-
-    fn folder(&self, name: &str) -> PathBuf {
-        self.scene.path(name)
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.scene.path("rings.d").join(format!("{name}.toml"))
-    }
-
-    /// Returns the text of a ring's file, with more lines.
-    fn text(&self, name: &str, more: &str) -> String {
-        let folder = self.folder(name);
-        fs::create_dir_all(&folder).unwrap();
-        let path = |file: &str| folder.join(file).display().to_string();
-        format!(
-            "socket-path = {:?}\nblk-file = {:?}\nconsumer-socket = {:?}\nsize = \"64K\"\n{more}",
-            path("s"),
-            path("ring"),
-            path("c")
-        )
-    }
-
-    fn configure(&self, name: &str, more: &str) {
-        fs::write(self.file(name), self.text(name, more)).unwrap();
-    }
-
-    fn spawn(&self, more: &[&str]) -> Daemon {
-        let control = format!("unix:{}", self.scene.path("control").display());
-        let usual = ["--config", "rings.d", "--control", &control];
-        let log = File::options().create(true).append(true).open(self.scene.path("log")).unwrap();
-        Daemon(self.scene.command(&usual).args(more).stderr(log).spawn().unwrap())
-    }
-
-    fn start(&self, more: &[&str]) -> Daemon {
-        let before = self.scene.path("log").exists().then(|| self.scene.logged("threads; the"));
-        let daemon = self.spawn(more);
-        eventually("the rings are served", || {
-            self.scene.logged("threads; the") > before.unwrap_or(0)
-        });
-        daemon
-    }
-
-    fn call(&self, method: &str, parameters: &Value) -> Value {
-        let mut stream = UnixStream::connect(self.scene.path("control")).unwrap();
-        stream.set_read_timeout(Some(LONG)).unwrap();
-        let method = format!("io.blockring.Rings.{method}");
-        let call = json!({ "method": method, "parameters": parameters }).to_string();
-        stream.write_all(format!("{call}\0").as_bytes()).unwrap();
-        let (mut answer, mut byte) = (Vec::new(), [0]);
-        while stream.read(&mut byte).unwrap() == 1 && byte[0] != 0 {
-            answer.push(byte[0]);
-        }
-        serde_json::from_slice(&answer).unwrap()
-    }
-
-    /// Makes a call that must be answered without an error.
-    fn done(&self, method: &str, parameters: &Value) -> Value {
-        let mut answer = self.call(method, parameters);
-        assert!(answer.get("error").is_none(), "{method} {parameters}: {answer}");
-        answer["parameters"].take()
-    }
-
-    fn refused(&self, method: &str, parameters: &Value) -> String {
-        let answer = self.call(method, parameters);
-        assert!(answer.get("error").is_some(), "{method} {parameters}: {answer}");
-        answer.to_string()
-    }
-
-    /// The states of all rings, by their names.
-    fn states(&self) -> Vec<(String, String)> {
-        let rings = self.done("List", &json!({}))["rings"].take();
-        let text = |value: &Value| value.as_str().unwrap().to_owned();
-        let states = rings
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|ring| (text(&ring["name"]), text(&ring["state"])));
-        states.collect()
-    }
-
-    fn guest(&self, name: &str) -> FrontEnd {
-        FrontEnd::new(&self.folder(name))
-    }
-
-    /// Has the ring's guest publish an item, and a process on the host take it.
-    fn carries(&self, name: &str, guest: &mut FrontEnd, item: &str) {
-        guest.publish(item);
-        assert_eq!(self.take(name), [item]);
-    }
-
-    /// Takes all items as the process on the host.
-    fn take(&self, name: &str) -> Vec<String> {
-        let device = UnixDevice::connect(self.folder(name).join("c"), Role::Consumer).unwrap();
-        let mut consumer = Consumer::attach(device, "test", "test").unwrap();
-        let mut items = Vec::new();
-        let mut position = consumer.position();
-        while let Ok(item) = consumer.pop(position) {
-            items.push(String::from_utf8(item.bytes.to_vec()).unwrap());
-            position = item.next;
-        }
-        consumer.advance(position).unwrap();
-        items
-    }
-}
-
-/// The process that does the work: the daemon's only child.
-fn data_process(daemon: &Daemon) -> i32 {
-    let children = format!("/proc/{0}/task/{0}/children", daemon.0.id());
-    let children = fs::read_to_string(children).unwrap();
-    children.split_whitespace().next().unwrap().parse().unwrap()
-}
-
-fn threads(pid: i32) -> usize {
+fn threads(pid: Pid) -> usize {
     fs::read_dir(format!("/proc/{pid}/task")).unwrap().count()
-}
-
-fn ends_well(mut daemon: Daemon) {
-    daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.code(), Some(0));
-}
-
-fn leaves_nothing(rings: &Rings, name: &str) {
-    for socket in ["s", "c"] {
-        assert!(!rings.folder(name).join(socket).exists(), "{name}: {socket}");
-    }
 }
 
 #[test]
@@ -185,6 +38,37 @@ fn each_ring_carries_its_own_items() {
     for name in names {
         leaves_nothing(&rings, name);
     }
+}
+
+/// How often the threads that drive queues have gone to sleep.
+fn sleeps(pid: Pid) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of_queues = threads.filter_map(|thread| {
+        let status = fs::read_to_string(thread.unwrap().path().join("status")).ok()?;
+        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+        let is_one = field("Name:\t")?.starts_with("queues ");
+        is_one.then(|| field("voluntary_ctxt_switches:\t").unwrap().parse::<u64>().unwrap())
+    });
+    of_queues.sum()
+}
+
+#[test]
+fn idle_rings_wake_no_thread() {
+    let names: Vec<_> = (0..20).map(|number| format!("vm{number}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let rings = Rings::new(&names);
+    let daemon = rings.start(&["--workers", "2"]);
+    let mut guests: Vec<_> = names.iter().map(|name| rings.guest(name)).collect();
+    for (name, guest) in names.iter().zip(&mut guests) {
+        rings.carries(name, guest, "an item");
+    }
+    let data = data_process(&daemon);
+    let mut before = 0;
+    eventually("the threads sleep for a while", || {
+        std::thread::sleep(Duration::from_secs(1));
+        std::mem::replace(&mut before, sleeps(data)) == sleeps(data)
+    });
+    ends_well(daemon);
 }
 
 #[test]
@@ -233,185 +117,6 @@ fn folder_is_read_again() {
     fs::remove_file(rings.file("new")).unwrap();
     daemon.signal(Signal::SIGHUP);
     eventually("the ring is gone", || rings.states().len() == 3);
-    ends_well(daemon);
-}
-
-#[test]
-fn ring_that_cannot_be_served_keeps_no_other_from_it() {
-    let rings = Rings::new(&["good", "bad"]);
-    rings.configure("unreadable", "poll-us = \"often\"\n");
-    nix::unistd::mkfifo(&rings.file("pipe"), Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
-    fs::write(rings.file("-odd name"), "").unwrap();
-    fs::write(rings.folder("bad").join("ring"), vec![7; 65536]).unwrap();
-    let daemon = rings.start(&[]);
-    let state = |name: &str, state: &str| (name.to_owned(), state.to_owned());
-    let states =
-        [("bad", "failed"), ("good", "serving"), ("pipe", "failed"), ("unreadable", "failed")];
-    assert_eq!(rings.states(), states.map(|(name, is)| state(name, is)));
-    let shown = rings.done("Show", &json!({ "name": "unreadable" }));
-    assert!(shown["ring"]["reason"].as_str().unwrap().contains("poll-us"), "{shown}");
-    assert_eq!(rings.scene.logged("not read: a ring's name begins with"), 1);
-    leaves_nothing(&rings, "bad");
-    let shown = rings.done("Show", &json!({ "name": "bad" }));
-    let reason = shown["ring"]["reason"].as_str().unwrap();
-    assert!(reason.contains("bad/ring"), "{reason}");
-    fs::remove_file(rings.folder("bad").join("ring")).unwrap();
-    rings.done("Add", &json!({ "name": "bad" }));
-    rings.carries("bad", &mut rings.guest("bad"), "mended");
-    rings.carries("good", &mut rings.guest("good"), "good");
-    ends_well(daemon);
-}
-
-#[test]
-fn ring_whose_file_is_truncated_is_lost_and_no_other() {
-    let rings = Rings::new(&["lost", "sound"]);
-    let mut daemon = rings.start(&["--workers", "1"]);
-    let (mut lost, mut sound) = (rings.guest("lost"), rings.guest("sound"));
-    rings.carries("lost", &mut lost, "before");
-    File::options()
-        .write(true)
-        .open(rings.folder("lost").join("ring"))
-        .unwrap()
-        .set_len(512)
-        .unwrap();
-    assert_ne!(lost.write(100, &[1; 512]), 0);
-    for round in 0..10 {
-        rings.carries("sound", &mut sound, &format!("item {round}"));
-    }
-    let shown = rings.done("Show", &json!({ "name": "lost" }));
-    assert!(shown["ring"]["fault"].as_str().unwrap().contains("truncated"));
-    eventually("the log names the ring", || rings.scene.logged("lost: ") > 0);
-    assert!(rings.refused("Drain", &json!({ "name": "lost" })).contains("truncated"));
-    let removed = rings.refused("Remove", &json!({ "name": "lost" }));
-    assert!(removed.contains("truncated"), "{removed}");
-    rings.carries("sound", &mut sound, "in the end");
-    daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.code(), Some(0));
-}
-
-#[test]
-fn data_process_that_is_killed_is_replaced_and_every_ring_goes_on() {
-    let names = ["one", "two", "three"];
-    let rings = Rings::new(&names);
-    let daemon = rings.start(&[]);
-    for round in 0..3 {
-        let mut guests: Vec<_> = names.iter().map(|name| rings.guest(name)).collect();
-        for (name, guest) in names.iter().zip(&mut guests) {
-            guest.publish(&format!("item {round} of {name}"));
-        }
-        let before = data_process(&daemon);
-        kill(Pid::from_raw(before), Signal::SIGKILL).unwrap();
-        eventually("another process serves all rings", || {
-            rings.states().iter().all(|(_, state)| state == "serving")
-                && data_process(&daemon) != before
-        });
-        for name in names {
-            assert_eq!(rings.take(name), [format!("item {round} of {name}")], "{name}");
-        }
-    }
-    ends_well(daemon);
-}
-
-#[test]
-fn stop_that_reaches_both_processes_is_the_control_processs_matter() {
-    let rings = Rings::new(&["vm"]);
-    let daemon = rings.start(&[]);
-    let mut guest = rings.guest("vm");
-    let data = data_process(&daemon);
-    // As a service manager, or a terminal, sends it.
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
-        kill(Pid::from_raw(data), signal).unwrap();
-        rings.carries("vm", &mut guest, "goes on");
-    }
-    assert_eq!(data_process(&daemon), data);
-    guest.publish("the last item");
-    kill(Pid::from_raw(data), Signal::SIGTERM).unwrap();
-    ends_well(daemon);
-    assert_eq!(rings.scene.logged("has died"), 0);
-}
-
-#[test]
-fn stop_ends_a_daemon_whose_data_process_stands_still() {
-    let rings = Rings::new(&["vm"]);
-    let mut daemon = rings.start(&[]);
-    kill(Pid::from_raw(data_process(&daemon)), Signal::SIGSTOP).unwrap();
-    daemon.signal(Signal::SIGTERM);
-    assert_eq!(daemon.code(), Some(1));
-    assert_eq!(rings.scene.logged("the data process does not end: it is killed"), 1);
-    leaves_nothing(&rings, "vm");
-}
-
-#[test]
-fn daemon_that_is_killed_is_followed_by_another_at_once() {
-    let names = ["one", "two", "three"];
-    let rings = Rings::new(&names);
-    let metrics = format!("unix:{}", rings.scene.path("metrics").display());
-    let options = ["--metrics", &metrics];
-    let mut daemon = rings.start(&options);
-    for round in 0..5 {
-        let mut guests: Vec<_> = names.iter().map(|name| rings.guest(name)).collect();
-        for (name, guest) in names.iter().zip(&mut guests) {
-            guest.publish(&format!("item {round} of {name}"));
-        }
-        // The data process lets the guests go before it ends.
-        daemon.0.kill().unwrap();
-        daemon.0.wait().unwrap();
-        daemon = rings.start(&options);
-        assert!(rings.states().iter().all(|(_, state)| state == "serving"));
-        for name in names {
-            assert_eq!(rings.take(name), [format!("item {round} of {name}")], "{name}");
-        }
-    }
-    ends_well(daemon);
-}
-
-#[test]
-fn daemon_is_upgraded_and_every_ring_goes_on() {
-    let names = ["one", "two", "three"];
-    let rings = Rings::new(&names);
-    let daemon = rings.start(&[]);
-    for round in 0..3 {
-        let mut guests: Vec<_> = names.iter().map(|name| rings.guest(name)).collect();
-        for (name, guest) in names.iter().zip(&mut guests) {
-            guest.publish(&format!("item {round} of {name}"));
-        }
-        let before = data_process(&daemon);
-        rings.done("Upgrade", &json!({}));
-        assert_ne!(data_process(&daemon), before);
-        assert!(rings.states().iter().all(|(_, state)| state == "serving"));
-        for name in names {
-            assert_eq!(rings.take(name), [format!("item {round} of {name}")], "{name}");
-        }
-    }
-    ends_well(daemon);
-}
-
-#[test]
-fn ring_in_whose_turn_a_thread_hangs_is_given_up_and_the_others_go_on() {
-    let rings = Rings::new(&["sound"]);
-    rings.configure("stuck", "migratable = true\n");
-    let mut fuse = FuseFile::mount(&rings.scene.path("log-on-fuse"));
-    let daemon = rings.start(&["--workers", "1"]);
-    let mut stuck = rings.guest("stuck");
-    let region = VhostUserDirtyLogRegion {
-        mmap_size: MEMORY / 4096 / 8,
-        mmap_offset: 0,
-        mmap_handle: fuse.open(),
-    };
-    stuck.wire.set_log_base(0, Some(region)).unwrap();
-    fuse.stall();
-    stuck.offer(0);
-    stuck.kick();
-    // The only thread waits for the log's first page.
-    eventually("the ring is given up", || {
-        rings.states().contains(&("stuck".to_owned(), "failed".to_owned()))
-    });
-    eventually("the other one is served", || {
-        rings.states().contains(&("sound".to_owned(), "serving".to_owned()))
-    });
-    rings.carries("sound", &mut rings.guest("sound"), "after all");
-    rings.done("Add", &json!({ "name": "stuck" }));
-    rings.carries("stuck", &mut rings.guest("stuck"), "again");
     ends_well(daemon);
 }
 

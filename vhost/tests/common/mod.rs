@@ -4,5 +4,6 @@
 pub mod attack;
 pub mod daemon;
 pub mod fuse;
+pub mod rings;
 pub mod service;
 pub mod user;
