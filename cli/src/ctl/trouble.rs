@@ -14,10 +14,10 @@ use std::time::Duration;
 /// The interface of Varlink itself.
 const SERVICE: &str = "org.varlink.service";
 
-/// Who may use the socket, for those who may not.
+/// The remedy of an error for a user that may not use the socket.
 const WHO_MAY: &str = "run it as root, or start the backend with --control-user or --control-group";
 
-/// Whom a command asks, and for what.
+/// The socket that a command calls, and the action that it asks for.
 pub struct Conversation<'a> {
     pub socket: &'a Path,
     /// The words behind "cannot".

@@ -1,5 +1,5 @@
-//! A client of Varlink (varlink.org), as far as one call on a connection needs it: each message is a
-//! JSON object and a byte that is 0.
+//! A client of Varlink (varlink.org), as far as one call on a connection needs it: each message is
+//! a JSON object and a byte that is 0.
 
 use memchr::memchr;
 use nix::errno::Errno;

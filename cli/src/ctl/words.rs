@@ -30,7 +30,7 @@ struct Ring {
     front_end: Option<bool>,
     /// Whether the guest is asked to suspend.
     suspended: Option<bool>,
-    /// What is wrong with it while it is served.
+    /// The fault of a ring that is served, such as a truncated file.
     fault: Option<String>,
 }
 
