@@ -13,7 +13,6 @@ use crate::daemon::watch;
 use crate::daemon::watchdog::Watchdog;
 use crate::data_path::flush_pool::FlushPool;
 use crate::data_path::queue_thread::{self, QueueThread};
-use crate::front_end::endpoint::Endpoint;
 use crate::front_end::supervisor::Supervisor;
 use nix::unistd::geteuid;
 use ring_metrics::Bound;
@@ -104,6 +103,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let offered = metrics::names(&metrics);
     let scrapes = metrics::serve(metrics, &service)?;
     let ask = stop.asker().map_err(system("duplicate a descriptor"))?;
+    let supervisor = supervisor(&service, &entrance)?;
     // Last: a client that is answered finds a backend that is ready.
     let handover = match consumers {
         Some((listening, admission)) => {
@@ -124,10 +124,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
         String::from_utf8_lossy(&serial).trim_end_matches('\0')
     );
     manager.ready(&serving);
-    let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
-    let endpoint = service.endpoint(listening, entrance.name().to_owned());
-    let endpoint = endpoint.map_err(system("make an event"))?;
-    let served = supervise(endpoint, &stop, &|| service.backend.retire_signals());
+    let served = supervise(supervisor, &stop, &|| service.backend.retire_signals());
     // The watchdog bounds the end, whatever its reason is.
     ask();
     manager.stopping("making everything durable");
@@ -152,18 +149,26 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     Ok(())
 }
 
-/// Serves front ends at `endpoint` until `stop`, and then until the last one is let go. What the
-/// kernel would wait for at the end of this process is given back by `retire` while that one is
-/// still served.
+/// Prepares to serve the ring's front ends.
+fn supervisor(service: &Service, entrance: &Listening) -> Result<Supervisor, Failure> {
+    let listening = entrance.fd().try_clone().map_err(system("duplicate a descriptor"))?;
+    let endpoint = service.endpoint(listening, entrance.name().to_owned());
+    let endpoint = endpoint.map_err(system("make an event"))?;
+    let wait = system("wait for a front end");
+    let mut supervisor = Supervisor::new().map_err(&wait)?;
+    supervisor.add(endpoint).map_err(&wait)?;
+    Ok(supervisor)
+}
+
+/// Serves front ends until `stop`, and then until the last one is let go. What the kernel would wait
+/// for at the end of this process is given back by `retire` while that one is still served.
 ///
 /// # Errors
 ///
 /// Another process has shut the socket down, and the last front end has left; or the socket cannot
 /// be waited for.
-fn supervise(endpoint: Endpoint, stop: &Stop, retire: &impl Fn()) -> Result<(), Failure> {
+fn supervise(mut supervisor: Supervisor, stop: &Stop, retire: &impl Fn()) -> Result<(), Failure> {
     let wait = system("wait for a front end");
-    let mut supervisor = Supervisor::new().map_err(&wait)?;
-    supervisor.add(endpoint).map_err(&wait)?;
     let mut leaves = false;
     while !supervisor.is_empty() {
         let now = Instant::now();
