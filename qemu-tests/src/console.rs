@@ -64,6 +64,11 @@ impl Console {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether the output has ended, as it does with QEMU.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.lock().ended
+    }
+
     /// Returns the length of the output so far.
     pub(crate) fn len(&self) -> usize {
         self.lock().bytes.len()

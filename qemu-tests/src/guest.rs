@@ -137,13 +137,28 @@ impl Guest {
     /// its memory is copied. Of 120 live migrations of a guest without disks, under load on its
     /// memory, 100 arrived with other bytes than the source had.
     pub fn save(&self, file: &Path) -> Result<Snapshot> {
+        self.migrate_to(&format!("exec:cat > '{}'", file.display()))?;
+        let (nonce, jobs) = self.state();
+        Ok(Snapshot { file: file.to_owned(), nonce, jobs })
+    }
+
+    /// Sends the guest to this address of QEMU's. It is stopped then.
+    pub(crate) fn migrate_to(&self, address: &str) -> Result<()> {
         if self.is_emulated()? {
             self.stop()?;
         }
-        self.qmp("migrate", &json!({ "uri": format!("exec:cat > '{}'", file.display()) }))?;
-        self.wait_for_status("query-migrate", "completed")?;
-        let (nonce, jobs) = self.link.state();
-        Ok(Snapshot { file: file.to_owned(), nonce, jobs })
+        self.qmp("migrate", &json!({ "uri": address }))?;
+        self.wait_for_status("query-migrate", "completed")
+    }
+
+    /// The address at which another QEMU can await this guest.
+    pub(crate) fn incoming(&self) -> String {
+        format!("unix:{}", self.folder.path().join("migration.socket").display())
+    }
+
+    /// What a link to the guest in another QEMU has to know.
+    pub(crate) fn state(&self) -> (String, u32) {
+        self.link.state()
     }
 
     /// Begins a migration of the running guest and cancels it: the backends of its disks have
@@ -193,6 +208,26 @@ impl Guest {
             }
             Ok(_) => self.cont(),
             Err(error) => Err(Error::Answer { what, answer: format!("{error}\n{log}") }),
+        }
+    }
+
+    /// Waits until `reached`, for at most `bound`, and as long as QEMU runs.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        bound: Duration,
+        mut reached: impl FnMut() -> bool,
+    ) -> Result<()> {
+        let mut is_reached = false;
+        let over = process::wait_until(bound, || {
+            is_reached = reached();
+            is_reached || self.link.console.has_ended()
+        });
+        let (what, log) = (what.to_owned(), self.console_tail());
+        match over {
+            _ if is_reached => Ok(()),
+            true => Err(Error::Died { what, log }),
+            false => Err(Error::Timeout { what, after: bound, log }),
         }
     }
 

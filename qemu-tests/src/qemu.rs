@@ -184,10 +184,16 @@ impl GuestBuilder {
     /// `memory_region_dispatch_write`. No other end is repeated.
     pub fn boot(self) -> Result<Guest> {
         let first_word = if self.script.is_some() { "script>>\n" } else { "ready>>\n" };
+        self.begin_until(|guest| guest.wait_for_boot(first_word))
+    }
+
+    /// Starts QEMU, and calls `wait`, which waits for something in the guest's boot. Repeats that as
+    /// [`boot`](Self::boot) does.
+    pub fn begin_until(self, wait: impl Fn(&Guest) -> Result<()>) -> Result<Guest> {
         let mut starts = 1;
         loop {
-            let mut guest = self.clone().start(nonce(), 0)?;
-            match guest.wait_for_boot(first_word) {
+            let mut guest = self.clone().begin()?;
+            match wait(&guest) {
                 Ok(()) => return Ok(guest),
                 Err(error) if starts < BOOTS && (error.is_known_abort() || guest.has_crashed()) => {
                     eprintln!("started again: {error}");
@@ -210,6 +216,22 @@ impl GuestBuilder {
         let builder = self.arguments(["-incoming".to_owned(), incoming]);
         // Numbers that no life of the guest has used.
         let mut guest = builder.start(snapshot.nonce.clone(), snapshot.jobs + 1000)?;
+        guest.run_restored()?;
+        Ok(guest)
+    }
+
+    /// Starts another QEMU while the guest of `source`, which this builder has booted, runs, and
+    /// migrates the guest there. It is paused in `source` then.
+    ///
+    /// An emulated guest is paused before, for the reason that [`Guest::save`] gives.
+    pub fn migrate(self, source: &Guest) -> Result<Guest> {
+        let address = source.incoming();
+        let (nonce, jobs) = source.state();
+        let builder = self.arguments(["-incoming".to_owned(), address.clone()]);
+        // Numbers that the guest has not used.
+        let mut guest = builder.start(nonce, jobs + 1000)?;
+        guest.wait_for_status("query-status", "inmigrate")?;
+        source.migrate_to(&address)?;
         guest.run_restored()?;
         Ok(guest)
     }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use qemu_tests::scene::{SOON, Scene, assert_no_io_error};
-use qemu_tests::{Daemon, Guest, Result, Snapshot, wait_until};
+use qemu_tests::{Daemon, Guest, Qemu, Result, Snapshot, wait_until};
 use serde_json::{Value, json};
 use std::fs;
 
@@ -235,6 +235,40 @@ fn loadvm_takes_a_running_guest_back_to_an_older_snapshot() -> Result<()> {
     let lines = delivered(&scene, &mut receiving)?;
     assert_taken_over(&lines, &superseded(&guest)?);
     guest.power_off()
+}
+
+/// Has a guest go to another QEMU and back while it produces.
+fn migrate(emulator: Qemu) -> Result<()> {
+    let scene = Scene::new(&["--size", "256K", "--migratable"]);
+    let _backend = scene.backend()?;
+    let mut receiving = consumer(&scene)?;
+    let builder = || scene.guest().emulator(emulator);
+    let mut guest = builder().boot()?;
+    start(&guest, "feed")?;
+    for _ in 0..3 {
+        wait_for_more(&scene, "producer");
+        let next = builder().migrate(&guest)?;
+        wait_for_more(&scene, "producer");
+        std::mem::replace(&mut guest, next).kill()?;
+    }
+    wait_for_more(&scene, "producer");
+    end(&guest)?;
+    assert_eq!(superseded(&guest)?, Vec::<Vec<u64>>::new());
+    assert_no_io_error(&guest)?;
+    assert_eq!(scene.diagnostics()["backend"]["refused"], json!({}));
+    let lines = delivered(&scene, &mut receiving)?;
+    assert_eq!((parts(&lines).len(), lines[0].1), (1, 1));
+    guest.power_off()
+}
+
+#[test]
+fn guest_is_migrated_between_two_qemus_on_one_ring() -> Result<()> {
+    migrate(Qemu::System)
+}
+
+#[test]
+fn guest_is_migrated_between_two_newer_qemus_on_one_ring() -> Result<()> {
+    migrate(Qemu::Ten)
 }
 
 #[test]

@@ -24,6 +24,7 @@ mod listeners;
 mod log;
 mod many_metrics;
 mod metrics;
+mod migration;
 mod misfits;
 mod model;
 mod queues_oracle;

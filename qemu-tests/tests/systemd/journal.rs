@@ -60,10 +60,10 @@ impl Entries {
 }
 
 /// Waits until `count` more entries have arrived in the file.
-pub fn wait_for_more(guest: &Guest, file: &Path, count: u32) {
+pub fn wait_for_more(guest: &Guest, file: &Path, count: u32) -> Result<()> {
     let before = Entries::arrived(file).count();
     let enough = || Entries::arrived(file).count() >= before + count;
-    assert!(wait_until(LONG, enough), "{before}\n{}", guest.console_tail());
+    guest.wait_for(&format!("{count} entries after {before}"), LONG, enough)
 }
 
 /// Ends what the guest says to its journal, and waits until the file has each entry that the guest

@@ -71,9 +71,7 @@ fn journal_arrives_once_over_kills_of_the_guest() -> Result<()> {
     let entries = scene.path("entries");
     // In the early boot, and in the middle of the stream.
     for count in [1, 200, 400] {
-        let guest = boot().begin()?;
-        wait_for_more(&guest, &entries, count);
-        guest.kill()?;
+        boot().begin_until(|guest| wait_for_more(guest, &entries, count))?.kill()?;
     }
     let guest = boot().boot()?;
     let since_boot = |unit: &str| -> Result<u64> {
@@ -86,7 +84,7 @@ fn journal_arrives_once_over_kills_of_the_guest() -> Result<()> {
     guest.check("systemctl stop blockring-journal@ring")?;
     let by_hand = documented("docs/guests.md", "produce --journald");
     let _by_hand = guest.spawn(&by_hand.replace("serial:logs", "serial:ring"))?;
-    wait_for_more(&guest, &entries, 40);
+    wait_for_more(&guest, &entries, 40)?;
     assert!(expect_each_once(&guest, &entries)? > 600);
     guest.power_off()
 }

@@ -118,18 +118,22 @@ fn units_of_the_packages_serve_guests_until_they_are_purged() -> Result<()> {
     let quick = |ring: &str| disk(ring).reconnecting_by("reconnect-ms=10");
     let system = speaking_guest(folder.path(), &first, "web")?;
     let guest = GuestBuilder::new().emulator(Qemu::Ten).processors(2).memory_mib(384);
-    let guest = guest.system(&system).disk(quick("web")).disk(quick("timed")).begin()?;
-    let old = GuestBuilder::new().disk(disk("old").reconnecting()).boot()?;
-    guest.wait_ready()?;
+    let guest = guest.system(&system).disk(quick("web")).disk(quick("timed"));
+    let old = GuestBuilder::new().disk(disk("old").reconnecting());
+    let (guest, old) = std::thread::scope(|scope| {
+        let old = scope.spawn(|| old.boot());
+        (guest.boot(), old.join().unwrap())
+    });
+    let (guest, old) = (guest?, old?);
     let entries = host.path("var/lib/blockring/forward/web.log");
 
     for _ in 0..TIMES {
         for unit in ["blockring@web", "blockring-forward"] {
-            wait_for_more(&guest, &entries, 40);
+            wait_for_more(&guest, &entries, 40)?;
             replaced_after(&host, "KILL", unit)?;
         }
     }
-    wait_for_more(&guest, &entries, 40);
+    wait_for_more(&guest, &entries, 40)?;
 
     let restart = |ring: &str| host.check(&format!("systemctl restart blockring@{ring}")).map(drop);
     stall("nothing happens, QEMU 10", &host, (&guest, "timed"), || Ok(()))?;
@@ -151,7 +155,7 @@ fn units_of_the_packages_serve_guests_until_they_are_purged() -> Result<()> {
         assert_eq!(still, before, "an upgrade restarts nothing");
         host.check("systemctl restart 'blockring@*.service' blockring-forward").map(drop)
     })?;
-    wait_for_more(&guest, &entries, 40);
+    wait_for_more(&guest, &entries, 40)?;
 
     let [.., drop_ins] = KEPT;
     host.check(&format!(

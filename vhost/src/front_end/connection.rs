@@ -4,7 +4,8 @@ use crate::data_path::counters::Counters;
 use crate::data_path::fault::Losses;
 use crate::front_end::backend::Backend;
 use crate::front_end::failure::{Failure, system};
-use crate::front_end::handler::Handler;
+use crate::front_end::handler::{Handler, Vrings};
+use crate::front_end::tenant::Tenant;
 use ring_program::Pace;
 use std::io;
 use std::net::Shutdown;
@@ -39,7 +40,6 @@ pub struct ConnectionLog {
 }
 
 /// A connection, as the thread that serves it shares it with the one that watches over it.
-#[derive(Debug)]
 pub struct Connection {
     accepted: OnceLock<Accepted>,
     /// Messages that were answered.
@@ -55,10 +55,9 @@ pub struct Connection {
 }
 
 /// A front end that was accepted.
-#[derive(Debug)]
 pub struct Accepted {
-    /// Its connection.
-    pub stream: UnixStream,
+    /// The front end.
+    pub tenant: Arc<Tenant>,
     /// When that was.
     pub at: Instant,
 }
@@ -78,14 +77,17 @@ struct Departure<'a>(&'a Connection, &'a Served);
 
 impl Drop for Departure<'_> {
     fn drop(&mut self) {
-        let Served { backend, losses, counters, .. } = self.1;
+        let Served { losses, counters, .. } = self.1;
         *self.0.departs() = true;
-        if losses.guest_lost() {
-            log::error!("the front end has taken back memory that it shared: it is let go");
+        if let Some(Accepted { tenant, .. }) = self.0.accepted() {
+            if tenant.is_served() && losses.guest_lost() {
+                log::error!("the front end has taken back memory that it shared: it is let go");
+            }
+            // Not under the lock: memory may be unmapped, and its files closed, which can take long.
+            if tenant.depart() {
+                losses.forget_guest();
+            }
         }
-        // Not under the lock: memory may be unmapped, and its files closed, which can take long.
-        backend.disconnect();
-        losses.forget_guest();
         counters.departures.count();
     }
 }
@@ -124,16 +126,16 @@ impl Connection {
 
     /// Ends the connection: nothing is answered any more. Returns false if it is about to be over
     /// anyway.
-    pub fn end(&self, backend: &Backend) -> bool {
+    pub fn end(&self) -> bool {
         let departs = self.departs();
         if *departs {
             return false;
         }
-        backend.close();
         self.ended.store(true, Ordering::Release);
-        if let Some(accepted) = self.accepted() {
+        if let Some(Accepted { tenant, .. }) = self.accepted() {
+            tenant.close();
             // Nothing to shut down if the front end has done so.
-            let _ = accepted.stream.shutdown(Shutdown::Both);
+            let _ = tenant.stream().shutdown(Shutdown::Both);
         }
         true
     }
@@ -166,10 +168,12 @@ impl Connection {
         let backend = &served.backend;
         let _departure = Departure(self, served);
         let own = stream.try_clone().map_err(system("duplicate a descriptor"))?;
-        self.accepted.get_or_init(|| Accepted { stream: own, at: Instant::now() });
+        let vrings = Vrings::new(backend);
+        let vrings = vrings.map_err(|e| system("make a queue")(io::Error::other(e)))?;
+        let tenant = Arc::new(Tenant::new(Arc::clone(backend), own, vrings.queues()));
+        let handler = Handler::new(Arc::clone(&tenant), vrings);
+        self.accepted.get_or_init(|| Accepted { tenant: Arc::clone(&tenant), at: Instant::now() });
         self.tell();
-        let handler = Handler::new(Arc::clone(backend));
-        let handler = handler.map_err(|e| system("make a queue")(io::Error::other(e)))?;
         let mut messages = BackendReqHandler::from_stream(stream, Arc::new(Mutex::new(handler)));
         let over = loop {
             if self.ended.load(Ordering::Acquire) {
@@ -185,8 +189,8 @@ impl Connection {
             VhostUserError::Disconnected
             | VhostUserError::PartialMessage
             | VhostUserError::SocketBroken(_) => Ok(()),
-            _ if self.ended.load(Ordering::Acquire) => Ok(()),
-            e => Err(backend.misfit(&e).map_or_else(|| e.into(), Failure::Misfit)),
+            _ if self.ended.load(Ordering::Acquire) || tenant.is_closed() => Ok(()),
+            e => Err(tenant.misfit(&e).map_or_else(|| e.into(), Failure::Misfit)),
         }
     }
 }

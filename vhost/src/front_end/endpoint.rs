@@ -1,8 +1,12 @@
 //! One ring's socket for front ends: who is accepted, and when a connection is ended by us.
+//!
+//! One front end is connected at a time. A disk that can be migrated has two meanwhile: the next one
+//! is accepted once the first is beyond its handshake, and waits for its [`seat`](super::seat).
 
 use crate::front_end::arrival::{Arrival, ShutDown, look};
-use crate::front_end::connection::{Accepted, Connection, Served};
+use crate::front_end::connection::{Connection, Served};
 use crate::front_end::failure::{Failure, system};
+use crate::front_end::tenant::Tenant;
 use ring_program::{Pace, scope};
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::wait::wait_readable;
@@ -49,7 +53,7 @@ impl Signal {
 /// The end of an endpoint, and why, if it was not told to leave.
 pub type End = Result<(), Failure>;
 
-/// The socket, and the front end that is connected. It handles what it is told of, and never waits.
+/// The socket, and who is connected. It handles what it is told of, and never waits.
 pub struct Endpoint {
     served: Arc<Served>,
     listening: OwnedFd,
@@ -57,7 +61,10 @@ pub struct Endpoint {
     socket: String,
     /// The ring's.
     ring: String,
-    state: State,
+    /// The front ends that are connected, or about to be accepted, in the order of their arrival.
+    guests: Vec<Guest>,
+    /// No front end is accepted until then: a connection has failed.
+    pause: Option<Instant>,
     /// Readable when a connection tells of itself.
     news: OwnedFd,
     /// It was told to leave.
@@ -66,15 +73,6 @@ pub struct Endpoint {
     lost: bool,
     /// The limit on each [`Line`].
     paces: [Pace; 3],
-}
-
-enum State {
-    /// No front end is connected.
-    Idle,
-    /// The same, after a connection that has failed: the next one is accepted then.
-    Paused(Instant),
-    /// A front end is connected, or about to be accepted.
-    Connected(Guest),
 }
 
 /// A front end that is connected.
@@ -91,6 +89,7 @@ struct Guest {
 
 /// The end of a connection that may be in its handshake: QEMU 7.2 never connects again after a
 /// connection that ended in the middle of it.
+#[derive(Clone, Copy)]
 struct Farewell {
     since: Instant,
     answered: u64,
@@ -110,9 +109,9 @@ impl Endpoint {
         socket: String,
         ring: String,
     ) -> io::Result<Self> {
-        let (served, state, news) = (Arc::new(served), State::Idle, new_event()?);
+        let (served, guests, pause, news) = (Arc::new(served), Vec::new(), None, new_event()?);
         let (leaves, lost, paces) = (false, false, Default::default());
-        Ok(Self { served, listening, socket, ring, state, news, leaves, lost, paces })
+        Ok(Self { served, listening, socket, ring, guests, pause, news, leaves, lost, paces })
     }
 
     /// The descriptor of a signal.
@@ -126,16 +125,16 @@ impl Endpoint {
 
     /// Whether it wants to be told now of that signal.
     pub fn wants(&self, signal: Signal) -> bool {
-        match (signal, &self.state) {
-            (Signal::News | Signal::Loss, _) | (Signal::Arrival, State::Idle) => true,
-            (Signal::Arrival, State::Paused(_)) => false,
-            (Signal::Arrival, State::Connected(guest)) => {
+        match (signal, self.guests.last()) {
+            (Signal::Arrival, _) if self.pause.is_some() => false,
+            (Signal::News | Signal::Loss, _) | (Signal::Arrival, None) => true,
+            (Signal::Arrival, Some(guest)) => {
                 // Before it is accepted, another one does not wait for it.
                 guest.is_watched()
                     && !guest.told
                     && guest.connection.accepted().is_some_and(|accepted| {
-                        let silent = || !self.heard() && accepted.at.elapsed() >= SILENCE;
-                        self.established() || silent()
+                        let silent = !guest.heard() && accepted.at.elapsed() >= SILENCE;
+                        guest.established() || silent
                     })
             }
         }
@@ -143,29 +142,16 @@ impl Endpoint {
 
     /// When it has to be called, if nothing happens before.
     pub fn deadline(&self) -> Option<Instant> {
-        let guest = match &self.state {
-            State::Idle => return None,
-            State::Paused(until) => return Some(*until),
-            State::Connected(guest) => guest,
-        };
-        if let Some(farewell) = &guest.farewell {
-            return Some(farewell.next);
-        }
-        if guest.ended || self.established() {
-            return None;
-        }
-        let silent_until = guest.connection.accepted()?.at + SILENCE;
-        let now = Instant::now();
-        Some(if !self.heard() && now < silent_until { silent_until } else { now + HANDSHAKE_PAUSE })
+        let guests = self.guests.iter().filter_map(Guest::deadline);
+        guests.chain(self.pause).min()
     }
 
-    /// Lets the front end finish what it is saying, ends its connection, and then this endpoint:
-    /// what [`handle`](Self::handle) or [`look_again`](Self::look_again) returns says when.
+    /// Lets the front ends finish what they are saying, ends their connections, and then this
+    /// endpoint: what [`handle`](Self::handle) or [`look_again`](Self::look_again) returns says
+    /// when.
     pub fn leave(&mut self) {
         self.leaves = true;
-        if let State::Connected(guest) = &mut self.state
-            && guest.is_watched()
-        {
+        for guest in self.guests.iter_mut().filter(|guest| guest.is_watched()) {
             let (now, answered) = (Instant::now(), guest.connection.answered());
             guest.farewell = Some(Farewell { since: now, answered, next: now + QUIET });
         }
@@ -173,13 +159,10 @@ impl Endpoint {
 
     /// Whether it was told to leave, and has nothing to wait for.
     pub fn has_left(&self) -> bool {
-        self.leaves
-            && match &self.state {
-                State::Idle | State::Paused(_) => true,
-                // The thread may wait in the kernel for the next front end, since another process
-                // has accepted this one. It is left behind, and lets the next one go.
-                State::Connected(guest) => guest.ended && guest.connection.accepted().is_none(),
-            }
+        // A thread may wait in the kernel for the next front end, since another process has accepted
+        // this one. It is left behind, and lets the next one go.
+        let left_behind = |guest: &Guest| guest.ended && guest.connection.accepted().is_none();
+        self.leaves && self.guests.iter().all(left_behind)
     }
 
     /// Handles a signal. Returns the end of this endpoint, if it has come.
@@ -201,20 +184,19 @@ impl Endpoint {
 
     fn do_what_is_due(&mut self) {
         let now = Instant::now();
-        match &mut self.state {
-            State::Paused(until) if *until <= now => self.state = State::Idle,
-            State::Idle | State::Paused(_) => {}
-            State::Connected(guest) if guest.farewell.is_some() => guest.part(now, &self.served),
-            State::Connected(guest) => {
-                let is_late = |since: Instant| since.elapsed() >= HANDSHAKE_PATIENCE;
-                let accepted = guest.connection.accepted().filter(|_| guest.is_watched());
-                if accepted.is_some_and(|accepted| is_late(accepted.at))
-                    && !self.served.backend.established()
-                    && self.is_waited_for()
-                {
-                    log::warn!("the front end does not say what it wants, and another one waits");
-                    self.let_go();
-                }
+        self.pause = self.pause.filter(|until| now < *until);
+        for guest in self.guests.iter_mut().filter(|guest| guest.farewell.is_some()) {
+            guest.part(now);
+        }
+        let is_late = self.guests.last().is_some_and(|guest| {
+            let accepted = guest.connection.accepted().filter(|_| guest.is_watched());
+            accepted.is_some_and(|accepted| accepted.at.elapsed() >= HANDSHAKE_PATIENCE)
+                && !guest.established()
+        });
+        if is_late && self.is_waited_for() {
+            log::warn!("the front end does not say what it wants, and another one waits");
+            if let Some(guest) = self.guests.last_mut() {
+                guest.end();
             }
         }
     }
@@ -223,26 +205,13 @@ impl Endpoint {
         matches!(look(self.listening.as_fd()), Ok(Arrival::Waiting))
     }
 
-    fn established(&self) -> bool {
-        self.served.backend.established()
-    }
-
-    fn heard(&self) -> bool {
-        self.served.backend.heard()
-    }
-
-    fn let_go(&mut self) {
-        if let State::Connected(guest) = &mut self.state {
-            guest.end(&self.served);
-        }
-    }
-
     fn arrival(&mut self) -> Option<End> {
         let found = match look(self.listening.as_fd()) {
             Ok(found) => found,
             Err(e) => return Some(Err(system("look for a front end")(e))),
         };
-        let State::Connected(guest) = &mut self.state else {
+        let has_room = self.guests.len() < self.served.backend.most_front_ends();
+        let Some(guest) = self.guests.last_mut() else {
             return match found {
                 Arrival::None => None,
                 Arrival::Waiting => {
@@ -254,11 +223,12 @@ impl Endpoint {
         };
         match found {
             Arrival::None => {}
-            Arrival::Waiting if !self.served.backend.heard() => {
-                if guest.end(&self.served) {
+            Arrival::Waiting if !guest.heard() => {
+                if guest.end() {
                     self.say(Line::Silent);
                 }
             }
+            Arrival::Waiting if has_room => self.accept(),
             Arrival::Waiting => {
                 guest.told = true;
                 self.say(Line::Waits);
@@ -279,7 +249,7 @@ impl Endpoint {
     /// slow to come, or to answer, holds up nobody else.
     fn accept(&mut self) {
         match self.start() {
-            Ok(guest) => self.state = State::Connected(guest),
+            Ok(guest) => self.guests.push(guest),
             // It still waits: no busy loop.
             Err(e) => self.pause(&system("start a thread for a front end")(e)),
         }
@@ -296,34 +266,35 @@ impl Endpoint {
 
     fn pause(&mut self, failure: &Failure) {
         self.served.log().leaves(Some(failure), false, false);
-        self.state = State::Paused(Instant::now() + RETRY_PAUSE);
+        self.pause = Some(Instant::now() + RETRY_PAUSE);
     }
 
-    /// Takes note of the end of a connection, if it has come.
+    /// Takes note of the ends of connections, if they have come.
     fn news(&mut self) -> Option<End> {
         // An event that is not readable tells of nothing.
         let _ = nix::unistd::read(&self.news, &mut [0; 8]);
-        let guest = match std::mem::replace(&mut self.state, State::Idle) {
-            State::Connected(guest) if guest.connection.is_over() => guest,
-            state => {
-                self.state = state;
-                return None;
+        let is_over = |guest: &mut Guest| guest.connection.is_over();
+        let over: Vec<_> = self.guests.extract_if(.., is_over).collect();
+        for guest in over {
+            match guest.thread.join() {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => self.pause = Some(Instant::now() + RETRY_PAUSE),
+                Err(_) => {
+                    let panic = io::Error::other("it has panicked");
+                    self.pause(&system("answer a front end")(panic));
+                }
             }
-        };
-        match guest.thread.join() {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) => self.state = State::Paused(Instant::now() + RETRY_PAUSE),
-            Err(_) => {
-                let panic = io::Error::other("it has panicked");
-                self.pause(&system("answer a front end")(panic));
-            }
+            // There is room again for one that waits.
+            self.guests.iter_mut().for_each(|guest| guest.told = false);
         }
-        if self.leaves { Some(Ok(())) } else { None }
+        self.has_left().then_some(Ok(()))
     }
 
     fn loss(&mut self) {
         if self.served.losses.take_guest_lost() {
-            self.let_go();
+            for guest in self.guests.iter_mut().filter(|guest| guest.is_served()) {
+                guest.end();
+            }
         }
         if self.served.losses.region_lost() && !std::mem::replace(&mut self.lost, true) {
             log::error!(
@@ -338,8 +309,12 @@ impl Endpoint {
         if !self.paces[line as usize].due() {
             return;
         }
+        let most = self.served.backend.most_front_ends();
         match line {
-            Line::Waits => log::warn!("another front end waits: one is served at a time"),
+            Line::Waits if most == 1 => {
+                log::warn!("another front end waits: one is served at a time");
+            }
+            Line::Waits => log::warn!("another front end waits: {most} are connected"),
             Line::Silent => {
                 log::warn!("a front end that says nothing was let go: another one waits");
             }
@@ -351,36 +326,66 @@ impl Endpoint {
 }
 
 impl Guest {
+    fn tenant(&self) -> Option<&Tenant> {
+        self.connection.accepted().map(|accepted| &*accepted.tenant)
+    }
+
+    fn heard(&self) -> bool {
+        self.tenant().is_some_and(Tenant::heard)
+    }
+
+    fn established(&self) -> bool {
+        self.tenant().is_some_and(Tenant::established)
+    }
+
+    fn is_served(&self) -> bool {
+        self.tenant().is_some_and(Tenant::is_served)
+    }
+
+    /// When something is due, if nothing happens before.
+    fn deadline(&self) -> Option<Instant> {
+        if let Some(farewell) = &self.farewell {
+            return Some(farewell.next);
+        }
+        if self.ended || self.established() {
+            return None;
+        }
+        let silent_until = self.connection.accepted()?.at + SILENCE;
+        let now = Instant::now();
+        Some(if !self.heard() && now < silent_until { silent_until } else { now + HANDSHAKE_PAUSE })
+    }
+
     /// Whether it may still be found to have to go.
     fn is_watched(&self) -> bool {
         !self.ended && self.farewell.is_none()
     }
 
     /// Ends the connection. Returns false if it is about to be over anyway.
-    fn end(&mut self, served: &Served) -> bool {
+    fn end(&mut self) -> bool {
         self.ended = true;
         self.farewell = None;
-        self.connection.end(&served.backend)
+        self.connection.end()
     }
 
     /// Ends the connection, if the front end has nothing more to say for now.
-    fn part(&mut self, now: Instant, served: &Served) {
-        let Some(farewell) = &mut self.farewell else { return };
-        if now < farewell.next {
+    fn part(&mut self, now: Instant) {
+        let Some(Farewell { since, answered: before, next }) = self.farewell else { return };
+        if now < next {
             return;
         }
         let answered = self.connection.answered();
         // On a busy machine messages that have come can lie there for longer than that.
         let unread = || {
-            self.connection.accepted().is_some_and(|Accepted { stream, .. }| {
-                matches!(wait_readable(&[stream.as_fd()], Some(Duration::ZERO)), Ok(Some(_)))
+            self.tenant().is_some_and(|tenant| {
+                let stream = tenant.stream().as_fd();
+                matches!(wait_readable(&[stream], Some(Duration::ZERO)), Ok(Some(_)))
             })
         };
-        let is_quiet = answered == farewell.answered && !unread();
-        if is_quiet || now.duration_since(farewell.since) >= HANDSHAKE_PATIENCE {
-            self.end(served);
+        let is_quiet = answered == before && !unread();
+        if is_quiet || now.duration_since(since) >= HANDSHAKE_PATIENCE {
+            self.end();
         } else {
-            (farewell.answered, farewell.next) = (answered, now + QUIET);
+            self.farewell = Some(Farewell { since, answered, next: now + QUIET });
         }
     }
 }

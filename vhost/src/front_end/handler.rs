@@ -5,9 +5,10 @@
 //! its place. The library's queues, and its reader of messages, are used as they are.
 
 use crate::data_path::dirty::{Dirty, GuestMemory, Log, MAX_REGIONS};
-use crate::data_path::shared_queue::Memory;
+use crate::data_path::shared_queue::{Memory, SharedQueue};
 use crate::front_end::backend::Backend;
 use crate::front_end::inflight::{self, Inflight};
+use crate::front_end::tenant::Tenant;
 use crate::front_end::vring::Vring;
 use std::fs::File;
 use std::io;
@@ -31,7 +32,7 @@ const HOW_TO_MAP: &str = "its file has to be that large and open for reading and
 
 /// One connection's handler.
 pub struct Handler {
-    backend: Arc<Backend>,
+    tenant: Arc<Tenant>,
     memory: Memory,
     vrings: Vec<Vring>,
     regions: Vec<Shared>,
@@ -73,29 +74,37 @@ fn map(region: &VhostUserMemoryRegion, file: File) -> Result<GuestRegionMmap<Dir
         .ok_or_else(|| Error::ReqHandlerError(io::ErrorKind::InvalidInput.into()))
 }
 
-impl Handler {
-    /// Makes the handler of a connection, and its queues, which the worker serves from then on.
+/// The queues of a connection, in memory that it has yet to share.
+pub struct Vrings {
+    memory: Memory,
+    vrings: Vec<Vring>,
+}
+
+impl Vrings {
+    /// Makes stopped queues.
     ///
     /// # Errors
     ///
     /// The queues cannot be made.
-    pub fn new(backend: Arc<Backend>) -> std::result::Result<Self, virtio_queue::Error> {
+    pub fn new(backend: &Backend) -> std::result::Result<Self, virtio_queue::Error> {
         let memory = Memory::new(GuestMemory::new());
-        let size = backend.max_queue_size();
-        let links = backend.links();
+        let (size, links) = (backend.max_queue_size(), backend.links());
         let new = |number| Vring::new(number, memory.clone(), size, links.clone());
-        let vrings: Vec<_> =
-            (0..backend.num_queues()).map(new).collect::<std::result::Result<_, _>>()?;
-        backend.connect(vrings.iter().map(|vring| vring.queue().clone()).collect());
-        Ok(Self {
-            backend,
-            memory,
-            vrings,
-            regions: Vec::new(),
-            owned: false,
-            features: 0,
-            inflight: None,
-        })
+        let vrings = (0..backend.num_queues()).map(new).collect::<std::result::Result<_, _>>()?;
+        Ok(Self { memory, vrings })
+    }
+
+    /// The queues as the worker serves them.
+    pub fn queues(&self) -> Vec<SharedQueue> {
+        self.vrings.iter().map(|vring| vring.queue().clone()).collect()
+    }
+}
+
+impl Handler {
+    /// Makes the handler of a front end that has set up nothing yet.
+    pub fn new(tenant: Arc<Tenant>, Vrings { memory, vrings }: Vrings) -> Self {
+        let (regions, owned, features, inflight) = (Vec::new(), false, 0, None);
+        Self { tenant, memory, vrings, regions, owned, features, inflight }
     }
 
     fn vring(&self, index: impl Into<u32>) -> Result<&Vring> {
@@ -107,9 +116,16 @@ impl Handler {
         found.next().ok_or_else(|| failed("an address outside of the shared memory"))
     }
 
+    /// Has the worker serve the queues of this connection. To be called before each message that
+    /// concerns it: two front ends may be connected, and one is served.
+    fn take_place(&self) -> Result<()> {
+        self.tenant.take_place().map_err(Error::ReqHandlerError)
+    }
+
     fn replace_memory(&self, memory: GuestMemory) -> Result<()> {
+        self.take_place()?;
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
-        self.backend.update_memory(&self.memory).map_err(Error::ReqHandlerError)
+        self.tenant.update_memory(&self.memory).map_err(Error::ReqHandlerError)
     }
 
     /// Starts a queue that has got what it needs to start: an event for kicks.
@@ -153,7 +169,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         if std::mem::replace(&mut self.owned, true) {
             return Err(Error::InvalidOperation("already claimed"));
         }
-        self.backend.introduce();
+        self.tenant.introduce();
         Ok(())
     }
 
@@ -165,18 +181,18 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn reset_device(&mut self) -> Result<()> {
         self.vrings.iter().for_each(|vring| vring.set_enabled(false));
         self.features = 0;
-        self.backend.reset_device();
+        self.tenant.reset_device();
         Ok(())
     }
 
     fn get_features(&mut self) -> Result<u64> {
-        Ok(self.backend.features())
+        Ok(self.tenant.offered_features())
     }
 
     /// Without protocol features there is no message that enables a queue: all are (vhost-user,
     /// "Ring states").
     fn set_features(&mut self, features: u64) -> Result<()> {
-        if features & !self.backend.features() != 0 {
+        if features & !self.tenant.offered_features() != 0 {
             return Err(Error::InvalidParam);
         }
         self.features = features;
@@ -185,7 +201,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         self.vrings.iter().for_each(|vring| vring.set_event_idx(event_idx));
-        self.backend.acked_features(features);
+        self.tenant.acked_features(features);
         Ok(())
     }
 
@@ -206,7 +222,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let vring = self.vring(index)?;
         let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
-        if size == 0 || size > self.backend.max_queue_size() {
+        if size == 0 || size > self.tenant.backend().max_queue_size() {
             return Err(Error::InvalidParam);
         }
         vring.set_size(size);
@@ -242,7 +258,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let vring = self.vring(index)?;
         vring.set_ready(false);
-        self.backend.stop_vring(index);
+        self.tenant.stop_vring(index);
         let base = vring.base();
         vring.set_kick(None);
         vring.set_call(None);
@@ -250,6 +266,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
+        self.take_place()?;
         self.vring(index)?.set_kick(file);
         self.start(index)
     }
@@ -265,7 +282,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(self.backend.protocol_features())
+        Ok(self.tenant.protocol_features())
     }
 
     fn set_protocol_features(&mut self, _: u64) -> Result<()> {
@@ -290,11 +307,11 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
-        Ok(self.backend.get_config(offset, size))
+        Ok(self.tenant.get_config(offset, size))
     }
 
     fn set_config(&mut self, offset: u32, bytes: &[u8], _: VhostUserConfigFlags) -> Result<()> {
-        self.backend.set_config(offset, bytes).map_err(Error::ReqHandlerError)
+        self.tenant.set_config(offset, bytes).map_err(Error::ReqHandlerError)
     }
 
     fn set_gpu_socket(&mut self, _: GpuBackend) -> Result<()> {
@@ -366,6 +383,6 @@ impl VhostUserBackendReqHandlerMut for Handler {
         // Its pages are touched by the queue's thread alone, whose waits the watchdog bounds.
         let log = Log::new(file, about.mmap_offset, about.mmap_size);
         let log = log.map_err(Error::ReqHandlerError)?;
-        self.backend.begin_log(&self.memory, log).map_err(Error::ReqHandlerError)
+        self.tenant.begin_log(&self.memory, log).map_err(Error::ReqHandlerError)
     }
 }

@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use step::{Carrier, Progress};
 use virtio_queue::QueueT;
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend};
+use vm_memory::GuestAddressSpace;
 
 /// How long a turn may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,19 +229,14 @@ impl Worker {
         self.closed = false;
     }
 
-    /// The front end's queues.
-    pub fn queues(&self) -> &[SharedQueue] {
-        &self.queues
-    }
-
     /// The number of requests taken so far.
     pub fn arrivals(&self) -> u64 {
         self.carrier.arrivals
     }
 
-    /// Whether the front end shares memory of the guest.
-    pub fn has_memory(&self) -> bool {
-        self.memory.as_ref().is_some_and(|memory| memory.num_regions() > 0)
+    /// Whether a queue runs.
+    pub fn runs(&self) -> bool {
+        self.queues.iter().any(|queue| is_running(&queue.lock_for_turn()))
     }
 
     /// Whether a queue runs, and nothing was ever offered in any that does.
