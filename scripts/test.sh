@@ -30,7 +30,7 @@ interleavings with more preemptions, more than a thousand kills, three hundred r
 The suites go, packages and sanitize run beside the others, in the time that their waiting tests leave, and so are python, sanitize and fuzz built. Builds have no
 budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails
 keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
-processor, and which of its test programs failed. Fails if one of them failed.
+processor, which of its test programs failed, and why. Fails if one of them failed.
 
   BLOCKRING_ACCEL   QEMU's accelerator, instead of KVM where there is one
 TEXT
@@ -181,8 +181,15 @@ test_program() { # FOLDER PROGRAM
         printf 'ok %4d s  %s: %s\n' "$((SECONDS - start))" "$name" "$(sed -n 's/^test result: ok\. \([0-9]* passed\).*/\1/p' <<<"$said")"
         return
     fi
-    echo "$name" >>"$BLOCKRING_FAILED"
-    printf '%s\nFAILED %s, after %d s\n' "$said" "$name" "$((SECONDS - start))"
+    fails "$name" "$said" "$((SECONDS - start))"
+}
+
+# fails NAME OUTPUT SECONDS: shows all of the output here, and what it says of the reason once more in the summary.
+fails() {
+    local reason
+    printf '%s\nFAILED %s, after %d s\n' "$2" "$1" "$3"
+    reason=$(grep -E -A 8 'panicked at|^Error: ' <<<"$2" | grep -v -E '^ +[0-9]+: |^ +at |^stack backtrace:' | head -n 40 | cut -c 1-300)
+    printf '%s\n    %s\n' "$1" "${reason//$'\n'/$'\n    '}" >>"$BLOCKRING_FAILED"
     return 1
 }
 
@@ -203,11 +210,9 @@ single_test() { # FOLDER PROGRAM TEST
         printf 'ok %4d s  %s\n' "$((SECONDS - start))" "$name"
         return
     fi
-    echo "$name" >>"$BLOCKRING_FAILED"
-    printf '%s\nFAILED %s, after %d s\n' "$said" "$name" "$((SECONDS - start))"
-    return 1
+    fails "$name" "$said" "$((SECONDS - start))"
 }
-export -f test_programs test_program single_tests single_test
+export -f test_programs test_program single_tests single_test fails
 
 summary=()
 failed=no
