@@ -25,7 +25,8 @@ Installs and fetches what is missing (see scripts/setup.sh --help), builds tests
 With --quick, while you edit: the tests of the packages that are no tool (all but sim, bench, qemu-tests and test-support), three at a time;
 no guests, no exploration, no fuzzing. A few minutes, of which the build takes what the edit makes necessary.
 With --long, the better part of an hour: ten million damaged images, a hundred million simulated crashes,
-interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts.
+interleavings with more preemptions, more than a thousand kills, three hundred restored guests and a hundred power cuts, and a
+thousand rings that come and go beside those of eight guests.
 
 The suites go, packages and sanitize run beside the others, in the time that their waiting tests leave, and so are python, sanitize and fuzz built. Builds have no
 budget; a suite has several times what it takes on two processors with nothing else to do, and builds nothing itself. A test that fails

@@ -17,6 +17,9 @@ use crate::{Disk, Guest, ImageSpec, Qemu, Snapshot, assets};
 const BOOT_TIMEOUT: Duration = Duration::from_secs(120);
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// A whole Debian takes twenty times as long.
+const SYSTEM_TIMEOUT: Duration = Duration::from_secs(400);
+
 /// Bound on the starts of a guest whose QEMU meets the defect that is known.
 const BOOTS: u32 = 3;
 
@@ -106,7 +109,7 @@ impl GuestBuilder {
         self.disks.insert(0, Disk::file(disk, "system"));
         let guest = self.image(ImageSpec::minimal()).kernel_word("system=/dev/vda");
         // A slow boot would report to the console, between what the host parses.
-        guest.kernel_word("systemd.show_status=false")
+        guest.kernel_word("systemd.show_status=false").boot_timeout(SYSTEM_TIMEOUT)
     }
 
     /// Uses this image instead of [`ImageSpec::standard`].

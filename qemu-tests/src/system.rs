@@ -152,6 +152,9 @@ impl System {
 
     /// Writes the disk, and returns its path in `folder`.
     pub fn disk(&self, folder: &Path) -> Result<PathBuf> {
+        // Or each boot until the first shutdown would make databases anew, of hardware and of
+        // libraries, as after an update of the whole system (systemd-update-done.service(8)).
+        self.sh("touch /etc/.updated /var/.updated")?;
         let disk = folder.join("system.img");
         let mut command = Command::new("mke2fs");
         command.args(["-q", "-t", "ext4", "-d"]).arg(self.root.path()).arg(&disk).arg(SIZE);

@@ -8,18 +8,48 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-/// Lines that each guest sends, and the parts in which it does.
-const LINES: u32 = 20_000;
-const PARTS: u32 = 20;
+/// How much happens.
+struct Extent {
+    /// The guests: each with a version of QEMU, and a number of processors.
+    guests: &'static [(Qemu, u32)],
+    /// Upgrades of the daemon.
+    rounds: u32,
+    /// Kills of the process that does the work. A daemon bears five in a minute.
+    kills: u32,
+    /// Rings that come and go before each upgrade, and after it.
+    passers: u32,
+    /// Parts in which each guest sends its lines, with a second after each.
+    parts: u32,
+}
 
-/// The guests: each with a version of QEMU, and a number of processors.
-const GUESTS: [(Qemu, u32); 3] = [(Qemu::System, 1), (Qemu::System, 4), (Qemu::Ten, 4)];
+/// Lines in a part.
+const PART: u32 = 1000;
 
-/// Upgrades of the daemon, each followed by a kill of the process that does the work.
-const ROUNDS: u32 = 5;
+const USUAL: Extent = Extent {
+    guests: &[(Qemu::System, 1), (Qemu::System, 4), (Qemu::Ten, 4)],
+    rounds: 5,
+    kills: 5,
+    passers: 10,
+    parts: 20,
+};
 
-/// Rings that come and go in each round.
-const PASSERS: u32 = 10;
+/// With `BLOCKRING_LONG` set.
+const MORE: Extent = Extent {
+    guests: &[
+        (Qemu::System, 1),
+        (Qemu::System, 4),
+        (Qemu::Ten, 4),
+        (Qemu::System, 1),
+        (Qemu::Ten, 1),
+        (Qemu::System, 1),
+        (Qemu::Ten, 1),
+        (Qemu::System, 2),
+    ],
+    rounds: 20,
+    kills: 5,
+    passers: 25,
+    parts: 200,
+};
 
 /// A folder of rings, and the daemon that serves them.
 struct Rings {
@@ -28,9 +58,9 @@ struct Rings {
 }
 
 impl Rings {
-    fn start(folder: &Path) -> Result<Self> {
+    fn start(folder: &Path, number: usize) -> Result<Self> {
         fs::create_dir(folder.join("rings.d")).unwrap();
-        for number in 0..GUESTS.len() {
+        for number in 0..number {
             let file = folder.join(format!("rings.d/vm{number}.toml"));
             fs::write(file, ring(folder, &number.to_string())).unwrap();
         }
@@ -59,8 +89,8 @@ impl Rings {
     }
 
     /// Has rings come and go.
-    fn pass(&self, round: u32) {
-        for number in 0..PASSERS {
+    fn pass(&self, round: u32, passers: u32) {
+        for number in 0..passers {
             let name = format!("passer{round}-{number}");
             let file = self.folder.join("passer.toml");
             fs::write(&file, ring(&self.folder, &name)).unwrap();
@@ -80,45 +110,47 @@ fn ring(folder: &Path, name: &str) -> String {
     )
 }
 
-fn boot(scene: &Scene, number: usize) -> Result<Guest> {
-    let (emulator, processors) = GUESTS[number];
+fn boot(scene: &Scene, number: usize, (emulator, processors): (Qemu, u32)) -> Result<Guest> {
     let by = if emulator == Qemu::Ten { "reconnect-ms=50" } else { "reconnect=1" };
     let disk = Disk::vhost_user(scene.path(&format!("{number}.s"))).reconnecting_by(by);
     GuestBuilder::new().emulator(emulator).processors(processors).disk(disk).boot()
 }
 
 /// Has a guest send its lines in parts.
-fn sends(guest: &Guest) -> Result<Job> {
-    let part = LINES / PARTS;
+fn sends(guest: &Guest, parts: u32) -> Result<Job> {
     guest.spawn(&format!(
-        "part=0; while [ $part -lt {PARTS} ]; do first=$((part * {part} + 1)); \
-         seq $first $((first + {part} - 1)) | blockring produce /dev/vda || exit 1; \
+        "part=0; while [ $part -lt {parts} ]; do first=$((part * {PART} + 1)); \
+         seq $first $((first + {PART} - 1)) | blockring produce /dev/vda || exit 1; \
          part=$((part + 1)); sleep 1; done"
     ))
 }
 
 #[test]
 fn streams_of_several_guests_cross_while_the_daemon_is_upgraded_and_killed() -> Result<()> {
+    let long = std::env::var_os("BLOCKRING_LONG").is_some();
+    let Extent { guests, rounds, kills, passers, parts } = if long { MORE } else { USUAL };
     let scene = Scene::new(&[]);
-    let rings = Rings::start(scene.dir())?;
-    let guests =
-        (0..GUESTS.len()).map(|number| boot(&scene, number)).collect::<Result<Vec<_>>>()?;
+    let rings = Rings::start(scene.dir(), guests.len())?;
+    let boots = guests.iter().enumerate().map(|(number, guest)| boot(&scene, number, *guest));
+    let guests = boots.collect::<Result<Vec<_>>>()?;
     let mut consumers = Vec::new();
-    for number in 0..GUESTS.len() {
+    for number in 0..guests.len() {
         let (name, address) = (format!("consumer{number}"), format!("unix:{number}.c"));
         consumers.push(scene.spawn(&name, "blockring", &["consume", "--follow", &address])?);
     }
-    let sending = guests.iter().map(sends).collect::<Result<Vec<_>>>()?;
-    for round in 0..ROUNDS {
-        rings.pass(round);
+    let sending = guests.iter().map(|guest| sends(guest, parts)).collect::<Result<Vec<_>>>()?;
+    for round in 0..rounds {
+        rings.pass(round, passers);
         rings.ctl(&["upgrade"]);
-        rings.pass(round + ROUNDS);
-        rings.kill();
+        rings.pass(round + rounds, passers);
+        if round % (rounds / kills) == 0 {
+            rings.kill();
+        }
     }
     for job in sending {
-        assert_eq!(job.wait(LONG)?.status, 0, "{}", rings.daemon.stderr());
+        assert_eq!(job.wait(LONG * rounds / 5)?.status, 0, "{}", rings.daemon.stderr());
     }
-    let lines = (1..=LINES).fold(String::new(), |mut lines, line| {
+    let lines = (1..=parts * PART).fold(String::new(), |mut lines, line| {
         writeln!(lines, "{line}").unwrap();
         lines
     });
