@@ -182,6 +182,8 @@ catalogue! {
         "Times that a sleeping process on the host was woken.";
     REFUSALS = Counter "blockring_refusals" None, ["ring", "reason"], BACKEND,
         "Requests that the guard has refused, by reason.";
+    RESTS = Counter "blockring_rests" None, RING, BACKEND,
+        "Times that the guest's requests began to wait because a limit per second was used up.";
     BROKEN_QUEUES = Counter "blockring_broken_queues" None, RING, BACKEND,
         "Times that a virtqueue was broken: outside guest memory, or with indices out of bounds.";
     SUSPENDS = Counter "blockring_suspends" None, RING, BACKEND,

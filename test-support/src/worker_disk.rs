@@ -20,6 +20,7 @@ use vhost_device_blockring::data_path::kicks::Kicks;
 use vhost_device_blockring::data_path::polling::Polling;
 use vhost_device_blockring::data_path::queue_set::{MAX_QUEUES, QueueSet};
 use vhost_device_blockring::data_path::queue_thread::{QueueThread, SharedWorker};
+use vhost_device_blockring::data_path::rate::Rates;
 use vhost_device_blockring::data_path::shared_queue::{Links, Memory};
 use vhost_device_blockring::data_path::waiters::Waiters;
 use vhost_device_blockring::data_path::worker::{Share, TurnEnd, Worker};
@@ -221,6 +222,11 @@ impl Direct {
     /// Sets whether the front end has negotiated write-through.
     pub fn set_write_through(&self, on: bool) {
         self.worker.lock().unwrap().set_write_through(on);
+    }
+
+    /// Sets the limits of the ring.
+    pub fn limit(&self, rates: Rates) {
+        self.worker.lock().unwrap().limit(rates);
     }
 
     /// Runs one turn of the worker, after kicks of all queues.

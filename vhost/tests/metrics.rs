@@ -89,6 +89,7 @@ fn scrape_agrees_with_diagnostics_and_with_what_was_done() {
         ("blockring_publications_total", "published"),
         ("blockring_held_reads_total", "held"),
         ("blockring_wakeups_total", "wakeups"),
+        ("blockring_rests_total", "rests"),
         ("blockring_broken_queues_total", "broken"),
         ("blockring_front_end_connections_total", "connections"),
         ("blockring_clients_turned_away_total", "turned_away"),

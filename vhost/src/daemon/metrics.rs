@@ -11,7 +11,7 @@ use crate::data_path::fault::{Owner, Watched};
 use crate::data_path::guard::Reason;
 use ring_metrics::catalogue::{
     BROKEN_QUEUES, BUILD, CONNECTIONS, DISPLACED, DURABLE_FLUSHES, FAILED, FAILED_REQUESTS,
-    FLUSHES, FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS,
+    FLUSHES, FRONT_END_CONNECTED, HELD_READS, PUBLICATIONS, READ_BYTES, READS, REFUSALS, RESTS,
     SERVICE_TIME, SUSPENDS, TURNED_AWAY, WAKEUPS, WRITES, WRITTEN_BYTES,
 };
 use ring_metrics::{Address, Ages, Bound, Program, RingReading, Scrape, Server, Source};
@@ -184,6 +184,7 @@ impl Observed {
             (&PUBLICATIONS, &counters.published),
             (&HELD_READS, &counters.held),
             (&WAKEUPS, &counters.wakeups),
+            (&RESTS, &counters.rests),
             (&BROKEN_QUEUES, &counters.broken),
             (&SUSPENDS, &counters.suspends),
             (&CONNECTIONS, &counters.connections),

@@ -48,6 +48,8 @@ pub struct Counters {
     pub held: Counter,
     /// Times that a sleeping process on the host was woken.
     pub wakeups: Counter,
+    /// Times that the ring rested because a limit was used up.
+    pub rests: Counter,
     /// Times that a queue was broken: rings outside guest memory, or indices out of bounds.
     pub broken: Counter,
     /// Front ends served.
@@ -104,6 +106,7 @@ impl Counters {
             "published": self.published.get(),
             "held": self.held.get(),
             "wakeups": self.wakeups.get(),
+            "rests": self.rests.get(),
             "broken": self.broken.get(),
             "connections": self.connections.get(),
             "front_end_connected": self.has_front_end(),

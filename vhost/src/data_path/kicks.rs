@@ -14,6 +14,15 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Kicks(Arc<Epoll>);
 
+/// What has ended a sleep.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Woken {
+    /// The queues that were kicked.
+    pub kicked: QueueSet,
+    /// An event that is no kick has happened.
+    pub by_others: bool,
+}
+
 /// One queue's event in the set, until this is dropped.
 #[derive(Debug)]
 pub struct Kick {
@@ -45,13 +54,13 @@ impl Kicks {
         Ok(Kick { kicks: self.clone(), file })
     }
 
-    /// Sleeps until one of the events, or until this time. Returns the queues that were kicked, and
-    /// empties the `others` that have happened.
+    /// Sleeps until one of the events, or until this time. Returns what has happened, and empties the
+    /// `others` that have.
     ///
     /// # Errors
     ///
     /// The kernel cannot wait.
-    pub fn wait(&self, others: &[OwnedFd], until: Option<Instant>) -> io::Result<QueueSet> {
+    pub fn wait(&self, others: &[OwnedFd], until: Option<Instant>) -> io::Result<Woken> {
         let timeout = until.map_or(EpollTimeout::NONE, timeout);
         let mut events = [EpollEvent::empty(); MAX_QUEUES];
         let count = match self.0.wait(&mut events, timeout) {
@@ -59,16 +68,17 @@ impl Kicks {
             Err(nix::errno::Errno::EINTR) => 0,
             Err(e) => return Err(e.into()),
         };
-        let mut kicked = QueueSet::EMPTY;
+        let mut woken = Woken::default();
         for event in &events[..count] {
             let number = usize::try_from(event.data()).unwrap_or(usize::MAX);
             if number < MAX_QUEUES {
-                kicked.set(number, true);
+                woken.kicked.set(number, true);
             } else if let Some(other) = others.get(number - MAX_QUEUES) {
                 drain(other.as_fd())?;
+                woken.by_others = true;
             }
         }
-        Ok(kicked)
+        Ok(woken)
     }
 
     /// Readable while one of the events has happened.
@@ -136,21 +146,25 @@ mod tests {
             kicks.add(queue * 31, File::from(events[queue].try_clone().unwrap())).unwrap()
         };
         let mut added: Vec<_> = (0..3).map(add).collect();
-        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty());
+        let nothing = Woken::default();
+        assert_eq!(kicks.wait(&other, Some(soon())).unwrap(), nothing);
         events.iter().for_each(ring);
         ring(&other[0]);
-        assert_eq!(kicks.wait(&other, None).unwrap().into_iter().collect::<Vec<_>>(), [0, 31, 62]);
-        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty(), "a kick ends one sleep");
+        let woken = kicks.wait(&other, None).unwrap();
+        assert_eq!(woken.kicked.into_iter().collect::<Vec<_>>(), [0, 31, 62]);
+        assert!(woken.by_others);
+        assert_eq!(kicks.wait(&other, Some(soon())).unwrap(), nothing, "a kick ends one sleep");
         for _ in 0..3 {
             ring(&events[1]);
-            assert!(kicks.wait(&other, None).unwrap().contains(31));
+            let kicked = QueueSet::one(31);
+            assert_eq!(kicks.wait(&other, None).unwrap(), Woken { kicked, by_others: false });
         }
-        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty());
+        assert_eq!(kicks.wait(&other, Some(soon())).unwrap(), nothing);
         added.truncate(1);
         let left = nix::unistd::read(&events[1], &mut [0; 8]);
         assert_eq!(left, Err(nix::errno::Errno::EAGAIN), "no kick that was served is left");
         ring(&events[1]);
-        assert!(kicks.wait(&other, Some(soon())).unwrap().is_empty(), "it is in the set no more");
+        assert_eq!(kicks.wait(&other, Some(soon())).unwrap(), nothing, "it is in the set no more");
     }
 
     #[test]

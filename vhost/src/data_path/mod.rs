@@ -23,6 +23,7 @@ pub mod probes;
 pub mod queue;
 pub mod queue_set;
 pub mod queue_thread;
+pub mod rate;
 mod refusals;
 pub mod region;
 pub mod request;

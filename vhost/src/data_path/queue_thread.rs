@@ -1,7 +1,7 @@
 //! The thread that drives the queues of one front end after the other.
 
 use crate::data_path::empty_kicks::EmptyKicks;
-use crate::data_path::kicks::Kicks;
+use crate::data_path::kicks::{Kicks, Woken};
 use crate::data_path::queue_set::QueueSet;
 use crate::data_path::shared_queue::Links;
 use crate::data_path::waiters::Waiters;
@@ -94,12 +94,31 @@ impl SharedWorker {
         while !self.over.load(Ordering::Acquire) {
             self.waiters.give_way();
             let worker = self.lock_for_turn();
-            if let TurnEnd::Sleep(until) = self.turn(worker, &mut progress, Share::Whole) {
-                progress.kicked = self.wait(until).unwrap_or_else(|e| {
-                    log::error!("cannot wait for the guest's requests: {e}");
-                    std::thread::sleep(RETRY_PAUSE);
-                    QueueSet::EMPTY
-                });
+            let slept = match self.turn(worker, &mut progress, Share::Whole) {
+                TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll => Ok(()),
+                TurnEnd::Rest { until, deaf: true } => self.rest(&mut progress, until),
+                TurnEnd::Rest { until, deaf: false } => self.sleep(&mut progress, Some(until)),
+                TurnEnd::Sleep(until) => self.sleep(&mut progress, until),
+            };
+            slept.unwrap_or_else(|e| {
+                log::error!("cannot wait for the guest's requests: {e}");
+                std::thread::sleep(RETRY_PAUSE);
+            });
+        }
+    }
+
+    fn sleep(&self, progress: &mut Progress, until: Option<Instant>) -> io::Result<()> {
+        progress.kicked |= self.wait(until)?.kicked;
+        Ok(())
+    }
+
+    /// Sleeps until this time, or until an event that is no kick.
+    fn rest(&self, progress: &mut Progress, until: Instant) -> io::Result<()> {
+        loop {
+            let Woken { kicked, by_others } = self.wait(Some(until))?;
+            progress.kicked |= kicked;
+            if by_others || Instant::now() >= until {
+                return Ok(());
             }
         }
     }
@@ -113,8 +132,11 @@ impl SharedWorker {
     ) -> TurnEnd {
         let kicked = std::mem::take(&mut progress.kicked);
         let end = worker.turn(&self.waiters, kicked, share);
-        let untouched = || worker.is_untouched();
-        progress.empty_kicks = progress.empty_kicks.after_turn(!kicked.is_empty(), untouched);
+        // During a rest nobody looks at what the queues have.
+        if !matches!(end, TurnEnd::Rest { .. }) {
+            let untouched = || worker.is_untouched();
+            progress.empty_kicks = progress.empty_kicks.after_turn(!kicked.is_empty(), untouched);
+        }
         progress.arrivals = worker.arrivals();
         match end {
             TurnEnd::Sleep(until) => {
@@ -147,8 +169,8 @@ impl SharedWorker {
         self.lock_for_turn().abandon();
     }
 
-    /// Sleeps until one of the events, or until this time. Returns the queues that were kicked.
-    pub(super) fn wait(&self, until: Option<Instant>) -> io::Result<QueueSet> {
+    /// Sleeps until one of the events, or until this time. Returns what has happened.
+    pub(super) fn wait(&self, until: Option<Instant>) -> io::Result<Woken> {
         self.kicks.wait(&self.events, until)
     }
 

@@ -113,16 +113,21 @@ impl Waiters {
         mark
     }
 
+    /// The turns that the worker has begun. The number wraps around.
+    pub fn turns(&self) -> u64 {
+        self.0.turns.load(Ordering::Acquire)
+    }
+
     /// Has the worker begin another turn soon, without waiting for that.
     pub fn call(&self) -> Call {
-        let turns = self.0.turns.load(Ordering::Acquire);
+        let turns = self.turns();
         drop(self.enter());
         Call { turns }
     }
 
     /// Whether the worker has begun a turn since `call`: it is alive.
     pub fn has_answered(&self, call: Call) -> bool {
-        self.0.turns.load(Ordering::Acquire) != call.turns
+        self.turns() != call.turns
     }
 
     /// Waits until no thread does, or `GIVE_WAY`. Called by the worker while it holds nothing.

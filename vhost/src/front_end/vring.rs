@@ -175,7 +175,7 @@ mod tests {
         vrings[1].set_kick(Some(File::from(kick.try_clone().unwrap())));
         assert!(woken());
         nix::unistd::write(&kick, &1u64.to_ne_bytes()).unwrap();
-        assert_eq!(kicks.wait(&[], None).unwrap().into_iter().collect::<Vec<_>>(), [1]);
+        assert_eq!(kicks.wait(&[], None).unwrap().kicked.into_iter().collect::<Vec<_>>(), [1]);
         vrings[0].set_enabled(true);
         assert!(vrings[0].queue().lock_for_turn().is_enabled() && woken() && !woken());
         assert!(!vrings[1].queue().lock_for_turn().is_enabled());

@@ -2,7 +2,7 @@
 
 use super::load::{Load, to_give};
 use super::{CALL, Command, Peer, RingNumber, Shared};
-use crate::data_path::kicks::timeout;
+use crate::data_path::kicks::{Woken, timeout};
 use crate::data_path::queue_thread::{Progress, SharedWorker};
 use crate::data_path::worker::TurnEnd;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -41,6 +41,8 @@ struct Ring {
     active: bool,
     /// When it takes one, if nothing happens before.
     until: Option<Instant>,
+    /// A kick is nothing that happens before: a limit of the ring is used up.
+    deaf: bool,
     /// Requests that it had taken when the load was last measured.
     measured: u64,
 }
@@ -114,9 +116,9 @@ impl IoThread {
             log::error!("cannot wait for the requests of one more ring: {e}");
         }
         let progress = Progress::default();
-        let (until, measured) = (None, 0);
+        let (until, deaf, measured) = (None, false, 0);
         // A turn finds out what there is to do.
-        let ring = Ring { number, worker, progress, active: true, until, measured };
+        let ring = Ring { number, worker, progress, active: true, until, deaf, measured };
         self.rings.insert(number.0, ring);
         self.active.push_back(number.0);
     }
@@ -157,18 +159,20 @@ impl IoThread {
                 Ok(Some(TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll)) => {
                     self.active.push_back(key);
                 }
-                Ok(Some(TurnEnd::Sleep(until))) => self.rest(key, until),
-                Ok(None) => self.rest(key, Some(self.load.clock + REST)),
+                Ok(Some(TurnEnd::Sleep(until))) => self.rest(key, until, false),
+                Ok(Some(TurnEnd::Rest { until, deaf })) => self.rest(key, Some(until), deaf),
+                Ok(None) => self.rest(key, Some(self.load.clock + REST), false),
                 Err(_) => self.give_up(key),
             }
         }
     }
 
-    /// Has a ring take no turn until something happens there, or until this time.
-    fn rest(&mut self, key: u64, until: Option<Instant>) {
+    /// Has a ring take no turn until something happens there, which a kick is not for one that is
+    /// `deaf`, or until this time.
+    fn rest(&mut self, key: u64, until: Option<Instant>, deaf: bool) {
         let Some(ring) = self.rings.get_mut(&key) else { return };
         ring.active = false;
-        ring.until = until;
+        (ring.until, ring.deaf) = (until, deaf);
         self.timers.extend(until.map(|until| (until, key)));
     }
 
@@ -226,7 +230,11 @@ impl IoThread {
 
     fn wake(&mut self, key: u64) -> io::Result<()> {
         let Some(ring) = self.rings.get_mut(&key) else { return Ok(()) };
-        ring.progress.kicked |= ring.worker.wait(Some(self.load.clock))?;
+        let Woken { kicked, by_others } = ring.worker.wait(Some(self.load.clock))?;
+        ring.progress.kicked |= kicked;
+        if ring.deaf && !by_others {
+            return Ok(());
+        }
         if let Some(until) = ring.until.take() {
             self.timers.remove(&(until, key));
         }

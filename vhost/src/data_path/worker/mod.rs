@@ -10,6 +10,7 @@
 //! unanswered returns to the available ring.
 
 mod ahead;
+mod limited;
 mod session;
 mod step;
 mod turn;
@@ -21,6 +22,7 @@ use crate::data_path::fault::{Losses, Owner, Watched};
 use crate::data_path::flusher::Flusher;
 use crate::data_path::polling::{Poller, Polling};
 use crate::data_path::queue_set::QueueSet;
+use crate::data_path::rate::{Limiter, Rates};
 use crate::data_path::shared_queue::{Memory, SharedQueue, give_back, is_running};
 use crate::data_path::waiters::Mark;
 use ring_program::Pace;
@@ -34,6 +36,9 @@ use step::{Carrier, Progress};
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
+/// Steps of one queue before the others are looked at.
+const VISIT: usize = 16;
+
 /// How long a turn may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Share {
@@ -42,6 +47,9 @@ pub enum Share {
     /// Until the others of this thread have waited long enough, or there is nothing to do just now.
     /// A recent reading of the clock, if the thread has made one since the last turn.
     Fair(Option<Instant>),
+    /// What was taken already: a limit of the ring is used up. The worker itself makes this of
+    /// another share.
+    Unfinished,
 }
 
 /// How a turn ended.
@@ -55,6 +63,13 @@ pub enum TurnEnd {
     Poll,
     /// There is nothing to do until an event, or until this time.
     Sleep(Option<Instant>),
+    /// A limit of the ring is used up: there is nothing to do until an event, or until this time.
+    Rest {
+        /// When there is something to do at the latest.
+        until: Instant,
+        /// Whether a kick is no such event: nothing that was taken waits for the next request.
+        deaf: bool,
+    },
 }
 
 /// The state of the queues' thread: the queues, and the ring behind them.
@@ -83,6 +98,12 @@ pub struct Worker {
     closed: bool,
     /// The last turn has ended without a sleep behind it, so that the next one goes on with it.
     goes_on: bool,
+    /// The limits, if there are any.
+    limiter: Option<Box<Limiter>>,
+    /// Steps of one queue before the others are looked at: none once a limit is used up.
+    visit: usize,
+    /// Rounds in this turn, at most.
+    rounds: u32,
 }
 
 impl Worker {
@@ -124,6 +145,9 @@ impl Worker {
             memory: None,
             closed: false,
             goes_on: false,
+            limiter: None,
+            visit: VISIT,
+            rounds: 0,
         }
     }
 
@@ -156,6 +180,11 @@ impl Worker {
     /// Returns what the ring's control sectors say; `None` where that is no ring.
     pub fn info(&self) -> Option<DebugInfo> {
         DebugInfo::read(self.carrier.executor.device()).ok()
+    }
+
+    /// Sets the limits. What was done before is charged with the next request.
+    pub fn limit(&mut self, rates: Rates) {
+        self.limiter = Limiter::new(rates, Instant::now()).map(Box::new);
     }
 
     /// Sets whether each write is durable before it is answered.

@@ -267,6 +267,14 @@ impl Carrier {
         Ok(true)
     }
 
+    /// Has the writes of a queue that wait for others to share their flush wait no longer.
+    pub fn flush_stored(&mut self, progress: &mut Progress) {
+        let waits = progress.unfinished.is_none() && progress.ticket.is_none();
+        if waits && !progress.stored.is_empty() {
+            progress.ticket = Some(self.flusher.request());
+        }
+    }
+
     /// Notes whether this queue is the one with a walk.
     fn note_walk(&mut self, number: usize, state: &RequestState) {
         if matches!(state, RequestState::Walking(_)) {

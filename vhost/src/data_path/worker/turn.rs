@@ -2,7 +2,7 @@
 
 use super::ahead::Ahead;
 use super::session::{self, Open, Session};
-use super::{Share, TurnEnd, Worker};
+use super::{Share, TurnEnd, Worker, limited};
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::queue::Broken;
 use crate::data_path::queue_set::QueueSet;
@@ -13,9 +13,6 @@ use ring_program::Pace;
 use std::sync::Arc;
 use vhost_user_backend::VringState;
 use virtio_queue::QueueT;
-
-/// Steps of one queue before the others are looked at.
-const VISIT: usize = 16;
 
 /// Rounds in a fair share of a thread, if there is that much to do: as many requests as make the
 /// change of rings cheap.
@@ -54,14 +51,21 @@ impl Worker {
         if self.is_holding() {
             self.bell.awake();
         }
-        self.open(&mut session, self.due);
+        self.rounds = if share == Share::Whole { u32::MAX } else { FAIR_ROUNDS };
+        let rest = if self.limiter.is_some() { self.begin_limited() } else { None };
+        let (wanted, share) = match rest {
+            None => (self.due, share),
+            Some(_) => (self.unfinished, Share::Unfinished),
+        };
+        self.open(&mut session, wanted);
         if !std::mem::take(&mut self.goes_on) {
             self.poller.start_turn(!kicked.is_empty(), self.carrier.arrivals);
         }
-        let end = self.serve(&mut session, waiters, mark, share);
+        let end = limited::resting(self.serve(&mut session, waiters, mark, share), rest);
         self.due = match end {
             TurnEnd::Sleep(_) => QueueSet::EMPTY,
-            TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll => self.running,
+            // During a rest kicks are neither asked for nor counted.
+            TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll | TurnEnd::Rest { .. } => self.running,
         };
         self.goes_on = matches!(end, TurnEnd::More | TurnEnd::Poll);
         session.close(&mut self.progress);
@@ -186,7 +190,7 @@ impl Worker {
                 return TurnEnd::GiveWay;
             }
             rounds += 1;
-            if share != Share::Whole && rounds >= FAIR_ROUNDS {
+            if rounds >= self.rounds {
                 self.interrupt_all(session);
                 return TurnEnd::More;
             }
@@ -200,6 +204,7 @@ impl Worker {
         match share {
             Share::Whole => self.poller.polls_on(taken),
             Share::Fair(now) => self.poller.polls_on_at(now, taken),
+            Share::Unfinished => false,
         }
     }
 
@@ -256,11 +261,12 @@ impl Worker {
         let progress = &mut self.progress[number];
         let mut visit = Visit::Idle;
         let mut ahead = Ahead::default();
-        for step in 1..=VISIT {
+        let most = self.visit;
+        for step in 1..=most {
             if !self.carrier.step(number, &mut open.split, &mut ahead, progress, memory)? {
                 break;
             }
-            if step == VISIT || waiters.any_since(mark) {
+            if step == most || waiters.any_since(mark) {
                 visit = Visit::CutShort;
                 break;
             }
@@ -271,6 +277,9 @@ impl Worker {
         }
         if visit != Visit::Idle {
             self.unfinished.set(number, progress.is_unfinished());
+        }
+        if visit == Visit::CutShort && self.limiter.is_some() {
+            self.charge();
         }
         if open.split.wants_interrupt(visit == Visit::CutShort)? {
             interrupt(open, &mut self.interrupt_log);
