@@ -8,6 +8,17 @@ use std::sync::OnceLock;
 /// The way to a higher limit, for messages.
 pub const REMEDY: &str = "raise it: LimitNOFILE= in the service, ulimit -Hn in a shell";
 
+/// Returns what to say behind an error that a process has met which may open no more descriptors:
+/// the limit, and the way to a higher one. Nothing for other errors.
+#[must_use]
+pub fn remedy(error: &io::Error) -> String {
+    if error.raw_os_error() == Some(libc::EMFILE) {
+        format!(" (the limit of this process is RLIMIT_NOFILE; {REMEDY})")
+    } else {
+        String::new()
+    }
+}
+
 /// The limits, soft and hard, before they were raised.
 static ORIGINAL: OnceLock<(u64, u64)> = OnceLock::new();
 
@@ -42,4 +53,16 @@ pub fn original() -> Option<(u64, u64)> {
 pub fn open() -> io::Result<u64> {
     // One of them is that of the folder.
     Ok(std::fs::read_dir("/proc/self/fd")?.count().saturating_sub(1) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedy_is_for_the_limit_of_this_process_alone() {
+        let words = |number| remedy(&io::Error::from_raw_os_error(number));
+        assert!(words(libc::EMFILE).contains("LimitNOFILE="));
+        assert_eq!((words(libc::ENFILE), words(libc::ENOENT)), (String::new(), String::new()));
+    }
 }

@@ -5,6 +5,7 @@ use crate::daemon::settings::Invalid;
 use crate::front_end;
 use crate::front_end::arrival;
 use nix::unistd::Uid;
+use ring_program::descriptors::remedy;
 use shared_block_ring::Error;
 use shared_block_ring::format::FormatError;
 use std::io;
@@ -19,7 +20,7 @@ pub enum Failure {
     #[error("{0}")]
     Configuration(String),
     /// The ring cannot be served.
-    #[error("{}{source}{}", prefix(path, source), remedy(source))]
+    #[error("{}{source}{}", prefix(path, source), of_ring(source))]
     Ring {
         /// The ring's path as given.
         path: String,
@@ -27,7 +28,7 @@ pub enum Failure {
         source: Error,
     },
     /// A socket cannot be listened on.
-    #[error("{name}: {source}")]
+    #[error("{name}: {source}{}", remedy(source))]
     Socket {
         /// The socket's path or number as given.
         name: String,
@@ -38,7 +39,7 @@ pub enum Failure {
     #[error(transparent)]
     ShutDown(#[from] arrival::ShutDown),
     /// The kernel refused something that does not depend on the command line.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {source}{}", remedy(source))]
     System {
         /// The action that failed.
         what: &'static str,
@@ -63,7 +64,7 @@ pub enum Failure {
         path: String,
     },
     /// The ring cannot be opened again as the user that the daemon has become.
-    #[error("{path}: {source}: it must be readable and writable for the daemon's user, {user}")]
+    #[error("{path}: {source}{}", of_reopening(source, *user))]
     Reopen {
         /// The ring's path as given.
         path: String,
@@ -97,8 +98,22 @@ fn prefix(path: &str, error: &Error) -> String {
     }
 }
 
-fn remedy(error: &Error) -> &'static str {
-    match error {
+/// Returns what to do about a ring that cannot be opened again.
+fn of_reopening(source: &io::Error, user: Uid) -> String {
+    match remedy(source) {
+        words if words.is_empty() => {
+            format!(": it must be readable and writable for the daemon's user, {user}")
+        }
+        words => words,
+    }
+}
+
+/// Returns what to do about an error of a ring.
+fn of_ring(error: &Error) -> String {
+    let words = match error {
+        Error::Device(device) if device.source.raw_os_error() == Some(libc::EMFILE) => {
+            return remedy(&device.source);
+        }
         // Without a number it says itself what is missing: the file's folder.
         Error::Device(device) if device.source.raw_os_error() == Some(libc::ENOENT) => {
             " (--size 8M makes it)"
@@ -116,10 +131,35 @@ fn remedy(error: &Error) -> &'static str {
         }
         Error::RoleTaken { .. } => " (end that one first: SIGTERM loses nothing)",
         _ => "",
-    }
+    };
+    words.to_owned()
 }
 
 /// Makes a [`Failure::System`]; `what` completes "cannot".
 pub(crate) fn system(what: &'static str) -> impl Fn(io::Error) -> Failure {
     move |source| Failure::System { what, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use shared_block_ring::device::{DeviceError, Operation};
+
+    #[test]
+    fn failure_for_want_of_descriptors_names_the_limit() {
+        let error = || io::Error::from_raw_os_error(libc::EMFILE);
+        let path = || "ring".to_owned();
+        let device = DeviceError::new(path(), Operation::Open, error());
+        for failure in [
+            system("duplicate a descriptor")(error()),
+            Failure::Socket { name: path(), source: error() },
+            Failure::Ring { path: path(), source: device.into() },
+            Failure::Reopen { path: path(), source: error(), user: Uid::from_raw(1) },
+            front_end::failure::system("accept a front end")(error()).into(),
+        ] {
+            let words = failure.to_string();
+            assert!(words.contains("RLIMIT_NOFILE") && words.contains("LimitNOFILE="), "{words}");
+            assert!(!words.contains("writable"), "{words}");
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! The errors that end the connection of a front end.
 
 use crate::front_end::arrival;
+use ring_program::descriptors::remedy;
 use std::io;
 use vhost::vhost_user::Error as VhostUserError;
 
@@ -8,7 +9,7 @@ use vhost::vhost_user::Error as VhostUserError;
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The kernel refused something.
-    #[error("cannot {what}: {source}")]
+    #[error("cannot {what}: {source}{}", remedy(source))]
     System {
         /// The action that failed.
         what: &'static str,
