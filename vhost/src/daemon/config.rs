@@ -6,6 +6,7 @@ use nix::sys::stat::Mode;
 use ring_program::LogFormat;
 use ring_program::sockets::parse_mode;
 use shared_block_ring::format::{SectorSize, Side};
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -59,6 +60,12 @@ pub struct Arguments {
     /// processor that this process may use)
     #[arg(long, value_name = "N", value_parser = workers)]
     pub workers: Option<usize>,
+    /// With a folder: the most rings that are served; others are refused
+    #[arg(long, value_name = "N", value_parser = rings)]
+    pub max_rings: Option<usize>,
+    /// With a folder: the most bytes that the rings have together; others are refused
+    #[arg(long, value_name = "SIZE", value_parser = ring_program::parse_size)]
+    pub max_memory: Option<u64>,
     /// Check the options and the configuration, and end
     #[arg(long)]
     pub check_config: bool,
@@ -137,6 +144,13 @@ pub struct Arguments {
         conflicts_with = "poll_us"
     )]
     pub poll: Option<Poll>,
+    /// The most bytes that the guest reads and writes in a second: its next request waits when they
+    /// are used up (K, M and G are powers of 1024; without it no limit)
+    #[arg(long, value_name = "SIZE", value_parser = bytes_per_second)]
+    pub max_bytes_per_second: Option<NonZeroU64>,
+    /// The most requests that are taken from the guest in a second, in the same way
+    #[arg(long, value_name = "N", value_parser = requests_per_second)]
+    pub max_requests_per_second: Option<NonZeroU64>,
     /// Judge every write of the guest by the ring's rules; off makes a plain disk, for a guest that
     /// formats its own ring or is trusted: consumers then copy what they read
     #[arg(long, value_name = "on|off", default_value = "on", hide_possible_values = true)]
@@ -170,7 +184,12 @@ pub struct Arguments {
 impl Arguments {
     /// Returns an option that has a meaning for many rings alone, if one is given.
     pub fn of_many_rings(&self) -> Option<&'static str> {
-        let given = [("control", self.control.is_some()), ("workers", self.workers.is_some())];
+        let given = [
+            ("control", self.control.is_some()),
+            ("workers", self.workers.is_some()),
+            ("max-rings", self.max_rings.is_some()),
+            ("max-memory", self.max_memory.is_some()),
+        ];
         given.into_iter().find(|(_, given)| *given).map(|(option, _)| option)
     }
 }
@@ -214,6 +233,24 @@ fn workers(text: &str) -> Result<usize, String> {
         Ok(count @ 1..=256) => Ok(count),
         _ => Err("must be 1 to 256".to_owned()),
     }
+}
+
+fn rings(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1_000_000) => Ok(count),
+        _ => Err("must be 1 to 1000000".to_owned()),
+    }
+}
+
+fn bytes_per_second(text: &str) -> Result<NonZeroU64, String> {
+    let bytes = ring_program::parse_size(text)?;
+    NonZeroU64::new(bytes)
+        .ok_or_else(|| "must be at least 1; without it there is no limit".to_owned())
+}
+
+fn requests_per_second(text: &str) -> Result<NonZeroU64, String> {
+    let count = text.parse().ok().filter(|count: &NonZeroU64| count.get() <= 1_000_000_000);
+    count.ok_or_else(|| "must be 1 to 1000000000; without it there is no limit".to_owned())
 }
 
 fn sector_size(text: &str) -> Result<SectorSize, String> {

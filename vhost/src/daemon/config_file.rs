@@ -29,12 +29,14 @@ pub fn add(path: &Path, words: &[OsString]) -> Result<Arguments, String> {
 }
 
 /// Options of a daemon of many rings that hold for all of them.
-const WHOLE: [&str; 11] = [
+const WHOLE: [&str; 13] = [
     "control",
     "control-user",
     "control-group",
     "control-read-group",
     "workers",
+    "max-rings",
+    "max-memory",
     "cpu",
     "metrics",
     "user",

@@ -12,6 +12,7 @@ use crate::data_path::flusher::Flusher;
 use crate::data_path::guard::{Guard, GuestState};
 use crate::data_path::polling::Polling;
 use crate::data_path::queue_thread::SharedWorker;
+use crate::data_path::rate::Rates;
 use crate::data_path::region::Region;
 use crate::data_path::worker::Worker;
 use crate::front_end::backend::Backend;
@@ -58,6 +59,8 @@ pub struct Terms {
     pub hold: Duration,
     /// When to poll for requests.
     pub polling: Polling,
+    /// Limits of what the guest has done per second.
+    pub rates: Rates,
     /// The number by which log lines name the ring, among many; 0 for the only one.
     pub scope: u64,
 }
@@ -140,7 +143,8 @@ impl Service {
         let flusher = flusher.map_err(system("make an event"))?;
         let counted = Arc::clone(&counters);
         let (hold, polling) = (terms.hold, terms.polling);
-        let worker = Worker::new(executor, counted, flusher, backend_bell, hold, polling);
+        let mut worker = Worker::new(executor, counted, flusher, backend_bell, hold, polling);
+        worker.limit(terms.rates);
         let worker = Arc::new(SharedWorker::new(worker).map_err(system("make an event"))?);
         let (queue, signaller) = (Arc::clone(&worker), Arc::clone(&shared.signaller));
         let backend = Backend::new(queue, geometry, read_only, terms.migratable, signaller);

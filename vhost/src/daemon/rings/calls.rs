@@ -101,10 +101,14 @@ impl Manager {
         if let Err(why) = &configured.settings {
             return Err(CallError::refused(why.clone()));
         }
-        match self.members.get(name).map(|member| &member.state) {
-            None => {}
-            Some(State::Failed(_)) => drop(self.remove(name)?),
+        let is_failed = match self.members.get(name).map(|member| &member.state) {
+            None => false,
+            Some(State::Failed(_)) => true,
             Some(_) => return Err(CallError::refused(format!("{name} is there already"))),
+        };
+        self.expect_room().map_err(CallError::refused)?;
+        if is_failed {
+            self.remove(name)?;
         }
         let number = self.add(name, configured, Duration::ZERO);
         Ok(self.wait_for(number, client))

@@ -7,6 +7,7 @@ use crate::daemon::rings::member::{Kept, Member, State};
 use crate::daemon::rings::messages::{Begin, News, Number, Order, Reopen};
 use crate::daemon::rings::plane::Plane;
 use crate::daemon::rings::preparations::Preparations;
+use crate::daemon::rings::room::Room;
 use crate::daemon::rings::varlink::{Answer, CallError, ClientId};
 use crate::daemon::rings::waits::{Drain, Inquiry, Reload, Suspension};
 use nix::unistd::{Uid, geteuid};
@@ -30,6 +31,7 @@ pub struct Manager {
     pub(super) names: BTreeMap<Number, String>,
     pub(super) plane: Plane,
     pub(super) begin: Begin,
+    room: Room,
     /// The sockets of the metrics, for each data process. Their files are removed at the end.
     pub(super) metrics: Vec<Bound>,
     /// What data processes are started from.
@@ -55,12 +57,18 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Makes a manager without rings, whose data process runs and answers scrapes on `metrics`.
+    /// Makes a manager without rings, with `room` for some, whose data process runs and answers
+    /// scrapes on `metrics`.
     ///
     /// # Errors
     ///
     /// The data process cannot be started.
-    pub fn new(folder: Folder, begin: Begin, metrics: Vec<Bound>) -> Result<Self, Failure> {
+    pub fn new(
+        folder: Folder,
+        begin: Begin,
+        room: Room,
+        metrics: Vec<Bound>,
+    ) -> Result<Self, Failure> {
         // The program that this process is, whatever has become of its file.
         let program = PathBuf::from("/proc/self/exe");
         let mut plane = Plane::start(&program, &begin, &metrics)?;
@@ -72,6 +80,7 @@ impl Manager {
             names: BTreeMap::new(),
             plane,
             begin,
+            room,
             metrics,
             program,
             successor: None,
@@ -108,6 +117,7 @@ impl Manager {
         let number = self.next;
         self.next += 1;
         let Configured { text, settings } = configured;
+        let settings = settings.and_then(|settings| self.expect_room().map(|()| settings));
         self.names.insert(number, name.to_owned());
         let (known, state) = (settings.as_ref().ok().cloned(), State::Preparing);
         let member = Member { number, text, settings: known, state };
@@ -122,6 +132,21 @@ impl Manager {
         self.preparations.begin(number, settings, patience);
         self.take_prepared();
         number
+    }
+
+    /// Checks that there is room for one more ring. A ring that ends leaves its place to another,
+    /// unless one of its name is to follow it; its descriptors count until it has ended.
+    ///
+    /// # Errors
+    ///
+    /// The limit that is reached, in words.
+    pub(super) fn expect_room(&self) -> Result<(), String> {
+        let count = |counts: fn(&State) -> bool| {
+            self.members.values().filter(|member| counts(&member.state)).count()
+        };
+        let open = count(|state| !matches!(state, State::Failed(_)));
+        let ending = count(|state| matches!(state, State::Ending(_)));
+        self.room.expect_one(open - ending + self.followers.len(), open)
     }
 
     /// Begins to end a ring.
@@ -171,8 +196,21 @@ impl Manager {
         }
     }
 
+    /// Bytes of the rings that are served, and of those that are to be started anew.
+    fn bytes(&self) -> u64 {
+        let stays = |(name, member): &(&String, &Member)| {
+            !matches!(member.state, State::Ending(_)) || self.followers.contains_key(*name)
+        };
+        let members = self.members.iter().filter(stays);
+        members.filter_map(|(_, member)| member.kept()).map(Kept::bytes).sum()
+    }
+
     fn start(&mut self, number: Number, mut prepared: Prepared) {
         let Some(name) = self.names.get(&number) else { return };
+        let bytes = self.bytes();
+        if let Err(why) = self.room.expect_memory(bytes, prepared.opened.geometry.total_bytes()) {
+            return self.fail(number, &why);
+        }
         let Some(member) = self.members.get_mut(name) else { return };
         prepared.keep();
         let Some(settings) = &member.settings else { return };

@@ -40,6 +40,10 @@ pub struct Options {
     pub metrics: Vec<ring_metrics::Address>,
     /// The sockets of the metrics that the daemon was started with.
     pub inherited_metrics: Vec<Inherited>,
+    /// The most rings.
+    pub max_rings: Option<usize>,
+    /// The most bytes of all rings.
+    pub max_memory: Option<u64>,
     /// Threads that drive queues.
     pub workers: usize,
     /// The processors of those threads.
@@ -79,6 +83,8 @@ impl Options {
             control,
             metrics: arguments.metrics,
             inherited_metrics,
+            max_rings: arguments.max_rings,
+            max_memory: arguments.max_memory,
             workers: arguments.workers.unwrap_or_else(all),
             cpus: arguments.cpu,
             identity,

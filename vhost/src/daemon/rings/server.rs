@@ -7,6 +7,7 @@ use crate::daemon::rings::messages::{Begin, VERSION};
 use crate::daemon::rings::names;
 use crate::daemon::rings::options::{ControlSocket, Options};
 use crate::daemon::rings::preparations::{PATIENCE, patiently};
+use crate::daemon::rings::room::Room;
 use crate::daemon::rings::varlink::Control;
 use crate::daemon::server::expect_proc;
 use crate::daemon::server::take;
@@ -50,7 +51,14 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
         metrics: metrics.len(),
     };
     let rings = options.folder.read().map_err(Failure::Configuration)?;
-    let manager = Manager::new(options.folder, begin, metrics)?;
+    // The data process has the same limit: it inherits this one's.
+    let room = Room {
+        rings: options.max_rings,
+        memory: options.max_memory,
+        descriptors: limit,
+        threads: if begin.cpus.is_empty() { begin.workers } else { begin.cpus.len() },
+    };
+    let manager = Manager::new(options.folder, begin, room, metrics)?;
     let mut server = Server { manager, control, offered, stop, hangup };
     for (name, configured) in rings {
         server.manager.add(&name, configured, PATIENCE);

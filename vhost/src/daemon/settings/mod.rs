@@ -9,6 +9,7 @@ use crate::daemon::service::Terms;
 use crate::daemon::sockets::{Inherited, Misdescribed, Misdirected, PassedSockets, Sorted, Source};
 use crate::data_path::executor::SERIAL_BYTES;
 use crate::data_path::polling::Polling;
+use crate::data_path::rate::Rates;
 use nix::unistd::{Gid, Uid, geteuid};
 use ring_program::users;
 use shared_block_ring::device::shown;
@@ -149,6 +150,8 @@ pub struct Settings {
     pub hold: Duration,
     /// When to poll for requests.
     pub polling: Polling,
+    /// Limits of what the guest has done per second.
+    pub rates: Rates,
     /// Whether the guest's writes are judged.
     pub guarded: bool,
     /// The addresses of the metrics.
@@ -200,6 +203,10 @@ impl Settings {
                 Some(Poll::Always) => Polling::Always,
                 None => Polling::For(arguments.poll_us),
             },
+            rates: Rates {
+                bytes: arguments.max_bytes_per_second,
+                requests: arguments.max_requests_per_second,
+            },
             identity,
             confined: arguments.sandbox == Switch::On,
         })
@@ -218,6 +225,7 @@ impl Settings {
             migratable: self.migratable,
             hold: self.hold,
             polling: self.polling,
+            rates: self.rates,
             scope: 0,
         }
     }
