@@ -299,7 +299,7 @@ RUST_TEST_THREADS=4 suite programs "$((long ? 120 : 15))" test_programs 3 "$root
 suite examples 5 cargo test --locked --workspace --doc --no-fail-fast
 suite bench 5 test_programs 1 "$root/bench"
 # A guest takes a processor; more of them at once only make each other slow.
-suite qemu 35 single_tests "$root/qemu-tests" 2
+suite qemu 45 single_tests "$root/qemu-tests" 2
 if ((long)); then
     suite crashes 120 scripts/crash-campaign.sh
 else
