@@ -24,6 +24,16 @@ pub enum Disk {
         /// More properties of the device. May be empty.
         options: String,
     },
+    /// A disk on the network (NBD), which other machines may have, too. QEMU keeps nothing of it in
+    /// a cache. An error of the connection is an I/O error in the guest at once.
+    Network {
+        /// The server's socket.
+        socket: PathBuf,
+        /// The name of the export.
+        export: String,
+        /// More properties of the device. May be empty.
+        options: String,
+    },
 }
 
 impl Disk {
@@ -37,7 +47,8 @@ impl Disk {
         Self::File { path: path.into(), serial: serial.into(), options: String::new() }
     }
 
-    /// Lets QEMU connect again, after a second, when the back end went away. No meaning for a file.
+    /// Lets QEMU connect again, after a second, when the back end went away. Only for disks of a
+    /// vhost-user back end.
     #[must_use]
     pub fn reconnecting(self) -> Self {
         self.reconnecting_by("reconnect=1")
@@ -55,7 +66,9 @@ impl Disk {
     /// Adds device properties: `queue-size=256`.
     #[must_use]
     pub fn options(mut self, more: &str) -> Self {
-        let (Self::VhostUser { options, .. } | Self::File { options, .. }) = &mut self;
+        let (Self::VhostUser { options, .. }
+        | Self::File { options, .. }
+        | Self::Network { options, .. }) = &mut self;
         if !options.is_empty() {
             options.push(',');
         }
@@ -79,6 +92,14 @@ impl Disk {
                 let source = format!("file={},format=raw,if=none,id=d{index}", quote(path));
                 let device = format!("virtio-blk-pci,drive=d{index},serial={serial}");
                 ("-drive", source, device, options)
+            }
+            Self::Network { socket, export, options } => {
+                let socket = quote(socket);
+                let source = format!(
+                    "file.driver=nbd,file.server.type=unix,file.server.path={socket},\
+                     file.export={export},format=raw,cache=none,if=none,id=d{index}"
+                );
+                ("-drive", source, format!("virtio-blk-pci,drive=d{index}"), options)
             }
         };
         let comma = if options.is_empty() { "" } else { "," };
