@@ -1,6 +1,7 @@
 //! Figures of a ring from end to end.
 
 use crate::bars::{Bar, Found, verdicts};
+use crate::fleet::Fleet;
 use crate::machine::quantile;
 use crate::reference::Against;
 use crate::rings::Rings;
@@ -243,6 +244,8 @@ pub struct Ring {
     pub guest: Vec<Carried>,
     /// A daemon of many rings.
     pub rings: Option<Rings>,
+    /// A model of many hosts.
+    pub fleet: Option<Fleet>,
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ mod durable;
 mod ends;
 mod error;
 mod figures;
+mod fleet;
 mod forward;
 mod front;
 mod guest;
@@ -59,6 +60,7 @@ Examples:
                                                     beside a bare loop, which shows what the machine can do
   ring-bench --measure scrape                       what scrapes of metrics cost
   ring-bench --measure rings                        a daemon of a thousand rings
+  ring-bench --measure fleet --hosts 10000          a model of many hosts and a JetStream cluster
   ring-bench --measure languages --language C:0.95=./items
                                                     items by a program in C; scripts/bench.sh brings its programs
   ring-bench --measure all --report docs            everything, into docs/performance.md, with plots";
@@ -116,7 +118,8 @@ struct Arguments {
     /// Rings of the daemon of --measure rings; each takes some dozens of descriptors (ulimit -Hn)
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u16).range(1..))]
     rings: u16,
-    /// Write tables into performance.md in this folder, between its markers, and plots beside it
+    /// Write tables into performance.md (that of --measure fleet into scaling.md) in this folder,
+    /// between its markers, and plots beside it
     #[arg(long, value_name = "DIR")]
     report: Option<PathBuf>,
     /// A program in another language for --measure languages: NAME=COMMAND, or NAME:PART=COMMAND where
@@ -129,6 +132,8 @@ struct Arguments {
     /// Write all figures to this file too
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    #[command(flatten)]
+    fleet: fleet::Plan,
 }
 
 /// Parts of the measurement.
@@ -154,6 +159,9 @@ enum What {
     Scrape,
     /// A daemon of many rings (--rings), and what it gets through. Not one of all
     Rings,
+    /// A model of many hosts that forward into one JetStream cluster, with costs that were measured
+    /// elsewhere. Not one of all
+    Fleet,
     /// Items by programs in other languages (--language), against Rust. Not one of all
     Languages,
 }
@@ -200,6 +208,7 @@ fn run(arguments: &Arguments) -> Result<()> {
         let rounds = if arguments.quick { 1 } else { arguments.rounds };
         forward::all(&program, &arguments.dir, rounds, arguments.quick)?;
     }
+    let fleet = arguments.wants(What::Fleet).then(|| fleet::all(&arguments.fleet)).transpose()?;
     pin(arguments.cpus.front)?;
     let dir = tempfile::Builder::new().prefix("ring-bench-").tempdir_in(&arguments.dir);
     let dir = dir.map_err(doing(format!("making a folder in {}", arguments.dir.display())))?;
@@ -214,7 +223,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     } else {
         Vec::new()
     };
-    let mut ring = Ring { guest: carried, ..ring(arguments, dir.path())? };
+    let mut ring = Ring { guest: carried, fleet, ..ring(arguments, dir.path())? };
     if arguments.reference {
         let program = beside("reference-loop")?;
         ring.reference = reference::all(&arguments.plan()?, &program, &rows, dir.path())?;
@@ -237,7 +246,10 @@ impl Arguments {
             return false;
         }
         let all = What::All;
-        let of_all = !matches!(what, What::Forward | What::Scrape | What::Languages | What::Rings);
+        let of_all = !matches!(
+            what,
+            What::Forward | What::Scrape | What::Languages | What::Rings | What::Fleet
+        );
         let is_so = |wanted: &What| *wanted == what || *wanted == all && of_all;
         self.measure.iter().any(is_so)
     }

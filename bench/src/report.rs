@@ -2,6 +2,7 @@
 
 use crate::error::{Result, doing};
 use crate::figures::{Beside, Carried, Cost, Distribution, Durable, Items, Load, Ring};
+use crate::fleet::{self, Fleet};
 use crate::plot;
 use crate::reference::Against;
 use crate::requests::Outcome;
@@ -48,19 +49,23 @@ impl Table {
 
 /// Returns all tables of a ring, for a terminal.
 pub fn text(ring: &Ring) -> String {
-    let tables =
-        [reference(ring), items(ring), durable(ring), costs(ring), guest(ring), rings(ring)];
+    let tables = [
+        reference(ring),
+        items(ring),
+        durable(ring),
+        costs(ring),
+        guest(ring),
+        rings(ring),
+        needs(ring),
+        failures(ring),
+    ];
     let filled = tables.iter().filter(|table| !table.lines.is_empty());
     filled.fold(String::new(), |text, table| text + "\n" + &table.plain())
 }
 
-/// Writes the figures into `performance.md`, and plots beside it. What was not measured stays as it
-/// is.
+/// Writes the figures into `performance.md` and `scaling.md`, and plots beside them. What was not
+/// measured stays as it is.
 pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
-    let path = folder.join("performance.md");
-    let text =
-        std::fs::read_to_string(&path).map_err(doing(format!("reading {}", path.display())))?;
-    let mut text = text;
     let mut parts = Vec::new();
     if !outcomes.is_empty() {
         parts.push(("requests", requests(outcomes)));
@@ -87,6 +92,23 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
         plot::rings(folder, &many.rates)?;
         parts.push(("rings", rings(ring)));
     }
+    fill_page(&folder.join("performance.md"), &parts)?;
+    if ring.fleet.is_some() {
+        fill_page(
+            &folder.join("scaling.md"),
+            &[("needs", needs(ring)), ("fleet", failures(ring))],
+        )?;
+    }
+    Ok(())
+}
+
+/// Writes tables between their markers in a page.
+fn fill_page(path: &Path, parts: &[(&str, Table)]) -> Result<()> {
+    if parts.is_empty() {
+        return Ok(());
+    }
+    let text = std::fs::read_to_string(path);
+    let mut text = text.map_err(doing(format!("reading {}", path.display())))?;
     for (name, table) in parts {
         let filled = format!("{}\n{}", provenance(), table.markdown());
         text = fill(&text, name, &filled).ok_or_else(|| {
@@ -94,7 +116,7 @@ pub fn write(folder: &Path, outcomes: &[Outcome], ring: &Ring) -> Result<()> {
             doing(what)(std::io::Error::other(format!("it has no markers for {name}")))
         })?;
     }
-    std::fs::write(&path, text).map_err(doing(format!("writing {}", path.display())))
+    std::fs::write(path, text).map_err(doing(format!("writing {}", path.display())))
 }
 
 /// Replaces the text between the markers of that name.
@@ -328,6 +350,16 @@ fn guest(ring: &Ring) -> Table {
 fn rings(ring: &Ring) -> Table {
     let lines = ring.rings.iter().flat_map(Rings::lines).map(Vec::from).collect();
     Table { head: vec!["many rings", "figure", "beside", "wanted"], lines }
+}
+
+fn needs(ring: &Ring) -> Table {
+    let lines = ring.fleet.iter().flat_map(Fleet::needs).collect();
+    Table { head: vec!["a fleet", "figure"], lines }
+}
+
+fn failures(ring: &Ring) -> Table {
+    let lines = ring.fleet.iter().flat_map(Fleet::lines).collect();
+    Table { head: fleet::HEAD.to_vec(), lines }
 }
 
 #[cfg(test)]

@@ -189,8 +189,18 @@ fn roles_of_one_ring_on_two_hosts_do_not_exclude_each_other() -> Result<()> {
     assert!(same_host.stderr.contains("already has a consumer"), "{same_host:?}");
     // The other host knows nothing of that consumer.
     assert_eq!(hosts.consume()?, "");
-    job.signal("TERM")?;
-    assert_eq!(job.wait(SOON)?.status, 0);
+    hosts.hang();
+    hosts.produce(11, 20)?;
+    assert_eq!(hosts.consume()?, numbers(11, 20));
+    // It had no write on its way: it finds its pointer moved before it writes.
+    hosts.signal(Signal::SIGCONT);
+    hosts.produce(21, 30)?;
+    let ended = job.wait(SOON)?;
+    assert!(ended.status == 6 && ended.stderr.contains("superseded"), "{ended:?}");
+    // If it hung within a look, it has read them, too.
+    let out = hosts.first.check("cat /tmp/out")?;
+    assert!([numbers(1, 10), numbers(1, 20)].contains(&out), "{out}");
+    assert_eq!(hosts.consume()?, numbers(21, 30));
     hosts.power_off()
 }
 
