@@ -94,7 +94,7 @@ impl Samples {
         let usual = self.seconds.iter().filter(before).map(backlog).max().unwrap_or(0);
         let limit = usual + plan.all_items() as u64;
         let rest = || self.seconds.iter().filter(|sample| sample.second >= end);
-        let last = rest().filter(|sample| backlog(sample) > limit).last();
+        let last = rest().rfind(|sample| backlog(sample) > limit);
         match last {
             None => Some(0),
             Some(last) if Some(last) == self.seconds.last() => None,

@@ -153,10 +153,11 @@ impl Plan {
 
     /// Returns the load of `items` that a ring sends in so many batches.
     pub fn load(&self, items: u64, batches: u64) -> Load {
-        let (of_batches, per_batch) = match items > batches {
-            true => (batches, items / batches),
+        let (of_batches, per_batch) = if items > batches {
+            (batches, items / batches)
+        } else {
             // A message alone is no batch.
-            false => (0, 1),
+            (0, 1)
         };
         let synced = if self.lazy_sync { 0 } else { batches };
         let flushes = of_batches * BATCH_FLUSHES + synced;
