@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 
 const GOES_ON: &str = "the guest goes on with another front end";
 
@@ -90,6 +91,22 @@ fn next_front_end_is_served_when_the_guest_has_left_the_first() {
     after.start();
     drop(next);
     assert_eq!(status(&after.memory, 0), 0);
+}
+
+#[test]
+fn queue_that_is_disabled_and_enabled_again_has_its_place_again() {
+    let (scene, _daemon, mut guest) = served();
+    guest.wire.set_vring_enable(0, false).unwrap();
+    // Another queue, which is not started.
+    guest.wire.get_vring_base(1).unwrap();
+    guest.wire.set_vring_enable(0, true).unwrap();
+    assert!(!is_let_go(&guest), "it has carried that out");
+    let next = Next::connect(&scene);
+    next.start();
+    for _ in 0..20 {
+        guest.honest(&scene);
+    }
+    assert!(!next.is_answered());
 }
 
 #[test]

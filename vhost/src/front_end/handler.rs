@@ -144,6 +144,16 @@ impl Handler {
         Ok(())
     }
 
+    /// Enables a queue. One that is ready runs from then on, in the place of this connection.
+    fn enable(&self, vring: &Vring) -> Result<()> {
+        let is_ready = vring.state().get_queue().ready();
+        if is_ready {
+            self.take_place()?;
+        }
+        vring.set_enabled(true);
+        Ok(())
+    }
+
     /// Looks at the in-flight region, if there is one, before a queue is served.
     fn take_over(&self, index: u32) -> Result<()> {
         let Some(inflight) = &self.inflight else { return Ok(()) };
@@ -197,7 +207,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
         }
         self.features = features;
         if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-            self.vrings.iter().for_each(|vring| vring.set_enabled(true));
+            self.vrings.iter().try_for_each(|vring| self.enable(vring))?;
         }
         let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
         self.vrings.iter().for_each(|vring| vring.set_event_idx(event_idx));
@@ -295,15 +305,18 @@ impl VhostUserBackendReqHandlerMut for Handler {
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let vring = self.vring(index)?;
+        if !enable {
+            vring.set_enabled(false);
+            return Ok(());
+        }
         let begins = {
             let state = vring.state();
-            enable && !state.is_enabled() && state.get_queue().ready()
+            !state.is_enabled() && state.get_queue().ready()
         };
         if begins {
             self.take_over(index)?;
         }
-        vring.set_enabled(enable);
-        Ok(())
+        self.enable(vring)
     }
 
     fn get_config(&mut self, offset: u32, size: u32, _: VhostUserConfigFlags) -> Result<Vec<u8>> {
