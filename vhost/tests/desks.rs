@@ -398,6 +398,7 @@ fn clients_are_served_while_no_connection_can_be_accepted() {
     let waits = dial(&scene.path("c")).unwrap();
     send(waits.as_fd(), &Hello { version: VERSION, role: Role::Control }, &[]).unwrap();
     eventually("it cannot be accepted", || scene.logged("c: a client was lost: EMFILE") > 0);
+    assert!(scene.log().contains("LimitNOFILE="), "{}", scene.log());
     for _ in 0..100 {
         send(client.as_fd(), &Request::Suspend(false), &[]).unwrap();
         receive::<Reply>(client.as_fd()).unwrap();

@@ -4,7 +4,7 @@
 
 use crate::common::rings::{LONG, Rings, data_process, ends_well, leaves_nothing};
 use crate::confinement::cannot_truncate;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use ring_test_support::process::eventually;
 use serde_json::json;
@@ -118,6 +118,43 @@ fn folder_is_read_again() {
     daemon.signal(Signal::SIGHUP);
     eventually("the ring is gone", || rings.states().len() == 3);
     ends_well(daemon);
+}
+
+#[test]
+fn folder_is_read_again_while_a_ring_is_being_started() {
+    let nothing: fn(&Rings) = |_| {};
+    let change: fn(&Rings) = |rings| rings.configure("vm", "poll-us = 7\n");
+    let remove: fn(&Rings) = |rings| fs::remove_file(rings.file("vm")).unwrap();
+    for (edit, is_changed, is_removed) in
+        [(nothing, false, false), (change, true, false), (remove, false, true)]
+    {
+        let rings = Rings::new(&[]);
+        let daemon = rings.start(&[]);
+        rings.configure("vm", "");
+        let data = data_process(&daemon);
+        kill(data, Signal::SIGSTOP).unwrap();
+        std::thread::scope(|scope| {
+            let added = scope.spawn(|| rings.done("Add", &json!({ "name": "vm" })));
+            let starting = ("vm".to_owned(), "starting".to_owned());
+            eventually("it is being started", || rings.states() == [starting.clone()]);
+            edit(&rings);
+            let read = scope.spawn(|| rings.done("Reload", &json!({})));
+            // If it comes only after the start, there is nothing to wait for.
+            std::thread::sleep(Duration::from_millis(200));
+            kill(data, Signal::SIGCONT).unwrap();
+            added.join().unwrap();
+            let answer = read.join().unwrap();
+            let changes = |is: bool| if is { json!(["vm"]) } else { json!([]) };
+            assert_eq!(answer["changed"], changes(is_changed), "{answer}");
+            assert_eq!(answer["removed"], changes(is_removed), "{answer}");
+            assert_eq!((&answer["added"], &answer["failed"]), (&json!([]), &json!([])), "{answer}");
+        });
+        assert_eq!(rings.states().len(), usize::from(!is_removed));
+        if !is_removed {
+            rings.carries("vm", &mut rings.guest("vm"), "then");
+        }
+        ends_well(daemon);
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::front_end::arrival::{Arrival, ShutDown, look};
 use nix::errno::Errno;
 use nix::sys::socket::{SockFlag, accept4};
 use ring_program::Pace;
+use ring_program::descriptors::remedy;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -163,7 +164,8 @@ impl Desk {
     fn pause(&mut self, error: Errno) {
         self.pause = Some(Instant::now() + ACCEPT_PAUSE);
         if self.lost.due() {
-            log::warn!("{}: a client was lost: {error}", self.listening.name());
+            let remedy = remedy(&error.into());
+            log::warn!("{}: a client was lost: {error}{remedy}", self.listening.name());
         }
     }
 

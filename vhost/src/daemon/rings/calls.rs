@@ -292,7 +292,11 @@ impl Manager {
                     reload.changes[0].push(name.clone());
                     add.push((name, configured));
                 }
-                Some(member) if member.text == configured.text && member.kept().is_some() => {}
+                Some(member) if member.text == configured.text && member.is_served() => {}
+                // It was added a moment ago.
+                Some(member) if member.text == configured.text && member.is_starting() => {
+                    reload.open.insert(name);
+                }
                 // A file that is wrong now does not end a ring that is served.
                 Some(_) if configured.settings.is_err() => {
                     let why = configured.settings.err().unwrap_or_default();
@@ -310,16 +314,10 @@ impl Manager {
         reload.open.extend(replace.iter().map(|(name, _)| name.clone()));
         self.reload = Some(reload);
         for name in gone {
-            if let Err(e) = self.remove(&name) {
-                self.progress(&name, Some(e.parameters["reason"].to_string()));
-            }
+            self.replace(&name, None);
         }
         for (name, configured) in replace {
-            self.followers.insert(name.clone(), configured);
-            if let Err(e) = self.remove(&name) {
-                self.followers.remove(&name);
-                self.progress(&name, Some(e.parameters["reason"].to_string()));
-            }
+            self.replace(&name, Some(configured));
         }
         for (name, configured) in add {
             self.add(&name, configured, Duration::ZERO);

@@ -46,8 +46,8 @@ pub struct Manager {
     preparations: Preparations,
     /// Who waits for the start or the end of a ring.
     pub(super) waiting: BTreeMap<Number, Vec<ClientId>>,
-    /// What a ring that ends is followed by.
-    pub(super) followers: BTreeMap<String, Configured>,
+    /// What follows rings that are to end: another one of the name, or nothing.
+    pub(super) followers: BTreeMap<String, Option<Configured>>,
     pub(super) inquiries: Vec<Inquiry>,
     pub(super) drains: Vec<Drain>,
     pub(super) suspensions: Vec<Suspension>,
@@ -145,8 +145,10 @@ impl Manager {
             self.members.values().filter(|member| counts(&member.state)).count()
         };
         let open = count(|state| !matches!(state, State::Failed(_)));
-        let ending = count(|state| matches!(state, State::Ending(_)));
-        self.room.expect_one(open - ending + self.followers.len(), open)
+        let gone = self.members.iter().filter(|(name, member)| {
+            matches!(member.state, State::Ending(_)) && !self.is_followed(name)
+        });
+        self.room.expect_one(open - gone.count(), open)
     }
 
     /// Begins to end a ring.
@@ -176,12 +178,33 @@ impl Manager {
         }
     }
 
+    /// Whether another ring of that name is served once this one has ended.
+    fn is_followed(&self, name: &str) -> bool {
+        self.followers.get(name).is_some_and(Option::is_some)
+    }
+
+    /// Ends a ring, and has `next` follow it. One that is being started ends once it is.
+    pub(super) fn replace(&mut self, name: &str, next: Option<Configured>) {
+        self.followers.insert(name.to_owned(), next);
+        self.give_way(name);
+    }
+
+    /// Begins to end a ring that another one is to follow, or nothing.
+    fn give_way(&mut self, name: &str) {
+        if self.followers.contains_key(name) {
+            // One that is being started or ended comes here again.
+            let _ = self.remove(name);
+        }
+    }
+
     fn forget(&mut self, number: Number) {
         if let Some(name) = self.names.remove(&number) {
             self.members.remove(&name);
-            self.progress(&name, None);
-            if let Some(next) = self.followers.remove(&name) {
-                self.add(&name, next, Duration::ZERO);
+            match self.followers.remove(&name).flatten() {
+                Some(next) => {
+                    self.add(&name, next, Duration::ZERO);
+                }
+                None => self.progress(&name, None),
             }
         }
     }
@@ -199,7 +222,7 @@ impl Manager {
     /// Bytes of the rings that are served, and of those that are to be started anew.
     fn bytes(&self) -> u64 {
         let stays = |(name, member): &(&String, &Member)| {
-            !matches!(member.state, State::Ending(_)) || self.followers.contains_key(*name)
+            !matches!(member.state, State::Ending(_)) || self.is_followed(name)
         };
         let members = self.members.iter().filter(stays);
         members.filter_map(|(_, member)| member.kept()).map(Kept::bytes).sum()
@@ -233,6 +256,7 @@ impl Manager {
         }
         self.tell_waiting(number, &Err(CallError::refused(why)));
         self.progress(&name, Some(why.to_owned()));
+        self.give_way(&name);
     }
 
     fn tell_waiting(&mut self, number: Number, answer: &Answer) {
@@ -275,6 +299,7 @@ impl Manager {
                 );
                 self.tell_waiting(number, &Ok(json!({})));
                 self.progress(&name, None);
+                self.give_way(&name);
             }
             News::Refused(number, why) => self.fail(number, &why),
             News::Ended(number, why) => self.ended(number, why),

@@ -141,6 +141,11 @@ impl Member {
         matches!(self.state, State::Serving(_))
     }
 
+    /// Whether it is about to be served.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.state, State::Preparing | State::Starting(_))
+    }
+
     /// The ring for clients of the control socket, without what the data process knows.
     pub fn to_json(&self, name: &str) -> Value {
         let path = |source: &Source| match source {
