@@ -142,6 +142,7 @@ consumer socket: /run/rings/web.out
 guest: producer
 size: 65536 bytes
 used: 12345 bytes
+limits: none
 front end: connected
 asked to suspend: no
 counters:
@@ -161,6 +162,7 @@ consumer socket: none
 guest: consumer
 size: unknown
 used: unknown
+limits: none
 front end: unknown
 asked to suspend: unknown
 counters: none (the ring is not served)
@@ -214,11 +216,11 @@ fn reload_tells_what_has_changed_and_fails_with_its_rings() {
     assert_eq!(text(&output), "added: a\nremoved: b\n");
     parameters["failed"] = json!([{ "name": "c", "reason": "no such file" }]);
     let (_, output) = talk(&scene, &["reload"], &json!({ "parameters": parameters }));
-    assert_fails(&output, 1, "a ring has failed (blockring ctl list ");
+    assert_fails(&output, 1, "a ring has failed: see above");
     assert_eq!(text(&output), "added: a\nremoved: b\nfailed: c: no such file\n");
     let (_, output) = talk(&scene, &["--json", "reload"], &json!({ "parameters": parameters }));
     assert_eq!(output.status.code(), Some(1));
-    let expected = "{\"added\":[\"a\"],\"changed\":[],\"failed\":[{\"name\":\"c\",\"reason\":\"no such file\"}],\"removed\":[\"b\"],\"exit_code\":1,\"error\":\"a ring has failed (blockring ctl list says which and why)\"}\n";
+    let expected = "{\"added\":[\"a\"],\"changed\":[],\"failed\":[{\"name\":\"c\",\"reason\":\"no such file\"}],\"removed\":[\"b\"],\"exit_code\":1,\"error\":\"a ring has failed: see above\"}\n";
     assert_eq!(text(&output), expected);
 }
 

@@ -12,10 +12,13 @@ pub fn parse_size(text: &str) -> Result<u64, String> {
         Some(b'G') => (&text[..text.len() - 1], 1 << 30),
         _ => (text, 1),
     };
+    if digits.is_empty() || !digits.bytes().all(|digit| digit.is_ascii_digit()) {
+        return Err("not a size such as 65536, 512K, 8M or 1G".to_owned());
+    }
     let bytes = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(unit));
     bytes
         .filter(|&bytes| i64::try_from(bytes).is_ok())
-        .ok_or_else(|| "not a size such as 65536, 512K, 8M or 1G".to_owned())
+        .ok_or_else(|| format!("larger than anything can be: at most {}", i64::MAX))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 
@@ -73,12 +74,11 @@ fn is_let_go(guest: &FrontEnd) -> bool {
 fn next_front_end_is_served_when_the_guest_has_left_the_first() {
     let (scene, _daemon, mut guest) = served();
     let next = Next::connect(&scene);
-    next.start();
     for _ in 0..20 {
         guest.honest(&scene);
     }
-    assert!(!next.is_answered());
     guest.stop();
+    next.start();
     assert_eq!(status(&next.memory, 0), 0);
     eventually("it is logged", || scene.logged(GOES_ON) == 1);
     eventually("the first one is let go", || is_let_go(&guest));
@@ -91,6 +91,25 @@ fn next_front_end_is_served_when_the_guest_has_left_the_first() {
     after.start();
     drop(next);
     assert_eq!(status(&after.memory, 0), 0);
+}
+
+#[test]
+fn next_front_end_that_starts_too_early_waits_until_the_first_has_left() {
+    let (scene, _daemon, mut guest) = served();
+    let next = Next::connect(&scene);
+    next.start();
+    eventually("it is logged", || scene.logged("it waits until that one has left") == 1);
+    for _ in 0..3 {
+        // A reboot.
+        guest.reset();
+        guest.honest(&scene);
+    }
+    guest.stop();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!next.is_answered());
+    drop(guest);
+    assert_eq!(status(&next.memory, 0), 0);
+    assert_eq!(scene.logged(GOES_ON), 0);
 }
 
 #[test]
@@ -182,11 +201,11 @@ fn rings_of_one_daemon_have_a_next_front_end_each() {
     let _daemon = rings.start(&[]);
     let mut guests = names.map(|name| rings.guest(name));
     let next = names.map(|name| Next::connect(&rings.folder(name)));
-    next.iter().for_each(Next::start);
     for (guest, name) in guests.iter_mut().zip(names) {
         rings.carries(name, guest, "before");
     }
     guests[0].stop();
+    next.iter().for_each(Next::start);
     assert_eq!(status(&next[0].memory, 0), 0);
     rings.carries("two", &mut guests[1], "after");
     assert!(!next[1].is_answered());

@@ -88,7 +88,10 @@ fn ring_beyond_the_most_rings_is_refused_with_the_remedy() {
     is_served(&rings, "c");
     has_failed(&rings, "a", "--max-rings 2");
     rings.done("Remove", &json!({ "name": "b" }));
-    rings.done("Add", &json!({ "name": "a" }));
+    // In the order of their names.
+    rings.done("Reload", &json!({}));
+    is_served(&rings, "a");
+    has_failed(&rings, "b", "--max-rings 2");
     rings.carries("a", &mut rings.guest("a"), "an item");
     ends_well(daemon);
 }
@@ -97,16 +100,23 @@ fn ring_beyond_the_most_rings_is_refused_with_the_remedy() {
 fn ring_beyond_the_most_memory_is_refused_with_the_remedy() {
     let rings = Rings::new(&["a", "b", "c"]);
     let daemon = rings.start(&["--max-memory", "128K"]);
-    let states = rings.states();
-    let failed: Vec<_> = states.iter().filter(|(_, state)| state == "failed").collect();
-    assert_eq!(failed.len(), 1, "{states:?}");
-    let name = &failed[0].0;
-    has_failed(&rings, name, "--max-memory is 131072 (remove a ring");
-    assert!(!rings.folder(name).join("ring").exists(), "nothing of it is left");
-    let other = states.iter().find(|(_, state)| state == "serving").unwrap();
-    rings.done("Remove", &json!({ "name": other.0 }));
-    rings.done("Add", &json!({ "name": name }));
-    is_served(&rings, name);
+    // In the order of their names.
+    is_served(&rings, "a");
+    is_served(&rings, "b");
+    has_failed(&rings, "c", "--max-memory is 131072 (remove a ring");
+    assert!(!rings.folder("c").join("ring").exists(), "nothing of it is left");
+    rings.done("Remove", &json!({ "name": "a" }));
+    rings.done("Add", &json!({ "name": "c" }));
+    is_served(&rings, "c");
+    // One that says nothing of its size is known when its file is open.
+    rings.done("Remove", &json!({ "name": "b" }));
+    fs::copy(rings.folder("c").join("ring"), rings.folder("b").join("ring")).unwrap();
+    let text = rings.text("b", "").replace("size = \"64K\"\n", "");
+    fs::write(rings.file("b"), &text).unwrap();
+    rings.done("Add", &json!({ "name": "b" }));
+    let answer = rings.done("Reload", &json!({}));
+    assert_eq!((&answer["added"], &answer["changed"]), (&json!([]), &json!([])), "{answer}");
+    assert_eq!(answer["failed"][0]["name"], "a", "{answer}");
     ends_well(daemon);
 }
 
@@ -183,6 +193,8 @@ fn limits_of_many_rings_are_for_the_command_line_of_a_folder() {
     for [option, value, wanted] in [
         ["--max-rings", "0", "1 to 1000000"],
         ["--max-memory", "much", "not a size"],
+        ["--max-memory", "0", "must be at least 1"],
+        ["--max-memory", "18446744073709551615", "larger than anything"],
         ["--max-bytes-per-second", "0", "at least 1"],
         ["--max-bytes-per-second", "1.5M", "not a size"],
         ["--max-requests-per-second", "0", "1 to 1000000000"],

@@ -106,8 +106,11 @@ impl Fleet {
         let line = |what: &str, figure: String| vec![what.to_owned(), figure];
         vec![
             line("items of the fleet", format!("{}/s", count(plan.all_items()))),
-            line("memory of a host: daemon and forwarder", format!("{} MiB", host >> 10)),
-            line("descriptors of a host: the same", open.to_string()),
+            line(
+                "memory of a host for its rings: daemon and forwarder",
+                format!("{} MiB", host >> 10),
+            ),
+            line("descriptors of a host for its rings: the same", open.to_string()),
             line("connections of a server", format!("{connections}, {} MiB", memory >> 20)),
             line("stored by a server", format!("{:.0} GB a day", plan.stored() / 1e9)),
             line("an empty ring is full, on average, after", format!("{full:.0} s")),

@@ -288,7 +288,7 @@ fn outcome_of_reload(failed: usize) -> Outcome {
         1 => "a ring has failed".to_owned(),
         _ => format!("{failed} rings have failed"),
     };
-    Err(Failure::Refused(format!("{what} (blockring ctl list says which and why)")))
+    Err(Failure::Refused(format!("{what}: see above")))
 }
 
 /// Returns whole milliseconds, not fewer than the time has.

@@ -26,6 +26,8 @@ struct Ring {
     guest: Option<String>,
     /// Bytes of the ring.
     bytes: Option<u64>,
+    max_bytes_per_second: Option<u64>,
+    max_requests_per_second: Option<u64>,
     used: Option<u64>,
     front_end: Option<bool>,
     /// Whether the guest is asked to suspend.
@@ -165,6 +167,12 @@ impl Ring {
             Some(false) => "no",
             None => "unknown",
         };
+        let limits = [
+            self.max_bytes_per_second.map(|bytes| format!("{bytes} bytes a second")),
+            self.max_requests_per_second.map(|count| format!("{count} requests a second")),
+        ];
+        let limits: Vec<_> = limits.into_iter().flatten().collect();
+        let limits = if limits.is_empty() { "none".to_owned() } else { limits.join(", ") };
         let consumers = self.consumer_socket.as_deref().map_or("none".to_owned(), shown);
         let optional = |key: &str, text: &Option<String>| {
             text.as_ref().map(|text| format!("{key}: {}", clean(text)))
@@ -179,6 +187,7 @@ impl Ring {
             format!("guest: {}", known(self.guest.as_deref(), clean)),
             format!("size: {}", bytes(self.bytes)),
             format!("used: {}", bytes(self.used)),
+            format!("limits: {limits}"),
             format!("front end: {front_end}"),
             format!("asked to suspend: {suspended}"),
         ];

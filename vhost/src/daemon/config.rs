@@ -64,7 +64,7 @@ pub struct Arguments {
     #[arg(long, value_name = "N", value_parser = rings)]
     pub max_rings: Option<usize>,
     /// With a folder: the most bytes that the rings have together; others are refused
-    #[arg(long, value_name = "SIZE", value_parser = ring_program::parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = memory)]
     pub max_memory: Option<u64>,
     /// Check the options and the configuration, and end
     #[arg(long)]
@@ -148,7 +148,8 @@ pub struct Arguments {
     /// are used up (K, M and G are powers of 1024; without it no limit)
     #[arg(long, value_name = "SIZE", value_parser = bytes_per_second)]
     pub max_bytes_per_second: Option<NonZeroU64>,
-    /// The most requests that are taken from the guest in a second, in the same way
+    /// The most requests that are taken from the guest in a second, a plain number: the next one
+    /// waits when they are used up
     #[arg(long, value_name = "N", value_parser = requests_per_second)]
     pub max_requests_per_second: Option<NonZeroU64>,
     /// Judge every write of the guest by the ring's rules; off makes a plain disk, for a guest that
@@ -242,6 +243,13 @@ fn rings(text: &str) -> Result<usize, String> {
     }
 }
 
+fn memory(text: &str) -> Result<u64, String> {
+    match ring_program::parse_size(text)? {
+        0 => Err("must be at least 1; without it there is no limit".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
 fn bytes_per_second(text: &str) -> Result<NonZeroU64, String> {
     let bytes = ring_program::parse_size(text)?;
     NonZeroU64::new(bytes)
@@ -250,7 +258,9 @@ fn bytes_per_second(text: &str) -> Result<NonZeroU64, String> {
 
 fn requests_per_second(text: &str) -> Result<NonZeroU64, String> {
     let count = text.parse().ok().filter(|count: &NonZeroU64| count.get() <= 1_000_000_000);
-    count.ok_or_else(|| "must be 1 to 1000000000; without it there is no limit".to_owned())
+    count.ok_or_else(|| {
+        "must be a plain number from 1 to 1000000000; without it there is no limit".to_owned()
+    })
 }
 
 fn sector_size(text: &str) -> Result<SectorSize, String> {

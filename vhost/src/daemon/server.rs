@@ -13,6 +13,7 @@ use crate::daemon::watch;
 use crate::daemon::watchdog::Watchdog;
 use crate::data_path::flush_pool::FlushPool;
 use crate::data_path::queue_thread::{self, QueueThread};
+use crate::data_path::rate::Rates;
 use crate::front_end::supervisor::Supervisor;
 use nix::unistd::geteuid;
 use ring_metrics::Bound;
@@ -116,8 +117,11 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
         }
         None => None,
     };
+    let rates = service.terms.rates;
+    let limited =
+        if rates == Rates::default() { String::new() } else { format!(" and gets {rates}") };
     log::info!(
-        "serving {}, {} bytes, guest is the {}, the disk's serial number is {}{offered}; the file system is {files}",
+        "serving {}, {} bytes, guest is the {}{limited}, the disk's serial number is {}{offered}; the file system is {files}",
         service.name(),
         service.geometry.total_bytes(),
         service.terms.guest,

@@ -7,6 +7,7 @@
 //! Nothing here reads a clock or does I/O: the time comes from the caller.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::num::NonZeroU64;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,19 @@ pub struct Rates {
     pub bytes: Option<NonZeroU64>,
     /// Requests per second that are taken from its queues.
     pub requests: Option<NonZeroU64>,
+}
+
+impl fmt::Display for Rates {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.bytes, self.requests) {
+            (None, None) => f.write_str("as much as it asks for"),
+            (Some(bytes), None) => write!(f, "at most {bytes} bytes a second"),
+            (None, Some(requests)) => write!(f, "at most {requests} requests a second"),
+            (Some(bytes), Some(requests)) => {
+                write!(f, "at most {bytes} bytes and {requests} requests a second")
+            }
+        }
+    }
 }
 
 /// Tokens that come at a rate, up to a burst.

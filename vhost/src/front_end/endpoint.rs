@@ -312,7 +312,9 @@ impl Endpoint {
         let most = self.served.backend.most_front_ends();
         match line {
             Line::Waits if most == 1 => {
-                log::warn!("another front end waits: one is served at a time");
+                log::warn!(
+                    "another front end waits: one is served at a time (--migratable lets the QEMU that a guest goes to connect beside it)"
+                );
             }
             Line::Waits => log::warn!("another front end waits: {most} are connected"),
             Line::Silent => {

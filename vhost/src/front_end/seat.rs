@@ -2,7 +2,9 @@
 //!
 //! Mostly there is one. While a guest is migrated there are two: the VMM that it leaves, and the one
 //! that it goes to, which has connected before and says nothing of queues until the guest runs
-//! there. By then the other one has stopped its queues.
+//! there. By then the other one has stopped its queues. One that asks while those of the other run
+//! is not migrated to, and waits until the other has left: the queues are stopped, too, when a guest
+//! is paused or reboots.
 
 use crate::data_path::worker::Worker;
 use crate::front_end::tenant::Tenant;
@@ -23,7 +25,7 @@ struct State {
     rests: bool,
     /// The features that the last holder has negotiated.
     features: u64,
-    /// Those that wait for the place, told by these events of every change.
+    /// Those that wait until the holder has left, or they are told by these events to look again.
     waiting: Vec<Arc<OwnedFd>>,
 }
 
@@ -64,7 +66,8 @@ impl Seat {
         self.lock().features
     }
 
-    /// Gives `tenant` the place, once nobody has it whose queues are not stopped.
+    /// Gives `tenant` the place: at once if the holder's queues are stopped, otherwise when it has
+    /// left.
     ///
     /// # Errors
     ///
@@ -80,12 +83,15 @@ impl Seat {
                 state.rests = false;
                 return Ok(());
             }
-            if state.holder.is_none() || state.rests {
+            if state.holder.is_none() || (state.rests && wait.is_none()) {
                 state.give(tenant, &mut tenant.backend().worker());
                 state.rests = false;
                 return Ok(());
             }
             if wait.is_none() {
+                log::warn!(
+                    "another front end starts the disk while the guest of the first one uses it: it waits until that one has left"
+                );
                 let new = Wait::new(self, tenant)?;
                 state.waiting.push(Arc::clone(&new.event));
                 wait = Some(new);
@@ -107,8 +113,6 @@ impl Seat {
             let mut worker = tenant.backend().worker();
             change(&mut worker);
             state.rests = !worker.runs();
-            drop(worker);
-            state.tell();
         }
     }
 

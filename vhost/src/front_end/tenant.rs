@@ -16,9 +16,9 @@ use virtio_bindings::bindings::virtio_blk::{VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_
 use vm_memory::{GuestAddressSpace, GuestMemoryBackend as _};
 
 /// Why a front end fails that has not noticed that the connection is a new one.
-const EARLIER_CONNECTION: &str = "it goes on with what it set up on an earlier connection: was the backend replaced while the guest was paused, or \
-                                  before its driver used the disk? (QEMU 7.2 cannot do that: end this QEMU and start it again; replace a backend only \
-                                  while its guest runs)";
+const EARLIER_CONNECTION: &str = "it goes on with what it set up on an earlier connection: while the guest was paused, or before its driver used the \
+                                  disk, the backend was replaced, or another front end has gone on with the guest (QEMU 7.2 cannot do that: end this \
+                                  QEMU and start it again; replace a backend only while its guest runs)";
 
 /// A front end that is connected. Its messages are answered on its connection's thread.
 pub struct Tenant {

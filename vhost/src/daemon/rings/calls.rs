@@ -285,12 +285,12 @@ impl Manager {
         };
         let gone: Vec<_> =
             self.members.keys().filter(|name| !found.contains_key(*name)).cloned().collect();
-        let (mut add, mut replace) = (Vec::new(), Vec::new());
+        let mut changed = Vec::new();
         for (name, configured) in found {
             match self.members.get(&name) {
                 None => {
                     reload.changes[0].push(name.clone());
-                    add.push((name, configured));
+                    changed.push((name, configured));
                 }
                 Some(member) if member.text == configured.text && member.is_served() => {}
                 // It was added a moment ago.
@@ -304,23 +304,24 @@ impl Manager {
                 }
                 Some(_) => {
                     reload.changes[2].push(name.clone());
-                    replace.push((name, configured));
+                    changed.push((name, configured));
                 }
             }
         }
         reload.changes[1].clone_from(&gone);
-        reload.open.extend(add.iter().map(|(name, _)| name.clone()));
         reload.open.extend(gone.iter().cloned());
-        reload.open.extend(replace.iter().map(|(name, _)| name.clone()));
+        reload.open.extend(changed.iter().map(|(name, _)| name.clone()));
         self.reload = Some(reload);
         for name in gone {
             self.replace(&name, None);
         }
-        for (name, configured) in replace {
-            self.replace(&name, Some(configured));
-        }
-        for (name, configured) in add {
-            self.add(&name, configured, Duration::ZERO);
+        // In the order of their names: the first ones have room, if not all have.
+        for (name, configured) in changed {
+            if self.members.contains_key(&name) {
+                self.replace(&name, Some(configured));
+            } else {
+                self.add(&name, configured, Duration::ZERO);
+            }
         }
         self.close_reload();
         Ok(None)
@@ -332,7 +333,10 @@ impl Manager {
         if self.followers.contains_key(name) || !reload.open.remove(name) {
             return;
         }
-        reload.failed.extend(failure.map(|why| (name.to_owned(), why)));
+        if let Some(why) = failure {
+            reload.changes.iter_mut().for_each(|names| names.retain(|other| other != name));
+            reload.failed.push((name.to_owned(), why));
+        }
         self.close_reload();
     }
 

@@ -117,7 +117,12 @@ impl Manager {
         let number = self.next;
         self.next += 1;
         let Configured { text, settings } = configured;
-        let settings = settings.and_then(|settings| self.expect_room().map(|()| settings));
+        let settings = settings.and_then(|settings| {
+            self.expect_room()?;
+            // Of a ring without a size it is known when its file is open.
+            let bytes = self.bytes_beside(number);
+            self.room.expect_memory(bytes, settings.size.unwrap_or(0)).map(|()| settings)
+        });
         self.names.insert(number, name.to_owned());
         let (known, state) = (settings.as_ref().ok().cloned(), State::Preparing);
         let member = Member { number, text, settings: known, state };
@@ -219,18 +224,18 @@ impl Manager {
         }
     }
 
-    /// Bytes of the rings that are served, and of those that are to be started anew.
-    fn bytes(&self) -> u64 {
+    /// Bytes of the other rings that are served, or are to be.
+    fn bytes_beside(&self, number: Number) -> u64 {
         let stays = |(name, member): &(&String, &Member)| {
-            !matches!(member.state, State::Ending(_)) || self.is_followed(name)
+            member.number != number && !matches!(member.state, State::Ending(_))
+                || self.is_followed(name)
         };
-        let members = self.members.iter().filter(stays);
-        members.filter_map(|(_, member)| member.kept()).map(Kept::bytes).sum()
+        self.members.iter().filter(stays).map(|(_, member)| member.bytes()).sum()
     }
 
     fn start(&mut self, number: Number, mut prepared: Prepared) {
         let Some(name) = self.names.get(&number) else { return };
-        let bytes = self.bytes();
+        let bytes = self.bytes_beside(number);
         if let Err(why) = self.room.expect_memory(bytes, prepared.opened.geometry.total_bytes()) {
             return self.fail(number, &why);
         }

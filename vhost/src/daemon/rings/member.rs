@@ -136,6 +136,17 @@ impl Member {
         }
     }
 
+    /// Bytes of its region, or those that it is to have; 0 where it has failed, or nobody knows.
+    pub fn bytes(&self) -> u64 {
+        match &self.state {
+            State::Failed(_) => 0,
+            State::Preparing => {
+                self.settings.as_ref().and_then(|settings| settings.size).unwrap_or(0)
+            }
+            State::Starting(kept) | State::Serving(kept) | State::Ending(kept) => kept.bytes(),
+        }
+    }
+
     /// Whether it is served.
     pub fn is_served(&self) -> bool {
         matches!(self.state, State::Serving(_))
@@ -160,6 +171,7 @@ impl Member {
         };
         let settings = self.settings.as_ref();
         let consumers = settings.and_then(|settings| settings.consumers.as_ref());
+        let rates = settings.map(|settings| settings.rates).unwrap_or_default();
         json!({
             "name": name,
             "state": state,
@@ -169,6 +181,8 @@ impl Member {
             "consumer_socket": consumers.map(|consumers| path(&consumers.source)),
             "guest": settings.map(|settings| settings.guest.to_string()),
             "bytes": self.kept().map(Kept::bytes),
+            "max_bytes_per_second": rates.bytes,
+            "max_requests_per_second": rates.requests,
         })
     }
 }
