@@ -18,6 +18,8 @@ Examples:
                                                        beside a bare loop, which shows what the machine can do
   scripts/bench.sh --measure guest                     what leaves a guest, against virtio-serial and a plain disk
   scripts/bench.sh --measure languages                 the library from other languages, against Rust
+  scripts/bench.sh --measure fleet --hosts 10000       no measurement: a model of that many hosts that forward to one JetStream cluster
+                                                       (--host-rings, --streams, --flush-us, --outage-s and more are its own)
   scripts/bench.sh --measure all --report docs         everything, into docs/performance.md
 TEXT
 }

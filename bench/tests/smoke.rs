@@ -51,6 +51,25 @@ fn every_row_is_measured_beside_a_bare_loop() {
     }
 }
 
+/// As docs/scaling.md has it, which calls scripts/bench.sh.
+#[test]
+fn fleets_are_modelled_with_the_documented_options() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("fleet.json");
+    let other = "--measure fleet --hosts 500 --host-rings 40 --flush-us 3000 --streams 20";
+    let long = "--measure fleet --hosts 100 --outage-s 3600 --json";
+    for (options, file) in [(other, None), (long, json.to_str())] {
+        let options: Vec<_> = options.split(' ').chain(file).collect();
+        let (text, ended_well) = bench(dir.path(), &options);
+        assert!(ended_well, "{text}");
+        for line in ["items of the fleet", "one server is lost", "all servers are lost"] {
+            assert!(text.contains(line), "{line}: {text}");
+        }
+    }
+    let figures: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    assert!(figures.to_string().contains("all servers are lost"), "{figures}");
+}
+
 #[test]
 fn every_row_of_requests_has_figures() {
     let dir = tempfile::tempdir().unwrap();

@@ -112,7 +112,7 @@ impl Hosts {
 /// Returns a consumer on the first host that has written the items up to 3000 to its output, and
 /// freed those up to 2000: the write of its pointer behind 3000 is on its way.
 fn consumer_with_a_late_write(hosts: &Hosts) -> Result<Job> {
-    let job = hosts.first.spawn("exec blockring consume -f /dev/vda >/tmp/out")?;
+    let job = hosts.first.spawn("exec blockring consume --follow /dev/vda >/tmp/out")?;
     let has = |last| {
         let out = || hosts.first.check("cat /tmp/out");
         assert!(wait_until(SOON, || out().is_ok_and(|text| text == numbers(1, last))), "{last}");
@@ -182,7 +182,7 @@ fn late_write_of_a_consumer_without_a_fence_damages_the_ring() -> Result<()> {
 #[test]
 fn roles_of_one_ring_on_two_hosts_do_not_exclude_each_other() -> Result<()> {
     let hosts = Hosts::boot()?;
-    let job = hosts.first.spawn("exec blockring consume -f /dev/vda >/tmp/out")?;
+    let job = hosts.first.spawn("exec blockring consume --follow /dev/vda >/tmp/out")?;
     hosts.produce(1, 10)?;
     hosts.wait_until_empty();
     let same_host = hosts.first.run("blockring consume /dev/vda")?;
