@@ -150,6 +150,13 @@ counters:
   refused.free_space: 2
 ";
     assert_eq!(text(&output), expected);
+    let mut limited = ring("web");
+    let limits = json!({ "max_bytes_per_second": 1024, "max_requests_per_second": 5 });
+    limited.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
+    let answer = json!({ "parameters": { "ring": limited, "counters": null } });
+    let (_, output) = talk(&scene, &["show", "web"], &answer);
+    let words = "\nlimits: 1024 bytes a second, 5 requests a second\n";
+    assert!(text(&output).contains(words), "{}", text(&output));
     let answer = json!({ "parameters": { "ring": failed_ring(), "counters": null } });
     let (_, output) = talk(&scene, &["show", "old"], &answer);
     let expected = "\
@@ -216,11 +223,11 @@ fn reload_tells_what_has_changed_and_fails_with_its_rings() {
     assert_eq!(text(&output), "added: a\nremoved: b\n");
     parameters["failed"] = json!([{ "name": "c", "reason": "no such file" }]);
     let (_, output) = talk(&scene, &["reload"], &json!({ "parameters": parameters }));
-    assert_fails(&output, 1, "a ring has failed: see above");
+    assert_fails(&output, 1, "a ring has failed; the answer says why");
     assert_eq!(text(&output), "added: a\nremoved: b\nfailed: c: no such file\n");
     let (_, output) = talk(&scene, &["--json", "reload"], &json!({ "parameters": parameters }));
     assert_eq!(output.status.code(), Some(1));
-    let expected = "{\"added\":[\"a\"],\"changed\":[],\"failed\":[{\"name\":\"c\",\"reason\":\"no such file\"}],\"removed\":[\"b\"],\"exit_code\":1,\"error\":\"a ring has failed: see above\"}\n";
+    let expected = "{\"added\":[\"a\"],\"changed\":[],\"failed\":[{\"name\":\"c\",\"reason\":\"no such file\"}],\"removed\":[\"b\"],\"exit_code\":1,\"error\":\"a ring has failed; the answer says why\"}\n";
     assert_eq!(text(&output), expected);
 }
 

@@ -3,6 +3,7 @@
 //! the other one safely only behind a fence: the server shuts the first host out.
 #![allow(clippy::unwrap_used)]
 
+use std::ops::Range;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -39,6 +40,16 @@ impl Hosts {
 
     fn consume(&self) -> Result<String> {
         self.second.check("blockring consume /dev/vda")
+    }
+
+    /// Sends and takes those batches of a thousand items.
+    fn go_round(&self, batches: Range<u64>) -> Result<()> {
+        for batch in batches {
+            let (first, last) = (batch * 1000 + 1, (batch + 1) * 1000);
+            self.produce(first, last)?;
+            assert_eq!(self.consume()?, numbers(first, last));
+        }
+        Ok(())
     }
 
     fn used(&self) -> Result<u64> {
@@ -137,11 +148,7 @@ fn consumer_with_a_late_write(hosts: &Hosts) -> Result<Job> {
 fn take_over(hosts: &Hosts) -> Result<()> {
     // The first host had delivered these, and not freed: at least once.
     assert_eq!(hosts.consume()?, numbers(2001, 3000));
-    for batch in 3..13 {
-        let (first, last) = (batch * 1000 + 1, (batch + 1) * 1000);
-        hosts.produce(first, last)?;
-        assert_eq!(hosts.consume()?, numbers(first, last));
-    }
+    hosts.go_round(3..13)?;
     hosts.produce(13_001, 14_000)?;
     hosts.second.check("blockring check /dev/vda").map(drop)
 }
@@ -216,11 +223,7 @@ fn fenced_producer_is_continued_on_another_host_and_its_late_write_does_nothing(
     hosts.lun.revoke("first")?;
     // What the first host has published is there, and nothing else is.
     assert_eq!(hosts.consume()?, numbers(1, 1000));
-    for batch in 2..12 {
-        let (first, last) = (batch * 1000 + 1, (batch + 1) * 1000);
-        hosts.produce(first, last)?;
-        assert_eq!(hosts.consume()?, numbers(first, last));
-    }
+    hosts.go_round(2..12)?;
     hosts.produce(12_001, 13_000)?;
     hosts.go_on()?;
     hosts.assert_shut_out(&job)?;

@@ -302,6 +302,8 @@ fn items_of_a_limited_guest_arrive_whole_and_in_order() {
     let scene = Scene::new();
     let start = Instant::now();
     let _daemon = scene.start(&["--max-requests-per-second", "500"]);
+    let words = "guest is the producer and gets at most 500 requests a second,";
+    eventually("the limit is logged", || scene.logged(words) == 1);
     let mut guest = FrontEnd::new(&scene);
     let items: Vec<_> = (0..40).map(|number| format!("item {number}")).collect();
     for item in &items {

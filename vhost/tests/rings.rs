@@ -2,7 +2,7 @@
 //! way.
 #![allow(clippy::unwrap_used)]
 
-use crate::common::rings::{LONG, Rings, data_process, ends_well, leaves_nothing};
+use crate::common::rings::{LONG, Rings, answer, data_process, ends_well, leaves_nothing, send};
 use crate::confinement::cannot_truncate;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -129,7 +129,8 @@ fn folder_is_read_again_while_a_ring_is_being_started() {
         [(nothing, false, false), (change, true, false), (remove, false, true)]
     {
         let rings = Rings::new(&[]);
-        let daemon = rings.start(&[]);
+        // A ring that is started anew has its own room.
+        let daemon = rings.start(&["--max-rings", "1", "--max-memory", "64K"]);
         rings.configure("vm", "");
         let data = data_process(&daemon);
         kill(data, Signal::SIGSTOP).unwrap();
@@ -138,12 +139,12 @@ fn folder_is_read_again_while_a_ring_is_being_started() {
             let starting = ("vm".to_owned(), "starting".to_owned());
             eventually("it is being started", || rings.states() == [starting.clone()]);
             edit(&rings);
-            let read = scope.spawn(|| rings.done("Reload", &json!({})));
-            // If it comes only after the start, there is nothing to wait for.
-            std::thread::sleep(Duration::from_millis(200));
+            let reload = send(&rings.scene.path("control"), "Reload", &json!({}));
+            // A call that came later is answered: the folder was read.
+            assert_eq!(rings.states(), [starting]);
             kill(data, Signal::SIGCONT).unwrap();
             added.join().unwrap();
-            let answer = read.join().unwrap();
+            let answer = answer(reload)["parameters"].take();
             let changes = |is: bool| if is { json!(["vm"]) } else { json!([]) };
             assert_eq!(answer["changed"], changes(is_changed), "{answer}");
             assert_eq!(answer["removed"], changes(is_removed), "{answer}");

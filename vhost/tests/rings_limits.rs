@@ -40,6 +40,9 @@ fn limit_of_one_ring_is_no_other_rings_and_a_reload_changes_it() {
     rings.carries("free", &mut free, "beside it");
     let counters = rings.done("Stats", &json!({ "name": "slow" }))["rings"][0]["counters"].take();
     assert_eq!((&counters["served"], &counters["rests"]), (&json!(1), &json!(1)));
+    let shown = rings.done("Show", &json!({ "name": "slow" }))["ring"].take();
+    let limits = (&shown["max_bytes_per_second"], &shown["max_requests_per_second"]);
+    assert_eq!(limits, (&json!(1), &json!(null)));
     for method in ["Suspend", "Resume"] {
         rings.done(method, &json!({ "name": "slow" }));
     }

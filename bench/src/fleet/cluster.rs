@@ -29,7 +29,7 @@ struct Stream {
     /// There is no leader before that.
     led_from: Time,
     busy_until: Time,
-    /// What is on its way.
+    /// What was received and is not stored yet.
     queue: VecDeque<Queued>,
     /// Messages, and batches that are long, in the queue.
     messages: u64,
@@ -69,12 +69,12 @@ impl Stream {
     }
 }
 
-/// What has come of items that were sent to a stream.
+/// Whether a stream takes items that were sent to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// They are on their way into the stream.
+    /// It takes them, and stores them in their turn.
     Stored(Stored),
-    /// The stream has no leader, or takes no more batches now: nobody has them.
+    /// It has no leader, or takes no more batches now: nobody has them.
     Refused,
 }
 
@@ -179,8 +179,8 @@ impl Cluster {
         Outcome::Stored(Stored { end, led_from: target.led_from })
     }
 
-    /// Returns whether a stream has, or will have, what was on its way: not if it got another
-    /// leader before.
+    /// Returns whether a stream has, or will have, what it has taken: not if it got another leader
+    /// before that was stored.
     pub fn is_kept(&self, stream: usize, stored: Stored) -> bool {
         let now = self.streams[stream].led_from;
         now == stored.led_from || stored.end + ELECTION <= now

@@ -53,7 +53,7 @@ struct Host {
     sent: Option<Sent>,
 }
 
-/// What is on its way to a stream.
+/// What a host has sent to its stream, and what is not acknowledged yet.
 #[derive(Debug, Clone, Copy)]
 struct Sent {
     at: Time,
@@ -354,7 +354,8 @@ impl<'a> Model<'a> {
     }
 }
 
-/// Random numbers that depend on the seed alone (splitmix64).
+/// Random numbers that depend on the seed alone (splitmix64). Those of `rand`'s quick generators may
+/// change with its version and the platform, and the figures of docs/scaling.md with them.
 #[derive(Debug)]
 struct Random(u64);
 

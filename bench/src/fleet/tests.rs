@@ -74,7 +74,7 @@ fn backlog_of_an_outage_is_rate_times_time_until_the_ring_is_full() {
     let first = FAILURE / SECOND;
     for sample in samples.seconds.iter().filter(|at| (first..first + 120).contains(&at.second)) {
         let wanted = (10 * (sample.second - first)).min(plan.capacity()) * rings;
-        // What was pushed and not taken when the failure began: one look's.
+        // Items of a second, at most, were in the rings already when the failure began.
         let before = 10 * rings;
         let found = sample.in_rings;
         assert!((wanted..=wanted + before).contains(&found) || found == plan.capacity() * rings);
@@ -117,7 +117,7 @@ fn message_alone_is_no_batch_and_costs_one_flush() {
 }
 
 #[test]
-fn pauses_of_the_model_are_those_of_the_forwarder() {
+fn pauses_double_up_to_two_and_five_seconds() {
     assert_eq!([1, 2, 3, 10, 99].map(connect_pause), [0, 10_000, 20_000, 2 * SECOND, 2 * SECOND]);
     assert_eq!([0, 1, 8, 99].map(resend_pause), [20_000, 40_000, 5 * SECOND, 5 * SECOND]);
 }

@@ -288,7 +288,7 @@ fn outcome_of_reload(failed: usize) -> Outcome {
         1 => "a ring has failed".to_owned(),
         _ => format!("{failed} rings have failed"),
     };
-    Err(Failure::Refused(format!("{what}: see above")))
+    Err(Failure::Refused(format!("{what}; the answer says why")))
 }
 
 /// Returns whole milliseconds, not fewer than the time has.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 #[derive(Debug, Clone)]
 pub struct Kicks(Arc<Epoll>);
 
-/// What has ended a sleep.
+/// Why a sleep has ended; neither of these at its time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Woken {
     /// The queues that were kicked.

@@ -80,7 +80,7 @@ impl Backend {
         &self.losses
     }
 
-    /// Who has the worker.
+    /// The seat of the front end whose queues the worker serves.
     pub(super) fn seat(&self) -> &Seat {
         &self.seat
     }

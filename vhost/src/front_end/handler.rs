@@ -118,12 +118,12 @@ impl Handler {
 
     /// Has the worker serve the queues of this connection. To be called before each message that
     /// concerns it: two front ends may be connected, and one is served.
-    fn take_place(&self) -> Result<()> {
-        self.tenant.take_place().map_err(Error::ReqHandlerError)
+    fn take_seat(&self) -> Result<()> {
+        self.tenant.take_seat().map_err(Error::ReqHandlerError)
     }
 
     fn replace_memory(&self, memory: GuestMemory) -> Result<()> {
-        self.take_place()?;
+        self.take_seat()?;
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).replace(memory);
         self.tenant.update_memory(&self.memory).map_err(Error::ReqHandlerError)
     }
@@ -144,11 +144,11 @@ impl Handler {
         Ok(())
     }
 
-    /// Enables a queue. One that is ready runs from then on, in the place of this connection.
+    /// Enables a queue. One that is ready runs from then on, in the seat of this connection.
     fn enable(&self, vring: &Vring) -> Result<()> {
         let is_ready = vring.state().get_queue().ready();
         if is_ready {
-            self.take_place()?;
+            self.take_seat()?;
         }
         vring.set_enabled(true);
         Ok(())
@@ -276,7 +276,7 @@ impl VhostUserBackendReqHandlerMut for Handler {
     }
 
     fn set_vring_kick(&mut self, index: u8, file: Option<File>) -> Result<()> {
-        self.take_place()?;
+        self.take_seat()?;
         self.vring(index)?.set_kick(file);
         self.start(index)
     }

@@ -14,14 +14,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// The place at the worker.
+/// The seat at the worker: whoever holds it has its queues served.
 #[derive(Default)]
 pub struct Seat(Mutex<State>);
 
 #[derive(Default)]
 struct State {
     holder: Option<Arc<Tenant>>,
-    /// The holder has stopped its queues: another one may have the place.
+    /// The holder has stopped its queues: another one may have the seat.
     rests: bool,
     /// The features that the last holder has negotiated.
     features: u64,
@@ -66,7 +66,7 @@ impl Seat {
         self.lock().features
     }
 
-    /// Gives `tenant` the place: at once if the holder's queues are stopped, otherwise when it has
+    /// Gives `tenant` the seat: at once if the holder's queues are stopped, otherwise when it has
     /// left.
     ///
     /// # Errors
@@ -105,7 +105,7 @@ impl Seat {
         }
     }
 
-    /// Calls `change` with the worker if `tenant` has the place, and notes whether its queues are
+    /// Calls `change` with the worker if `tenant` has the seat, and notes whether its queues are
     /// stopped then.
     pub fn stop(&self, tenant: &Tenant, change: impl FnOnce(&mut Worker)) {
         let mut state = self.lock();
@@ -116,7 +116,7 @@ impl Seat {
         }
     }
 
-    /// Calls `change` with the worker if `tenant` has the place.
+    /// Calls `change` with the worker if `tenant` has the seat.
     pub fn change(&self, tenant: &Tenant, change: impl FnOnce(&mut Worker)) {
         let state = self.lock();
         if state.is_holder(tenant) {
@@ -124,7 +124,7 @@ impl Seat {
         }
     }
 
-    /// Whether `tenant` has the place.
+    /// Whether `tenant` has the seat.
     pub fn is_held_by(&self, tenant: &Tenant) -> bool {
         self.lock().is_holder(tenant)
     }
@@ -134,7 +134,7 @@ impl Seat {
         self.lock().tell();
     }
 
-    /// Takes the place back from `tenant`, which is gone. Returns whether it had it.
+    /// Takes the seat back from `tenant`, which is gone. Returns whether it had it.
     pub fn leave(&self, tenant: &Tenant) -> bool {
         let mut state = self.lock();
         if !state.is_holder(tenant) {
@@ -150,7 +150,7 @@ impl Seat {
     }
 }
 
-/// A wait for the place, on the thread of a connection. It costs nothing meanwhile.
+/// A wait for the seat, on the thread of a connection. It costs nothing meanwhile.
 struct Wait<'a> {
     seat: &'a Seat,
     event: Arc<OwnedFd>,
@@ -166,7 +166,7 @@ impl<'a> Wait<'a> {
         Ok(Self { seat, event: Arc::new(event), epoll })
     }
 
-    /// Waits for news of the place. Returns false once the front end has hung up.
+    /// Waits for news of the seat. Returns false once the front end has hung up.
     fn wait(&self) -> io::Result<bool> {
         let mut events = [EpollEvent::empty(); 2];
         let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {

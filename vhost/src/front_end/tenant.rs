@@ -190,7 +190,7 @@ impl Tenant {
     /// # Errors
     ///
     /// The connection is over, or ends before.
-    pub fn take_place(self: &Arc<Self>) -> io::Result<()> {
+    pub fn take_seat(self: &Arc<Self>) -> io::Result<()> {
         self.backend.seat().take(self)
     }
 

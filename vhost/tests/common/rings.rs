@@ -146,11 +146,21 @@ impl Rings {
 
 /// Makes a call at a control socket, and returns the answer.
 pub fn call(control: &Path, method: &str, parameters: &Value) -> Value {
+    answer(send(control, method, parameters))
+}
+
+/// Sends a call to a control socket.
+pub fn send(control: &Path, method: &str, parameters: &Value) -> UnixStream {
     let mut stream = UnixStream::connect(control).unwrap();
     stream.set_read_timeout(Some(LONG)).unwrap();
     let method = format!("io.blockring.Rings.{method}");
     let call = json!({ "method": method, "parameters": parameters });
     stream.write_all(format!("{call}\0").as_bytes()).unwrap();
+    stream
+}
+
+/// Waits for the answer to a call.
+pub fn answer(stream: UnixStream) -> Value {
     let mut answer = Vec::new();
     BufReader::new(stream).read_until(0, &mut answer).unwrap();
     assert_eq!(answer.pop(), Some(0));

@@ -119,7 +119,7 @@ impl Manager {
         let Configured { text, settings } = configured;
         let settings = settings.and_then(|settings| {
             self.expect_room()?;
-            // Of a ring without a size it is known when its file is open.
+            // The bytes of a ring whose file names no size are known, and checked, in `start`.
             let bytes = self.bytes_beside(number);
             self.room.expect_memory(bytes, settings.size.unwrap_or(0)).map(|()| settings)
         });
@@ -226,11 +226,12 @@ impl Manager {
 
     /// Bytes of the other rings that are served, or are to be.
     fn bytes_beside(&self, number: Number) -> u64 {
-        let stays = |(name, member): &(&String, &Member)| {
-            member.number != number && !matches!(member.state, State::Ending(_))
-                || self.is_followed(name)
-        };
-        self.members.iter().filter(stays).map(|(_, member)| member.bytes()).sum()
+        let others = self.members.iter().filter(|(_, member)| member.number != number);
+        // The place of a ring that ends is its follower's, if it has one.
+        let stays = others.filter(|(name, member)| {
+            !matches!(member.state, State::Ending(_)) || self.is_followed(name)
+        });
+        stays.map(|(_, member)| member.bytes()).sum()
     }
 
     fn start(&mut self, number: Number, mut prepared: Prepared) {
@@ -363,7 +364,7 @@ impl Manager {
 
     /// The number of threads that drive queues.
     pub fn threads(&self) -> usize {
-        if self.begin.cpus.is_empty() { self.begin.workers } else { self.begin.cpus.len() }
+        self.begin.threads()
     }
 
     /// Takes an answer that is due.

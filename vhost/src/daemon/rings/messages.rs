@@ -31,6 +31,13 @@ pub struct Begin {
     pub metrics: usize,
 }
 
+impl Begin {
+    /// The number of threads that drive queues.
+    pub fn threads(&self) -> usize {
+        if self.cpus.is_empty() { self.workers } else { self.cpus.len() }
+    }
+}
+
 /// The number of a ring, which no other one has had.
 pub type Number = u64;
 

@@ -56,7 +56,7 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
         rings: options.max_rings,
         memory: options.max_memory,
         descriptors: limit,
-        threads: if begin.cpus.is_empty() { begin.workers } else { begin.cpus.len() },
+        threads: begin.threads(),
     };
     let manager = Manager::new(options.folder, begin, room, metrics)?;
     let mut server = Server { manager, control, offered, stop, hangup };

@@ -47,8 +47,8 @@ pub enum Share {
     /// Until the others of this thread have waited long enough, or there is nothing to do just now.
     /// A recent reading of the clock, if the thread has made one since the last turn.
     Fair(Option<Instant>),
-    /// What was taken already: a limit of the ring is used up. The worker itself makes this of
-    /// another share.
+    /// Until the requests that were taken before can go on no further: a limit of the ring is used
+    /// up, and no other one is taken. The worker itself puts this in the place of another share.
     Unfinished,
 }
 
