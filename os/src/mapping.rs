@@ -15,6 +15,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering::Relaxed, fence};
 
 /// Bytes that [`Mapping::prefault`] asks for at a time: a huge page, and little enough for a slow
@@ -83,7 +84,7 @@ pub struct Mapping {
     /// Bytes from the start that may be stored to.
     writable: usize,
     /// `None` for memory of this process alone.
-    file: Option<File>,
+    file: Option<Arc<File>>,
 }
 
 // SAFETY: the mapping belongs to the process, not to a thread, and is unmapped only when the one
@@ -98,7 +99,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped.
-    pub fn new(file: File, len: u64) -> io::Result<Self> {
+    pub fn new(file: impl Into<Arc<File>>, len: u64) -> io::Result<Self> {
         Self::part(file, 0, len)
     }
 
@@ -106,8 +107,8 @@ impl Mapping {
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped.
-    pub fn read_only(file: File, len: u64) -> io::Result<Self> {
-        Self::map(file, 0, len, ProtFlags::PROT_READ)
+    pub fn read_only(file: impl Into<Arc<File>>, len: u64) -> io::Result<Self> {
+        Self::map(file.into(), 0, len, ProtFlags::PROT_READ)
     }
 
     /// Maps the first `len` bytes of `file` for reading, and the first `writable` of them for
@@ -115,7 +116,7 @@ impl Mapping {
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped, or is not open for writing.
-    pub fn writable_to(file: File, len: u64, writable: u64) -> io::Result<Self> {
+    pub fn writable_to(file: impl Into<Arc<File>>, len: u64, writable: u64) -> io::Result<Self> {
         let mut mapping = Self::read_only(file, len)?;
         let writable = usize::try_from(writable).unwrap_or(usize::MAX).min(mapping.len);
         let pages = writable.next_multiple_of(mapping.page()?).min(mapping.len);
@@ -132,9 +133,9 @@ impl Mapping {
     ///
     /// # Errors
     /// The file is shorter, or cannot be mapped.
-    pub fn part(file: File, offset: u64, len: u64) -> io::Result<Self> {
+    pub fn part(file: impl Into<Arc<File>>, offset: u64, len: u64) -> io::Result<Self> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        let mut mapping = Self::map(file, offset, len, access)?;
+        let mut mapping = Self::map(file.into(), offset, len, access)?;
         mapping.writable = mapping.len;
         Ok(mapping)
     }
@@ -164,7 +165,7 @@ impl Mapping {
         Ok(Self { start: start.cast(), len: len.get(), writable: len.get(), file: None })
     }
 
-    fn map(file: File, offset: u64, len: u64, access: ProtFlags) -> io::Result<Self> {
+    fn map(file: Arc<File>, offset: u64, len: u64, access: ProtFlags) -> io::Result<Self> {
         let start = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
         let len = length(len)?;
         let end = offset.saturating_add(len.get() as u64);
@@ -401,7 +402,7 @@ impl Memory for Mapping {
     fn sync(&self) -> io::Result<()> {
         // This covers stores through the mapping too: the kernel marks their pages dirty at the
         // first one.
-        self.file.as_ref().map_or(Ok(()), File::sync_data)
+        self.file.as_ref().map_or(Ok(()), |file| file.sync_data())
     }
 
     fn lock_file(&self) -> Option<BorrowedFd<'_>> {

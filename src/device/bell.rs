@@ -78,15 +78,16 @@ impl<M: Memory> Announcement<M> {
 #[derive(Debug)]
 pub struct Bell {
     announcement: Announcement,
-    event: OwnedFd,
+    event: Arc<OwnedFd>,
     signaller: Option<Arc<Signaller>>,
 }
 
 impl Bell {
     /// Over a page made by [`new_page`] and an event made by [`new_event`].
-    pub fn new(page: &File, event: OwnedFd, sleeper: Sleeper) -> io::Result<Self> {
-        let page = Mapping::new(page.try_clone()?, PAGE_BYTES)?;
-        Ok(Self { announcement: Announcement::new(page, sleeper), event, signaller: None })
+    pub fn new(page: &File, event: impl Into<Arc<OwnedFd>>, sleeper: Sleeper) -> io::Result<Self> {
+        let page = Mapping::new(page.try_clone()?, PAGE_BYTES)?.without_file();
+        let (announcement, event) = (Announcement::new(page, sleeper), event.into());
+        Ok(Self { announcement, event, signaller: None })
     }
 
     /// Has [`ring`](Self::ring) go by `signaller`, which waits for nobody. Without it a process
@@ -127,6 +128,11 @@ impl Bell {
     /// The addresses of the shared page, for a handler of SIGBUS to know it by.
     pub fn addresses(&self) -> std::ops::Range<usize> {
         self.announcement.page.addresses()
+    }
+
+    /// The event, which is readable when rung.
+    pub fn event(&self) -> &Arc<OwnedFd> {
+        &self.event
     }
 
     /// Readable when rung.

@@ -12,6 +12,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 /// Bytes in a cache line, the unit that processors exchange.
 const CACHE_LINE: usize = 64;
@@ -63,7 +64,11 @@ impl MappedDevice {
     ///
     /// # Errors
     /// The operating system's, and a file that is too short.
-    pub fn new(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
+    pub fn new(
+        file: impl Into<Arc<File>>,
+        name: &str,
+        geometry: Geometry,
+    ) -> Result<Self, DeviceError> {
         Self::mapped(Mapping::new(file, geometry.total_bytes()), name, geometry)
     }
 
@@ -72,7 +77,11 @@ impl MappedDevice {
     ///
     /// # Errors
     /// The operating system's, and a file that is too short.
-    pub fn read_only(file: File, name: &str, geometry: Geometry) -> Result<Self, DeviceError> {
+    pub fn read_only(
+        file: impl Into<Arc<File>>,
+        name: &str,
+        geometry: Geometry,
+    ) -> Result<Self, DeviceError> {
         Self::mapped(Mapping::read_only(file, geometry.total_bytes()), name, geometry)
     }
 

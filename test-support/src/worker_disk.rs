@@ -234,6 +234,12 @@ impl Direct {
         self.turn_after(QueueSet::first(MAX_QUEUES))
     }
 
+    /// Runs one turn of the worker as beside others of the same thread, after kicks of all queues.
+    pub fn fair_turn(&self) -> TurnEnd {
+        let kicked = QueueSet::first(MAX_QUEUES);
+        self.worker.lock().unwrap().turn(&self.waiters, kicked, Share::Fair(None))
+    }
+
     /// Runs one turn of the worker, after kicks of these queues.
     pub fn turn_after(&self, kicked: QueueSet) -> TurnEnd {
         self.worker.lock().unwrap().turn(&self.waiters, kicked, Share::Whole)

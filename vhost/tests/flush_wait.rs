@@ -9,6 +9,7 @@ use ring_test_support::worker_disk::{Direct, Payload, Running};
 use shared_block_ring::format::Side;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 use vhost_device_blockring::data_path::flush_pool::FlushPool;
@@ -28,7 +29,7 @@ fn worker_sleeps_while_a_flush_is_under_way() {
             Ok(())
         })
         .unwrap();
-        let event = flusher.event().try_clone_to_owned().unwrap();
+        let event = Arc::clone(flusher.event());
         let direct = Direct::flushing(Disk::new(Side::Producer), Box::new(|_, _, _| ()), flusher);
         direct.set_write_through(write_through);
         direct.offer(kind, 8, 512, 1);

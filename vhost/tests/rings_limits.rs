@@ -160,13 +160,13 @@ fn ring_without_room_for_its_descriptors_is_refused_with_the_remedy() {
     let control = format!("unix:{}", rings.scene.path("control").display());
     let log = File::create(rings.scene.path("log")).unwrap();
     let mut command = Command::new("sh");
-    command.args(["-c", "ulimit -n 240; exec \"$@\"", "sh"]);
+    command.args(["-c", "ulimit -n 224; exec \"$@\"", "sh"]);
     command.arg(env!("CARGO_BIN_EXE_vhost-device-blockring"));
     command.args(["--config", "rings.d", "--control", &control, "--workers", "1"]);
     command.current_dir(rings.scene.path(".")).stderr(log);
     let daemon = Daemon(command.spawn().unwrap());
     eventually("the rings are served", || rings.scene.logged("threads; the") == 1);
-    let words = "its limit RLIMIT_NOFILE is 240 (raise it: LimitNOFILE= in the service";
+    let words = "its limit RLIMIT_NOFILE is 224 (raise it: LimitNOFILE= in the service";
     has_failed(&rings, "c", words);
     let text = rings.text("d", "");
     let refused = rings.refused("Add", &json!({ "name": "d", "configuration": text }));

@@ -66,6 +66,31 @@ fn every_queue_is_served_and_keeps_its_order() {
     }
 }
 
+/// What a guest costs that has its requests refused, or long ones, is bounded for the others of its
+/// thread.
+#[test]
+fn refused_and_long_requests_shorten_a_turn_beside_others() {
+    let direct = with_queues(Disk::with(Side::Producer, false, 200, |_| ()), 2);
+    let refused = Payload::Write(&[7; 512]);
+    let long = Payload::Read(64 * 512);
+    for (payload, first, status, most) in [(refused, 0, REFUSED, 4), (long, DATA, OK, 10)] {
+        let before = direct.used(0);
+        let places: Vec<_> = (0..16).map(|_| direct.put(0, 0, first, payload)).collect();
+        let other = direct.put(1, 0, DATA, Payload::Write(&[8; 512]));
+        assert_eq!(direct.fair_turn(), TurnEnd::More);
+        assert_eq!((direct.used(0) - before, direct.status(other)), (most, OK));
+        while direct.used(0) - before < 16 {
+            assert!(matches!(direct.fair_turn(), TurnEnd::More | TurnEnd::Sleep(None)));
+        }
+        assert!(places.iter().all(|place| direct.status(*place) == status));
+        // Without others it has all of them at once.
+        let before = direct.used(0);
+        let places: Vec<_> = (0..16).map(|_| direct.put(0, 0, first, payload)).collect();
+        assert_eq!((direct.turn(), direct.used(0) - before), (TurnEnd::Sleep(None), 16));
+        assert!(places.iter().all(|place| direct.status(*place) == status));
+    }
+}
+
 /// Reads and writes of one buffer are taken all the way at once, several of them are looked at
 /// ahead, and every other request goes the long way.
 #[test]

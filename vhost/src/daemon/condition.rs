@@ -35,7 +35,7 @@ impl Fault {
 /// The condition of the ring that is served.
 #[derive(Debug)]
 pub struct Condition {
-    file: File,
+    file: Arc<File>,
     geometry: Geometry,
     counters: Arc<Counters>,
     losses: Losses,
@@ -44,7 +44,13 @@ pub struct Condition {
 
 impl Condition {
     /// Observes the ring in `file`.
-    pub fn new(file: File, geometry: Geometry, counters: &Arc<Counters>, losses: &Losses) -> Self {
+    pub fn new(
+        file: impl Into<Arc<File>>,
+        geometry: Geometry,
+        counters: &Arc<Counters>,
+        losses: &Losses,
+    ) -> Self {
+        let file = file.into();
         let (counters, losses) = (Arc::clone(counters), losses.clone());
         Self { file, geometry, counters, losses, displaced: AtomicBool::new(false) }
     }

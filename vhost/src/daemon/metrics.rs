@@ -112,7 +112,7 @@ impl Source for OneRing {
 pub struct Observed {
     name: String,
     guest: Side,
-    file: File,
+    file: Arc<File>,
     /// A mapping of its own: the queues' thread shares nothing with this one but counters.
     device: Watched<MappedDevice>,
     ages: Ages,
@@ -127,13 +127,12 @@ impl Observed {
     ///
     /// It cannot be mapped once more.
     pub fn new(service: &Service, name: String) -> Result<Self, Failure> {
-        let duplicate = || service.file.try_clone().map_err(system("duplicate a descriptor"));
         let path = service.name();
-        let device = MappedDevice::new(duplicate()?, &path, service.geometry);
+        let device = MappedDevice::new(Arc::clone(&service.file), &path, service.geometry);
         let device = device.map_err(|e| Failure::Ring { path, source: e.into() })?;
         let condition = Arc::clone(&service.condition);
         let device = Watched::new(device, Owner::Ring, condition.losses());
-        let (guest, file) = (service.terms.guest, duplicate()?);
+        let (guest, file) = (service.terms.guest, Arc::clone(&service.file));
         let (ages, counters) = (Ages::default(), Arc::clone(&service.counters));
         Ok(Self { name, guest, file, device, ages, counters, condition })
     }

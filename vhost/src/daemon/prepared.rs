@@ -18,6 +18,7 @@ use shared_block_ring::handover::refuse_descriptors;
 use shared_block_ring::wait::Limits;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 /// A ring that is open, and its listening sockets. Dropped, it leaves nothing behind: sockets are
 /// removed, and so is a file that was made for it, until [`keep`](Self::keep).
@@ -132,10 +133,9 @@ fn open_ring(
         Err(e) if ring::is_interrupted(&e) => return Ok(None),
         other => other.map_err(fail)?,
     };
-    let file = opened.file.try_clone().map_err(system("duplicate a descriptor"))?;
     fault::catch().map_err(system("catch faults of memory"))?;
     let losses = Losses::new().map_err(system("record faults of memory"))?;
-    let region = Region::new(file, &name, opened.geometry, &losses);
+    let region = Region::new(Arc::clone(&opened.file), &name, opened.geometry, &losses);
     let region = region.map_err(|e| fail(e.into()))?;
     let prefaulted = region.prefault(&opened.file, settings.huge_pages, limits);
     Ok(prefaulted.is_ok().then_some((opened, region)))

@@ -28,12 +28,13 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 use uuid::Uuid;
 
 /// A sound ring, with the guest's role locked.
 pub struct Opened {
     /// The ring's file, open for reading and writing; a block device is opened exclusively.
-    pub file: File,
+    pub file: Arc<File>,
     /// The ring's geometry.
     pub geometry: Geometry,
     /// The ring's UUID; `None` for a plain ring.
@@ -163,9 +164,9 @@ pub fn open(settings: &Settings, limits: &Limits<'_>) -> Result<Opened, Error> {
     // A hole that the disk has no room for would be a SIGBUS.
     let space = (!block).then(|| Allocation::within(&file, geometry.total_bytes(), limits));
     let space = space.transpose().map_err(|e| fail(Operation::Allocate, e))?;
+    let file = Arc::new(file);
     let map = || -> Result<MappedDevice, Error> {
-        let file = file.try_clone().map_err(|e| fail(Operation::Map, e))?;
-        Ok(MappedDevice::new(file, &path.display().to_string(), geometry)?)
+        Ok(MappedDevice::new(Arc::clone(&file), &path.display().to_string(), geometry)?)
     };
     if !settings.guarded {
         // The contents of an unguarded disk are not looked at.
@@ -200,7 +201,8 @@ pub fn adopt(file: File, geometry: Geometry, terms: &Terms) -> Result<Content, E
         |source: io::Error| Error::from(DeviceError::new(name.clone(), Operation::Map, source));
     fault::catch().map_err(fail)?;
     let losses = Losses::new().map_err(fail)?;
-    let region = Region::new(file.try_clone().map_err(fail)?, &name, geometry, &losses)?;
+    let file = Arc::new(file);
+    let region = Region::new(Arc::clone(&file), &name, geometry, &losses)?;
     let (uuid, guest_state) =
         if terms.guarded { guest_side(region.device(), terms.guest)? } else { unknown() };
     Ok(Content { file, region, geometry, uuid, guest_state })

@@ -108,7 +108,7 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     // Last: a client that is answered finds a backend that is ready.
     let handover = match consumers {
         Some((listening, admission)) => {
-            let file = service.file.try_clone().map_err(system("duplicate a descriptor"))?;
+            let file = Arc::clone(&service.file);
             let reopen = Box::new(move |writing| reopen(&file, writing));
             let estate = service.estate(admission, reopen);
             let estate = estate.map_err(system("duplicate a descriptor"))?;

@@ -68,7 +68,7 @@ pub struct Terms {
 /// A ring that is open.
 pub struct Content {
     /// Its file.
-    pub file: File,
+    pub file: Arc<File>,
     /// Its mapping.
     pub region: Region,
     /// The ring's geometry.
@@ -99,7 +99,7 @@ pub struct Service {
     /// Whether the ring is as it should be.
     pub condition: Arc<Condition>,
     /// The ring's file.
-    pub file: File,
+    pub file: Arc<File>,
     /// The ring's geometry.
     pub geometry: Geometry,
     /// How it is served.
@@ -112,8 +112,8 @@ pub struct Service {
 /// The page of both bells, and their events.
 struct HostBell {
     page: File,
-    to_host: OwnedFd,
-    to_backend: OwnedFd,
+    to_host: Arc<OwnedFd>,
+    to_backend: Arc<OwnedFd>,
 }
 
 impl Service {
@@ -134,12 +134,11 @@ impl Service {
         let (bells, host_bell, backend_bell) =
             bells(page, &shared.signaller).map_err(system("make the bells"))?;
         let losses = region.losses().clone();
-        let duplicate = || file.try_clone().map_err(system("duplicate a descriptor"));
         let guard = Guard::new(geometry, guest, uuid);
         let counted = Arc::clone(&counters);
         let service = executor::Service { read_only, guarded, serial };
         let executor = Executor::new(region, guard, service, counted, host_bell, guest_state);
-        let flusher = Flusher::start(&shared.flushes, duplicate()?, Arc::clone(&counters));
+        let flusher = Flusher::start(&shared.flushes, Arc::clone(&file), Arc::clone(&counters));
         let flusher = flusher.map_err(system("make an event"))?;
         let counted = Arc::clone(&counters);
         let (hold, polling) = (terms.hold, terms.polling);
@@ -148,7 +147,7 @@ impl Service {
         let worker = Arc::new(SharedWorker::new(worker).map_err(system("make an event"))?);
         let (queue, signaller) = (Arc::clone(&worker), Arc::clone(&shared.signaller));
         let backend = Backend::new(queue, geometry, read_only, terms.migratable, signaller);
-        let condition = Condition::new(duplicate()?, geometry, &counters, &losses);
+        let condition = Condition::new(Arc::clone(&file), geometry, &counters, &losses);
         let (backend, condition) = (Arc::new(backend), Arc::new(condition));
         let bells = Some(bells);
         Ok(Self { worker, backend, counters, condition, file, geometry, terms, losses, bells })
@@ -225,9 +224,9 @@ impl Service {
 
 /// Makes the events by which backend and host wake each other, and a bell for each.
 fn bells(page: File, signaller: &Arc<Signaller>) -> io::Result<(HostBell, Bell, Bell)> {
-    let (to_host, to_backend) = (new_event()?, new_event()?);
-    let host = Bell::new(&page, to_host.try_clone()?, Sleeper::Host)?;
+    let (to_host, to_backend) = (Arc::new(new_event()?), Arc::new(new_event()?));
+    let host = Bell::new(&page, Arc::clone(&to_host), Sleeper::Host)?;
     let host = host.signalled_by(Arc::clone(signaller));
-    let backend = Bell::new(&page, to_backend.try_clone()?, Sleeper::Backend)?;
+    let backend = Bell::new(&page, Arc::clone(&to_backend), Sleeper::Backend)?;
     Ok((HostBell { page, to_host, to_backend }, host, backend))
 }

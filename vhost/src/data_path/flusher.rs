@@ -7,7 +7,7 @@ use crate::data_path::probes;
 use shared_block_ring::device::bell::new_event;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
@@ -42,7 +42,7 @@ type SyncFn = Box<dyn FnMut() -> io::Result<()> + Send>;
 struct Shared {
     /// The result of a flush, until the flusher receives it.
     result: Mutex<Option<io::Result<()>>>,
-    done: OwnedFd,
+    done: Arc<OwnedFd>,
     counters: Arc<Counters>,
 }
 
@@ -86,7 +86,12 @@ impl Flusher {
     /// # Errors
     ///
     /// No event can be made.
-    pub fn start(pool: &FlushPool, file: File, counters: Arc<Counters>) -> io::Result<Self> {
+    pub fn start(
+        pool: &FlushPool,
+        file: impl Into<Arc<File>>,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let file = file.into();
         let observed = Arc::clone(&counters);
         let sync = move || {
             let start = Instant::now();
@@ -114,7 +119,7 @@ impl Flusher {
     }
 
     fn counted(pool: &FlushPool, sync: SyncFn, counters: Arc<Counters>) -> io::Result<Self> {
-        let done = new_event()?;
+        let done = Arc::new(new_event()?);
         Ok(Self {
             pool: pool.clone(),
             sync: Arc::new(Mutex::new(sync)),
@@ -194,8 +199,8 @@ impl Flusher {
     }
 
     /// The event that is readable when a flush has finished.
-    pub fn event(&self) -> BorrowedFd<'_> {
-        self.shared.done.as_fd()
+    pub fn event(&self) -> &Arc<OwnedFd> {
+        &self.shared.done
     }
 
     /// Ends the flushes: no other one begins, and requests that wait for it stay without an
@@ -220,6 +225,7 @@ mod tests {
     use super::*;
     use shared_block_ring::device::event::drain;
     use shared_block_ring::wait::wait_readable;
+    use std::os::fd::AsFd;
     use std::sync::mpsc::{Sender, channel};
     use std::time::Duration;
 
@@ -240,8 +246,8 @@ mod tests {
 
     /// Waits for the end of a flush.
     fn receive(flusher: &mut Flusher) {
-        wait_readable(&[flusher.event()], None).unwrap();
-        drain(flusher.event()).unwrap();
+        wait_readable(&[flusher.event().as_fd()], None).unwrap();
+        drain(flusher.event().as_fd()).unwrap();
         flusher.poll();
     }
 
@@ -367,7 +373,7 @@ mod tests {
             let unanswered = flusher.request();
             assert!(flusher.end().is_none());
             tell.send(well).unwrap();
-            wait_readable(&[flusher.event()], None).unwrap();
+            wait_readable(&[flusher.event().as_fd()], None).unwrap();
             let outcome = flusher.end().unwrap();
             assert_eq!(outcome.err().map(|e| e.raw_os_error()), raw.map(Some));
             assert_eq!(flusher.outcome(unanswered), None);

@@ -60,7 +60,7 @@ impl Kicks {
     /// # Errors
     ///
     /// The kernel cannot wait.
-    pub fn wait(&self, others: &[OwnedFd], until: Option<Instant>) -> io::Result<Woken> {
+    pub fn wait(&self, others: &[Arc<OwnedFd>], until: Option<Instant>) -> io::Result<Woken> {
         let timeout = until.map_or(EpollTimeout::NONE, timeout);
         let mut events = [EpollEvent::empty(); MAX_QUEUES];
         let count = match self.0.wait(&mut events, timeout) {
@@ -91,7 +91,7 @@ impl Kicks {
     /// # Errors
     ///
     /// The kernel does not take one.
-    pub fn add_others(&self, others: &[OwnedFd]) -> io::Result<()> {
+    pub fn add_others(&self, others: &[Arc<OwnedFd>]) -> io::Result<()> {
         for (number, other) in others.iter().enumerate() {
             let number = (MAX_QUEUES + number) as u64;
             self.0.add(other, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn wait_tells_all_queues_that_were_kicked() {
         let kicks = Kicks::new().unwrap();
-        let other = [new_event().unwrap()];
+        let other = [Arc::new(new_event().unwrap())];
         kicks.add_others(&other).unwrap();
         let events: Vec<_> = (0..3).map(|_| new_event().unwrap()).collect();
         let add = |queue: usize| {

@@ -27,7 +27,7 @@ pub struct SharedWorker {
     kicks: Kicks,
     /// Readable when a thread may have changed something, when a flush has finished, and when the
     /// host has moved while a read is held.
-    events: [OwnedFd; 3],
+    events: [Arc<OwnedFd>; 3],
     over: AtomicBool,
 }
 
@@ -39,11 +39,13 @@ pub(super) struct Progress {
     empty_kicks: EmptyKicks,
     /// The number of requests that were taken in all turns.
     pub arrivals: u64,
+    /// What the last turn has cost, in bytes that the processor could have copied instead.
+    pub cost: u64,
 }
 
 impl Default for Progress {
     fn default() -> Self {
-        Self { kicked: QueueSet::EMPTY, empty_kicks: EmptyKicks::None, arrivals: 0 }
+        Self { kicked: QueueSet::EMPTY, empty_kicks: EmptyKicks::None, arrivals: 0, cost: 0 }
     }
 }
 
@@ -54,10 +56,9 @@ impl SharedWorker {
     ///
     /// No event can be made.
     pub fn new(worker: Worker) -> io::Result<Self> {
-        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned();
         let (waiters, kicks) = (Waiters::new()?, Kicks::new()?);
-        let (flushed, moved) = (own(worker.flusher().event())?, own(worker.bell().fd())?);
-        let events = [own(waiters.changed())?, flushed, moved];
+        let events = [waiters.changed(), worker.flusher().event(), worker.bell().event()];
+        let events = events.map(Arc::clone);
         kicks.add_others(&events)?;
         let (worker, over) = (Mutex::new(worker), AtomicBool::new(false));
         Ok(Self { worker, waiters, kicks, events, over })
@@ -137,6 +138,7 @@ impl SharedWorker {
             let untouched = || worker.is_untouched();
             progress.empty_kicks = progress.empty_kicks.after_turn(!kicked.is_empty(), untouched);
         }
+        progress.cost = worker.cost();
         progress.arrivals = worker.arrivals();
         match end {
             TurnEnd::Sleep(until) => {

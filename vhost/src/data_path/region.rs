@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::fs::File;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::fence;
 use vm_memory::bitmap::{BitmapSlice, MS};
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, VolatileSlice};
@@ -44,7 +45,7 @@ pub struct BadAddress;
 impl Region {
     /// Maps `file`. What is lost of it is noted in `losses`, which are the ring's.
     pub fn new(
-        file: File,
+        file: impl Into<Arc<File>>,
         name: &str,
         geometry: Geometry,
         losses: &Losses,

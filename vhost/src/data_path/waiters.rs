@@ -6,7 +6,7 @@
 
 use shared_block_ring::device::bell::new_event;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +29,7 @@ struct Shared {
     turns: AtomicU64,
     /// Notified when a thread has been served.
     done: (Mutex<()>, Condvar),
-    changed: OwnedFd,
+    changed: Arc<OwnedFd>,
 }
 
 /// A thread that waits.
@@ -72,7 +72,7 @@ impl Waiters {
     /// No event can be made.
     pub fn new() -> io::Result<Self> {
         let (threads, turns) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (done, changed) = (Default::default(), new_event()?);
+        let (done, changed) = (Default::default(), Arc::new(new_event()?));
         Ok(Self(Arc::new(Shared { threads, turns, done, changed })))
     }
 
@@ -141,8 +141,8 @@ impl Waiters {
     }
 
     /// The event that is readable when a thread may have changed something.
-    pub fn changed(&self) -> BorrowedFd<'_> {
-        self.0.changed.as_fd()
+    pub fn changed(&self) -> &Arc<OwnedFd> {
+        &self.0.changed
     }
 }
 

@@ -51,7 +51,7 @@ pub struct Connection {
     /// The thread that serves it is about to end.
     over: AtomicBool,
     /// Readable when the front end was accepted, and when the connection is over.
-    news: OwnedFd,
+    news: Arc<OwnedFd>,
 }
 
 /// A front end that was accepted.
@@ -94,7 +94,7 @@ impl Drop for Departure<'_> {
 
 impl Connection {
     /// Makes a connection with nobody, which tells of itself by `news`.
-    pub fn new(news: OwnedFd) -> Self {
+    pub fn new(news: Arc<OwnedFd>) -> Self {
         let (accepted, answered) = (OnceLock::new(), AtomicU64::new(0));
         let (ended, over) = (AtomicBool::new(false), AtomicBool::new(false));
         Self { accepted, answered, ended, departs: Mutex::new(false), over, news }

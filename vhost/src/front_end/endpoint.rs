@@ -66,7 +66,7 @@ pub struct Endpoint {
     /// No front end is accepted until then: a connection has failed.
     pause: Option<Instant>,
     /// Readable when a connection tells of itself.
-    news: OwnedFd,
+    news: Arc<OwnedFd>,
     /// It was told to leave.
     leaves: bool,
     /// It was logged that the ring's memory is lost.
@@ -109,7 +109,8 @@ impl Endpoint {
         socket: String,
         ring: String,
     ) -> io::Result<Self> {
-        let (served, guests, pause, news) = (Arc::new(served), Vec::new(), None, new_event()?);
+        let (served, guests, pause, news) =
+            (Arc::new(served), Vec::new(), None, Arc::new(new_event()?));
         let (leaves, lost, paces) = (false, false, Default::default());
         Ok(Self { served, listening, socket, ring, guests, pause, news, leaves, lost, paces })
     }
@@ -256,7 +257,7 @@ impl Endpoint {
     }
 
     fn start(&self) -> io::Result<Guest> {
-        let connection = Arc::new(Connection::new(self.news.try_clone()?));
+        let connection = Arc::new(Connection::new(Arc::clone(&self.news)));
         let (served, ours) = (Arc::clone(&self.served), Arc::clone(&connection));
         let listening = self.listening.try_clone()?;
         let serve = move || scope::within(served.scope, || ours.serve(&served, listening));

@@ -4,8 +4,8 @@ use ring_test_support::process::PATIENCE;
 use shared_block_ring::device::event::drain;
 use shared_block_ring::wait::wait_readable;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::LazyLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, LazyLock};
 use vhost_device_blockring::data_path::flush_pool::FlushPool;
 use vhost_device_blockring::data_path::flusher::Flusher;
 
@@ -17,7 +17,7 @@ static POOL: LazyLock<FlushPool> = LazyLock::new(FlushPool::new);
 pub struct Flushes {
     begun: Receiver<()>,
     go_on: Sender<()>,
-    done: OwnedFd,
+    done: Arc<OwnedFd>,
     under_way: bool,
     /// Whether another flush begins behind the one under way.
     wanted: bool,
@@ -34,7 +34,7 @@ impl Flushes {
             Ok(())
         };
         let flusher = Flusher::by(&POOL, sync).unwrap();
-        let done = flusher.event().try_clone_to_owned().unwrap();
+        let done = Arc::clone(flusher.event());
         (flusher, Self { begun, go_on, done, under_way: false, wanted: false })
     }
 

@@ -27,9 +27,9 @@ pub struct Estate {
     /// The page of both bells.
     pub page: File,
     /// The event that wakes the process on the host.
-    pub to_host: OwnedFd,
+    pub to_host: Arc<OwnedFd>,
     /// The event that wakes the backend.
-    pub to_backend: OwnedFd,
+    pub to_backend: Arc<OwnedFd>,
     /// The counters that diagnostics show.
     pub counters: Arc<Counters>,
     /// Whether something is wrong with the ring, which clients are told with the counters.

@@ -17,6 +17,7 @@ use shared_block_ring::format::Geometry;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// A ring, from its configuration to its end.
 pub struct Member {
@@ -47,7 +48,7 @@ pub enum State {
 /// What the control process keeps of a ring that is served: the names of its sockets, which are
 /// removed when this is dropped, and all that another data process needs.
 pub struct Kept {
-    file: File,
+    file: Arc<File>,
     geometry: Geometry,
     terms: Terms,
     entrance: Listening,

@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// Checks in a second, at most: those of many rings take a longer period.
-const CHECKS_PER_SECOND: u32 = 500;
+/// Rings that are checked in a second, at most: many have a longer period.
+const RINGS_PER_SECOND: u32 = 250;
 
 /// The names of each ring, with what was found last.
 type Names = BTreeMap<Number, Vec<(Named, Found)>>;
@@ -41,7 +41,7 @@ impl Watch {
             while check(&watched, &sender, &event) {
                 let count = watched.lock().unwrap_or_else(PoisonError::into_inner).len();
                 let count = u32::try_from(count).unwrap_or(u32::MAX);
-                thread::sleep(PERIOD.max(Duration::from_secs(1) * (count / CHECKS_PER_SECOND)));
+                thread::sleep(PERIOD.max(Duration::from_secs(1) * (count / RINGS_PER_SECOND)));
             }
         };
         thread::Builder::new().name("watch".to_owned()).spawn(watch)?;

@@ -13,9 +13,9 @@ pub const KEPT: u64 = 6;
 /// Descriptors of an order to serve a ring, which the control process has until it is sent.
 const ORDERED: u64 = 4;
 
-/// Descriptors of a ring in the data process while no front end is connected, with metrics: its
-/// file and socket, their duplicates, and the events by which threads and processes are woken.
-pub const SERVED: u64 = 23;
+/// Descriptors of a ring in the data process while no front end is connected: its file, its two
+/// sockets, the page of its bells, and the events by which threads and processes are woken.
+pub const SERVED: u64 = 11;
 
 /// Descriptors of a connected front end with one queue: three of the connection, one region of
 /// memory, a kick and an interrupt. Each further queue has two more, and each region one.

@@ -2,9 +2,11 @@
 //!
 //! A ring at which nothing happens costs its thread nothing: it is in the set that the thread
 //! sleeps by, and in no list. One that has requests, or had some a moment ago, takes a turn after
-//! the others. A thread that has too much to do gives a ring to one that has less.
+//! the others; one whose turns cost much leaves some of them out. A thread that has too much to do
+//! gives a ring to one that has less.
 
 mod load;
+mod parts;
 mod thread;
 
 use crate::data_path::queue_thread::{SharedWorker, on_processor};

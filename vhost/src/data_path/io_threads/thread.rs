@@ -1,6 +1,7 @@
 //! One of the threads: its rings, and what it sleeps by.
 
 use super::load::{Load, to_give};
+use super::parts::{Parts, Sweep};
 use super::{CALL, Command, Peer, RingNumber, Shared};
 use crate::data_path::kicks::{Woken, timeout};
 use crate::data_path::queue_thread::{Progress, SharedWorker};
@@ -37,6 +38,8 @@ struct Ring {
     number: RingNumber,
     worker: Arc<SharedWorker>,
     progress: Progress,
+    /// The first sweep in which it takes a turn again.
+    due: Sweep,
     /// It takes turns.
     active: bool,
     /// When it takes one, if nothing happens before.
@@ -56,6 +59,7 @@ pub(super) struct IoThread {
     /// The rings that take turns, the next one first.
     active: VecDeque<u64>,
     timers: BTreeSet<(Instant, u64)>,
+    parts: Parts,
     load: Load,
     over: bool,
 }
@@ -66,8 +70,8 @@ impl IoThread {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&shared.peers[own].wake, EpollEvent::new(EpollFlags::EPOLLIN, CALL))?;
         let (rings, active, timers) = (BTreeMap::new(), VecDeque::new(), BTreeSet::new());
-        let (load, over) = (Load::new(), false);
-        Ok(Self { shared, own, epoll, rings, active, timers, load, over })
+        let (parts, load, over) = (Parts::default(), Load::new(), false);
+        Ok(Self { shared, own, epoll, rings, active, timers, parts, load, over })
     }
 
     fn peer(&self) -> &Peer {
@@ -115,10 +119,10 @@ impl IoThread {
         {
             log::error!("cannot wait for the requests of one more ring: {e}");
         }
-        let progress = Progress::default();
+        let (progress, due) = (Progress::default(), Sweep::default());
         let (until, deaf, measured) = (None, false, 0);
         // A turn finds out what there is to do.
-        let ring = Ring { number, worker, progress, active: true, until, deaf, measured };
+        let ring = Ring { number, worker, progress, due, active: true, until, deaf, measured };
         self.rings.insert(number.0, ring);
         self.active.push_back(number.0);
     }
@@ -135,7 +139,7 @@ impl IoThread {
         Some(ring)
     }
 
-    /// Lets each of the active rings take one turn.
+    /// Lets each of the active rings take one turn, but for those that have had their part.
     fn sweep(&mut self) {
         let turns = self.active.len();
         let now = (self.load.turns >= TURNS_PER_CLOCK || turns >= TURNS_PER_CLOCK as usize / 8)
@@ -144,6 +148,10 @@ impl IoThread {
         for _ in 0..turns {
             let Some(key) = self.active.pop_front() else { return };
             let Some(ring) = self.rings.get_mut(&key) else { continue };
+            if !self.parts.takes_turn(ring.due) {
+                self.active.push_back(key);
+                continue;
+            }
             let before = ring.progress.arrivals;
             let peer = &self.shared.peers[self.own];
             peer.turns.store(peer.turns.load(Ordering::Relaxed) + 1, Ordering::Release);
@@ -155,6 +163,7 @@ impl IoThread {
             }));
             peer.current.store(0, Ordering::Release);
             self.load.worked |= ring.progress.arrivals != before;
+            ring.due = self.parts.charge(ring.progress.cost);
             match turn {
                 Ok(Some(TurnEnd::GiveWay | TurnEnd::More | TurnEnd::Poll)) => {
                     self.active.push_back(key);
@@ -165,6 +174,7 @@ impl IoThread {
                 Err(_) => self.give_up(key),
             }
         }
+        self.parts.end_sweep();
     }
 
     /// Has a ring take no turn until something happens there, which a kick is not for one that is

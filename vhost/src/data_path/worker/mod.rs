@@ -36,6 +36,9 @@ use step::{Carrier, Progress};
 use virtio_queue::QueueT;
 use vm_memory::GuestAddressSpace;
 
+/// What a request costs beside its bytes, in bytes.
+const REQUEST: u64 = 1 << 10;
+
 /// Steps of one queue before the others are looked at.
 const VISIT: usize = 16;
 
@@ -104,6 +107,8 @@ pub struct Worker {
     visit: usize,
     /// Rounds in this turn, at most.
     rounds: u32,
+    /// Requests that were taken before this turn.
+    arrivals_before: u64,
 }
 
 impl Worker {
@@ -131,6 +136,8 @@ impl Worker {
                 held_looks: 0,
                 walking,
                 losses,
+                spent: 0,
+                allowance: u64::MAX,
             },
             bell,
             poller,
@@ -148,6 +155,7 @@ impl Worker {
             limiter: None,
             visit: VISIT,
             rounds: 0,
+            arrivals_before: 0,
         }
     }
 
@@ -261,6 +269,12 @@ impl Worker {
     /// The number of requests taken so far.
     pub fn arrivals(&self) -> u64 {
         self.carrier.arrivals
+    }
+
+    /// What the last turn has cost, in bytes that a processor could have copied instead.
+    pub fn cost(&self) -> u64 {
+        let taken = self.carrier.arrivals.wrapping_sub(self.arrivals_before);
+        self.carrier.spent.saturating_add(taken.saturating_mul(REQUEST))
     }
 
     /// Whether a queue runs.

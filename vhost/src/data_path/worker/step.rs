@@ -38,10 +38,22 @@ pub(super) struct Carrier {
     pub walking: Option<usize>,
     /// Looked at before and after each request.
     pub losses: Losses,
+    /// What this turn has cost up to now, in bytes that a processor could have copied instead, and
+    /// what it may cost.
+    pub spent: u64,
+    pub allowance: u64,
 }
 
 /// Looks at held reads, one of which is thorough.
 const HELD_LOOKS: u32 = 64;
+
+/// What a turn may cost if others wait for theirs: more than 64 requests of 4 KiB, or one that is
+/// longer than that.
+pub(super) const FAIR_ALLOWANCE: u64 = 320 << 10;
+
+/// What a request costs beside its bytes that the fast path does not take, and one that is refused.
+const SLOW: u64 = 4 << 10;
+const REFUSED: u64 = 80 << 10;
 
 /// The most writes that share a flush in one queue.
 const SHARED_FLUSH: usize = 64;
@@ -158,6 +170,7 @@ impl Carrier {
             queue.take();
             (head, self.start(number, mem, progress, queue.chain(head)))
         };
+        self.charge(&progress.request, &state);
         self.note_walk(number, &state);
         let answered = match state {
             RequestState::Stored(_) => self.set_aside(queue, progress, head, state),
@@ -207,6 +220,7 @@ impl Carrier {
         let Some(status) = chain.status(memory) else { return Ok(false) };
         queue.take();
         self.arrivals = self.arrivals.wrapping_add(1);
+        self.spent += chain.data_len();
         probes::request_begin(number, head, kind, sector, chain.data_len());
         let answer = self.executor.carry_out(kind, &data, start);
         progress.replay.answered();
@@ -273,6 +287,19 @@ impl Carrier {
         if waits && !progress.stored.is_empty() {
             progress.ticket = Some(self.flusher.request());
         }
+    }
+
+    /// Charges a step of a request that the fast path has not taken. A correct driver has next to
+    /// none refused, so that it does not notice what that costs.
+    fn charge(&mut self, request: &Request, state: &RequestState) {
+        let refused = matches!(state, RequestState::Done(answer) if !answer.is_ok());
+        self.spent += if refused { REFUSED } else { SLOW + request.data_len };
+    }
+
+    /// Whether the turn has cost what it may, so that others have theirs first.
+    #[inline]
+    pub fn is_spent(&self) -> bool {
+        self.spent >= self.allowance
     }
 
     /// Notes whether this queue is the one with a walk.

@@ -2,6 +2,7 @@
 
 use super::ahead::Ahead;
 use super::session::{self, Open, Session};
+use super::step::FAIR_ALLOWANCE;
 use super::{Share, TurnEnd, Worker, limited};
 use crate::data_path::dirty::GuestMemory;
 use crate::data_path::queue::Broken;
@@ -36,7 +37,8 @@ impl Worker {
     pub fn turn(&mut self, waiters: &Waiters, kicked: QueueSet, share: Share) -> TurnEnd {
         let mark = waiters.begin_turn();
         self.carrier.flusher.poll();
-        self.carrier.held_looks = 0;
+        (self.carrier.held_looks, self.carrier.spent) = (0, 0);
+        self.arrivals_before = self.carrier.arrivals;
         let queues = Arc::clone(&self.queues);
         let Some(memory) = self.memory.as_deref().cloned() else { return TurnEnd::Sleep(None) };
         if self.closed {
@@ -51,7 +53,11 @@ impl Worker {
         if self.is_holding() {
             self.bell.awake();
         }
-        self.rounds = if share == Share::Whole { u32::MAX } else { FAIR_ROUNDS };
+        (self.rounds, self.carrier.allowance) = if share == Share::Whole {
+            (u32::MAX, u64::MAX)
+        } else {
+            (FAIR_ROUNDS, FAIR_ALLOWANCE)
+        };
         let rest = if self.limiter.is_some() { self.begin_limited() } else { None };
         let (wanted, share) = match rest {
             None => (self.due, share),
@@ -266,7 +272,7 @@ impl Worker {
             if !self.carrier.step(number, &mut open.split, &mut ahead, progress, memory)? {
                 break;
             }
-            if step == most || waiters.any_since(mark) {
+            if step == most || waiters.any_since(mark) || self.carrier.is_spent() {
                 visit = Visit::CutShort;
                 break;
             }
@@ -278,8 +284,14 @@ impl Worker {
         if visit != Visit::Idle {
             self.unfinished.set(number, progress.is_unfinished());
         }
-        if visit == Visit::CutShort && self.limiter.is_some() {
-            self.charge();
+        if visit == Visit::CutShort {
+            if self.limiter.is_some() {
+                self.charge();
+            }
+            if self.carrier.is_spent() {
+                // The turn ends with this round: each other queue takes a step before.
+                self.rounds = 0;
+            }
         }
         if open.split.wants_interrupt(visit == Visit::CutShort)? {
             interrupt(open, &mut self.interrupt_log);
