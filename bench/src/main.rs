@@ -118,6 +118,10 @@ struct Arguments {
     /// Rings of the daemon of --measure rings; each takes some dozens of descriptors (ulimit -Hn)
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u16).range(1..))]
     rings: u16,
+    /// How often --measure rings kills the daemon's data process; from the fifth time on there are 15 s between two, since
+    /// the daemon gives up after five in a minute
+    #[arg(long, value_name = "N", default_value = "3")]
+    kills: u32,
     /// Write tables into performance.md (that of --measure fleet into scaling.md) in this folder,
     /// between its markers, and plots beside it
     #[arg(long, value_name = "DIR")]
@@ -264,6 +268,10 @@ impl Arguments {
         })
     }
 
+    fn rings_wanted(&self) -> rings::Wanted {
+        rings::Wanted { rings: self.rings.into(), kills: self.kills, quick: self.quick }
+    }
+
     fn rounds(&self) -> Rounds {
         if self.quick {
             Rounds { count: 1, time: Duration::from_millis(20) }
@@ -301,8 +309,7 @@ fn ring(arguments: &Arguments, dir: &Path) -> Result<Ring> {
         ring.costs = size::all(dir, largest, rounds)?;
     }
     if arguments.wants(What::Rings) {
-        ring.rings =
-            Some(rings::all(&arguments.plan()?, dir, arguments.rings.into(), arguments.quick)?);
+        ring.rings = Some(rings::all(&arguments.plan()?, dir, &arguments.rings_wanted())?);
     }
     Ok(ring)
 }

@@ -36,7 +36,7 @@ const FAILURES: [(Failure, &str); 4] = [
 const DAEMON_KIB: u64 = 127;
 const FORWARDER_KIB: u64 = 6 << 10;
 const FORWARDED_KIB: u64 = 20;
-const DAEMON_DESCRIPTORS: u64 = 35;
+const DAEMON_DESCRIPTORS: u64 = 23;
 const FORWARDED_DESCRIPTORS: u64 = 6;
 
 /// All figures of a fleet.

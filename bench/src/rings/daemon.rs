@@ -67,11 +67,11 @@ impl Server {
         Self::start("many", command.args(["--workers", "1"]), plan, dir, rings)
     }
 
-    /// Starts a daemon of a single ring of that many MiB.
-    pub fn single(plan: &Plan, dir: &Path, size: usize) -> Result<Self> {
-        let dir = folder(dir, &format!("single-{size}"))?;
+    /// Starts a daemon of a single ring.
+    pub fn single(plan: &Plan, dir: &Path) -> Result<Self> {
+        let dir = folder(dir, "single")?;
         let mut command = command(plan);
-        command.arg("--socket-path").arg(socket(&dir, 0)).arg("--size").arg(format!("{size}M"));
+        command.arg("--socket-path").arg(socket(&dir, 0)).arg("--size").arg(SIZE);
         command.arg("--blk-file").arg(dir.join("ring"));
         command.arg("--consumer-socket").arg(dir.join("out"));
         let mut server = Self::start("single", &mut command, plan, dir, 1)?;

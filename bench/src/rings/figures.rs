@@ -1,6 +1,7 @@
 //! Figures of many rings, and their bars.
 
 use crate::bars::{Bar, Found, verdicts};
+use crate::machine::median;
 use crate::rings::daemon::Memory;
 use crate::table::{count, part, time};
 use serde::Serialize;
@@ -61,9 +62,11 @@ pub struct Rate {
     pub of_one: f64,
     /// The same, relative to a daemon of a single ring.
     pub of_single: f64,
-    /// The same, relative to a daemon of a single ring that is as large as all of these, so that
-    /// its requests find as little in the processor's caches.
-    pub of_wide: f64,
+    /// The same, relative to copies alone between as much memory: what is missing is not the
+    /// daemon's doing.
+    pub of_copies: f64,
+    /// Those copies, relative to those of one ring.
+    pub copies_of_one: f64,
     /// Processor time of the daemon for a request, in nanoseconds. Unlike the rate it hardly
     /// depends on what else runs on the machine.
     pub processor: f64,
@@ -114,15 +117,28 @@ impl Rings {
         let mut lines = self.standing();
         lines.extend(self.rates.iter().map(Rate::line));
         lines.extend(self.shares.iter().map(Share::line));
-        lines.extend(self.ends.iter().map(|end| {
-            let beside = format!(
-                "front ends connected again: {:.2} s, of which {:.2} s of a processor in the daemon",
-                end.connected, end.processor
-            );
-                        let served = format!("{:.2} s", end.served);
-            ["served again after SIGKILL".to_owned(), served, beside, verdict(AGAIN, end.served)]
-        }));
+        lines.extend(self.again());
         lines
+    }
+
+    /// Returns the line of the data process's ends, if there were any.
+    fn again(&self) -> Option<Line> {
+        let of = |figure: fn(&End) -> f64| {
+            let mut figures: Vec<_> = self.ends.iter().map(figure).collect();
+            let worst = figures.iter().copied().fold(0.0, f64::max);
+            (median(&mut figures), worst)
+        };
+        let [served, connected] = [of(|end| end.served), of(|end| end.connected)];
+        let beside = format!(
+            "at worst {:.2} s; front ends connected again: {:.2} s, at worst {:.2} s, of which {:.2} s of a processor in the daemon",
+            served.1,
+            connected.0,
+            connected.1,
+            of(|end| end.processor).0
+        );
+        let what = format!("served again after SIGKILL, {} times", self.ends.len());
+        let line = [what, format!("{:.2} s", served.0), beside, verdict(AGAIN, connected.1)];
+        (!self.ends.is_empty()).then_some(line)
     }
 
     /// Returns the lines of a daemon that has nothing to do.
@@ -189,10 +205,11 @@ impl Rate {
     fn line(&self) -> Line {
         let rings = if self.active == 1 { "ring" } else { "rings" };
         let beside = format!(
-            "of one ring {}, of a single daemon {}, with as large a ring {}; {} of a processor and {:.2} kicks each, visits in vain {}",
+            "of one ring {} (copies alone {}), of copies {}, of a single daemon {}; {} of a processor and {:.2} kicks each, visits in vain {}",
             part(Some(self.of_one)),
+            part(Some(self.copies_of_one)),
+            part(Some(self.of_copies)),
             part(Some(self.of_single)),
-            part(Some(self.of_wide)),
             time(self.processor),
             self.kicks,
             part(Some(self.waited)),
@@ -252,7 +269,8 @@ mod tests {
                 per_second: 1e6,
                 of_one,
                 of_single: 1.0,
-                of_wide: 1.0,
+                of_copies: 1.0,
+                copies_of_one: 1.0,
                 processor: 300.0,
                 kicks: 0.1,
                 waited: 0.5,

@@ -12,13 +12,13 @@ use virtio_blk_driver::{BlockDriver, Request, ResumeError, Shape, VhostUser};
 pub const DEPTH: usize = 32;
 
 /// Bytes of a request, at most.
-const MOST: u32 = 4096;
+pub const MOST: u32 = 4096;
 
 /// Start of the bytes that requests walk over: behind the ring's pointers.
-const START: u64 = 4096;
+pub const START: u64 = 4096;
 
 /// Bytes of a ring.
-const RING: u64 = 1 << 20;
+pub const RING: u64 = 1 << 20;
 
 /// Bound on the wait for any completion, and for a data process.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -49,8 +49,6 @@ pub struct Load {
 pub struct Front {
     driver: BlockDriver,
     at: u64,
-    /// End of the bytes that requests walk over.
-    end: u64,
     /// When the requests in flight were made, if that is wanted.
     made: VecDeque<Instant>,
     /// Kicks of the backend, which is asleep then, or about to be.
@@ -68,19 +66,7 @@ impl Front {
         let backend = VhostUser::connect(socket).map_err(failed)?;
         let shape = Shape::new(DEPTH as u16, MOST);
         let driver = BlockDriver::new(backend, shape, &Limits::default()).map_err(failed)?;
-        Ok(Self {
-            driver,
-            at: START,
-            end: RING,
-            made: VecDeque::new(),
-            kicks: 0,
-            times: Vec::new(),
-        })
-    }
-
-    /// Has requests walk over as many bytes as that many rings have, in a ring that is as large.
-    pub fn widen(&mut self, rings: usize) {
-        self.end = RING * rings as u64;
+        Ok(Self { driver, at: START, made: VecDeque::new(), kicks: 0, times: Vec::new() })
     }
 
     /// Takes what is done, and makes as many requests as are wanted. Returns how many were done.
@@ -109,7 +95,7 @@ impl Front {
         {
             // The last requests may have been smaller ones.
             self.at = self.at.next_multiple_of(bytes);
-            if self.at + bytes > self.end {
+            if self.at + bytes > RING {
                 self.at = START;
             }
             let sector = if load.refused { 0 } else { self.at / 512 };
@@ -145,7 +131,7 @@ impl Front {
     /// Writes to all of the ring once.
     pub fn walk_once(&mut self) -> Result<()> {
         let load = Load { bytes: MOST, depth: DEPTH, refused: false, timed: false };
-        let (all, start) = ((self.end - START) / u64::from(MOST), Instant::now());
+        let (all, start) = ((RING - START) / u64::from(MOST), Instant::now());
         let mut done = 0;
         while done < all {
             done += self.visit(load)?;

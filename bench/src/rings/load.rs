@@ -2,7 +2,8 @@
 
 use crate::error::Result;
 use crate::machine::{median, nanoseconds, quantile};
-use crate::requests::WARM_UP;
+use crate::requests::{Plan, WARM_UP};
+use crate::rings::copy::Copies;
 use crate::rings::daemon::Server;
 use crate::rings::figures::{Rate, Share};
 use crate::rings::front::{DEPTH, Front, Load, Round, round};
@@ -33,19 +34,18 @@ const BESIDE: [(&str, Load); 3] = [
 struct Sample {
     /// A daemon of one ring.
     single: f64,
-    /// By the number of active rings: one ring as large as all of them, and all of them.
+    /// By the number of active rings: copies alone, and writes.
     by_active: Vec<(f64, Round)>,
 }
 
-/// Measures rates in rounds in turns. `single` is the front end of a daemon of one ring, `wide` of
-/// another one whose ring is as large as all rings.
+/// Measures rates in rounds in turns. `single` is the front end of a daemon of one ring.
 pub fn rates(
     many: &mut Side<'_>,
     single: &mut Side<'_>,
-    wide: &mut Side<'_>,
-    rounds: Rounds,
+    copies: &mut Copies,
+    plan: &Plan,
 ) -> Result<Vec<Rate>> {
-    let all = many.fronts.len();
+    let (all, rounds) = (many.fronts.len(), plan.rounds);
     let some = ACTIVE.into_iter().filter(|active| *active < all);
     let active: Vec<_> = some.chain([all]).collect();
     let mut rates = Vec::new();
@@ -54,19 +54,16 @@ pub fn rates(
         let samples = rounds.each(|| {
             let single = single.round(1, rounds, load)?.rate;
             let by_active = active.iter().map(|&active| {
-                for front in wide.fronts.iter_mut() {
-                    front.widen(active);
-                }
-                let wide = wide.round(1, rounds, load)?.rate;
-                Ok((wide, many.round(active, rounds, load)?))
+                let copies = copies.rate(plan.processors, active, bytes, rounds.time)?;
+                Ok((copies, many.round(active, rounds, load)?))
             });
             Ok(Sample { single, by_active: by_active.collect::<Result<_>>()? })
         })?;
         for (index, &active) in active.iter().enumerate() {
             let of = |value: &dyn Fn(&Sample, f64, Round) -> f64| {
                 let value = |sample: &Sample| {
-                    let (wide, round) = sample.by_active[index];
-                    value(sample, wide, round)
+                    let (alone, round) = sample.by_active[index];
+                    value(sample, alone, round)
                 };
                 median(&mut samples.iter().map(value).collect::<Vec<_>>())
             };
@@ -76,7 +73,8 @@ pub fn rates(
                 per_second: of(&|_, _, round| round.rate),
                 of_one: of(&|sample, _, round| round.rate / sample.by_active[0].1.rate),
                 of_single: of(&|sample, _, round| round.rate / sample.single),
-                of_wide: of(&|_, wide, round| round.rate / wide),
+                of_copies: of(&|_, alone, round| round.rate / alone),
+                copies_of_one: of(&|sample, alone, _| alone / sample.by_active[0].0),
                 processor: of(&|_, _, round| round.processor),
                 kicks: of(&|_, _, round| round.kicks),
                 waited: of(&|_, _, round| round.waited),

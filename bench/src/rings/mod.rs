@@ -3,6 +3,7 @@
 //!
 //! The front ends are in this process, and one thread drives all of them in turn.
 
+mod copy;
 mod daemon;
 mod figures;
 mod front;
@@ -13,6 +14,7 @@ pub use figures::{Rate, Rings};
 use crate::error::{Result, doing};
 use crate::machine::finished;
 use crate::requests::Plan;
+use copy::Copies;
 use daemon::{Server, descriptors, memory, threads};
 use figures::{End, Held};
 use front::Front;
@@ -32,12 +34,26 @@ const DESCRIPTORS: u64 = 1 << 17;
 const IDLE: Duration = Duration::from_secs(5);
 const SETTLE: Duration = Duration::from_secs(1);
 
-/// Ends of the data process: the daemon gives up after five in a minute.
-const ENDS: u32 = 3;
+/// Ends of the data process that may follow each other at once, and the pause where there are more:
+/// the daemon gives up after five in a minute.
+const ENDS_AT_ONCE: u32 = 4;
+const BETWEEN_ENDS: Duration = Duration::from_secs(15);
 
-/// Measures everything with a daemon of that many rings.
-pub fn all(plan: &Plan, dir: &Path, rings: usize, quick: bool) -> Result<Rings> {
-    let rings = if quick { rings.min(QUICK_RINGS) } else { rings };
+/// What is measured.
+pub struct Wanted {
+    /// Rings of the daemon.
+    pub rings: usize,
+    /// How often its data process is killed.
+    pub kills: u32,
+    /// Few rings and few kills: whether it works.
+    pub quick: bool,
+}
+
+/// Measures everything.
+pub fn all(plan: &Plan, dir: &Path, wanted: &Wanted) -> Result<Rings> {
+    let &Wanted { rings, kills, quick } = wanted;
+    let (rings, kills) =
+        if quick { (rings.min(QUICK_RINGS), kills.min(1)) } else { (rings, kills) };
     let limit = raise_limit();
     limit.map_err(|e| doing("raising the limit of open descriptors")(e.into()))?;
     let held_by_one = {
@@ -55,22 +71,24 @@ pub fn all(plan: &Plan, dir: &Path, rings: usize, quick: bool) -> Result<Rings> 
     let idle = idle(&server, if quick { SETTLE } else { IDLE })?;
     fronts.iter_mut().try_for_each(Front::walk_once)?;
     let rates = {
-        let (single, wide) = (Server::single(plan, dir, 1)?, Server::single(plan, dir, rings)?);
-        let connect = |server: &Server| Front::connect(&server.sockets()[0]);
-        let (mut alone, mut walking) = (connect(&single)?, connect(&wide)?);
-        walking.widen(rings);
+        let single = Server::single(plan, dir)?;
+        let mut alone = Front::connect(&single.sockets()[0])?;
         alone.walk_once()?;
-        walking.walk_once()?;
         let mut single = Side { server: &single, fronts: slice::from_mut(&mut alone) };
-        let mut wide = Side { server: &wide, fronts: slice::from_mut(&mut walking) };
         let mut many = Side { server: &server, fronts: &mut fronts };
-        load::rates(&mut many, &mut single, &mut wide, plan.rounds)?
+        let mut copies = Copies::new(dir, rings)?;
+        load::rates(&mut many, &mut single, &mut copies, plan)?
     };
     let shares = {
         let mut many = Side { server: &server, fronts: &mut fronts };
         load::shares(&mut many, plan.rounds)?
     };
-    let ends = (0..ENDS.min(plan.rounds.count)).map(|_| end(&server, &mut fronts));
+    let ends = (0..kills).map(|_| {
+        if kills > ENDS_AT_ONCE {
+            std::thread::sleep(BETWEEN_ENDS);
+        }
+        end(&server, &mut fronts)
+    });
     let ends = ends.collect::<Result<Vec<_>>>()?;
     let started = [all_served, connected];
     Ok(Rings { count: rings, started, started_for, held, held_by_one, idle, rates, shares, ends })
