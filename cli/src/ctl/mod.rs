@@ -129,8 +129,19 @@ Examples:
         name: String,
     },
     /// Have a new process, of the backend that is installed now, serve all rings
-    #[command(after_help = "Examples:\n  blockring ctl upgrade")]
-    Upgrade,
+    #[command(after_help = "\
+Guests wait as long as a restart of a backend takes. --whole needs longer, since all rings are opened
+anew: it keeps the backend's process number, its listening sockets, and rings that were added, reads
+the folder of configurations again, and closes all other connections to the control socket.
+
+Examples:
+  blockring ctl upgrade
+  blockring ctl upgrade --whole")]
+    Upgrade {
+        /// Also replace the backend's control process, which reads the configurations
+        #[arg(long)]
+        whole: bool,
+    },
     /// Have the backend read its folder of configurations again
     #[command(after_help = "Examples:\n  blockring ctl reload")]
     Reload,
@@ -217,7 +228,7 @@ impl Action {
             Self::Drain { name, .. } => ("Drain", Some(name)),
             Self::Suspend { name } => ("Suspend", Some(name)),
             Self::Resume { name } => ("Resume", Some(name)),
-            Self::Upgrade => ("Upgrade", None),
+            Self::Upgrade { .. } => ("Upgrade", None),
             Self::Reload => ("Reload", None),
         };
         let mut parameters = Parameters::new();
@@ -225,6 +236,9 @@ impl Action {
         match self {
             Self::Add { file: Some(file), .. } => {
                 parameters.insert("configuration".to_owned(), text_of(file, stop)?.into());
+            }
+            Self::Upgrade { whole: true } => {
+                parameters.insert("whole".to_owned(), true.into());
             }
             Self::Drain { timeout: Some(timeout), .. } => {
                 parameters.insert("timeout_ms".to_owned(), milliseconds(*timeout).into());
@@ -237,7 +251,7 @@ impl Action {
     /// Returns the longest wait for the answer.
     fn limit(&self) -> Option<Duration> {
         match self {
-            Self::Add { .. } | Self::Remove { .. } | Self::Upgrade | Self::Reload => None,
+            Self::Add { .. } | Self::Remove { .. } | Self::Upgrade { .. } | Self::Reload => None,
             // The backend says itself that it has waited so long.
             Self::Drain { timeout, .. } => timeout.map(|timeout| timeout + PATIENCE),
             _ => Some(PATIENCE),
@@ -257,7 +271,7 @@ impl Action {
             Self::Drain { name, .. } => of("drain", name),
             Self::Suspend { name } => of("suspend", name),
             Self::Resume { name } => of("resume", name),
-            Self::Upgrade => "upgrade the backend".to_owned(),
+            Self::Upgrade { .. } => "upgrade the backend".to_owned(),
             Self::Reload => "reload the configurations".to_owned(),
         }
     }

@@ -11,6 +11,7 @@ pub use passed::{Misdescribed, Passed, PassedSockets, require_listening, take};
 use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket};
 use nix::sys::stat::fchmod;
 use place::Place;
+use serde::{Deserialize, Serialize};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
@@ -27,6 +28,16 @@ pub struct Listening {
     name: String,
     /// The file of a socket that this process has made.
     own: Option<OwnFile>,
+}
+
+/// The path of a socket that this process has made, and the file there: what another program needs
+/// that this process becomes, to go on with the socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnPath {
+    /// The path, as given.
+    pub path: PathBuf,
+    /// The file's device and its number there.
+    inode: (libc::dev_t, libc::ino_t),
 }
 
 /// The file of a socket that this process has made.
@@ -80,6 +91,24 @@ impl Listening {
     /// path. `name` is the socket's, for messages.
     pub fn inherited(socket: OwnedFd, name: String) -> Self {
         Self { socket, name, own: None }
+    }
+
+    /// Goes on with a socket that this process has made when it ran another program.
+    ///
+    /// # Errors
+    ///
+    /// It does not listen, or the folder of its path cannot be opened.
+    pub fn resumed(socket: OwnedFd, OwnPath { path, inode }: OwnPath) -> io::Result<Self> {
+        require_listening(&socket)?;
+        let name = path.display().to_string();
+        let own = Some(OwnFile { place: Place::new(&path)?, inode, path });
+        Ok(Self { socket, name, own })
+    }
+
+    /// The path of a socket that this process has made.
+    pub fn own_path(&self) -> Option<OwnPath> {
+        let own = self.own.as_ref()?;
+        Some(OwnPath { path: own.path.clone(), inode: own.inode })
     }
 
     /// The socket.

@@ -9,6 +9,7 @@ use ring_program::descriptors::remedy;
 use shared_block_ring::Error;
 use shared_block_ring::format::FormatError;
 use std::io;
+use std::path::PathBuf;
 
 /// Why the daemon could not start, or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +80,14 @@ pub enum Failure {
     /// The daemon cannot become another user.
     #[error("--user, --group: {0}")]
     Identity(sandbox::Failure),
+    /// This process could not become another program.
+    #[error("cannot start {}: {source}{}", program.display(), remedy(source))]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// The operating system's error.
+        source: io::Error,
+    },
     /// The data process has died again and again.
     #[error("the data process has died again and again: see the log")]
     Died,

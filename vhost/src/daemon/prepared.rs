@@ -18,6 +18,7 @@ use shared_block_ring::handover::refuse_descriptors;
 use shared_block_ring::wait::Limits;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 /// A ring that is open, and its listening sockets. Dropped, it leaves nothing behind: sockets are
@@ -39,8 +40,14 @@ pub struct Prepared {
     pub serial: [u8; SERIAL_BYTES],
 }
 
-/// Takes a socket that was inherited.
-pub type Take<'a> = &'a dyn Fn(Inherited) -> io::Result<OwnedFd>;
+/// Sockets that need not be made.
+#[derive(Clone, Copy)]
+pub struct Sockets<'a> {
+    /// Takes one that was inherited.
+    pub inherited: &'a dyn Fn(Inherited) -> io::Result<OwnedFd>,
+    /// Takes one that listens at a path already, if there is one.
+    pub kept: &'a dyn Fn(&Path) -> Option<Listening>,
+}
 
 impl Prepared {
     /// Listens on the ring's sockets, and opens and maps the ring. Returns `None` where `limits`
@@ -51,15 +58,15 @@ impl Prepared {
     /// The first thing that cannot be had.
     pub fn new(
         settings: &Settings,
-        take: Take<'_>,
+        sockets: Sockets<'_>,
         limits: &Limits<'_>,
     ) -> Result<Option<Self>, Failure> {
         // Sockets first: a second daemon with the same arguments fails before it opens the ring. No
         // connection is accepted before everything is ready, since QEMU gives up on a backend that
         // dies during the handshake.
-        let entrance = listen(&settings.front_ends, SockType::Stream, take)?;
+        let entrance = listen(&settings.front_ends, SockType::Stream, sockets)?;
         let consumers = settings.consumers.as_ref();
-        let consumers = consumers.map(|socket| listen_to_consumers(socket, take)).transpose()?;
+        let consumers = consumers.map(|socket| listen_to_consumers(socket, sockets)).transpose()?;
         let Some((opened, region)) = open_ring(settings, limits)? else { return Ok(None) };
         let (ring_file, names) = names(settings, &opened).map_err(system("look at the files"))?;
         let serial = settings.serial.map_or_else(|| opened.serial(), Ok);
@@ -95,14 +102,15 @@ impl Prepared {
     }
 }
 
-/// Makes a listening socket, or takes one that was inherited.
-fn listen(source: &Source, kind: SockType, take: Take<'_>) -> Result<Listening, Failure> {
+/// Makes a listening socket, or takes one that there is already.
+fn listen(source: &Source, kind: SockType, sockets: Sockets<'_>) -> Result<Listening, Failure> {
     match source {
-        Source::Path(path, access) => Listening::on(path, kind, access)
+        Source::Path(path, access) => (sockets.kept)(path)
+            .map_or_else(|| Listening::on(path, kind, access), Ok)
             .map_err(|source| Failure::Socket { name: path.display().to_string(), source }),
         Source::Inherited(inherited) => {
             let name = inherited.to_string();
-            match take(*inherited) {
+            match (sockets.inherited)(*inherited) {
                 Ok(socket) => Ok(Listening::inherited(socket, name)),
                 Err(source) => Err(Failure::Socket { name, source }),
             }
@@ -112,9 +120,9 @@ fn listen(source: &Source, kind: SockType, take: Take<'_>) -> Result<Listening, 
 
 fn listen_to_consumers(
     socket: &ConsumerSocket,
-    take: Take<'_>,
+    sockets: Sockets<'_>,
 ) -> Result<(Listening, Admission), Failure> {
-    let listening = listen(&socket.source, SockType::SeqPacket, take)?;
+    let listening = listen(&socket.source, SockType::SeqPacket, sockets)?;
     refuse_descriptors(listening.fd().as_fd());
     sockets::do_not_block(listening.fd())
         .map_err(|source| Failure::Socket { name: listening.name().to_owned(), source })?;

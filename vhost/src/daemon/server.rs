@@ -4,7 +4,7 @@
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::handover::{Estate, Handover, reopen};
 use crate::daemon::metrics;
-use crate::daemon::prepared::Prepared;
+use crate::daemon::prepared::{Prepared, Sockets};
 use crate::daemon::sandbox::{self, Policy};
 use crate::daemon::service::{Service, Shared, bell_page};
 use crate::daemon::settings::Settings;
@@ -75,7 +75,8 @@ pub fn run(settings: &Settings, manager: &Arc<ServiceManager>) -> Result<(), Fai
     let asked = [stop.fd()];
     let metrics =
         metrics::listen(&settings.metrics, &settings.inherited_metrics, settings.identity, take)?;
-    let prepared = Prepared::new(settings, &take, &Limits::default().or_on(&asked))?;
+    let sockets = Sockets { inherited: &take, kept: &|_| None };
+    let prepared = Prepared::new(settings, sockets, &Limits::default().or_on(&asked))?;
     let Some(mut prepared) = prepared else {
         log::info!("asked to stop before the ring was served: nothing was begun");
         return Ok(());

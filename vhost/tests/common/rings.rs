@@ -12,6 +12,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 /// Longer than any answer takes, on a busy machine.
@@ -59,15 +60,27 @@ impl Rings {
     }
 
     pub fn spawn(&self, more: &[&str]) -> Daemon {
+        Daemon(self.command(more).spawn().unwrap())
+    }
+
+    /// The start of a daemon, with its log.
+    pub fn command(&self, more: &[&str]) -> Command {
         let control = format!("unix:{}", self.scene.path("control").display());
         let usual = ["--config", "rings.d", "--control", &control];
         let log = File::options().create(true).append(true).open(self.scene.path("log")).unwrap();
-        Daemon(self.scene.command(&usual).args(more).stderr(log).spawn().unwrap())
+        let mut command = self.scene.command(&usual);
+        command.args(more).stderr(log);
+        command
     }
 
     pub fn start(&self, more: &[&str]) -> Daemon {
+        self.served_by(|| self.spawn(more))
+    }
+
+    /// Starts a daemon, and waits until it serves the rings.
+    pub fn served_by(&self, spawn: impl FnOnce() -> Daemon) -> Daemon {
         let before = self.scene.path("log").exists().then(|| self.scene.logged("threads; the"));
-        let daemon = self.spawn(more);
+        let daemon = spawn();
         eventually("the rings are served", || {
             self.scene.logged("threads; the") > before.unwrap_or(0)
         });

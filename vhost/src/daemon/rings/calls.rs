@@ -53,6 +53,11 @@ impl Manager {
             }
             "Add" | "Remove" | "Drain" | "Suspend" | "Resume" | "Reload" | "Upgrade" => {
                 expect_rights(call)?;
+                if self.next_program.is_some() {
+                    return Err(CallError::refused(
+                        "another program is about to follow: try again",
+                    ));
+                }
                 match method.as_str() {
                     "Add" => self.add_ring(client, name()?, parameters["configuration"].as_str()),
                     "Remove" => match self.remove(name()?)? {
@@ -62,6 +67,9 @@ impl Manager {
                     "Drain" => self.drain(client, name()?, &parameters["timeout_ms"]),
                     "Suspend" => self.suspend(client, name()?, true),
                     "Resume" => self.suspend(client, name()?, false),
+                    "Upgrade" if parameters["whole"] == true => {
+                        self.upgrade_whole(client).map(|()| None)
+                    }
                     "Upgrade" => self.upgrade(client).map(|()| None),
                     _ => self.reload(Some(client)),
                 }
@@ -92,9 +100,11 @@ impl Manager {
     ) -> Result<Option<Value>, CallError> {
         let configured = match text {
             Some(_) if !is_name(name) => Err(format!("{name:?} cannot be a ring's name")),
-            Some(text) => {
-                Ok(Configured { text: text.to_owned(), settings: self.folder.settings(text) })
-            }
+            Some(text) => Ok(Configured {
+                text: text.to_owned(),
+                settings: self.folder.settings(text),
+                added: true,
+            }),
             None => self.folder.read_one(name),
         };
         let configured = configured.map_err(CallError::refused)?;

@@ -33,13 +33,15 @@ pub struct Folder {
     words: Vec<OsString>,
 }
 
-/// One ring's file: its text, and what it says.
+/// One ring's configuration: its text, and what it says.
 #[derive(Debug)]
 pub struct Configured {
     /// The text, by which a change is noticed.
     pub text: String,
     /// The settings, or what is wrong with them.
     pub settings: Result<Settings, String>,
+    /// It was sent by a client, and is no file of the folder.
+    pub added: bool,
 }
 
 impl Folder {
@@ -98,11 +100,11 @@ impl Folder {
                     one_line(text, MAX_WORDS)
                 };
                 let settings = self.settings(&text).map_err(words);
-                Configured { text, settings }
+                Configured { text, settings, added: false }
             }
             Err(e) => {
                 let words = format!("{}: cannot read the configuration: {e}", path.display());
-                Configured { text: String::new(), settings: Err(words) }
+                Configured { text: String::new(), settings: Err(words), added: false }
             }
         }
     }

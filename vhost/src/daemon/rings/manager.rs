@@ -7,6 +7,7 @@ use crate::daemon::rings::member::{Kept, Member, State};
 use crate::daemon::rings::messages::{Begin, News, Number, Order, Reopen};
 use crate::daemon::rings::plane::Plane;
 use crate::daemon::rings::preparations::Preparations;
+use crate::daemon::rings::reexec::KeptSockets;
 use crate::daemon::rings::room::Room;
 use crate::daemon::rings::varlink::{Answer, CallError, ClientId};
 use crate::daemon::rings::waits::{Drain, Inquiry, Reload, Suspension};
@@ -41,6 +42,13 @@ pub struct Manager {
     pub(super) successor: Option<(Plane, ClientId)>,
     /// Who waits until that one serves the rings.
     pub(super) upgraded: Option<ClientId>,
+    /// The program that this process becomes when the data process has ended, and who waits for
+    /// that.
+    pub(super) next_program: Option<(PathBuf, ClientId)>,
+    /// A service manager has passed sockets to this process.
+    pub(super) has_passed_sockets: bool,
+    /// The data process has ended, and no other is started.
+    pub(super) leaves: bool,
     pub(super) deaths: VecDeque<Instant>,
     next: Number,
     preparations: Preparations,
@@ -57,8 +65,8 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// Makes a manager without rings, with `room` for some, whose data process runs and answers
-    /// scrapes on `metrics`.
+    /// Makes a manager without rings, with `room` for some and `sockets` that they need not make,
+    /// whose data process runs and answers scrapes on `metrics`.
     ///
     /// # Errors
     ///
@@ -68,6 +76,7 @@ impl Manager {
         begin: Begin,
         room: Room,
         metrics: Vec<Bound>,
+        sockets: KeptSockets,
     ) -> Result<Self, Failure> {
         // The program that this process is, whatever has become of its file.
         let program = PathBuf::from("/proc/self/exe");
@@ -85,9 +94,12 @@ impl Manager {
             program,
             successor: None,
             upgraded: None,
+            next_program: None,
+            has_passed_sockets: false,
+            leaves: false,
             deaths: VecDeque::new(),
             next: 1,
-            preparations: Preparations::new(user).map_err(system("make an event"))?,
+            preparations: Preparations::new(user, sockets).map_err(system("make an event"))?,
             waiting: BTreeMap::new(),
             followers: BTreeMap::new(),
             inquiries: Vec::new(),
@@ -116,7 +128,7 @@ impl Manager {
     pub fn add(&mut self, name: &str, configured: Configured, patience: Duration) -> Number {
         let number = self.next;
         self.next += 1;
-        let Configured { text, settings } = configured;
+        let Configured { text, settings, added } = configured;
         let settings = settings.and_then(|settings| {
             self.expect_room()?;
             // The bytes of a ring whose file names no size are known, and checked, in `start`.
@@ -125,7 +137,7 @@ impl Manager {
         });
         self.names.insert(number, name.to_owned());
         let (known, state) = (settings.as_ref().ok().cloned(), State::Preparing);
-        let member = Member { number, text, settings: known, state };
+        let member = Member { number, text, added, settings: known, state };
         self.members.insert(name.to_owned(), member);
         let settings = match settings {
             Ok(settings) => settings,
@@ -395,7 +407,7 @@ impl Manager {
     /// # Errors
     ///
     /// A ring could not be made durable, or is lost; the log says which.
-    pub fn finish(self) -> Result<(), Failure> {
+    pub fn finish(mut self) -> Result<(), Failure> {
         let status = self.plane.finish().map_err(system("wait for the data process"))?;
         let mut outcome = if status.success() { Ok(()) } else { Err(Failure::DataProcess(status)) };
         for member in self.members.values() {

@@ -25,6 +25,8 @@ pub struct Member {
     pub number: Number,
     /// Its configuration, as text and as settings.
     pub text: String,
+    /// It is no file of the folder.
+    pub added: bool,
     /// What the text says; `None` where it is wrong.
     pub settings: Option<Settings>,
     /// How far it is.
@@ -120,6 +122,21 @@ impl Kept {
             return Err(Failure::Lost { path: self.terms.path.display().to_string() });
         }
         Ok(())
+    }
+
+    /// Makes the ring durable that no process serves any more.
+    ///
+    /// # Errors
+    ///
+    /// The operating system's.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The listening sockets.
+    pub fn sockets(&self) -> impl Iterator<Item = &Listening> {
+        let consumers = self.consumers.as_ref().map(|(listening, _)| listening);
+        [&self.entrance].into_iter().chain(consumers)
     }
 
     /// Bytes of the region.

@@ -16,6 +16,7 @@ mod names;
 pub mod options;
 mod plane;
 mod preparations;
+mod reexec;
 pub mod room;
 pub mod server;
 mod succession;

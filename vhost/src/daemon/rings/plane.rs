@@ -2,6 +2,7 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::rings::messages::{Begin, News, Order, Reopen, Reopened};
+use crate::daemon::rings::reexec;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use ring_metrics::Bound;
@@ -50,7 +51,7 @@ impl Plane {
         let (orders, theirs) = pair().map_err(&start)?;
         let (files, their_files) = pair().map_err(&start)?;
         let mut command = Command::new(program);
-        command.arg("--data-process");
+        command.arg("--data-process").env_remove(reexec::VARIABLE);
         // Its end goes with the socket's: nobody else has it.
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
         let child = command.spawn().map_err(&start)?;
@@ -161,7 +162,7 @@ impl Plane {
     /// # Errors
     ///
     /// It cannot be waited for.
-    pub fn finish(mut self) -> io::Result<ExitStatus> {
+    pub fn finish(&mut self) -> io::Result<ExitStatus> {
         // One that has ended already needs no word.
         let _ = shutdown(self.orders.as_raw_fd(), Shutdown::Write);
         let deadline = Instant::now() + END_PATIENCE;

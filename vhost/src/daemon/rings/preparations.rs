@@ -2,8 +2,9 @@
 //! ring's.
 
 use crate::daemon::failure::{Failure, system};
-use crate::daemon::prepared::Prepared;
+use crate::daemon::prepared::{Prepared, Sockets};
 use crate::daemon::rings::messages::Number;
+use crate::daemon::rings::reexec::KeptSockets;
 use crate::daemon::settings::Settings;
 use crate::daemon::sockets::Inherited;
 use nix::unistd::Uid;
@@ -13,6 +14,7 @@ use shared_block_ring::wait::Limits;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -39,17 +41,18 @@ pub struct Preparations {
     event: OwnedFd,
     /// Who the data process runs as.
     user: Uid,
+    sockets: KeptSockets,
 }
 
 impl Preparations {
-    /// Prepares rings for a data process of this user.
+    /// Prepares rings for a data process of this user, with sockets that they need not make.
     ///
     /// # Errors
     ///
     /// No event can be made.
-    pub fn new(user: Uid) -> io::Result<Self> {
+    pub fn new(user: Uid, sockets: KeptSockets) -> io::Result<Self> {
         let (waiting, outcomes, event) = (VecDeque::new(), channel(), new_event()?);
-        Ok(Self { waiting, under_way: 0, outcomes, event, user })
+        Ok(Self { waiting, under_way: 0, outcomes, event, user, sockets })
     }
 
     /// Readable when [`take`](Self::take) has something to return.
@@ -80,10 +83,10 @@ impl Preparations {
     }
 
     fn prepare(&self, number: Number, settings: Settings, patience: Duration) -> io::Result<()> {
-        let (sender, user) = (self.outcomes.0.clone(), self.user);
+        let (sender, user, sockets) = (self.outcomes.0.clone(), self.user, self.sockets.clone());
         let event = self.event.try_clone()?;
         let prepare = move || {
-            let outcome = prepare(&settings, user, patience);
+            let outcome = prepare(&settings, user, &sockets, patience);
             // Nobody waits any more at the end of the process.
             let _ = sender.send((number, outcome));
             let _ = nix::unistd::write(&event, &1u64.to_ne_bytes());
@@ -93,11 +96,18 @@ impl Preparations {
 }
 
 /// Opens everything that a ring needs.
-fn prepare(settings: &Settings, user: Uid, patience: Duration) -> Result<Prepared, Failure> {
+fn prepare(
+    settings: &Settings,
+    user: Uid,
+    sockets: &KeptSockets,
+    patience: Duration,
+) -> Result<Prepared, Failure> {
     let none = |inherited: Inherited| {
         Err(io::Error::other(format!("{inherited}: a ring of many makes its sockets itself")))
     };
-    let prepared = patiently(patience, || Prepared::new(settings, &none, &Limits::default()))?;
+    let kept = |path: &Path| sockets.take(path);
+    let sockets = Sockets { inherited: &none, kept: &kept };
+    let prepared = patiently(patience, || Prepared::new(settings, sockets, &Limits::default()))?;
     // The limits, which are none, end nothing.
     let stopped = || system("open the ring")(io::ErrorKind::Interrupted.into());
     let prepared = prepared.ok_or_else(stopped)?;

@@ -2,11 +2,13 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::metrics;
+use crate::daemon::rings::folder::Configured;
 use crate::daemon::rings::manager::Manager;
 use crate::daemon::rings::messages::{Begin, VERSION};
 use crate::daemon::rings::names;
 use crate::daemon::rings::options::{ControlSocket, Options};
 use crate::daemon::rings::preparations::{PATIENCE, patiently};
+use crate::daemon::rings::reexec::{KeptSockets, TakenOver};
 use crate::daemon::rings::room::Room;
 use crate::daemon::rings::varlink::Control;
 use crate::daemon::server::expect_proc;
@@ -35,8 +37,10 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     let limit = descriptors::raise().map_err(system("raise the limit of descriptors"))?;
     log::debug!("at most {limit} descriptors");
     ring_program::stderr::release();
+    let TakenOver { rings: added, sockets, client } = TakenOver::from_environment()?;
     // First: where the control process of another daemon listens, that one has the rings.
-    let control = options.control.as_ref().map(listen).transpose()?;
+    let control = options.control.as_ref().map(|socket| listen(socket, &sockets));
+    let mut control = control.transpose()?;
     let Options { metrics, inherited_metrics, identity, .. } = &options;
     let listen_there = || metrics::listen(metrics, inherited_metrics, *identity, take);
     let metrics = patiently(PATIENCE, listen_there)?;
@@ -50,7 +54,11 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
         log_format: options.log_format.to_string(),
         metrics: metrics.len(),
     };
-    let rings = options.folder.read().map_err(Failure::Configuration)?;
+    let mut rings = options.folder.read().map_err(Failure::Configuration)?;
+    for (name, text) in added {
+        let settings = options.folder.settings(&text);
+        rings.entry(name).or_insert(Configured { text, settings, added: true });
+    }
     // The data process has the same limit: it inherits this one's.
     let room = Room {
         rings: options.max_rings,
@@ -58,12 +66,15 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
         descriptors: limit,
         threads: begin.threads(),
     };
-    let manager = Manager::new(options.folder, begin, room, metrics)?;
-    let mut server = Server { manager, control, offered, stop, hangup };
+    let mut manager = Manager::new(options.folder, begin, room, metrics, sockets.clone())?;
+    manager.has_passed_sockets = !options.inherited_metrics.is_empty();
+    let waits = control.as_mut().zip(client).map(|(control, client)| control.take_over(client));
+    manager.upgraded = waits.transpose().map_err(system("serve the control socket"))?;
+    let mut server = Server { manager, control, sockets, offered, stop, hangup };
     for (name, configured) in rings {
         server.manager.add(&name, configured, PATIENCE);
     }
-    let outcome = server.serve(service);
+    let outcome = server.serve(service).and_then(|()| server.follow());
     service.stopping("making everything durable");
     let Server { manager, control, .. } = server;
     let finished = manager.finish();
@@ -73,16 +84,19 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     Ok(())
 }
 
-fn listen(socket: &ControlSocket) -> Result<Control, Failure> {
+fn listen(socket: &ControlSocket, kept: &KeptSockets) -> Result<Control, Failure> {
     let ControlSocket { path, access, callers } = socket;
     let failure = |source| Failure::Socket { name: path.display().to_string(), source };
-    let listening = Listening::on(path, SockType::Stream, access).map_err(failure)?;
+    let make = || Listening::on(path, SockType::Stream, access);
+    let listening = kept.take(path).map_or_else(make, Ok).map_err(failure)?;
     Control::new(listening, callers.clone()).map_err(failure)
 }
 
 struct Server {
     manager: Manager,
     control: Option<Control>,
+    /// Sockets of the program before this one, for the rings of the start.
+    sockets: KeptSockets,
     /// The addresses of the metrics, for the log.
     offered: String,
     stop: Stop,
@@ -102,6 +116,7 @@ impl Server {
                     let confined = &self.manager.plane.confinement;
                     log::info!("{status}; the file system is {confined}{}", self.offered);
                     service.ready(&status);
+                    self.sockets.clear();
                     told = Some(status);
                 }
                 Some(last) if *last != self.status() => {
@@ -129,6 +144,9 @@ impl Server {
             self.manager.plane.flush();
             self.manager.take_prepared();
             self.manager.take_news()?;
+            if self.manager.leaves {
+                return Ok(());
+            }
             while readable(self.manager.plane.files_fd()) {
                 if self.manager.open_file().is_err() {
                     break;
@@ -146,6 +164,17 @@ impl Server {
                 self.manager.call(&call);
             }
         }
+    }
+
+    /// Becomes another program, if that is asked for and the data process has ended. Returns only
+    /// if not.
+    fn follow(&mut self) -> Result<(), Failure> {
+        let Some((program, client, mut left)) = self.manager.follower() else { return Ok(()) };
+        if let Some(control) = &self.control {
+            left.sockets.push(control.listening());
+            left.client = control.connection(client);
+        }
+        Err(left.become_program(&program))
     }
 
     fn status(&self) -> String {

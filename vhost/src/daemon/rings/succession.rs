@@ -1,10 +1,12 @@
 //! One data process that follows another: since that has died, or is to be upgraded.
 
 use crate::daemon::failure::{Failure, system};
+use crate::daemon::rings::folder::Configured;
 use crate::daemon::rings::manager::Manager;
-use crate::daemon::rings::member::State;
+use crate::daemon::rings::member::{Kept, Member, State};
 use crate::daemon::rings::messages::Order;
 use crate::daemon::rings::plane::Plane;
+use crate::daemon::rings::reexec::{self, Left};
 use crate::daemon::rings::varlink::{CallError, ClientId};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -36,14 +38,8 @@ impl Manager {
     ///
     /// There is no such program, or it cannot take the rings over: the present process goes on.
     pub(super) fn upgrade(&mut self, client: ClientId) -> Result<(), CallError> {
-        if self.successor.is_some() {
-            return Err(CallError::refused("another data process takes over already"));
-        }
-        let program = std::env::current_exe().map_err(|e| CallError::refused(e.to_string()))?;
-        // A file that was replaced is named so.
-        let name = program.as_os_str().as_bytes();
-        let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-        let program = PathBuf::from(OsStr::from_bytes(name));
+        self.expect_no_upgrade()?;
+        let program = installed_program()?;
         let next = Plane::start(&program, &self.begin, &self.metrics);
         let next = next.map_err(|e| CallError::refused(format!("{}: {e}", program.display())))?;
         self.program = program;
@@ -52,8 +48,70 @@ impl Manager {
         Ok(())
     }
 
+    /// Ends the data process, and then has this process become the program that its path leads to
+    /// now.
+    ///
+    /// # Errors
+    ///
+    /// That program does not accept the configuration, or this is no time for it: everything goes
+    /// on as before.
+    pub(super) fn upgrade_whole(&mut self, client: ClientId) -> Result<(), CallError> {
+        self.expect_no_upgrade()?;
+        if !self.is_settled() {
+            let why = "a ring is just being started or ended: try again";
+            return Err(CallError::refused(why));
+        }
+        if self.has_passed_sockets {
+            let why = "the service manager has passed sockets to the daemon, which it alone passes to another program: restart the service";
+            return Err(CallError::refused(why));
+        }
+        let program = installed_program()?;
+        reexec::check(&program).map_err(CallError::refused)?;
+        log::info!("another program follows: {}", program.display());
+        self.next_program = Some((program, client));
+        self.plane.order(Order::Yield, Vec::new());
+        Ok(())
+    }
+
+    fn expect_no_upgrade(&self) -> Result<(), CallError> {
+        if self.successor.is_some() || self.next_program.is_some() {
+            return Err(CallError::refused("another process takes over already"));
+        }
+        Ok(())
+    }
+
+    /// Returns the program that this process is to become, if the data process has ended for that,
+    /// who waits for it, and what is left to it.
+    pub fn follower(&mut self) -> Option<(PathBuf, ClientId, Left<'_>)> {
+        if !self.leaves {
+            return None;
+        }
+        let (program, client) = self.next_program.take()?;
+        if let Err(e) = self.plane.finish() {
+            log::error!("cannot wait for the data process: {e}");
+        }
+        // What has changed is made anew, and what is gone ends: their sockets are removed.
+        self.members.retain(|name, member| {
+            let same = |found: Configured| found.text == member.text;
+            let stays = member.added || self.folder.read_one(name).is_ok_and(same);
+            if !stays && let Some(Err(e)) = member.kept().map(Kept::sync) {
+                log::error!("{name}: cannot make it durable: {e}");
+            }
+            stays
+        });
+        let added = self.members.iter().filter(|(_, member)| member.added);
+        let rings = added.map(|(name, member)| (name.clone(), member.text.clone())).collect();
+        let kept = self.members.values().filter_map(Member::kept);
+        let sockets = kept.flat_map(Kept::sockets).collect();
+        Some((program, client, Left { rings, sockets, client: None }))
+    }
+
     /// Has another data process serve the rings in the place of one that has ended.
     pub(super) fn replace_plane(&mut self) -> Result<(), Failure> {
+        if self.next_program.is_some() {
+            self.leaves = true;
+            return Ok(());
+        }
         let next = match self.successor.take() {
             Some((next, client)) => {
                 self.upgraded = Some(client);
@@ -61,7 +119,7 @@ impl Manager {
             }
             None => self.start_another()?,
         };
-        let old = std::mem::replace(&mut self.plane, next);
+        let mut old = std::mem::replace(&mut self.plane, next);
         match old.finish() {
             Ok(status) if status.success() => log::info!("another data process serves the rings"),
             Ok(status) => log::error!("the data process before this one has ended: {status}"),
@@ -94,4 +152,13 @@ impl Manager {
         self.repeat_questions();
         Ok(())
     }
+}
+
+/// Returns the program that the path of this one leads to now.
+fn installed_program() -> Result<PathBuf, CallError> {
+    let program = std::env::current_exe().map_err(|e| CallError::refused(e.to_string()))?;
+    // A file that was replaced is named so.
+    let name = program.as_os_str().as_bytes();
+    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+    Ok(PathBuf::from(OsStr::from_bytes(name)))
 }

@@ -127,6 +127,30 @@ impl Control {
         Ok(Self { listening, callers, epoll, clients, next: LISTENING + 1, turns: 0 })
     }
 
+    /// The listening socket.
+    pub fn listening(&self) -> &Listening {
+        &self.listening
+    }
+
+    /// The connection of a client, if it is still there.
+    pub fn connection(&self, client: ClientId) -> Option<BorrowedFd<'_>> {
+        self.clients.get(&client.0).map(|client| client.stream.as_fd())
+    }
+
+    /// Takes the connection of a client over that waits for an answer, and may change something.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's.
+    pub fn take_over(&mut self, stream: UnixStream) -> io::Result<ClientId> {
+        stream.set_nonblocking(true)?;
+        let number = self.add(stream, true)?;
+        if let Some(client) = self.clients.get_mut(&number) {
+            client.busy = true;
+        }
+        Ok(ClientId(number))
+    }
+
     /// Readable when [`turn`](Self::turn) has something to do.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.epoll.0.as_fd()
@@ -200,15 +224,21 @@ impl Control {
                 self.clients.remove(&number);
             }
         }
+        if let Err(e) = self.add(stream, may_change) {
+            log::warn!("cannot serve a client of the control socket: {e}");
+        }
+    }
+
+    fn add(&mut self, stream: UnixStream, may_change: bool) -> io::Result<u64> {
         let number = self.next;
         self.next += 1;
         self.turns += 1;
-        if self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number)).is_ok() {
-            let (received, to_send) = (Vec::new(), VecDeque::new());
-            let (busy, turn, gone) = (false, self.turns, false);
-            let client = Client { stream, may_change, received, to_send, busy, turn, gone };
-            self.clients.insert(number, client);
-        }
+        self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+        let (received, to_send) = (Vec::new(), VecDeque::new());
+        let (busy, turn, gone) = (false, self.turns, false);
+        let client = Client { stream, may_change, received, to_send, busy, turn, gone };
+        self.clients.insert(number, client);
+        Ok(number)
     }
 
     /// Takes calls of a client up to the first that others have to answer.

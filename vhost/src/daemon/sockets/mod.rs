@@ -7,7 +7,7 @@ use nix::sys::socket::{
     AddressFamily, SockType, SockaddrLike, SockaddrStorage, getsockname, getsockopt, sockopt,
 };
 pub use passed::{Misdirected, Sorted, assumed};
-pub use ring_program::sockets::{Access, Listening, Misdescribed, PassedSockets};
+pub use ring_program::sockets::{Access, Listening, Misdescribed, OwnPath, PassedSockets};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
