@@ -41,7 +41,7 @@ cd "$(dirname "$0")"
 wanted() {
     (cd usr && find . -type f) | sed 's|^\./||' | while read -r file; do
         case "$guest,$file" in
-            yes,*vhost-device-blockring* | yes,*/blockring@* | yes,*/blockring-forward.service) ;;
+            yes,*vhost-device-blockring* | yes,*/blockring@* | yes,*/blockring-many.service | yes,*/blockring-forward.service) ;;
             ,*/blockring-journal@* | ,*/blockring-listen@* | ,*/blockring-exec@* | ,lib/blockring/*) ;;
             *) echo "$file" ;;
         esac
@@ -65,7 +65,7 @@ else
         case "$file" in bin/* | lib/blockring/*) chmod 755 "$to/$file" ;; *) chmod 644 "$to/$file" ;; esac
     done
     if [ -z "$guest" ]; then
-        mkdir -p "$destdir/etc/blockring/rings.d"
+        mkdir -p "$destdir/etc/blockring/rings.d" "$destdir/etc/blockring/many.d"
         [ -e "$destdir/etc/blockring/forward.toml" ] || cp etc/blockring/forward.toml "$destdir/etc/blockring/"
     fi
 fi

@@ -202,11 +202,11 @@ inside "$root" $as_user blockring forward --check-config --config /etc/blockring
 
 say "units"
 cp "$work"/blockring-{journal,exec,listen}@.* "$root/usr/lib/systemd/system"
-units=(blockring@web.service blockring@web.socket blockring-forward.service blockring-journal@logs.service blockring-exec@web.service
+units=(blockring@web.service blockring@web.socket blockring-many.service blockring-forward.service blockring-journal@logs.service blockring-exec@web.service
     blockring-listen@logs.service blockring-listen@logs.socket)
 inside "$root" systemd-analyze verify --man=no "${units[@]}" >"$work/verify" 2>&1 || fail "systemd objects: $(cat "$work/verify")"
 [ ! -s "$work/verify" ] || fail "systemd objects: $(cat "$work/verify")"
-for unit in blockring@.service blockring-forward.service blockring-journal@.service blockring-listen@.service; do
+for unit in blockring@.service blockring-many.service blockring-forward.service blockring-journal@.service blockring-listen@.service; do
     inside "$root" systemd-analyze security --offline=true --threshold=20 --no-pager "/usr/lib/systemd/system/$unit" >"$work/security" ||
         fail "$unit is exposed too much: $(cat "$work/security")"
 done
@@ -235,13 +235,34 @@ is_another() { [ "$(systemctl show -P MainPID blockring@web)" != "$killed" ] && 
 eventually is_another
 send 30
 eventually has_lines 60
+# One daemon of several rings.
+for ring in one two; do sed "s/NAME/$ring/" /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/$ring.toml; done
+systemctl start blockring-many
+carries() {
+    echo "$2" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 "vhost-user:/run/blockring/$1.sock"
+    eventually grep -qxF "$2" "/var/lib/blockring/forward/$1.log"
+}
+carries one 'by the first start'
+sed s/NAME/three/ /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/three.toml
+systemctl reload blockring-many
+eventually carries three 'after a reload'
+main=$(systemctl show -P MainPID blockring-many)
+blockring ctl upgrade
+blockring ctl upgrade --whole
+[ "$(systemctl show -P MainPID blockring-many)" = "$main" ]
+[ "$(systemctl is-active blockring-many)" = active ]
+for ring in one two three; do carries $ring 'after two upgrades'; done
+systemctl restart blockring-many
+carries two 'after a restart'
+systemctl stop blockring-many
+rm -f /etc/blockring/many.d/* /var/lib/blockring/{one,two,three}.ring
 # As an upgrade that has other units.
 touch /usr/lib/systemd/system/blockring@.service
 [ "$(systemctl show -P NeedDaemonReload blockring@web)" = yes ]
 /var/lib/dpkg/info/vhost-device-blockring.postinst configure ''
 [ "$(systemctl show -P NeedDaemonReload blockring@web)" = no ]
 systemctl stop blockring@web.socket blockring@web blockring-forward
-for unit in blockring@web blockring-forward; do [ "$(systemctl show -P Result "$unit")" = success ]; done
+for unit in blockring@web blockring-many blockring-forward; do [ "$(systemctl show -P Result "$unit")" = success ]; done
 touch /services/passed
 TEXT
 cat >"$root/etc/systemd/system/services.service" <<'TEXT'
@@ -255,7 +276,7 @@ ExecStopPost=/bin/sh -c 'journalctl -b --no-pager >/services/journal; systemctl 
 TEXT
 boot services.service || fail "systemd does not start in a namespace"
 [ -e "$root/services/passed" ] || fail "services: $(cat "$root/services/journal" "$root/services/log")"
-rm -rf "$root/services" "$root/etc/systemd/system/services.service" "$root/var/lib/blockring/forward/web.log"*
+rm -rf "$root/services" "$root/etc/systemd/system/services.service" "$root"/var/lib/blockring/forward/*.log*
 
 say "upgrade"
 echo '# kept by the upgrade' >>"$root/etc/blockring/forward.toml"
