@@ -78,7 +78,7 @@ impl Scene {
             for () in turns {
                 // Either end of a connection is fine.
                 let listening = listening.try_clone().expect("a descriptor");
-                let connection = Connection::new(new_event().expect("an event"));
+                let connection = Connection::new(new_event().expect("an event").into());
                 let _ = connection.serve(&served, listening.into());
                 done.send(()).expect("somebody to tell");
             }
