@@ -189,34 +189,43 @@ pub fn receive<T: for<'a> Deserialize<'a>>(
     socket: BorrowedFd<'_>,
 ) -> io::Result<(T, Vec<OwnedFd>)> {
     let mut bytes = vec![0; MAX_MESSAGE];
-    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let (len, flags, descriptors) = {
-        let mut buffers = [IoSliceMut::new(&mut bytes)];
-        let message = loop {
-            match recvmsg::<()>(
-                socket.as_raw_fd(),
-                &mut buffers,
-                Some(&mut space),
-                MsgFlags::MSG_CMSG_CLOEXEC,
-            ) {
-                Err(Errno::EINTR) => {}
-                other => break other?,
-            }
-        };
-        let mut descriptors = Vec::new();
-        for control in message.cmsgs()? {
-            if let ControlMessageOwned::ScmRights(raw) = control {
-                // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
-                // them.
-                descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-            }
-        }
-        (message.bytes, message.flags, descriptors)
-    };
+    let (len, flags, descriptors) = receive_bytes(socket, &mut bytes)?;
     if descriptors.len() > DESCRIPTORS {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
     }
     Ok((decode(&bytes[..len], flags)?, descriptors))
+}
+
+/// Receives bytes of a stream, at least one unless it has ended, and the descriptors that came with
+/// the last of them.
+pub fn receive_part(socket: BorrowedFd<'_>, bytes: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    // The kernel ends a read behind bytes that descriptors came with.
+    let (len, _, descriptors) = receive_bytes(socket, bytes)?;
+    Ok((len, descriptors))
+}
+
+fn receive_bytes(
+    socket: BorrowedFd<'_>,
+    bytes: &mut [u8],
+) -> io::Result<(usize, MsgFlags, Vec<OwnedFd>)> {
+    let mut space = cmsg_space!([RawFd; MAX_DESCRIPTORS]);
+    let mut buffers = [IoSliceMut::new(bytes)];
+    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+    let message = loop {
+        match recvmsg::<()>(socket.as_raw_fd(), &mut buffers, Some(&mut space), flags) {
+            Err(Errno::EINTR) => {}
+            other => break other?,
+        }
+    };
+    let mut descriptors = Vec::new();
+    for control in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(raw) = control {
+            // SAFETY: the kernel has just made these descriptors for us, and nobody else knows
+            // them.
+            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, message.flags, descriptors))
 }
 
 #[cfg(test)]

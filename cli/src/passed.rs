@@ -3,7 +3,7 @@
 use super::failure::Failure;
 use ring_program::sockets::{Passed, PassedSockets, take};
 use std::fmt;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 
 /// A socket that a service manager has passed.
 pub struct PassedSocket {
@@ -28,6 +28,17 @@ impl PassedSocket {
 /// Returns whether a service manager has passed any socket to this process.
 pub fn is_any() -> bool {
     PassedSockets::from_environment().is_ok_and(|passed| !passed.all.is_empty())
+}
+
+/// Takes the descriptor of that number, which an option names.
+///
+/// # Errors
+/// This process was not started with such a one, or an option has named it before.
+pub fn take_named(number: RawFd, option: &str) -> Result<OwnedFd, Failure> {
+    // SAFETY: the command line names it for this purpose, and what was taken once is refused, as is
+    // what this process has opened. No command takes sockets of a service manager, too.
+    let taken = unsafe { take(number) };
+    taken.map_err(|e| Failure::Usage(format!("{option}: descriptor {number}: {e}")))
 }
 
 /// Takes all sockets that were passed. A second call finds none of them.

@@ -8,10 +8,13 @@ use nix::sys::socket::SockType;
 use ring_test_support::process::{ended, signal, until_asleep, words};
 use ring_test_support::{assert_fails, assert_ok};
 use serde_json::{Value, json};
-use std::io::{BufRead, BufReader, Write};
+use shared_block_ring::handover::receive_part;
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::Output;
+use std::process::{Command, Output};
 use std::thread;
 
 /// Reads a call.
@@ -99,6 +102,54 @@ fn each_action_is_one_call_with_its_parameters() {
         let (_, output) = talk(&scene, &[arguments, &["--json"]].concat(), &json!({}));
         assert_ok(&output);
         assert_eq!(text(&output), "{\"exit_code\":0,\"error\":null}\n", "{arguments:?}");
+    }
+}
+
+#[test]
+fn descriptors_go_with_the_call_that_says_what_they_are() {
+    let scene = Scene::new();
+    scene.write("web.toml", "guest = \"producer\"\n");
+    scene.write("ring", "the ring");
+    let listener = UnixListener::bind(scene.path("control")).unwrap();
+    let add = |more: &str| {
+        let program = env!("CARGO_BIN_EXE_blockring");
+        let line = format!("exec {program} ctl --socket control add --file web.toml {more}");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &line]).current_dir(scene.path("."));
+        shell.output().unwrap()
+    };
+    let (call, content) = thread::scope(|scope| {
+        let backend = scope.spawn(|| {
+            let mut connection = listener.accept().unwrap().0;
+            let mut bytes = [0; 4096];
+            let (len, descriptors) = receive_part(connection.as_fd(), &mut bytes).unwrap();
+            connection.write_all(b"{}\0").unwrap();
+            let content = descriptors.into_iter().map(|descriptor| {
+                let mut text = String::new();
+                File::from(descriptor).read_to_string(&mut text).unwrap();
+                text
+            });
+            let call: Value = serde_json::from_slice(&bytes[..len - 1]).unwrap();
+            (call, content.collect::<Vec<_>>())
+        });
+        assert_ok(&add("--pass consumer-socket=8 --pass ring=9 web 8</dev/null 9<ring"));
+        backend.join().unwrap()
+    });
+    assert_eq!(call["parameters"]["descriptors"], json!({ "consumer_socket": 0, "ring": 1 }));
+    assert_eq!(content, ["", "the ring"]);
+    for (more, wanted) in [
+        ("--pass ring=9 web", "descriptor 9"),
+        ("--pass ring=0 web", "descriptor 0"),
+        ("--pass ring=9 --pass socket=9 web 9<ring", "descriptor 9"),
+        ("--pass ring=9 --pass ring=8 web 9<ring 8<ring", "twice"),
+        ("--pass disk=9 web 9<ring", "ring, socket or consumer-socket"),
+        ("--pass ring web 9<ring", "WHAT=FD"),
+        ("--pass ring=x web", "FD is the number"),
+    ] {
+        let output = add(more);
+        assert_eq!(output.status.code(), Some(2), "{more}");
+        let said = words(&output);
+        assert!(said.contains(wanted), "{more}: {said}");
     }
 }
 

@@ -123,8 +123,6 @@ fn serve_folder(folder: PathBuf, line: Arguments) -> Result<(), Failure> {
         return check_folder(&options.folder);
     }
     warn_of_others(&passed);
-    let set_up = |source| Failure::System { what: "set up signals", source };
-    set_up_signals().map_err(set_up)?;
     let manager = Arc::new(ServiceManager::connect());
     let outcome = rings::server::run(options, &manager);
     if let Err(failure) = &outcome {
@@ -139,7 +137,8 @@ fn check_folder(folder: &Folder) -> Result<(), Failure> {
     let wrong: Vec<_> = rings.values().filter_map(|ring| ring.settings.as_ref().err()).collect();
     if wrong.is_empty() {
         let count = rings.len();
-        return print(&format!("the configuration is sound; rings: {count}\n"));
+        let follows = rings::reexec::answer_if_asked().unwrap_or_default();
+        return print(&format!("the configuration is sound; rings: {count}\n{follows}"));
     }
     let words: Vec<_> = wrong.into_iter().map(String::as_str).collect();
     Err(Failure::Configuration(words.join("; ")))

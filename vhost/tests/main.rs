@@ -33,6 +33,7 @@ mod reconnect;
 mod rings;
 mod rings_faults;
 mod rings_limits;
+mod rings_passed;
 mod rings_upgrade;
 mod roles;
 mod service;

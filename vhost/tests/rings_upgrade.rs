@@ -2,18 +2,20 @@
 #![allow(clippy::unwrap_used)]
 
 use crate::common::daemon::Daemon;
-use crate::common::rings::{Rings, data_process, ends_well, leaves_nothing};
+use crate::common::rings::{Rings, answer, data_process, ends_well, leaves_nothing, send};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
-use ring_test_support::process::eventually;
 use ring_test_support::service;
 use serde_json::json;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
 
 /// Rings whose daemon runs a program that can be replaced.
 struct Upgraded {
@@ -75,7 +77,7 @@ fn other_program_goes_on_with_every_ring_and_nobody_is_refused() {
         (rings.folder("one").join("c"), SockType::SeqPacket),
         (rings.scene.path("control"), SockType::Stream),
     ];
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 for (path, kind) in &sockets {
@@ -132,29 +134,55 @@ fn folder_is_read_again_and_no_socket_is_left_behind() {
 }
 
 #[test]
-fn program_that_finds_a_file_wrong_does_not_follow() {
+fn program_that_cannot_follow_does_not_and_leaves_no_process() {
     let upgraded = Upgraded::new(&["vm"]);
     let rings = &upgraded.rings;
     let daemon = upgraded.start(&[]);
-    let mut guest = rings.guest("vm");
     let before = data_process(&daemon);
+    let mut guest = rings.guest("vm");
+    let refused = |words: &str| {
+        let refused = rings.refused("Upgrade", &json!({ "whole": true }));
+        assert!(refused.contains(words), "{refused}");
+        assert_eq!(data_process(&daemon), before);
+    };
     rings.configure("wrong", "poll-us = \"often\"\n");
-    let refused = rings.refused("Upgrade", &json!({ "whole": true }));
-    assert!(refused.contains("--check-config"), "{refused}");
+    refused("wrong.toml: line ");
     fs::remove_file(rings.file("wrong")).unwrap();
+    fs::rename(rings.folder("vm").join("ring"), rings.folder("vm").join("away")).unwrap();
+    refused("put it back");
+    fs::rename(rings.folder("vm").join("away"), rings.folder("vm").join("ring")).unwrap();
+    // A program that knows nothing of this, one that fails, and none.
     fs::rename(&upgraded.program, rings.scene.path("elsewhere")).unwrap();
-    fs::write(&upgraded.program, "no program").unwrap();
-    // Its own file has another name now, and is what is started.
-    upgraded.upgrade();
-    assert_ne!(data_process(&daemon), before);
-    drop(guest);
-    guest = rings.guest("vm");
+    for (script, words) in [
+        ("#!/bin/sh\necho the configuration is sound\n", "does not say that it can follow"),
+        ("#!/bin/sh\necho what is this >&2; exit 3\n", "what is this"),
+        ("no program", "program: "),
+    ] {
+        fs::write(&upgraded.program, script).unwrap();
+        fs::set_permissions(&upgraded.program, Permissions::from_mode(0o755)).unwrap();
+        refused(words);
+        // A data process of it is none either.
+        rings.refused("Upgrade", &json!({}));
+    }
+    fs::remove_file(&upgraded.program).unwrap();
+    refused("program: ");
+    let children = format!("/proc/{0}/task/{0}/children", daemon.0.id());
+    let children = fs::read_to_string(children).unwrap();
+    assert_eq!(children.split_whitespace().count(), 1, "{children}");
     rings.carries("vm", &mut guest, "goes on");
-    fs::remove_file(rings.scene.path("elsewhere")).unwrap();
-    let refused = rings.refused("Upgrade", &json!({ "whole": true }));
-    assert!(refused.contains("elsewhere"), "{refused}");
-    rings.carries("vm", &mut guest, "still goes on");
     ends_well(daemon);
+}
+
+#[test]
+fn ring_whose_socket_has_lost_its_name_gets_another_one() {
+    let upgraded = Upgraded::new(&["vm"]);
+    let rings = &upgraded.rings;
+    let daemon = upgraded.start(&[]);
+    fs::remove_file(rings.folder("vm").join("s")).unwrap();
+    upgraded.upgrade();
+    rings.carries("vm", &mut rings.guest("vm"), "an item");
+    ends_well(daemon);
+    leaves_nothing(rings, "vm");
 }
 
 #[test]
@@ -173,13 +201,26 @@ fn daemon_with_sockets_of_a_service_manager_is_not_followed() {
     ends_well(daemon);
 }
 
+/// Signals at any time of an upgrade.
 #[test]
-fn stop_during_an_upgrade_ends_the_daemon() {
-    let upgraded = Upgraded::new(&["one", "two"]);
-    let mut daemon = upgraded.start(&[]);
-    let control = upgraded.rings.scene.path("control");
-    let waits = crate::common::rings::send(&control, "Upgrade", &json!({ "whole": true }));
-    daemon.signal(Signal::SIGTERM);
-    eventually("it ends", || daemon.0.try_wait().unwrap().is_some());
-    drop(waits);
+fn stop_during_an_upgrade_ends_the_daemon_and_a_reload_does_not() {
+    for delay in (0..12).map(|step| Duration::from_millis(5 * step)) {
+        let upgraded = Upgraded::new(&["one", "two"]);
+        let mut daemon = upgraded.start(&[]);
+        let control = upgraded.rings.scene.path("control");
+        let mut waits = Vec::new();
+        for signal in [Signal::SIGHUP, Signal::SIGTERM] {
+            waits.push(send(&control, "Upgrade", &json!({ "whole": true })));
+            thread::sleep(delay);
+            daemon.signal(signal);
+            if signal == Signal::SIGHUP {
+                // Whatever that upgrade has come to.
+                drop(waits.pop().map(answer));
+                let states = upgraded.rings.states();
+                assert!(states.iter().all(|(_, state)| state != "failed"), "{states:?}");
+            }
+        }
+        assert_eq!(daemon.code(), Some(0), "{delay:?}");
+        leaves_nothing(&upgraded.rings, "one");
+    }
 }

@@ -8,19 +8,22 @@ mod words;
 use super::address::{Named, PATIENCE, seconds};
 use super::failure::{Failure, Outcome};
 use super::output::{print, require_output};
+use super::passed;
 use clap::Subcommand;
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use configuration::text_of;
 use ring_os::{Limits, SocketKind, dial};
 use ring_program::Stop;
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 use shared_block_ring::device::shown;
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
+use std::os::fd::{OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use trouble::Conversation;
-use varlink::{Answer, Parameters, Patience};
+use varlink::{Answer, Message, Parameters, Patience};
 
 /// The interface of the methods.
 const INTERFACE: &str = "io.blockring.Rings";
@@ -47,8 +50,9 @@ the socket.
 
 add is done when the ring is served, remove when everything is durable and the ring's sockets are
 gone, drain when the consumer has taken everything; reload adds, removes and changes rings as DIR
-has them now. These wait as long as that takes. The others give up after 5 seconds without an answer
-(exit code 3). A signal ends every wait (exit code 1); the backend may still do what it was asked.
+has them now; upgrade has all rings served by another process. These wait as long as that takes.
+The others give up after 5 seconds without an answer (exit code 3). A signal ends every wait (exit
+code 1); the backend may still do what it was asked.
 
 The exit code is 0 if it is done, 3 if a wait has timed out, and 1 if the backend has no such ring,
 refuses, cannot be reached, or has rings that a reload could not serve.
@@ -89,17 +93,25 @@ enum Action {
     /// Have the backend serve one more ring, and wait until it does
     #[command(after_help = "\
 Without --file the backend reads the ring's configuration from its own folder. The text of a file is
-sent to the backend, which looks up the paths in it.
+sent to the backend, which looks up the paths in it. With --pass it gets open descriptors in the
+place of some of these paths: of the ring, of the listening socket for front ends, or of that for
+consumers. The backend must have the right to open the ring's file again. This program's parent
+opens them, as a shell does in the last example.
 
 Examples:
   blockring ctl add web
-  blockring ctl add --file web.toml web")]
+  blockring ctl add --file web.toml web
+  blockring ctl add --file web.toml --pass ring=9 web 9<>/srv/web.ring")]
     Add {
         /// Name of the ring
         name: String,
         /// Configuration of the ring, in place of NAME.toml in the backend's folder
         #[arg(long, value_name = "CONFIG.toml")]
         file: Option<PathBuf>,
+        /// Descriptor to pass: `ring=FD`, `socket=FD` or `consumer-socket=FD`, in the place of
+        /// blk-file, socket-path or consumer-socket in the configuration
+        #[arg(long, value_name = "WHAT=FD", requires = "file", value_parser = to_pass)]
+        pass: Vec<(&'static str, RawFd)>,
     },
     /// Have the backend end its service of a ring, and wait until everything is durable
     #[command(after_help = "Examples:\n  blockring ctl remove web")]
@@ -130,9 +142,10 @@ Examples:
     },
     /// Have a new process, of the backend that is installed now, serve all rings
     #[command(after_help = "\
-Guests wait as long as a restart of a backend takes. --whole needs longer, since all rings are opened
-anew: it keeps the backend's process number, its listening sockets, and rings that were added, reads
-the folder of configurations again, and closes all other connections to the control socket.
+Guests wait as long as a restart of a backend takes. --whole needs longer, since all rings are
+opened anew: it keeps the backend's process number, its listening sockets, and rings that were
+added, reads the folder of configurations again, and closes all other connections to the control
+socket.
 
 Examples:
   blockring ctl upgrade
@@ -152,6 +165,21 @@ Examples:
 #[serde(transparent)]
 pub struct Report(Parameters);
 
+/// What can be passed: its name on the command line, and in a call.
+const PASSED: [(&str, &str); 3] =
+    [("ring", "ring"), ("socket", "socket"), ("consumer-socket", "consumer_socket")];
+
+/// Returns what is passed, by its name in a call, and the number of its descriptor.
+fn to_pass(text: &str) -> Result<(&'static str, RawFd), &'static str> {
+    let (what, number) = text.split_once('=').ok_or("it takes WHAT=FD")?;
+    let (_, key) = PASSED
+        .iter()
+        .find(|(name, _)| *name == what)
+        .ok_or("WHAT is ring, socket or consumer-socket")?;
+    let number = number.parse().map_err(|_| "FD is the number of an open descriptor")?;
+    Ok((key, number))
+}
+
 /// Returns the path of a socket.
 fn socket(text: &OsStr) -> Result<PathBuf, &'static str> {
     match Named::from(text) {
@@ -168,8 +196,11 @@ impl Ctl {
             None => default_socket()?,
         };
         let (method, parameters) = self.action.call(stop)?;
+        let descriptors = self.action.passed()?;
         let conversation = Conversation { socket: &socket, action: &self.action.words() };
-        let answer = converse(&conversation, method, &parameters, self.action.limit(), stop)?;
+        let message = varlink::encode(&format!("{INTERFACE}.{method}"), &parameters);
+        let message = Message { bytes: &message, descriptors: &descriptors };
+        let answer = converse(&conversation, &message, self.action.limit(), stop)?;
         let (text, outcome) = self.action.read(&conversation, &answer)?;
         report.0 = answer;
         // The report's own, in every report.
@@ -196,8 +227,7 @@ fn default_socket() -> Result<PathBuf, Failure> {
 /// Makes a call, and returns the parameters of the answer.
 fn converse(
     conversation: &Conversation<'_>,
-    method: &str,
-    parameters: &Parameters,
+    message: &Message<'_>,
     limit: Option<Duration>,
     stop: &Stop,
 ) -> Result<Parameters, Failure> {
@@ -205,9 +235,8 @@ fn converse(
     let limits = Limits::within(PATIENCE).or_on(&interrupts);
     let connection = dial(conversation.socket, SocketKind::Stream, &limits)
         .map_err(|e| conversation.unreachable(&e))?;
-    let message = varlink::encode(&format!("{INTERFACE}.{method}"), parameters);
     let patience = Patience { limit, stop: stop.fd() };
-    let answer = varlink::call(&connection, &message, &patience)
+    let answer = varlink::call(&connection, message, &patience)
         .and_then(|bytes| varlink::decode(&bytes))
         .map_err(|trouble| conversation.broken(&trouble, limit))?;
     match answer {
@@ -234,8 +263,17 @@ impl Action {
         let mut parameters = Parameters::new();
         parameters.extend(name.map(|name| ("name".to_owned(), Value::from(name.as_str()))));
         match self {
-            Self::Add { file: Some(file), .. } => {
+            Self::Add { file: Some(file), pass, .. } => {
                 parameters.insert("configuration".to_owned(), text_of(file, stop)?.into());
+                let places = pass.iter().zip(0..).map(|((key, _), place)| (*key, place));
+                let places: BTreeMap<&str, u32> = places.collect();
+                if places.len() < pass.len() {
+                    let why = "--pass names one of ring, socket and consumer-socket twice";
+                    return Err(Failure::Usage(why.to_owned()));
+                }
+                if !places.is_empty() {
+                    parameters.insert("descriptors".to_owned(), json!(places));
+                }
             }
             Self::Upgrade { whole: true } => {
                 parameters.insert("whole".to_owned(), true.into());
@@ -246,6 +284,12 @@ impl Action {
             _ => {}
         }
         Ok((method, parameters))
+    }
+
+    /// Takes the descriptors that go with the call.
+    fn passed(&self) -> Result<Vec<OwnedFd>, Failure> {
+        let Self::Add { pass, .. } = self else { return Ok(Vec::new()) };
+        pass.iter().map(|(_, number)| passed::take_named(*number, "--pass")).collect()
     }
 
     /// Returns the longest wait for the answer.

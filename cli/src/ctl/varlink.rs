@@ -4,11 +4,11 @@
 use memchr::memchr;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, ppoll};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{ControlMessage, MsgFlags, recv, sendmsg};
 use nix::sys::time::TimeSpec;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::io;
+use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -122,22 +122,37 @@ pub struct Patience<'a> {
     pub stop: BorrowedFd<'a>,
 }
 
+/// A call as it is sent: its bytes, and the descriptors that go with them.
+pub struct Message<'a> {
+    pub bytes: &'a [u8],
+    pub descriptors: &'a [OwnedFd],
+}
+
 /// Makes one call on a connection that does not block, and returns the bytes of the answer.
 ///
 /// # Errors
 /// All of [`Trouble`].
 pub fn call(
     connection: &OwnedFd,
-    message: &[u8],
+    message: &Message<'_>,
     patience: &Patience<'_>,
 ) -> Result<Vec<u8>, Trouble> {
     let deadline = patience.limit.and_then(|limit| Instant::now().checked_add(limit));
     let wait = |events| wait(connection, events, patience.stop, deadline);
-    let mut rest = message;
+    let mut rest = message.bytes;
+    let mut descriptors: Vec<_> = message.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     while !rest.is_empty() {
         wait(PollFlags::POLLOUT)?;
-        match send(connection.as_raw_fd(), rest, MsgFlags::MSG_NOSIGNAL) {
-            Ok(count) => rest = &rest[count..],
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let bytes = [IoSlice::new(rest)];
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        match sendmsg::<()>(connection.as_raw_fd(), &bytes, control, flags, None) {
+            Ok(count) => {
+                rest = &rest[count..];
+                // They have gone with the first bytes.
+                descriptors.clear();
+            }
             Err(Errno::EAGAIN | Errno::EINTR) => {}
             // The other side may have answered before it closed the connection.
             Err(Errno::EPIPE | Errno::ECONNRESET) => break,

@@ -10,6 +10,7 @@ use clap::{Arg, ArgAction, Command, CommandFactory, FromArgMatches};
 use ring_program::text::about_line;
 use std::ffi::OsString;
 use std::path::Path;
+use std::sync::LazyLock;
 use toml::de::{DeTable, DeValue};
 
 /// Options that have no meaning in a file.
@@ -45,6 +46,16 @@ const WHOLE: [&str; 13] = [
     "log-format",
 ];
 
+/// The command line. It is made once: a thousand files are read by it.
+fn command() -> &'static Command {
+    static COMMAND: LazyLock<Command> = LazyLock::new(|| {
+        let mut command = Arguments::command();
+        command.build();
+        command
+    });
+    &COMMAND
+}
+
 /// Returns the arguments of one ring of many: those of its file's text, and of a command line,
 /// `words`, that holds for all rings.
 ///
@@ -52,9 +63,7 @@ const WHOLE: [&str; 13] = [
 ///
 /// The text is wrong. The error names the line.
 pub fn ring(text: &str, words: &[OsString]) -> Result<Arguments, String> {
-    let mut command = Arguments::command();
-    command.build();
-    for (arg, _) in read(text, &command)? {
+    for (arg, _) in read(text, command())? {
         let name = arg.get_long().unwrap_or_default();
         if WHOLE.contains(&name) {
             return Err(format!(
@@ -67,12 +76,11 @@ pub fn ring(text: &str, words: &[OsString]) -> Result<Arguments, String> {
 
 /// Does the work of [`add`] on a file's text.
 fn merge(text: &str, words: &[OsString]) -> Result<Arguments, String> {
-    let mut command = Arguments::command();
-    command.build();
+    let command = command();
     let given = command.clone().try_get_matches_from(words).map_err(|e| first_words(&e))?;
     let is_given =
         |arg: &Arg| given.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
-    let options = read(text, &command)?.into_iter().filter(|(arg, _)| {
+    let options = read(text, command)?.into_iter().filter(|(arg, _)| {
         !is_given(arg) && !command.get_arg_conflicts_with(arg).into_iter().any(is_given)
     });
     let of_file = options.flat_map(|(_, words)| words).map(OsString::from);

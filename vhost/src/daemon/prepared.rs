@@ -108,6 +108,13 @@ fn listen(source: &Source, kind: SockType, sockets: Sockets<'_>) -> Result<Liste
         Source::Path(path, access) => (sockets.kept)(path)
             .map_or_else(|| Listening::on(path, kind, access), Ok)
             .map_err(|source| Failure::Socket { name: path.display().to_string(), source }),
+        Source::Received(received) => {
+            let name = received.to_string();
+            match received.socket.try_clone() {
+                Ok(socket) => Ok(Listening::inherited(socket, name)),
+                Err(source) => Err(Failure::Socket { name, source }),
+            }
+        }
         Source::Inherited(inherited) => {
             let name = inherited.to_string();
             match (sockets.inherited)(*inherited) {

@@ -1,15 +1,17 @@
 //! The calls of the control socket.
 
-use crate::daemon::rings::folder::{Configured, is_name};
+use crate::daemon::rings::folder::is_name;
 use crate::daemon::rings::manager::Manager;
 use crate::daemon::rings::member::{Member, State};
 use crate::daemon::rings::messages::{Number, Order, Report};
+use crate::daemon::rings::passed::Passed;
 use crate::daemon::rings::varlink::{
     Answer, Call, CallError, ClientId, expect_rights, no_such_method,
 };
 use crate::daemon::rings::waits::{Drain, Inquiry, Question, Reload, Suspension};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 /// The time between two looks at a ring that drains.
@@ -25,16 +27,21 @@ const SUSPEND_PATIENCE: Duration = Duration::from_secs(5);
 
 impl Manager {
     /// Carries out a call, which is answered now or later.
-    pub fn call(&mut self, call: &Call) {
+    pub fn call(&mut self, mut call: Call) {
         let client = call.client;
-        let outcome = self.carry_out(call);
+        let descriptors = std::mem::take(&mut call.descriptors);
+        let outcome = self.carry_out(&call, descriptors);
         if let Some(answer) = outcome.transpose() {
             self.answers.push((client, answer));
         }
     }
 
     /// Returns the answer; nothing where it comes later.
-    fn carry_out(&mut self, call: &Call) -> Result<Option<Value>, CallError> {
+    fn carry_out(
+        &mut self,
+        call: &Call,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Option<Value>, CallError> {
         let Call { client, method, parameters, .. } = call;
         let client = *client;
         let name = || {
@@ -59,7 +66,11 @@ impl Manager {
                     ));
                 }
                 match method.as_str() {
-                    "Add" => self.add_ring(client, name()?, parameters["configuration"].as_str()),
+                    "Add" => {
+                        let passed = Passed::sort(&parameters["descriptors"], descriptors);
+                        let passed = passed.map_err(CallError::refused)?;
+                        self.add_ring(client, name()?, parameters["configuration"].as_str(), passed)
+                    }
                     "Remove" => match self.remove(name()?)? {
                         Some(number) => Ok(self.wait_for(number, client)),
                         None => Ok(Some(json!({}))),
@@ -97,14 +108,15 @@ impl Manager {
         client: ClientId,
         name: &str,
         text: Option<&str>,
+        passed: Passed,
     ) -> Result<Option<Value>, CallError> {
         let configured = match text {
             Some(_) if !is_name(name) => Err(format!("{name:?} cannot be a ring's name")),
-            Some(text) => Ok(Configured {
-                text: text.to_owned(),
-                settings: self.folder.settings(text),
-                added: true,
-            }),
+            Some(text) => Ok(self.folder.added(text.to_owned(), passed)),
+            None if !passed.is_empty() => {
+                Err("descriptors go with a `configuration`, and not with a file of the folder"
+                    .to_owned())
+            }
             None => self.folder.read_one(name),
         };
         let configured = configured.map_err(CallError::refused)?;

@@ -2,8 +2,9 @@
 
 use crate::daemon::config::Arguments;
 use crate::daemon::config_file;
+use crate::daemon::rings::passed::Passed;
 use crate::daemon::settings::{Invalid, Settings};
-use crate::daemon::sockets::PassedSockets;
+use crate::daemon::sockets::Purpose;
 use ring_program::text::one_line;
 use shared_block_ring::device::shown;
 use std::collections::BTreeMap;
@@ -42,6 +43,8 @@ pub struct Configured {
     pub settings: Result<Settings, String>,
     /// It was sent by a client, and is no file of the folder.
     pub added: bool,
+    /// Descriptors that came with it.
+    pub passed: Passed,
 }
 
 impl Folder {
@@ -100,11 +103,12 @@ impl Folder {
                     one_line(text, MAX_WORDS)
                 };
                 let settings = self.settings(&text).map_err(words);
-                Configured { text, settings, added: false }
+                Configured { text, settings, added: false, passed: Passed::default() }
             }
             Err(e) => {
                 let words = format!("{}: cannot read the configuration: {e}", path.display());
-                Configured { text: String::new(), settings: Err(words), added: false }
+                let (text, passed) = (String::new(), Passed::default());
+                Configured { text, settings: Err(words), added: false, passed }
             }
         }
     }
@@ -115,11 +119,45 @@ impl Folder {
     ///
     /// The error of the text, with its line.
     pub fn settings(&self, text: &str) -> Result<Settings, String> {
+        self.settings_with(text, &Passed::default())
+    }
+
+    /// Returns a configuration that a client has sent, with the descriptors that it has passed.
+    pub fn added(&self, text: String, passed: Passed) -> Configured {
+        let settings = self.settings_with(&text, &passed);
+        Configured { text, settings, added: true, passed }
+    }
+
+    fn settings_with(&self, text: &str, passed: &Passed) -> Result<Settings, String> {
         let mut arguments = config_file::ring(text, &self.words)?;
         // Those of the whole daemon.
         arguments.metrics.clear();
         arguments.cpu.clear();
-        Settings::new(arguments, &PassedSockets::default()).map_err(|e| e.to_string())
+        if let Some(path) = passed.ring_path()
+            && let Some(named) = arguments.blk_file.replace(path)
+        {
+            let named = named.display();
+            return Err(format!(
+                "blk-file = {named}, and the ring was passed, too: one of them is enough"
+            ));
+        }
+        // Who may use them is their maker's matter. The command line's are for all others.
+        let [guest, consumer] = [Purpose::Guest, Purpose::Consumer].map(|one| passed.source(one));
+        if guest.is_some() {
+            (arguments.socket_mode, arguments.socket_group) = (None, None);
+        }
+        if consumer.is_some() {
+            (arguments.consumer_socket_mode, arguments.consumer_socket_group) = (None, None);
+        }
+        let mut settings =
+            Settings::new(arguments, &passed.described()).map_err(|e| e.to_string())?;
+        if let Some(guest) = guest {
+            settings.front_ends = guest;
+        }
+        if let (Some(consumers), Some(consumer)) = (&mut settings.consumers, consumer) {
+            consumers.source = consumer;
+        }
+        Ok(settings)
     }
 }
 

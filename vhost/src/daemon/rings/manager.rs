@@ -37,6 +37,8 @@ pub struct Manager {
     pub(super) metrics: Vec<Bound>,
     /// What data processes are started from.
     pub(super) program: PathBuf,
+    /// Where this program lay when it was started, and the next one is to be found.
+    pub(super) installed: PathBuf,
     /// The data process that takes the rings over when the present one has ended, and who waits for
     /// that.
     pub(super) successor: Option<(Plane, ClientId)>,
@@ -92,6 +94,7 @@ impl Manager {
             room,
             metrics,
             program,
+            installed: std::env::current_exe().map_err(system("find this program"))?,
             successor: None,
             upgraded: None,
             next_program: None,
@@ -128,7 +131,7 @@ impl Manager {
     pub fn add(&mut self, name: &str, configured: Configured, patience: Duration) -> Number {
         let number = self.next;
         self.next += 1;
-        let Configured { text, settings, added } = configured;
+        let Configured { text, settings, added, passed } = configured;
         let settings = settings.and_then(|settings| {
             self.expect_room()?;
             // The bytes of a ring whose file names no size are known, and checked, in `start`.
@@ -137,7 +140,7 @@ impl Manager {
         });
         self.names.insert(number, name.to_owned());
         let (known, state) = (settings.as_ref().ok().cloned(), State::Preparing);
-        let member = Member { number, text, added, settings: known, state };
+        let member = Member { number, text, added, passed, settings: known, state };
         self.members.insert(name.to_owned(), member);
         let settings = match settings {
             Ok(settings) => settings,
@@ -269,10 +272,16 @@ impl Manager {
     pub(super) fn fail(&mut self, number: Number, why: &str) {
         let Some(name) = self.names.get(&number).cloned() else { return };
         log::error!("{name}: {why}");
+        // Who has added it learns that it was not, and it leaves nothing.
+        let mut was_added = false;
         if let Some(member) = self.members.get_mut(&name) {
+            was_added = member.added && self.waiting.contains_key(&number);
             member.state = State::Failed(why.to_owned());
         }
         self.tell_waiting(number, &Err(CallError::refused(why)));
+        if was_added {
+            return self.forget(number);
+        }
         self.progress(&name, Some(why.to_owned()));
         self.give_way(&name);
     }

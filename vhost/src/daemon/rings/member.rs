@@ -5,6 +5,7 @@ use crate::daemon::handover::reopen;
 use crate::daemon::peer::Admission;
 use crate::daemon::prepared::Prepared;
 use crate::daemon::rings::messages::{Number, Order, Ring};
+use crate::daemon::rings::passed::Passed;
 use crate::daemon::sandbox::without_truncation;
 use crate::daemon::service::Terms;
 use crate::daemon::settings::Settings;
@@ -27,6 +28,8 @@ pub struct Member {
     pub text: String,
     /// It is no file of the folder.
     pub added: bool,
+    /// What a client has passed for it.
+    pub passed: Passed,
     /// What the text says; `None` where it is wrong.
     pub settings: Option<Settings>,
     /// How far it is.
@@ -180,6 +183,7 @@ impl Member {
         let path = |source: &Source| match source {
             Source::Path(path, _) => path.display().to_string(),
             Source::Inherited(inherited) => inherited.to_string(),
+            Source::Received(received) => received.to_string(),
         };
         let (state, reason) = match &self.state {
             State::Preparing | State::Starting(_) => ("starting", None),

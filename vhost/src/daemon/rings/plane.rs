@@ -39,6 +39,16 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags)?)
 }
 
+impl Drop for Plane {
+    fn drop(&mut self) {
+        // One that was not waited for has not begun, or hangs.
+        if !matches!(self.child.try_wait(), Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
 impl Plane {
     /// Starts a data process of `program`, which gets the sockets in `metrics`, and waits until it
     /// takes orders.

@@ -2,20 +2,19 @@
 
 use crate::daemon::failure::{Failure, system};
 use crate::daemon::metrics;
-use crate::daemon::rings::folder::Configured;
 use crate::daemon::rings::manager::Manager;
 use crate::daemon::rings::messages::{Begin, VERSION};
 use crate::daemon::rings::names;
 use crate::daemon::rings::options::{ControlSocket, Options};
 use crate::daemon::rings::preparations::{PATIENCE, patiently};
-use crate::daemon::rings::reexec::{KeptSockets, TakenOver};
+use crate::daemon::rings::reexec::{KeptSockets, TakenOver, TakenRing};
 use crate::daemon::rings::room::Room;
 use crate::daemon::rings::varlink::Control;
 use crate::daemon::server::expect_proc;
 use crate::daemon::server::take;
 use crate::daemon::sockets::Listening;
 use nix::sys::socket::SockType;
-use ring_program::{ServiceManager, Stop, descriptors};
+use ring_program::{ServiceManager, Stop, descriptors, set_up_signals};
 use shared_block_ring::wait::wait_readable;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -34,10 +33,15 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
     expect_proc()?;
     let stop = Stop::except_on_hangup().map_err(system("set up signals"))?;
     let hangup = Stop::on([libc::SIGHUP]).map_err(system("set up signals"))?;
+    // Behind the handlers: the program before this one may have left signals waiting.
+    set_up_signals().map_err(system("set up signals"))?;
     let limit = descriptors::raise().map_err(system("raise the limit of descriptors"))?;
     log::debug!("at most {limit} descriptors");
     ring_program::stderr::release();
-    let TakenOver { rings: added, sockets, client } = TakenOver::from_environment()?;
+    let TakenOver { rings: added, sockets, client, stops } = TakenOver::from_environment()?;
+    if stops {
+        stop.asker().map_err(system("duplicate a descriptor"))?();
+    }
     // First: where the control process of another daemon listens, that one has the rings.
     let control = options.control.as_ref().map(|socket| listen(socket, &sockets));
     let mut control = control.transpose()?;
@@ -55,9 +59,8 @@ pub fn run(options: Options, service: &Arc<ServiceManager>) -> Result<(), Failur
         metrics: metrics.len(),
     };
     let mut rings = options.folder.read().map_err(Failure::Configuration)?;
-    for (name, text) in added {
-        let settings = options.folder.settings(&text);
-        rings.entry(name).or_insert(Configured { text, settings, added: true });
+    for TakenRing { name, text, passed } in added {
+        rings.entry(name).or_insert_with(|| options.folder.added(text, passed));
     }
     // The data process has the same limit: it inherits this one's.
     let room = Room {
@@ -161,7 +164,7 @@ impl Server {
                 None => Vec::new(),
             };
             for call in calls {
-                self.manager.call(&call);
+                self.manager.call(call);
             }
         }
     }
@@ -174,6 +177,7 @@ impl Server {
             left.sockets.push(control.listening());
             left.client = control.connection(client);
         }
+        left.stop = Some(self.stop.fd());
         Err(left.become_program(&program))
     }
 
@@ -191,7 +195,7 @@ impl Server {
                 let more = control.answer(client, &answer);
                 let more = more.map_err(system("serve the control socket"))?;
                 for call in more {
-                    self.manager.call(&call);
+                    self.manager.call(call);
                 }
             }
         }

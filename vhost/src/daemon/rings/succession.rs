@@ -8,8 +8,6 @@ use crate::daemon::rings::messages::Order;
 use crate::daemon::rings::plane::Plane;
 use crate::daemon::rings::reexec::{self, Left};
 use crate::daemon::rings::varlink::{CallError, ClientId};
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -39,7 +37,7 @@ impl Manager {
     /// There is no such program, or it cannot take the rings over: the present process goes on.
     pub(super) fn upgrade(&mut self, client: ClientId) -> Result<(), CallError> {
         self.expect_no_upgrade()?;
-        let program = installed_program()?;
+        let program = self.installed.clone();
         let next = Plane::start(&program, &self.begin, &self.metrics);
         let next = next.map_err(|e| CallError::refused(format!("{}: {e}", program.display())))?;
         self.program = program;
@@ -65,7 +63,16 @@ impl Manager {
             let why = "the service manager has passed sockets to the daemon, which it alone passes to another program: restart the service";
             return Err(CallError::refused(why));
         }
-        let program = installed_program()?;
+        let lost = self
+            .members
+            .iter()
+            .find_map(|(name, member)| Some((name, member.kept()?.finish().err()?)));
+        if let Some((name, why)) = lost {
+            return Err(CallError::refused(format!(
+                "{name}: {why} (put it back under its name first)"
+            )));
+        }
+        let program = self.installed.clone();
         reexec::check(&program).map_err(CallError::refused)?;
         log::info!("another program follows: {}", program.display());
         self.next_program = Some((program, client));
@@ -99,11 +106,13 @@ impl Manager {
             }
             stays
         });
-        let added = self.members.iter().filter(|(_, member)| member.added);
-        let rings = added.map(|(name, member)| (name.clone(), member.text.clone())).collect();
+        let is_added = |member: &Member| member.added && member.kept().is_some();
+        let added = self.members.iter().filter(|(_, member)| is_added(member));
+        let rings =
+            added.map(|(name, member)| (name.as_str(), &*member.text, &member.passed)).collect();
         let kept = self.members.values().filter_map(Member::kept);
         let sockets = kept.flat_map(Kept::sockets).collect();
-        Some((program, client, Left { rings, sockets, client: None }))
+        Some((program, client, Left { rings, sockets, ..Left::default() }))
     }
 
     /// Has another data process serve the rings in the place of one that has ended.
@@ -152,13 +161,4 @@ impl Manager {
         self.repeat_questions();
         Ok(())
     }
-}
-
-/// Returns the program that the path of this one leads to now.
-fn installed_program() -> Result<PathBuf, CallError> {
-    let program = std::env::current_exe().map_err(|e| CallError::refused(e.to_string()))?;
-    // A file that was replaced is named so.
-    let name = program.as_os_str().as_bytes();
-    let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
-    Ok(PathBuf::from(OsStr::from_bytes(name)))
 }

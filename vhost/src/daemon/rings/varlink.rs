@@ -8,9 +8,10 @@ use crate::daemon::peer::{Admission, Peer};
 use crate::daemon::sockets::Listening;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use serde_json::{Value, json};
+use shared_block_ring::handover::receive_part;
 use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 
 /// The interface.
@@ -27,6 +28,9 @@ const MAX_CALL: usize = 1 << 20;
 
 /// Bytes of answers that a client has not read, at most.
 const MAX_UNREAD: usize = 32 << 20;
+
+/// Descriptors of calls that are not complete, at most.
+const MAX_DESCRIPTORS: usize = 16;
 
 /// The data of the listening socket's event.
 const LISTENING: u64 = 0;
@@ -46,6 +50,8 @@ pub struct Call {
     pub parameters: Value,
     /// The client may change something.
     pub may_change: bool,
+    /// The descriptors that came with it: from a client that may change something.
+    pub descriptors: Vec<OwnedFd>,
 }
 
 /// An error of the interface: its name, and its parameters.
@@ -95,6 +101,11 @@ struct Client {
     stream: UnixStream,
     may_change: bool,
     received: Vec<u8>,
+    /// Bytes of the calls that were taken.
+    taken: u64,
+    /// Descriptors that have come, with the number of bytes that had come then: of the call that
+    /// the last of these is of.
+    descriptors: Vec<(u64, OwnedFd)>,
     to_send: VecDeque<u8>,
     /// A call is under way: the next one waits for its answer.
     busy: bool,
@@ -235,8 +246,10 @@ impl Control {
         self.turns += 1;
         self.epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
         let (received, to_send) = (Vec::new(), VecDeque::new());
+        let (taken, descriptors) = (0, Vec::new());
         let (busy, turn, gone) = (false, self.turns, false);
-        let client = Client { stream, may_change, received, to_send, busy, turn, gone };
+        let client =
+            Client { stream, may_change, received, taken, descriptors, to_send, busy, turn, gone };
         self.clients.insert(number, client);
         Ok(number)
     }
@@ -250,9 +263,10 @@ impl Control {
             let answer = match call.rsplit_once() {
                 Some((INTERFACE, method)) => {
                     client.busy = true;
-                    let (method, parameters) = (method.to_owned(), call.parameters);
                     let (client, may_change) = (ClientId(number), client.may_change);
-                    calls.push(Call { client, method, parameters, may_change });
+                    let method = method.to_owned();
+                    let Received { parameters, descriptors, .. } = call;
+                    calls.push(Call { client, method, parameters, may_change, descriptors });
                     continue;
                 }
                 Some(("org.varlink.service", method)) => about(method, &call.parameters),
@@ -292,6 +306,7 @@ pub fn expect_rights(call: &Call) -> Result<(), CallError> {
 struct Received {
     method: String,
     parameters: Value,
+    descriptors: Vec<OwnedFd>,
 }
 
 impl Received {
@@ -304,7 +319,7 @@ impl Client {
     fn receive(&mut self) {
         let mut bytes = [0; 8192];
         while self.received.len() <= MAX_CALL {
-            match self.stream.read(&mut bytes) {
+            match self.receive_part(&mut bytes) {
                 Ok(0) => {
                     self.gone = true;
                     return;
@@ -320,6 +335,21 @@ impl Client {
         }
     }
 
+    /// Reads from the socket. Whoever may change nothing can have no descriptor closed by this
+    /// process, which may take as long as the process likes that serves it.
+    fn receive_part(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        if !self.may_change {
+            return self.stream.read(bytes);
+        }
+        let (len, descriptors) = receive_part(self.stream.as_fd(), bytes)?;
+        let at = self.taken + (self.received.len() + len) as u64;
+        self.descriptors.extend(descriptors.into_iter().map(|descriptor| (at, descriptor)));
+        if self.descriptors.len() > MAX_DESCRIPTORS {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "too many descriptors"));
+        }
+        Ok(len)
+    }
+
     fn take_call(&mut self) -> Option<Received> {
         let Some(end) = self.received.iter().position(|byte| *byte == 0) else {
             // What is no call will not become one.
@@ -327,10 +357,14 @@ impl Client {
             return None;
         };
         let bytes: Vec<u8> = self.received.drain(..=end).collect();
+        self.taken += bytes.len() as u64;
+        let taken = self.taken;
+        let descriptors = self.descriptors.extract_if(.., |(at, _)| *at <= taken);
+        let descriptors: Vec<_> = descriptors.map(|(_, descriptor)| descriptor).collect();
         let call = serde_json::from_slice::<Value>(&bytes[..end]).ok().and_then(|mut call| {
             let method = call.get("method")?.as_str()?.to_owned();
             let parameters = call.get_mut("parameters").map_or(json!({}), Value::take);
-            Some(Received { method, parameters })
+            Some(Received { method, parameters, descriptors })
         });
         self.gone |= call.is_none();
         call

@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Where a listening socket comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,31 @@ pub enum Source {
     Path(PathBuf, Access),
     /// The daemon was started with it.
     Inherited(Inherited),
+    /// A client of the control socket has sent it.
+    Received(Received),
+}
+
+/// A listening socket that a client has sent.
+#[derive(Debug, Clone)]
+pub struct Received {
+    /// The socket.
+    pub socket: Arc<OwnedFd>,
+    /// What it is for.
+    pub purpose: Purpose,
+}
+
+impl PartialEq for Received {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.socket, &other.socket)
+    }
+}
+
+impl Eq for Received {}
+
+impl fmt::Display for Received {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "socket `{}` that a client has passed", self.purpose.name())
+    }
 }
 
 /// A descriptor that the daemon was started with.
@@ -88,10 +114,19 @@ pub unsafe fn inherited(from: Inherited) -> io::Result<OwnedFd> {
     let Inherited { number, purpose } = from;
     // SAFETY: the caller vouches for the number.
     let socket = unsafe { ring_program::sockets::take(number) }?;
-    ring_program::sockets::require_listening(&socket)?;
+    require(&socket, purpose)?;
+    Ok(socket)
+}
+
+/// Checks that a socket listens, and is of the kind that its purpose needs.
+///
+/// # Errors
+/// It is not.
+pub fn require(socket: &OwnedFd, purpose: Option<Purpose>) -> io::Result<()> {
+    ring_program::sockets::require_listening(socket)?;
     let address = getsockname::<SockaddrStorage>(socket.as_raw_fd())?;
     let is_unix = address.family() == Some(AddressFamily::Unix);
-    let kind = getsockopt(&socket, sockopt::SockType)?;
+    let kind = getsockopt(socket, sockopt::SockType)?;
     match purpose {
         None | Some(Purpose::Guest) if !is_unix || kind != SockType::Stream => invalid(
             "not a UNIX stream socket: front ends send descriptors by such a one (ListenStream= with a path in a socket unit)",
@@ -100,7 +135,7 @@ pub unsafe fn inherited(from: Inherited) -> io::Result<OwnedFd> {
             "not a UNIX socket of sequential packets (ListenSequentialPacket= with a path in a socket unit)",
         ),
         // The metrics' server says itself what it takes.
-        _ => Ok(socket),
+        _ => Ok(()),
     }
 }
 
