@@ -90,7 +90,12 @@ fn streams_cross(
         let (backend, scene) =
             if kill % 2 == 0 { (&mut first, &out) } else { (&mut second, &into) };
         let before = position(scene);
-        assert!(wait_until(SOON, || moved(scene, before)), "kill {kill}: {}", scene.diagnostics());
+        if !wait_until(SOON, || moved(scene, before)) {
+            let state =
+                "cat /sys/block/vd?/inflight; ps; grep virtio /proc/interrupts; dmesg | tail -n 20";
+            let state = guest.check(state).unwrap_or_else(|e| format!("the guest: {e}"));
+            panic!("kill {kill}: {}\n{}\n{state}", out.diagnostics(), into.diagnostics());
+        }
         backend.kill()?;
         *backend = scene.backend()?;
     }

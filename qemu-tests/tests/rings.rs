@@ -141,7 +141,9 @@ fn streams_of_several_guests_cross_while_the_daemon_is_upgraded_and_killed() -> 
     let sending = guests.iter().map(|guest| sends(guest, parts)).collect::<Result<Vec<_>>>()?;
     for round in 0..rounds {
         rings.pass(round, passers);
-        rings.ctl(&["upgrade"]);
+        // Of the process that does the work, and of both.
+        let upgrade: &[&str] = if round % 2 == 0 { &["upgrade"] } else { &["upgrade", "--whole"] };
+        rings.ctl(upgrade);
         rings.pass(round + rounds, passers);
         if round % (rounds / kills) == 0 {
             rings.kill();
