@@ -115,11 +115,11 @@ struct Arguments {
     /// Where durable rings, and disks of a guest, are made: on a disk
     #[arg(long, value_name = "DIR", default_value = "/var/tmp")]
     disk_dir: PathBuf,
-    /// Rings of the daemon of --measure rings; each takes some dozens of descriptors (ulimit -Hn)
+    /// Rings of the daemon of --measure rings; each takes 17 descriptors of one process (ulimit -Hn)
     #[arg(long, value_name = "N", default_value = "1000", value_parser = clap::value_parser!(u16).range(1..))]
     rings: u16,
-    /// How often --measure rings kills the daemon's data process; from the fifth time on there are 15 s between two, since
-    /// the daemon gives up after five in a minute
+    /// How often --measure rings kills the daemon's data process. More than four kills have 15 s
+    /// between them, since the daemon gives up after five in a minute
     #[arg(long, value_name = "N", default_value = "3")]
     kills: u32,
     /// Write tables into performance.md (that of --measure fleet into scaling.md) in this folder,

@@ -141,7 +141,7 @@ fn streams_of_several_guests_cross_while_the_daemon_is_upgraded_and_killed() -> 
     let sending = guests.iter().map(|guest| sends(guest, parts)).collect::<Result<Vec<_>>>()?;
     for round in 0..rounds {
         rings.pass(round, passers);
-        // Of the process that does the work, and of both.
+        // In turns: the data process alone, and both processes.
         let upgrade: &[&str] = if round % 2 == 0 { &["upgrade"] } else { &["upgrade", "--whole"] };
         rings.ctl(upgrade);
         rings.pass(round + rounds, passers);

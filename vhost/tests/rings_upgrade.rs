@@ -119,6 +119,10 @@ fn folder_is_read_again_and_no_socket_is_left_behind() {
     fs::write(rings.file("moved"), text.replace("moved/s\"", "moved/other\"")).unwrap();
     fs::remove_file(rings.file("gone")).unwrap();
     rings.configure("new", "");
+    // Each is warned of, in front of what the next program says of itself.
+    for number in 0..20 {
+        fs::write(rings.file(&format!("-{number}")), "").unwrap();
+    }
     upgraded.upgrade();
     let serving = |name: &str| (name.to_owned(), "serving".to_owned());
     assert_eq!(rings.states(), ["moved", "new", "same"].map(serving));

@@ -39,7 +39,7 @@ const SETTLE: Duration = Duration::from_secs(1);
 const ENDS_AT_ONCE: u32 = 4;
 const BETWEEN_ENDS: Duration = Duration::from_secs(15);
 
-/// What is measured.
+/// How much `--measure rings` does.
 pub struct Wanted {
     /// Rings of the daemon.
     pub rings: usize,

@@ -155,6 +155,8 @@ impl SharedWorker {
         progress: &mut Progress,
         now: Option<Instant>,
     ) -> Option<TurnEnd> {
+        // Where no turn is taken, none costs anything.
+        progress.cost = 0;
         if self.waiters.first_in_line().is_some() {
             return None;
         }

@@ -4,7 +4,7 @@ use crate::daemon::rings::folder::is_name;
 use crate::daemon::rings::manager::Manager;
 use crate::daemon::rings::member::{Member, State};
 use crate::daemon::rings::messages::{Number, Order, Report};
-use crate::daemon::rings::passed::Passed;
+use crate::daemon::rings::passed::PassedDescriptors;
 use crate::daemon::rings::varlink::{
     Answer, Call, CallError, ClientId, expect_rights, no_such_method,
 };
@@ -67,7 +67,8 @@ impl Manager {
                 }
                 match method.as_str() {
                     "Add" => {
-                        let passed = Passed::sort(&parameters["descriptors"], descriptors);
+                        let passed =
+                            PassedDescriptors::sort(&parameters["descriptors"], descriptors);
                         let passed = passed.map_err(CallError::refused)?;
                         self.add_ring(client, name()?, parameters["configuration"].as_str(), passed)
                     }
@@ -108,7 +109,7 @@ impl Manager {
         client: ClientId,
         name: &str,
         text: Option<&str>,
-        passed: Passed,
+        passed: PassedDescriptors,
     ) -> Result<Option<Value>, CallError> {
         let configured = match text {
             Some(_) if !is_name(name) => Err(format!("{name:?} cannot be a ring's name")),

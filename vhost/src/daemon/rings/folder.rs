@@ -2,7 +2,7 @@
 
 use crate::daemon::config::Arguments;
 use crate::daemon::config_file;
-use crate::daemon::rings::passed::Passed;
+use crate::daemon::rings::passed::PassedDescriptors;
 use crate::daemon::settings::{Invalid, Settings};
 use crate::daemon::sockets::Purpose;
 use ring_program::text::one_line;
@@ -44,7 +44,7 @@ pub struct Configured {
     /// It was sent by a client, and is no file of the folder.
     pub added: bool,
     /// Descriptors that came with it.
-    pub passed: Passed,
+    pub passed: PassedDescriptors,
 }
 
 impl Folder {
@@ -103,11 +103,11 @@ impl Folder {
                     one_line(text, MAX_WORDS)
                 };
                 let settings = self.settings(&text).map_err(words);
-                Configured { text, settings, added: false, passed: Passed::default() }
+                Configured { text, settings, added: false, passed: PassedDescriptors::default() }
             }
             Err(e) => {
                 let words = format!("{}: cannot read the configuration: {e}", path.display());
-                let (text, passed) = (String::new(), Passed::default());
+                let (text, passed) = (String::new(), PassedDescriptors::default());
                 Configured { text, settings: Err(words), added: false, passed }
             }
         }
@@ -119,16 +119,16 @@ impl Folder {
     ///
     /// The error of the text, with its line.
     pub fn settings(&self, text: &str) -> Result<Settings, String> {
-        self.settings_with(text, &Passed::default())
+        self.settings_with(text, &PassedDescriptors::default())
     }
 
     /// Returns a configuration that a client has sent, with the descriptors that it has passed.
-    pub fn added(&self, text: String, passed: Passed) -> Configured {
+    pub fn added(&self, text: String, passed: PassedDescriptors) -> Configured {
         let settings = self.settings_with(&text, &passed);
         Configured { text, settings, added: true, passed }
     }
 
-    fn settings_with(&self, text: &str, passed: &Passed) -> Result<Settings, String> {
+    fn settings_with(&self, text: &str, passed: &PassedDescriptors) -> Result<Settings, String> {
         let mut arguments = config_file::ring(text, &self.words)?;
         // Those of the whole daemon.
         arguments.metrics.clear();
@@ -141,7 +141,8 @@ impl Folder {
                 "blk-file = {named}, and the ring was passed, too: one of them is enough"
             ));
         }
-        // Who may use them is their maker's matter. The command line's are for all others.
+        // Whoever has made a socket has set its mode and group: those options of the command line
+        // are for the sockets that this daemon makes.
         let [guest, consumer] = [Purpose::Guest, Purpose::Consumer].map(|one| passed.source(one));
         if guest.is_some() {
             (arguments.socket_mode, arguments.socket_group) = (None, None);

@@ -272,7 +272,7 @@ impl Manager {
     pub(super) fn fail(&mut self, number: Number, why: &str) {
         let Some(name) = self.names.get(&number).cloned() else { return };
         log::error!("{name}: {why}");
-        // Who has added it learns that it was not, and it leaves nothing.
+        // The client that adds a ring is told that it has failed, and no failed ring is listed.
         let mut was_added = false;
         if let Some(member) = self.members.get_mut(&name) {
             was_added = member.added && self.waiting.contains_key(&number);

@@ -5,7 +5,7 @@ use crate::daemon::handover::reopen;
 use crate::daemon::peer::Admission;
 use crate::daemon::prepared::Prepared;
 use crate::daemon::rings::messages::{Number, Order, Ring};
-use crate::daemon::rings::passed::Passed;
+use crate::daemon::rings::passed::PassedDescriptors;
 use crate::daemon::sandbox::without_truncation;
 use crate::daemon::service::Terms;
 use crate::daemon::settings::Settings;
@@ -29,7 +29,7 @@ pub struct Member {
     /// It is no file of the folder.
     pub added: bool,
     /// What a client has passed for it.
-    pub passed: Passed,
+    pub passed: PassedDescriptors,
     /// What the text says; `None` where it is wrong.
     pub settings: Option<Settings>,
     /// How far it is.

@@ -12,15 +12,15 @@ const KEYS: [&str; 3] = ["ring", "socket", "consumer_socket"];
 
 /// The descriptors of one ring, in the order of [`KEYS`]. A clone is the same descriptors.
 #[derive(Debug, Clone, Default)]
-pub struct Passed([Option<Arc<OwnedFd>>; 3]);
+pub struct PassedDescriptors([Option<Arc<OwnedFd>>; 3]);
 
-impl Passed {
+impl PassedDescriptors {
     /// Sorts the descriptors that came with a call. `places` is an object whose values are the
     /// places of the descriptors in their order, from 0 on.
     ///
     /// # Errors
     ///
-    /// What is wrong with them; in words.
+    /// The first descriptor, or place, that does not fit, in words.
     pub fn sort(places: &Value, descriptors: Vec<OwnedFd>) -> Result<Self, String> {
         let mut descriptors: Vec<_> = descriptors.into_iter().map(Some).collect();
         let mut passed = Self::default();
@@ -105,12 +105,14 @@ mod tests {
         let file = || OwnedFd::from(File::open("/dev/null").unwrap());
         let (first, second) = (socket(), file());
         let number = second.as_raw_fd();
-        let passed = Passed::sort(&json!({ "ring": 1, "socket": 0 }), vec![first, second]).unwrap();
+        let passed =
+            PassedDescriptors::sort(&json!({ "ring": 1, "socket": 0 }), vec![first, second])
+                .unwrap();
         assert_eq!(passed.ring_path().unwrap(), PathBuf::from(format!("/proc/self/fd/{number}")));
         assert!(passed.source(Purpose::Guest).is_some());
         assert!(passed.source(Purpose::Consumer).is_none());
         assert_eq!(passed.described().all.len(), 1);
-        assert!(Passed::sort(&Value::Null, Vec::new()).unwrap().ring_path().is_none());
+        assert!(PassedDescriptors::sort(&Value::Null, Vec::new()).unwrap().ring_path().is_none());
         for (places, count, wanted) in [
             (json!({ "ring": 1 }), 1, "not the place"),
             (json!({ "ring": 0, "consumer_socket": 0 }), 1, "not the place"),
@@ -122,7 +124,7 @@ mod tests {
             (json!({ "socket": 0 }), 1, "socket"),
         ] {
             let descriptors = (0..count).map(|_| file()).collect();
-            let error = Passed::sort(&places, descriptors).unwrap_err();
+            let error = PassedDescriptors::sort(&places, descriptors).unwrap_err();
             assert!(error.contains(wanted), "{places}: {error}");
         }
     }

@@ -6,13 +6,13 @@
 //! anew: nothing depends on how the other program keeps them.
 
 use crate::daemon::failure::{Failure, system};
-use crate::daemon::rings::passed::Passed;
+use crate::daemon::rings::passed::PassedDescriptors;
 use crate::daemon::sockets::{Listening, OwnPath};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::socket::{MsgFlags, recv};
-use nix::unistd::{Whence, execve, lseek};
+use nix::unistd::execve;
 use ring_program::text::one_line;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -41,13 +41,16 @@ const ASKED: &str = "asked";
 const CHECK_PATIENCE: Duration = Duration::from_secs(20);
 const CHECK_PAUSE: Duration = Duration::from_millis(5);
 
-/// Bytes of what it says that are read, at most.
+/// Bytes of its output that are read, and that an error repeats, at most. It may have a warning for
+/// each file.
+const MOST_READ: u64 = 1 << 20;
 const MOST_WORDS: usize = 1000;
 
 /// The descriptors that were passed for a ring, in the order of [`Passed::numbered`].
 type Numbers = [Option<RawFd>; 3];
 
-/// What is left, as it is written down. Numbers are those of descriptors.
+/// What the next program is told, as JSON in a file without a name. Numbers are those of descriptors
+/// that are open in it.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Description {
     version: u32,
@@ -77,7 +80,7 @@ pub struct TakenRing {
     /// Its configuration.
     pub text: String,
     /// What a client has passed for it.
-    pub passed: Passed,
+    pub passed: PassedDescriptors,
 }
 
 /// Listening sockets by their paths, for the rings that are to have them. A clone is the same.
@@ -133,7 +136,7 @@ impl TakenOver {
         let take = |number: Option<RawFd>| number.map(inherited).transpose();
         let ring = |(name, text, numbers): (String, String, Numbers)| -> io::Result<TakenRing> {
             let [ring, guest, consumer] = numbers;
-            let passed = Passed::of([take(ring)?, take(guest)?, take(consumer)?]);
+            let passed = PassedDescriptors::of([take(ring)?, take(guest)?, take(consumer)?]);
             Ok(TakenRing { name, text, passed })
         };
         let rings = description.rings.into_iter().map(ring).collect::<io::Result<_>>()?;
@@ -154,11 +157,11 @@ fn inherited(number: RawFd) -> io::Result<OwnedFd> {
     unsafe { ring_program::sockets::take(number) }
 }
 
-/// What is left to the next program.
+/// What this program hands to the next one.
 #[derive(Default)]
 pub struct Left<'a> {
     /// Rings that no file of the folder describes: names, texts, and what was passed for them.
-    pub rings: Vec<(&'a str, &'a str, &'a Passed)>,
+    pub rings: Vec<(&'a str, &'a str, &'a PassedDescriptors)>,
     /// Sockets that the next program goes on listening on.
     pub sockets: Vec<&'a Listening>,
     /// The client that waits until it serves the rings.
@@ -209,9 +212,9 @@ impl Left<'_> {
         }
         let stop = self.stop.map(keep).transpose()?;
         let description = Description { version: VERSION, rings, sockets, client, stop };
-        let mut file = File::from(memfd_create("blockring-left", MFdFlags::empty())?);
+        let mut file = unnamed_file(MFdFlags::empty())?;
         file.write_all(&serde_json::to_vec(&description)?)?;
-        lseek(&file, 0, Whence::SeekSet)?;
+        file.rewind()?;
         Ok(file.into())
     }
 }
@@ -236,7 +239,7 @@ pub fn answer_if_asked() -> Option<String> {
 pub fn check(program: &Path) -> Result<(), String> {
     let name = program.display();
     let fail = |e: io::Error| format!("{name}: {e}");
-    let mut said = tempfile_without_name().map_err(fail)?;
+    let mut said = unnamed_file(MFdFlags::MFD_CLOEXEC).map_err(fail)?;
     let output = || said.try_clone().map(Stdio::from).map_err(fail);
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).arg("--check-config").env(VARIABLE, ASKED);
@@ -256,7 +259,7 @@ pub fn check(program: &Path) -> Result<(), String> {
         }
     };
     let mut words = Vec::new();
-    let read = said.rewind().and_then(|()| said.take(MOST_WORDS as u64).read_to_end(&mut words));
+    let read = said.rewind().and_then(|()| said.take(MOST_READ).read_to_end(&mut words));
     read.map_err(fail)?;
     let words = String::from_utf8_lossy(&words);
     if !status.success() {
@@ -272,6 +275,6 @@ pub fn check(program: &Path) -> Result<(), String> {
     ))
 }
 
-fn tempfile_without_name() -> io::Result<File> {
-    Ok(memfd_create("blockring-check", MFdFlags::MFD_CLOEXEC)?.into())
+fn unnamed_file(flags: MFdFlags) -> io::Result<File> {
+    Ok(memfd_create("blockring-reexec", flags)?.into())
 }

@@ -97,7 +97,8 @@ impl Manager {
         if let Err(e) = self.plane.finish() {
             log::error!("cannot wait for the data process: {e}");
         }
-        // What has changed is made anew, and what is gone ends: their sockets are removed.
+        // A ring whose file has changed starts anew, one whose file is gone ends: the sockets of both
+        // are removed here.
         self.members.retain(|name, member| {
             let same = |found: Configured| found.text == member.text;
             let stays = member.added || self.folder.read_one(name).is_ok_and(same);
