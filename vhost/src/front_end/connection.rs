@@ -77,18 +77,15 @@ struct Departure<'a>(&'a Connection, &'a Served);
 
 impl Drop for Departure<'_> {
     fn drop(&mut self) {
-        let Served { losses, counters, .. } = self.1;
         *self.0.departs() = true;
         if let Some(Accepted { tenant, .. }) = self.0.accepted() {
-            if tenant.is_served() && losses.guest_lost() {
+            if tenant.has_lost_memory() {
                 log::error!("the front end has taken back memory that it shared: it is let go");
             }
             // Not under the lock: memory may be unmapped, and its files closed, which can take long.
-            if tenant.depart() {
-                losses.forget_guest();
-            }
+            tenant.depart();
         }
-        counters.departures.count();
+        self.1.counters.departures.count();
     }
 }
 

@@ -293,7 +293,7 @@ impl Endpoint {
 
     fn loss(&mut self) {
         if self.served.losses.take_guest_lost() {
-            for guest in self.guests.iter_mut().filter(|guest| guest.is_served()) {
+            for guest in self.guests.iter_mut().filter(|guest| guest.has_lost_memory()) {
                 guest.end();
             }
         }
@@ -341,8 +341,8 @@ impl Guest {
         self.tenant().is_some_and(Tenant::established)
     }
 
-    fn is_served(&self) -> bool {
-        self.tenant().is_some_and(Tenant::is_served)
+    fn has_lost_memory(&self) -> bool {
+        self.tenant().is_some_and(Tenant::has_lost_memory)
     }
 
     /// When something is due, if nothing happens before.

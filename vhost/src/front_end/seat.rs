@@ -35,8 +35,7 @@ impl State {
         if let Some(former) = self.holder.take() {
             log::info!("the guest goes on with another front end: the one it has left is let go");
             self.features = former.features();
-            worker.disconnect();
-            worker.losses().forget_guest();
+            vacate(worker);
             former.supersede();
         }
         worker.connect(tenant.queues());
@@ -124,9 +123,11 @@ impl Seat {
         }
     }
 
-    /// Whether `tenant` has the seat.
-    pub fn is_held_by(&self, tenant: &Tenant) -> bool {
-        self.lock().is_holder(tenant)
+    /// Whether `tenant` has the seat, and has taken back memory that the worker uses.
+    pub fn has_lost_memory(&self, tenant: &Tenant) -> bool {
+        // Under the lock: the next holder has lost nothing of what the last one did.
+        let state = self.lock();
+        state.is_holder(tenant) && tenant.backend().losses().guest_lost()
     }
 
     /// Has those that wait look again.
@@ -134,20 +135,23 @@ impl Seat {
         self.lock().tell();
     }
 
-    /// Takes the seat back from `tenant`, which is gone. Returns whether it had it.
-    pub fn leave(&self, tenant: &Tenant) -> bool {
+    /// Takes the seat back from `tenant`, which is gone.
+    pub fn leave(&self, tenant: &Tenant) {
         let mut state = self.lock();
-        if !state.is_holder(tenant) {
-            return false;
+        if state.is_holder(tenant) {
+            vacate(&mut tenant.backend().worker());
+            state.features = tenant.features();
+            state.holder = None;
+            state.tell();
         }
-        let mut worker = tenant.backend().worker();
-        worker.disconnect();
-        drop(worker);
-        state.features = tenant.features();
-        state.holder = None;
-        state.tell();
-        true
     }
+}
+
+/// Takes the queues of the front end that leaves the seat, and what was lost of its memory, from the
+/// worker: the next one, which takes the seat as soon as its lock is free, would stand still for it.
+fn vacate(worker: &mut Worker) {
+    worker.disconnect();
+    worker.losses().forget_guest();
 }
 
 /// A wait for the seat, on the thread of a connection. It costs nothing meanwhile.

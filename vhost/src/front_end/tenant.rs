@@ -113,9 +113,9 @@ impl Tenant {
         self.set().established
     }
 
-    /// Whether the worker serves its queues.
-    pub fn is_served(&self) -> bool {
-        self.backend.seat().is_held_by(self)
+    /// Whether the worker serves its queues, and has met memory that it has taken back.
+    pub fn has_lost_memory(&self) -> bool {
+        self.backend.seat().has_lost_memory(self)
     }
 
     /// Whether it was let go, or has hung up.
@@ -143,11 +143,10 @@ impl Tenant {
         seat.tell();
     }
 
-    /// Forgets it: it is gone. Returns whether its queues were served.
-    pub fn depart(&self) -> bool {
-        let was_served = self.backend.seat().leave(self);
+    /// Forgets it: it is gone.
+    pub fn depart(&self) {
+        self.backend.seat().leave(self);
         self.set().queues.clear();
-        was_served
     }
 
     /// Returns why the library has ended the connection with this error, in words of the VMM's
