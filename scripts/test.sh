@@ -33,7 +33,10 @@ budget; a suite has several times what it takes on two processors with nothing e
 keeps no other from running. Ends with a line for each build and suite: passed or FAILED, the seconds it took, those that it used of a
 processor, which of its test programs failed, and why. Fails if one of them failed.
 
+The tests' files lie in /dev/shm, where it has 4 GiB, lets programs be started and knows O_DIRECT.
+
   BLOCKRING_ACCEL   QEMU's accelerator, instead of KVM where there is one
+  TMPDIR            where the tests' files lie instead
 TEXT
 }
 
@@ -50,9 +53,33 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 root=$PWD
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 
+memory= work= beside=
+trap '[ -z "$beside" ] || end_beside; rm -rf ${memory:+"$memory"} ${work:+"$work"}' EXIT
+
+# On a disk the tests wait for flushes most of the time, the longer the more a build beside them writes, and emulated guests compute
+# meanwhile. What a disk keeps through a loss of power is tested on simulated ones.
+files_in_memory() {
+    [ -z "${TMPDIR:-}" ] && memory=$(mktemp -d /dev/shm/blockring.XXXXXX 2>/dev/null) || return 0
+    local room
+    room=$(df --output=avail -k "$memory" | tail -n 1)
+    if ((room >= 4 << 20)) && behaves_as_a_disk "$memory"; then
+        export TMPDIR=$memory
+        echo "test.sh: the tests' files lie in $memory"
+    else
+        rm -rf "$memory"
+        memory=
+    fi
+}
+
+# Programs can be started from there, and files be opened with O_DIRECT (tmpfs: since Linux 6.6).
+behaves_as_a_disk() {
+    printf '#!/bin/sh\n' >"$1/program"
+    chmod +x "$1/program"
+    "$1/program" 2>/dev/null && dd if=/dev/zero of="$1/file" bs=4096 count=1 oflag=direct 2>/dev/null && rm "$1/program" "$1/file"
+}
+
+files_in_memory
 work=$(mktemp -d "${TMPDIR:-/tmp}/blockring-tests.XXXXXX")
-beside=
-trap 'end_beside; rm -rf "$work"' EXIT
 export BLOCKRING_TESTS=$work/programs BLOCKRING_FAILED=$work/failed
 # What guests start need not be as fast as a release. This takes two thirds of the time to build.
 export BLOCKRING_PROFILE=fast
@@ -143,7 +170,7 @@ start_beside() {
 }
 
 end_beside() {
-    [ -z "$beside" ] || kill -- "-$beside" 2>/dev/null || true
+    kill -- "-$beside" 2>/dev/null || true
 }
 
 # Waits for what goes on beside the suites.

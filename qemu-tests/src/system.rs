@@ -89,9 +89,8 @@ impl System {
 
     /// Copies the bare Debian.
     fn bare() -> Result<Self> {
-        let folder = assets::cache_dir();
-        let root = tempfile::Builder::new().prefix("system-").tempdir_in(&folder);
-        let root = root.map_err(Error::file("making a folder in", &folder))?;
+        let root = tempfile::Builder::new().prefix("system-").tempdir();
+        let root = root.map_err(Error::io("making a temporary folder"))?;
         let mut from = assets::debian()?.into_os_string();
         from.push("/.");
         run(Command::new("cp").arg("-a").arg(from).arg(root.path()))?;

@@ -67,9 +67,10 @@ fn failed_start_gives_back_its_space_and_removes_its_file() {
     let file = File::create(scene.path("ring")).unwrap();
     file.set_len(16 * MIB).unwrap();
     let blocks = || std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap());
-    let before = blocks();
+    // A file system in memory has a page of what was read, too.
+    let most = blocks() + 4096 / 512;
     assert_fails(&scene.run(&["--socket-path", "s", "--blk-file", "ring"]), 1, "not a ring");
-    assert_eq!(blocks(), before);
+    assert!(blocks() <= most, "{} of {most}", blocks());
     let cpu = ["--socket-path", "s", "--blk-file", "new", "--size", "1M", "--cpu", "1000"];
     assert_fails(&scene.run(&cpu), 1, "--cpu");
     assert!(!scene.path("new").exists());

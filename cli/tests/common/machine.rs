@@ -7,10 +7,10 @@ use std::process::{Command, Output, Stdio};
 /// `must CODE WORDS COMMAND…` runs a command that has to end with that code and print these words.
 const PRELUDE: &str = r#"
 set -eu
-loops=$PWD/.loops
-: > "$loops"
-trap 'while read -r name; do losetup -d "$name" || :; done < "$loops"' EXIT
-loop() { name=$(losetup -f --show "$@"); echo "$name" >> "$loops"; echo "$name"; }
+# Open all the time: the script may mount something over its folder.
+exec 8<> .loops 9< .loops
+trap 'while read -r name; do losetup -d "$name" || :; done <&9' EXIT
+loop() { name=$(losetup -f --show "$@"); echo "$name" >&8; echo "$name"; }
 must() {
     code=$1 words=$2
     shift 2
