@@ -83,6 +83,7 @@ fn patiently<T>(
 }
 
 /// What a consumer has dealt with: it is stored before the ring is told.
+#[derive(Clone, Copy)]
 struct Progress {
     number: u64,
     position: Position,
@@ -113,7 +114,7 @@ impl Progress {
     }
 }
 
-fn consume(address: &str, to: u64, state: &Path, mut suspend_at: Option<u64>) -> Outcome {
+fn consume(address: &str, to: u64, state: &Path, suspend_at: Option<u64>) -> Outcome {
     let mut consumer = Consumer::attach(open(address, Role::Consumer)?, "scenario", "rust")?;
     let mut progress = Progress::load(state)?;
     if consumer.position() < progress.position {
@@ -121,27 +122,34 @@ fn consume(address: &str, to: u64, state: &Path, mut suspend_at: Option<u64>) ->
     }
     let mut wait = Wait::for_items(None);
     while progress.number < to {
-        let start = (progress.number, progress.checksum, None);
-        let (end, (number, checksum, wrong)) =
-            consumer.fold(consumer.position(), start, |(number, mut checksum, wrong), found| {
-                checksum.add(found.bytes);
-                let wrong = wrong.or_else(|| (found.bytes != item(number)).then_some(number));
-                (number + 1, checksum, wrong)
+        // Again, if one that was killed has suspended the ring: the producer waits for the resume.
+        if suspend_at == Some(progress.number) {
+            suspend_and_resume(&mut consumer)?;
+        }
+        let until = suspend_at.filter(|at| progress.number < *at).map_or(to, |at| at.min(to));
+        let start = (progress, None);
+        let (_, (next, wrong)) =
+            consumer.fold(progress.position, start, |(mut next, wrong), found| {
+                if next.number == until {
+                    return (next, wrong);
+                }
+                let wrong =
+                    wrong.or_else(|| (found.bytes != item(next.number)).then_some(next.number));
+                next.checksum.add(found.bytes);
+                next = Progress { number: next.number + 1, position: found.next, ..next };
+                (next, wrong)
             })?;
         if let Some(number) = wrong {
             return Err(format!("item {number} is not what it must be").into());
         }
-        if number == progress.number {
+        if next.number == progress.number {
             wait.pause(consumer.device(), &[])?;
             continue;
         }
         wait = Wait::for_items(None);
-        progress = Progress { number, position: end, checksum };
+        progress = next;
         progress.store(state)?;
-        consumer.advance(end)?;
-        if suspend_at.take_if(|at| *at <= number).is_some() {
-            suspend_and_resume(&mut consumer)?;
-        }
+        consumer.advance(progress.position)?;
     }
     println!("consumed {to} {:016x}", progress.checksum.0);
     Ok(())

@@ -216,7 +216,7 @@ say "services, under systemd"
 mkdir "$root/services"
 cat >"$root/services/run" <<'TEXT'
 set -eux
-eventually() { for ((look = 0; look < 600; look++)); do if "$@"; then return; fi; sleep 0.1; done; return 1; }
+eventually() { local look; for ((look = 0; look < 600; look++)); do if "$@"; then return; fi; sleep 0.1; done; return 1; }
 has_lines() { [ "$(cat /var/lib/blockring/forward/web.log | wc -l)" = "$1" ]; }
 # As the front end of a guest.
 send() { seq "$1" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 vhost-user:/run/blockring/web.sock; }
@@ -239,12 +239,15 @@ eventually has_lines 60
 for ring in one two; do sed "s/NAME/$ring/" /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/$ring.toml; done
 systemctl start blockring-many
 carries() {
-    echo "$2" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 "vhost-user:/run/blockring/$1.sock"
+    # No failure ends a function that is itself a condition.
+    echo "$2" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 "vhost-user:/run/blockring/$1.sock" ||
+        return
     eventually grep -qxF "$2" "/var/lib/blockring/forward/$1.log"
 }
 carries one 'by the first start'
 sed s/NAME/three/ /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/three.toml
 systemctl reload blockring-many
+# The signal is sent when the reload is over, and the ring follows.
 eventually carries three 'after a reload'
 main=$(systemctl show -P MainPID blockring-many)
 blockring ctl upgrade

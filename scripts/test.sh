@@ -61,6 +61,8 @@ trap '[ -z "$beside" ] || end_beside; rm -rf ${memory:+"$memory"} ${work:+"$work
 files_in_memory() {
     [ -z "${TMPDIR:-}" ] && memory=$(mktemp -d /dev/shm/blockring.XXXXXX 2>/dev/null) || return 0
     local room
+    # As /tmp: some tests are other users.
+    chmod 1777 "$memory"
     room=$(df --output=avail -k "$memory" | tail -n 1)
     if ((room >= 4 << 20)) && behaves_as_a_disk "$memory"; then
         export TMPDIR=$memory

@@ -78,7 +78,7 @@ def wait_for(control: Control, items: int, ends: List[End]) -> None:
     """Waits until so many items were consumed."""
     until = time.monotonic() + PATIENCE
     while (control.debug_info().consumer_items or 0) < items:
-        assert time.monotonic() < until, "the ring stands still"
+        assert time.monotonic() < until, f"the ring stands still: {control.debug_info()}"
         for end in ends:
             assert not end.process.poll(), f"{end.command}: exit code {end.process.returncode}"
         time.sleep(0.0005)
