@@ -99,8 +99,8 @@ impl Export {
         }
         let server = Server::start(listen(&self.metrics)?, exporter);
         let server = server.map_err(Failure::io("cannot start a thread"))?;
-        let asked = wait_readable(&[stop.fd()], None);
-        asked.map_err(Failure::io("cannot wait for a signal"))?;
+        let asked = || wait_readable(&[stop.fd()], None);
+        while asked().map_err(Failure::io("cannot wait for a signal"))?.is_none() {}
         drop(server);
         Ok(())
     }

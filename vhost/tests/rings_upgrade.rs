@@ -205,6 +205,21 @@ fn daemon_with_sockets_of_a_service_manager_is_not_followed() {
     ends_well(daemon);
 }
 
+/// Each signal interrupts what the control process waits for.
+#[test]
+fn repeated_stop_does_not_kill_what_is_being_ended() {
+    for _ in 0..5 {
+        let upgraded = Upgraded::new(&["one", "two"]);
+        let mut daemon = upgraded.start(&[]);
+        for _ in 0..500 {
+            daemon.signal(Signal::SIGTERM);
+            thread::yield_now();
+        }
+        assert_eq!(daemon.code(), Some(0), "{}", upgraded.rings.scene.log());
+        leaves_nothing(&upgraded.rings, "one");
+    }
+}
+
 /// Signals at any time of an upgrade.
 #[test]
 fn stop_during_an_upgrade_ends_the_daemon_and_a_reload_does_not() {
@@ -224,7 +239,7 @@ fn stop_during_an_upgrade_ends_the_daemon_and_a_reload_does_not() {
                 assert!(states.iter().all(|(_, state)| state != "failed"), "{states:?}");
             }
         }
-        assert_eq!(daemon.code(), Some(0), "{delay:?}");
+        assert_eq!(daemon.code(), Some(0), "{delay:?}: {}", upgraded.rings.scene.log());
         leaves_nothing(&upgraded.rings, "one");
     }
 }

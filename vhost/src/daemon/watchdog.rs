@@ -10,6 +10,7 @@
 //! answers: it is called at each sign, and has to have begun a turn by the next one.
 
 use crate::data_path::waiters::{Call, Waiters};
+use ring_os::{Limits, await_readable};
 use ring_program::{ServiceManager, Stop};
 use shared_block_ring::device::bell::new_event;
 use shared_block_ring::wait::wait_readable;
@@ -82,7 +83,8 @@ fn watch(over: &OwnedFd, stop: &OwnedFd, waiters: &Waiters, manager: &ServiceMan
         match wait_readable(&[over.as_fd(), stop.as_fd()], Some(left)) {
             Ok(Some(0)) => return,
             Ok(Some(_)) => {
-                if let Ok(Some(_)) = wait_readable(&[over.as_fd()], Some(GRACE)) {
+                // A second request to stop does not shorten the time.
+                if await_readable(over.as_fd(), &Limits::within(GRACE)).is_ok() {
                     return;
                 }
                 give_up("a thread has not ended after the stop");

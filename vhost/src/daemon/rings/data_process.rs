@@ -17,6 +17,7 @@ use crate::data_path::flush_pool::FlushPool;
 use crate::data_path::io_threads::{IoThreads, LOOK, OnPanic, RingNumber, Turns};
 use crate::front_end::supervisor::{EndpointId, Supervisor};
 use nix::unistd::{Gid, Uid};
+use ring_os::{Limits, await_readable};
 use ring_program::{LogFormat, scope};
 use shared_block_ring::format::{Geometry, SectorSize};
 use shared_block_ring::handover::{receive, send};
@@ -391,12 +392,12 @@ fn reopen_there(files: &Mutex<Files>, number: Number, writing: bool) -> io::Resu
     files.tickets += 1;
     let ticket = files.tickets;
     send(files.socket.as_fd(), &Reopen { number, writing, ticket }, &[])?;
-    let deadline = Instant::now() + REOPEN_PATIENCE;
+    let limits = Limits::within(REOPEN_PATIENCE);
     loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if wait_readable(&[files.socket.as_fd()], Some(left))?.is_none() {
-            return Err(io::Error::other("the control process does not answer"));
-        }
+        await_readable(files.socket.as_fd(), &limits).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => io::Error::other("the control process does not answer"),
+            _ => e,
+        })?;
         let (reopened, descriptors) = receive::<Reopened>(files.socket.as_fd())?;
         // The answer to an earlier request may have come too late.
         if reopened.ticket == ticket {

@@ -6,15 +6,15 @@ use crate::daemon::rings::reexec;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::socket::{AddressFamily, Shutdown, SockFlag, SockType, shutdown, socketpair};
 use ring_metrics::Bound;
+use ring_os::{Limits, await_readable};
 use shared_block_ring::handover::{receive, receive_words, send};
-use shared_block_ring::wait::wait_readable;
 use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long the data process may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(20);
@@ -82,10 +82,9 @@ impl Plane {
         for bound in metrics {
             send(self.orders.as_fd(), &bound.name(), &[bound.fd()]).map_err(&start)?;
         }
-        let ready = wait_readable(&[self.orders.as_fd()], Some(START_PATIENCE)).map_err(&start)?;
-        if ready.is_none() {
-            return Err(start(io::ErrorKind::TimedOut.into()));
-        }
+        // A signal that comes meanwhile does not end the wait.
+        let limits = Limits::within(START_PATIENCE);
+        await_readable(self.orders.as_fd(), &limits).map_err(&start)?;
         match receive_words(self.orders.as_fd()).map_err(&start)? {
             News::Begun(confinement) => self.confinement = confinement,
             _ => return Err(start(io::ErrorKind::InvalidData.into())),
@@ -175,15 +174,18 @@ impl Plane {
     pub fn finish(&mut self) -> io::Result<ExitStatus> {
         // One that has ended already needs no word.
         let _ = shutdown(self.orders.as_raw_fd(), Shutdown::Write);
-        let deadline = Instant::now() + END_PATIENCE;
+        let limits = Limits::within(END_PATIENCE);
         // Its end of the socket is closed when it has ended. What it tells until then is read, so
         // that it need not wait for that.
         while self.news().is_ok() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if wait_readable(&[self.orders.as_fd()], Some(left))?.is_none() {
-                log::error!("the data process does not end: it is killed");
-                self.child.kill()?;
-                break;
+            match await_readable(self.orders.as_fd(), &limits) {
+                Ok(()) => {}
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => {
+                    log::error!("the data process does not end: it is killed");
+                    self.child.kill()?;
+                    break;
+                }
+                Err(e) => return Err(e),
             }
         }
         self.child.wait()
