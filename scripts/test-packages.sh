@@ -239,7 +239,7 @@ eventually has_lines 60
 for ring in one two; do sed "s/NAME/$ring/" /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/$ring.toml; done
 systemctl start blockring-many
 carries() {
-    # No failure ends a function that is itself a condition.
+    # `set -e` has no effect in a function that is a condition.
     echo "$2" | setpriv --reuid blockring --regid blockring --init-groups blockring produce --timeout 60 "vhost-user:/run/blockring/$1.sock" ||
         return
     eventually grep -qxF "$2" "/var/lib/blockring/forward/$1.log"
@@ -247,7 +247,7 @@ carries() {
 carries one 'by the first start'
 sed s/NAME/three/ /usr/share/doc/vhost-device-blockring/examples/many.toml >/etc/blockring/many.d/three.toml
 systemctl reload blockring-many
-# The signal is sent when the reload is over, and the ring follows.
+# The reload returns once the signal is sent: the ring comes later.
 eventually carries three 'after a reload'
 main=$(systemctl show -P MainPID blockring-many)
 blockring ctl upgrade

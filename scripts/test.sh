@@ -56,8 +56,9 @@ PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 memory= work= beside=
 trap '[ -z "$beside" ] || end_beside; rm -rf ${memory:+"$memory"} ${work:+"$work"}' EXIT
 
-# On a disk the tests wait for flushes most of the time, the longer the more a build beside them writes, and emulated guests compute
-# meanwhile. What a disk keeps through a loss of power is tested on simulated ones.
+# On a disk the tests wait for flushes most of the time, the longer the more a build beside them
+# writes, and emulated guests compute meanwhile. What a disk keeps through a loss of power is tested
+# on simulated ones.
 files_in_memory() {
     [ -z "${TMPDIR:-}" ] && memory=$(mktemp -d /dev/shm/blockring.XXXXXX 2>/dev/null) || return 0
     local room

@@ -311,8 +311,8 @@ impl GuestBuilder {
 
     fn kernel_line(&self, nonce: &str) -> String {
         // A panic reboots at once, which ends QEMU unless reboots are allowed. The kernel's check
-        // that the timer ticks is left out: on a busy host it fails, which is a panic. So are those of
-        // its ciphers, which take a tenth of an emulated boot.
+        // that the timer ticks is left out: on a busy host it fails, which is a panic. So are those
+        // of its ciphers, which take a tenth of an emulated boot.
         let mut line = format!(
             "console=ttyS0 quiet loglevel=1 panic=-1 no_timer_check cryptomgr.notests nonce={nonce}"
         );

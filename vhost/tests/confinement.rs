@@ -354,8 +354,10 @@ fn client_that_keeps_a_lock_on_the_ring_does_not_keep_the_guest_waiting() {
     let each = begun.elapsed() / requests;
     assert!(each < Duration::from_millis(500), "{requests} requests in {:?}", begun.elapsed());
     drop(file);
-    let suspended = Control::open(scene.connect(Role::Control).unwrap()).unwrap().suspend();
-    // The question during which the time was up may have been carried out since: then the ring is
-    // being suspended.
+    let mut control = Control::open(scene.connect(Role::Control).unwrap()).unwrap();
+    let suspended = control.suspend();
+    // The backend may have carried out the first request when its sender had given up: then the
+    // ring is being suspended.
     assert!(matches!(suspended, Ok(()) | Err(Error::Retry)), "{suspended:?}");
+    assert!(control.debug_info().unwrap().suspend);
 }

@@ -5,6 +5,7 @@ use crate::common::daemon::Daemon;
 use crate::common::rings::{Rings, answer, data_process, ends_well, leaves_nothing, send};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+use ring_test_support::process::{PATIENCE, is_alive};
 use ring_test_support::service;
 use serde_json::json;
 use std::fs::{self, Permissions};
@@ -15,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Rings whose daemon runs a program that can be replaced.
 struct Upgraded {
@@ -211,9 +212,10 @@ fn repeated_stop_does_not_kill_what_is_being_ended() {
     for _ in 0..5 {
         let upgraded = Upgraded::new(&["one", "two"]);
         let mut daemon = upgraded.start(&[]);
-        for _ in 0..500 {
+        let start = Instant::now();
+        while is_alive(daemon.0.id()) {
+            assert!(start.elapsed() < PATIENCE, "it does not end");
             daemon.signal(Signal::SIGTERM);
-            thread::yield_now();
         }
         assert_eq!(daemon.code(), Some(0), "{}", upgraded.rings.scene.log());
         leaves_nothing(&upgraded.rings, "one");

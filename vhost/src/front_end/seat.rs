@@ -147,8 +147,9 @@ impl Seat {
     }
 }
 
-/// Takes the queues of the front end that leaves the seat, and what was lost of its memory, from the
-/// worker: the next one, which takes the seat as soon as its lock is free, would stand still for it.
+/// Takes the queues of the front end that leaves the seat, and what was lost of its memory, from
+/// the worker. Under the seat's lock: the next one takes the seat as soon as that is free, and a
+/// loss that is still noted would keep its queues from being served.
 fn vacate(worker: &mut Worker) {
     worker.disconnect();
     worker.losses().forget_guest();

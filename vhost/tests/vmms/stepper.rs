@@ -10,7 +10,10 @@ use ring_test_support::process::PATIENCE;
 use std::time::Instant;
 
 /// The thread that serves a daemon's queues. The thread that has made this must use it.
-pub struct Stepper(Pid, #[expect(dead_code, reason = "dropped")] SameProcessor);
+pub struct Stepper {
+    thread: Pid,
+    _processor: SameProcessor,
+}
 
 /// The caller's thread runs on the processor of another one, until this is dropped. Each of them
 /// waits for the other all the time, and between two processors that takes ten times as long.
@@ -42,14 +45,14 @@ impl Stepper {
         let processor = SameProcessor::of(thread);
         ptrace::seize(thread, ptrace::Options::empty()).expect("leave to trace a process of ours");
         ptrace::interrupt(thread).unwrap();
-        let stepper = Self(thread, processor);
+        let stepper = Self { thread, _processor: processor };
         stepper.wait();
         stepper
     }
 
     /// Executes one instruction; a system call until it returns.
     pub fn step(&self) {
-        ptrace::step(self.0, None::<Signal>).unwrap();
+        ptrace::step(self.thread, None::<Signal>).unwrap();
         self.wait();
     }
 
@@ -57,7 +60,7 @@ impl Stepper {
         let start = Instant::now();
         let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
         loop {
-            match waitpid(self.0, Some(flags)).unwrap() {
+            match waitpid(self.thread, Some(flags)).unwrap() {
                 WaitStatus::StillAlive => {
                     assert!(start.elapsed() < PATIENCE, "the thread sleeps");
                     std::thread::yield_now();
@@ -76,7 +79,7 @@ impl Stepper {
         let flags = WaitPidFlag::WNOHANG | WaitPidFlag::__WALL;
         while let Ok(
             WaitStatus::StillAlive | WaitStatus::Stopped(..) | WaitStatus::PtraceEvent(..),
-        ) = waitpid(self.0, Some(flags))
+        ) = waitpid(self.thread, Some(flags))
         {
             assert!(start.elapsed() < PATIENCE, "the thread does not end");
             std::thread::yield_now();

@@ -141,7 +141,7 @@ impl Losses {
         self.guest_lost()
     }
 
-    /// Forgets the losses of a front end that is gone, and whose memory is unmapped.
+    /// Forgets the losses of a front end whose memory the worker does not use any more.
     pub fn forget_guest(&self) {
         self.record.replaced.store(0, SeqCst);
         self.record.lost.fetch_and(!GUEST, SeqCst);

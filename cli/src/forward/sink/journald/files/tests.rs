@@ -150,8 +150,8 @@ fn entries_keep_their_fields_and_bytes() {
 #[test]
 fn killed_program_leaves_a_part_that_is_not_repeated() {
     let folder = Folder::new();
-    // The program is killed behind some part of its input, all of which but what a pipe holds it has
-    // read by then, until there is a file `end`.
+    // The program is killed behind some part of its input, which it has read by then but for what a
+    // pipe holds, until there is a file `end`.
     let script = folder.script(
         "[ -e end ] && exec $remote \"$@\"\nmkfifo feed; $remote \"$@\" <feed & child=$!\n\
          exec 3>feed; rm feed; head -c $((200000 + RANDOM * 40)) >&3\n\
